@@ -1,0 +1,37 @@
+# Each target sets up .venv by itself. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check clean
+
+demo: .venv/run
+	rm -rf demo
+	$(BIN)/vlmix demo demo
+
+test: .venv/test
+	$(BIN)/python -m pytest -n auto
+
+check: .venv/test .venv/check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv demo
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "vlmix needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+
+.venv/run: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+.venv/test: .venv/run
+	$(PIP) -e '.[test]'
+	touch $@
+
+.venv/check: .venv/run
+	$(PIP) -e '.[check]'
+	touch $@

@@ -1,0 +1,61 @@
+"""OCR-VQA: questions about book covers (ocr-vqa.github.io)."""
+
+from typing import Annotated, Iterator, Literal
+
+from msgspec import Meta, Struct
+
+from builders import layout
+from builders.text import short
+from mixture.record import Conversation, Exchange, is_blank
+from mixture.source import Options, RawFile, RawFolder, Rejects, Source
+
+_SPLITS = {"train": 1, "val": 2, "test": 3}
+
+
+class OcrVqaOptions(Options, frozen=True, kw_only=True):
+    split: Annotated[
+        Literal["train", "val", "test"],
+        Meta(description="official split; which 80,000 train books LLaVA took is unknown, `take` draws them by seed"),
+    ] = "train"
+
+
+class Book(Struct):
+    questions: list[str]
+    answers: list[str]
+    split: int
+
+
+def read(raw: RawFolder, options: OcrVqaOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
+    """One conversation per book with all its questions in dataset order (author, title, genre, yes, no); answers raw."""
+    path = raw.require("dataset.json")
+    for key, book in raw.json(path, dict[str, Book]).items():
+        if book.split != _SPLITS[options.split]:
+            continue
+        identity = f"ocrvqa/{key}"
+        if len(book.questions) != len(book.answers):
+            detail = f"{len(book.questions)} questions and {len(book.answers)} answers"
+            reject(identity, "unequal_lists", detail, record=book)
+            continue
+        exchanges = []
+        for number, (question, answer) in enumerate(zip(book.questions, book.answers)):
+            if is_blank(question) or is_blank(answer):
+                reject(identity, "empty_answer", f"{question!r} has the answer {answer!r}", exchange=number)
+            else:
+                exchanges.append(Exchange(question, short(answer, capitalize=False), "short_answer"))
+        if exchanges:
+            yield Conversation(
+                id=identity, source="ocrvqa", exchanges=tuple(exchanges), image=f"ocr_vqa/images/{key}.jpg"
+            )
+
+
+SOURCE = Source(
+    name="ocrvqa",
+    title="OCR-VQA",
+    homepage="https://ocr-vqa.github.io",
+    licence="not stated; covers (c) their publishers, research use",
+    formats=("short_answer",),
+    files=(RawFile("dataset.json", "books with questions, answers and the URL of the cover"),),
+    read=read,
+    options=OcrVqaOptions,
+    images=layout.OCR_VQA,
+)

@@ -1,0 +1,27 @@
+"""Pickles of plain data, read without running anything."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+from mixture.errors import VlmixError
+from mixture.source import RawFolder
+
+
+class _PlainData(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}; data needs no code")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+def load_plain(raw: RawFolder, path: Path) -> Any:
+    """The lists, dicts, strings and numbers of a pickle, Python 2's included. Anything else in it is refused."""
+    try:
+        return _PlainData(io.BytesIO(raw.read(path)), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise VlmixError(f"{path}: refused, the pickle is not plain data: {error}") from None
+    except (EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError, MemoryError) as error:
+        raise VlmixError(f"{path}: not a whole pickle ({type(error).__name__}: {error})") from None

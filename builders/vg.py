@@ -1,0 +1,156 @@
+"""Visual Genome region descriptions (visualgenome.org)."""
+
+from itertools import islice
+from typing import Annotated, Iterator, Literal
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from builders import layout
+from builders.regions import region
+from builders.text import phrase
+from mixture.boxes import box_defect, clip
+from mixture.record import Conversation, Exchange
+from mixture.sampling import integer_ranks
+from mixture.source import Options, RawFile, RawFolder, Rejects, Source
+
+_IMAGES_AT_ONCE = 512
+
+
+class VgOptions(Options, frozen=True, kw_only=True):
+    version: Annotated[
+        Literal["1.2", "1.0"], Meta(description="region_descriptions.json or region_descriptions_v1.json")
+    ] = "1.2"
+    regions_per_image: Annotated[
+        int, Meta(ge=1, description="regions drawn by seed from each image (10 in LLaVA-1.5, A.2)")
+    ] = 10
+    min_regions: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="images with fewer usable regions are left out; regions_per_image by default"),
+    ] = None
+    min_side: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="drawn regions with a side below this share of the image's long side are dropped"),
+    ] = 0.015
+
+
+class Picture(Struct, gc=False):
+    image_id: int
+    url: str
+    width: int
+    height: int
+
+
+class Region(Struct, gc=False):
+    """v1.2 says `region_id`, v1.0 says `id`."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    phrase: str
+    region_id: int = -1
+    id: int = -1
+
+
+class Regions(Struct):
+    """The regions of an image; its id is `id`, or `image_id` in some copies."""
+
+    regions: list[Region]
+    id: int = -1
+    image_id: int = -1
+
+
+def read(raw: RawFolder, options: VgOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
+    """One conversation per image: regions drawn by seed, in the order of the draw, each asked in a direction drawn by
+    seed. Boxes are clipped to the image. Which images LLaVA took is unknown; `take` draws them by seed."""
+    pictures = {p.image_id: p for p in raw.json(raw.require("image_data.json"), list[Picture])}
+    name = "region_descriptions.json" if options.version == "1.2" else "region_descriptions_v1.json"
+    path = raw.require(name)
+    images = raw.elements(path, Regions)
+    while batch := list(islice(images, _IMAGES_AT_ONCE)):
+        if all(image.id < 0 and image.image_id < 0 for image in batch):
+            raise raw.wrong(path, "its entries have neither `id` nor `image_id`")
+        yield from _draw(batch, pictures, options, seed, reject)
+
+
+def _draw(
+    batch: list[Regions], pictures: dict[int, Picture], options: VgOptions, seed: int, reject: Rejects
+) -> Iterator[Conversation]:
+    known = []
+    for image in batch:
+        image_id = image.id if image.id >= 0 else image.image_id
+        if (picture := pictures.get(image_id)) is None:
+            reject(f"vg/{image_id}", "no_image_data", f"image {image_id} is not in image_data.json")
+        else:
+            known.append((picture, image.regions))
+    regions = [r for _, listed in known for r in listed]
+    counts = [len(listed) for _, listed in known]
+    owner = np.repeat(np.arange(len(known)), counts)  # [R] which image a region belongs to
+    ids = np.array([r.region_id if r.region_id >= 0 else r.id for r in regions], dtype=np.int64)
+    x, y, w, h = (
+        np.array([getattr(r, side) for r in regions], dtype=np.int64) for side in ("x", "y", "width", "height")
+    )
+    width = np.repeat([p.width for p, _ in known], counts)
+    height = np.repeat([p.height for p, _ in known], counts)
+    spoken = np.array([bool(phrase(r.phrase)) for r in regions], dtype=np.bool_)
+    usable = spoken & (w > 0) & (h > 0) & (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
+    for i in np.flatnonzero(~usable).tolist():
+        r, box = regions[i], (float(x[i]), float(y[i]), float(x[i] + w[i]), float(y[i] + h[i]))
+        why = box_defect(box, int(width[i]), int(height[i])) or ("empty_phrase", f"region {ids[i]} has no phrase")
+        reject(_identity(known[owner[i]][0]), *why, exchange=int(ids[i]), record=r)
+
+    draw = integer_ranks(ids, seed, "vg regions")
+    grounding = integer_ranks(ids, seed, "vg direction") % np.uint64(2) == 0
+    picked = np.flatnonzero(usable)
+    picked = picked[np.lexsort((ids[picked], draw[picked], owner[picked]))]
+    starts = np.searchsorted(owner[picked], np.arange(len(known) + 1))
+    least = options.min_regions or options.regions_per_image
+    for number, (picture, _) in enumerate(known):
+        mine = picked[starts[number] : starts[number + 1]]
+        identity = _identity(picture)
+        if len(mine) < least:
+            reject(identity, "few_regions", f"{len(mine)} usable regions, at least {least} are asked for")
+            continue
+        exchanges: list[Exchange] = []
+        smallest = options.min_side * max(picture.width, picture.height)
+        for i in mine[: options.regions_per_image].tolist():
+            r = regions[i]
+            box = clip((r.x, r.y, r.x + r.width, r.y + r.height), picture.width, picture.height)
+            assert box is not None
+            if min(box[2] - box[0], box[3] - box[1]) < smallest:
+                detail = f"region {ids[i]}: a side below {options.min_side} of the image"
+                reject(identity, "box_tiny", detail, exchange=int(ids[i]), record=r)
+            else:
+                exchanges.append(region(r.phrase, box, bool(grounding[i])))
+        if exchanges:
+            yield Conversation(
+                id=identity,
+                source="vg",
+                exchanges=tuple(exchanges),
+                image=f"{identity}.jpg",
+                width=picture.width,
+                height=picture.height,
+            )
+
+
+def _identity(picture: Picture) -> str:
+    # The folder of an image is the second-last part of its URL.
+    return f"vg/{picture.url.split('/')[-2]}/{picture.image_id}"
+
+
+SOURCE = Source(
+    name="vg",
+    title="Visual Genome",
+    homepage="https://homes.cs.washington.edu/~ranjay/visualgenome/api.html",
+    licence="CC BY 4.0; images Flickr terms",
+    formats=("region_caption", "grounding"),
+    files=(
+        RawFile("image_data.json", "sizes and folders of the images"),
+        RawFile("region_descriptions.json", "regions, version 1.2"),
+        RawFile("region_descriptions_v1.json", "regions, version 1.0 (`version: '1.0'`)", optional=True),
+    ),
+    read=read,
+    options=VgOptions,
+    images=layout.VISUAL_GENOME,
+)

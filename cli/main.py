@@ -1,0 +1,253 @@
+"""`vlmix`: commands parse, call the libraries, and show."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from cli import show
+from mixture.errors import VlmixError
+
+app = typer.Typer(
+    name="vlmix",
+    help="Raw vision-language releases in, one reproducible WebDataset mixture out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArg = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with vlmix.")]
+RawOpt = Annotated[Path, typer.Option("--raw", help="Folder with one folder of official files per source.")]
+ImagesOpt = Annotated[
+    Optional[list[Path]], typer.Option("--images", help="Image root in LLaVA's layout, looked into before RAW. Repeatable.")
+]
+SetOpt = Annotated[
+    Optional[list[str]], typer.Option("--set", help="Change a key of the recipe: sources.vqav2.take=1000. Repeatable.")
+]
+WorkersOpt = Annotated[int, typer.Option(help="Processes.", min=1)]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MixtureArg = Annotated[Path, typer.Argument(help="A mixture folder or a view.")]
+AnnotationsOnlyOpt = Annotated[bool, typer.Option("--annotations-only", help="Leave images alone; write no shards.")]
+
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@app.command()
+def sources(
+    name: Annotated[Optional[str], typer.Argument(help="Show one source with its files and options.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """The builders: which official files they read, their licences, home pages and options."""
+    from builders import known
+    from mixture.errors import nearest
+
+    if name is None:
+        show.sources(list(known().values()), as_json)
+    elif name in known():
+        show.source(known()[name], as_json)
+    else:
+        raise VlmixError(f"there is no source {name!r}{nearest(name, known())}")
+
+
+@app.command()
+def sample(
+    raw: Annotated[Path, typer.Argument(help="New folder for the releases.")],
+    seed: int = 0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Write miniature releases of all sources, in upstream's exact file formats, with drawn images."""
+    from builders.sample import write_sample
+
+    with show.progress() as progress:
+        try:
+            report = write_sample(raw, seed=seed, progress=progress)
+        except FileExistsError:
+            raise VlmixError(f"{raw} exists already and is not empty; choose another folder") from None
+    show.sample(raw, report, as_json)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArg,
+    raw: RawOpt,
+    images: ImagesOpt = None,
+    annotations_only: AnnotationsOnlyOpt = False,
+    set_: SetOpt = None,
+    workers: WorkersOpt = _CORES,
+    as_json: JsonOpt = False,
+) -> None:
+    """Dry run: what a build would hold, source by source. Writes nothing."""
+    import tempfile
+
+    from mixture.plan import plan as make_plan
+    from mixture.plan import prepare
+    from mixture.pool import Pool
+
+    parsed, known = _recipe(recipe, set_)
+    roots = None if annotations_only else [*(images or []), raw]
+    with show.progress() as progress, tempfile.TemporaryDirectory(prefix="vlmix-plan-") as work, Pool(workers) as pool:
+        rows = make_plan(prepare(parsed, known, raw, Path(work), pool, roots, progress))
+    show.plan(parsed.name, rows, as_json)
+
+
+@app.command()
+def build(
+    recipe: RecipeArg,
+    raw: RawOpt,
+    out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],
+    images: ImagesOpt = None,
+    workers: WorkersOpt = _CORES,
+    annotations_only: AnnotationsOnlyOpt = False,
+    set_: SetOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Build a mixture folder. Interrupted, the same command goes on where it stopped."""
+    from mixture.build import build as make
+
+    parsed, known = _recipe(recipe, set_)
+    with show.progress() as progress:
+        manifest = make(
+            parsed,
+            known,
+            raw,
+            out,
+            images=images,
+            workers=workers,
+            annotations_only=annotations_only,
+            progress=progress,
+        )
+    show.manifest(out, manifest, as_json)
+
+
+@app.command()
+def inspect(
+    mixture: MixtureArg,
+    id: Annotated[Optional[str], typer.Option("--id", help="Show the sample with this id.")] = None,
+    rejects: Annotated[bool, typer.Option("--rejects", help="Show what was dropped, by reason.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """The composition of a mixture, one of its samples, or what was dropped."""
+    from mixture.store import Store
+
+    store = Store(mixture)
+    if id is not None:
+        show.one(store, id, as_json)
+    elif rejects:
+        show.rejects(store, as_json)
+    else:
+        show.manifest(mixture, store.manifest, as_json)
+
+
+@app.command()
+def verify(mixture: MixtureArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = False) -> None:
+    """Check checksums, that every member is readable, and that the index agrees with the shards."""
+    from mixture.verify import verify as check
+
+    with show.progress() as progress:
+        report = check(mixture, workers=workers, progress=progress)
+    show.verified(mixture, report, as_json)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def subsample(
+    mixture: MixtureArg,
+    out: Annotated[Path, typer.Option("--out", help="New folder.")],
+    ratio: Annotated[Optional[float], typer.Option(help="Share of the samples, as in 0.1.")] = None,
+    total: Annotated[Optional[int], typer.Option(help="Number of samples.")] = None,
+    source: Annotated[
+        Optional[list[str]], typer.Option(help="NAME=1000, NAME=0.1 or NAME=10% of one source. Repeatable.")
+    ] = None,
+    where: Annotated[Optional[str], typer.Option(help="SQL condition over columns of samples.parquet.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Another draw than the mixture's own.")] = None,
+    stratify: Annotated[bool, typer.Option(help="Keep the proportions of the sources.")] = True,
+    materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
+    workers: WorkersOpt = _CORES,
+    as_json: JsonOpt = False,
+) -> None:
+    """A nested subset: 10 % lies inside 30 % lies inside the whole."""
+    from mixture.subset import Selection, parse_amounts
+    from mixture.subset import subsample as make
+
+    if ratio is None and total is None and not source and where is None:
+        raise VlmixError("say what to keep: --ratio, --total, --source or --where")
+    selection = Selection(
+        ratio=ratio,
+        total=total,
+        sources=dict(parse_amounts(source or [])),
+        where=where,
+        stratify=stratify,
+        seed=seed,
+    )
+    with show.progress() as progress:
+        manifest = make(mixture, out, selection, materialize=materialize, workers=workers, progress=progress)
+    show.manifest(out, manifest, as_json)
+
+
+@app.command()
+def export(
+    mixture: MixtureArg,
+    to: Annotated[str, typer.Option("--to", help="Form: llava-json.")],
+    out: Annotated[Path, typer.Option("--out", help="New file.")],
+    images: Annotated[Optional[Path], typer.Option("--images", help="Also write the images below this folder.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Write a mixture in another tool's form."""
+    from mixture.errors import nearest
+    from mixture.export import llava_json
+
+    if to != "llava-json":
+        raise VlmixError(f"there is no export {to!r}{nearest(to, ['llava-json'])}")
+    with show.progress() as progress:
+        rows = llava_json(mixture, out, images, progress)
+    show.done(f"{out}: {rows:,} rows", {"out": str(out), "rows": rows}, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="New folder for everything that the demo makes.")] = Path("demo"),
+    workers: WorkersOpt = _CORES,
+) -> None:
+    """Sample, build, verify, subsample and inspect, on the miniature releases."""
+    if out.exists():
+        raise VlmixError(f"{out} exists already; remove it or name another folder")
+    raw, full, tenth = out / "raw", out / "mixture", out / "mixture-10"
+    # Each step is the command that a user would type.
+    show.step(f"vlmix sample {raw}")
+    sample(raw)
+    show.step(f"vlmix plan sample --raw {raw}")
+    plan("sample", raw, workers=workers)
+    show.step(f"vlmix build sample --raw {raw} --out {full}")
+    build("sample", raw, full, workers=workers)
+    show.step(f"vlmix verify {full}")
+    verify(full, workers=workers)
+    show.step(f"vlmix subsample {full} --ratio 0.1 --out {tenth}")
+    subsample(full, tenth, ratio=0.1, workers=workers)
+    show.step(f"vlmix inspect {full} --rejects")
+    inspect(full, rejects=True)
+    first = show.first_id(full)
+    show.step(f"vlmix inspect {full} --id {first}")
+    inspect(full, id=first)
+
+
+def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]
+    from builders import known
+    from cli.recipes import find
+    from mixture.recipe import load
+
+    return load(find(name), known(), overrides), known()
+
+
+def main() -> None:
+    """Entry point: bad input ends with one message and exit 1, an interrupt with 130."""
+    try:
+        app(standalone_mode=True)
+    except VlmixError as error:
+        print(f"vlmix: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("vlmix: interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,229 @@
+"""What commands print: tables for people on stdout, JSON with --json, progress on stderr."""
+
+import sys
+import typing
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mixture.errors import VlmixError, nearest
+
+if TYPE_CHECKING:
+    from builders.sample import SampleReport
+    from mixture.manifest import Manifest
+    from mixture.plan import PlanRow
+    from mixture.source import Source
+    from mixture.store import Store
+    from mixture.verify import Verified
+
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback that draws one bar per stage on a terminal, and nothing elsewhere."""
+    if not _err.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    columns = TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=_err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
+def done(text: str, data: Any, as_json: bool) -> None:
+    _json(data) if as_json else _say(text)
+
+
+def step(command: str) -> None:
+    _out.print(Text(f"\n$ {command}", style="bold"))
+
+
+def sources(known: "list[Source]", as_json: bool) -> None:
+    if as_json:
+        return _json([_source(source) for source in known])
+    for source in known:
+        _out.print(Text.assemble((source.name, "bold"), f"  {source.title}; {', '.join(source.formats)}"))
+        _say(f"    files    {', '.join(file.name for file in source.files if not file.optional)}")
+        _say(f"    licence  {source.licence}\n    home     {source.homepage}")
+    _say("\n`vlmix sources NAME` shows a source's options and where its images are looked for.")
+
+
+def source(source: "Source", as_json: bool) -> None:
+    data = _source(source)
+    if as_json:
+        return _json(data)
+    _say(f"{source.title}\n  home     {source.homepage}\n  licence  {source.licence}")
+    _say(f"  formats  {', '.join(source.formats)}\n\nFiles, in RAW/{source.name}/")
+    for file in data["files"]:
+        _say(f"  {file['name']}  ({file['holds']}{', optional' if file['optional'] else ''})")
+    if data["images"]:
+        _say("\nImages, in RAW or --images")
+        for folder, others in data["images"].items():
+            _say(f"  {folder}" + (f"  (also {', '.join(others)})" if others else ""))
+    if data["options"]:
+        _say("\nOptions, in the recipe")
+        for option in data["options"]:
+            _say(f"  {option['name']}: {option['default']!r}\n      {option['description']}")
+
+
+def _source(source: "Source") -> dict[str, Any]:
+    hints = typing.get_type_hints(source.options, include_extras=True)
+    options = []
+    for field in msgspec.structs.fields(source.options):
+        meta = [m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, msgspec.Meta)]
+        default = None if field.default is msgspec.NODEFAULT else field.default
+        options.append({"name": field.name, "default": default, "description": meta[0].description if meta else ""})
+    return {
+        "name": source.name,
+        "title": source.title,
+        "homepage": source.homepage,
+        "licence": source.licence,
+        "formats": source.formats,
+        "files": msgspec.to_builtins(source.files),
+        "images": {k: [f"{f.path}/{f.prefix}" if f.prefix else f.path for f in v] for k, v in source.images.items()},
+        "options": options,
+    }
+
+
+def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
+    done(f"{raw}: {report.images:,} images, {report.files:,} annotation files", msgspec.to_builtins(report), as_json)
+
+
+def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
+    if as_json:
+        return _json({"name": name, "sources": msgspec.to_builtins(rows)})
+    columns = "samples", "seen", "exchanges", "words", "images", "missing", "rejects"
+    headings = "samples", "per epoch", "exchanges", "words", "images", "no image", "rejects"
+    table = _table("source", *headings, "size")
+    for row in rows:
+        counts = (f"{getattr(row, column):,}" for column in columns)
+        table.add_row(row.source, *counts, _bytes(row.bytes))
+    total = (f"{sum(getattr(row, column) for row in rows):,}" for column in columns)
+    table.add_section()
+    table.add_row("total", *total, _bytes(sum(row.bytes for row in rows)))
+    _out.print(table)
+    _licences({row.source: row.licence for row in rows})
+
+
+def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
+    if as_json:
+        return _json(msgspec.to_builtins(manifest))
+    total = manifest.total
+    table = _table("source", "samples", "share", "per epoch", "exchanges", "words", "images", "rejects")
+    rejects = {name: sum(reasons.values()) for name, reasons in manifest.rejects.items()}
+    rows = [(name, info.counts) for name, info in manifest.sources.items()]
+    for name, c in [*rows, ("total", total)]:
+        if name == "total":
+            table.add_section()
+        dropped = sum(rejects.values()) if name == "total" else rejects.get(name, 0)
+        numbers = (f"{n:,}" for n in (c.seen, c.exchanges, c.words, c.images, dropped))
+        table.add_row(name, f"{c.samples:,}", f"{100 * c.samples / total.samples:.1f} %", *numbers)
+    _out.print(table)
+    _licences({name: info.licence for name, info in manifest.sources.items()})
+    size = sum(shard.bytes for shard in manifest.shards)
+    where = f"a view of {manifest.parent.path}" if manifest.parent else f"{len(manifest.shards)} shards, {_bytes(size)}"
+    _say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
+
+
+def one(store: "Store", id: str, as_json: bool) -> None:
+    import polars as pl
+
+    from mixture.subset import read_rows
+
+    ids = store.index(["id"]).with_columns(store.root_rows()["row"])
+    found = ids.filter(pl.col("id") == id)["row"].to_list()
+    if not found:
+        parts = ids.filter(pl.col("id").str.starts_with(id.partition("#")[0]))["id"].head(5).to_list()
+        raise VlmixError(f"{store.folder} has no sample {id!r}" + (nearest(id, parts) if parts else ""))
+    row = next(read_rows(store.root, found[:1]))
+    if as_json:
+        return _json(row)
+    for name in ("id", "source", "image", "width", "height", "shard", "key", "image_size", "image_hash", "image_change"):
+        _say(f"{name:>13}  {row[name]}")
+    for number, turn in enumerate(row["conversations"]):
+        if number % 2 == 0:
+            _out.print(Text(f"\n[{number // 2}] {row['formats'][number // 2]}", style="dim"))
+        _out.print(Text(f"{turn['from']:>6}: {turn['value']}"))
+    for box in row["boxes"]:
+        _say(f"   box of [{box['exchange']}]: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
+
+
+def rejects(store: "Store", as_json: bool) -> None:
+    import polars as pl
+
+    from mixture.manifest import REJECTS_NAME
+
+    path = store.root / REJECTS_NAME
+    if not path.exists():
+        raise VlmixError(f"{store.root} has no {REJECTS_NAME}: it was copied from another mixture, which has it")
+    frame = pl.read_parquet(path)
+    if as_json:
+        return _json(frame.to_dicts())
+    table = _table("source", "reason", "count", "first")
+    grouped = frame.group_by("source", "reason", maintain_order=True).agg(pl.len(), pl.first("id"), pl.first("detail"))
+    for name, reason, count, id_, detail in grouped.sort("source", "reason").rows():
+        table.add_row(name, reason, f"{count:,}", f"{id_}: {detail}")
+    _out.print(table)
+
+
+def verified(folder: Path, report: "Verified", as_json: bool) -> None:
+    if as_json:
+        return _json(msgspec.to_builtins(report))
+    for problem in report.problems:
+        _say(problem)
+    state = f"{len(report.problems)} problems" if report.problems else "sound"
+    _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
+
+
+def first_id(folder: Path) -> str:
+    """Id of the first sample of a mixture."""
+    from mixture.store import Store
+
+    return str(Store(folder).index(["id"])["id"][0])
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        words = name in ("source", "reason", "first")
+        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name != "first")
+    return table
+
+
+def _licences(licences: dict[str, str]) -> None:
+    by_text: dict[str, list[str]] = {}
+    for name, licence in licences.items():
+        by_text.setdefault(licence, []).append(name)
+    for licence, names in by_text.items():
+        _out.print(Text(f"{', '.join(names)}: {licence}", style="dim"))
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _say(text: str) -> None:
+    _out.print(Text(text))
+
+
+def _json(data: Any) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n")

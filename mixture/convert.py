@@ -1,0 +1,183 @@
+"""The first stage: one source's raw files to an Arrow file of candidates."""
+
+from pathlib import Path
+from typing import Any, Iterator
+
+import msgspec
+import pyarrow as pa
+from msgspec import Struct
+
+from mixture.errors import VlmixError
+from mixture.files import atomic, sha256
+from mixture.recipe import Entry
+from mixture.record import Conversation, defect
+from mixture.render import StyleName, count_words, values
+from mixture.source import Input, RawFolder, Reject, Rejects, Source
+from mixture.version import VERSION
+
+CANDIDATES = pa.schema(
+    {
+        "id": pa.string(),
+        "source": pa.string(),
+        "image": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "exchanges": pa.int32(),
+        "words": pa.int32(),
+        "characters": pa.int32(),
+        "record": pa.binary(),
+    }
+)
+"""One row per conversation that a source offers; `record` is the Conversation in MessagePack."""
+
+SUMMARY = [name for name in CANDIDATES.names if name != "record"]
+_BATCH = 4096
+
+
+class ConvertJob(Struct, frozen=True):
+    """What to read, and the file to write the candidates to."""
+
+    name: str
+    entry: Entry
+    source: Source
+    raw: Path
+    seed: int
+    prompts: StyleName
+    out: Path
+
+
+class Converted(Struct, frozen=True):
+    """What was read: raw files, rejects, and the number of candidates in `ConvertJob.out`."""
+
+    candidates: int
+    inputs: list[Input]
+    rejects: list[Reject]
+
+
+class _State(Struct, frozen=True):
+    fingerprint: str
+    stats: list[tuple[str, int, int]]
+    converted: Converted
+
+
+def conversations(
+    source: Source, options: Any, raw: Path, seed: int = 0, name: str | None = None
+) -> tuple[Iterator[Conversation], RawFolder, Rejects]:
+    """The usable conversations of a source, lazily; with the folder that knows the files read, and the rejects that
+    grow while reading."""
+    folder = RawFolder(raw, source)
+    rejects = Rejects(name or source.name)
+
+    def usable() -> Iterator[Conversation]:
+        seen: set[str] = set()
+        for conversation in source.read(folder, options, seed, rejects):
+            problem = defect(conversation, source.verbatim)
+            if problem is None and conversation.id in seen:
+                problem = "duplicate_id", "another conversation of the source has this id"
+            if problem is not None:
+                rejects(conversation.id, *problem, image=conversation.image, record=conversation)
+                continue
+            seen.add(conversation.id)
+            yield conversation
+        for path, count in folder.mended.items():
+            detail = f"{count} halves of surrogate pairs were replaced by U+FFFD; nothing was dropped"
+            rejects(path.name, "lone_surrogate", detail)
+
+    return usable(), folder, rejects
+
+
+def convert(job: ConvertJob) -> Converted:
+    """Read a source into `job.out`; a finished earlier run over the same files is taken as it is."""
+    state_path = job.out.with_suffix(".state")
+    fingerprint = _fingerprint(job)
+    if (earlier := _earlier(job, state_path, fingerprint)) is not None:
+        return earlier
+    offered, folder, rejects = conversations(job.source, job.entry.options, job.raw, job.seed, job.name)
+    count = 0
+    encoder = msgspec.msgpack.Encoder()
+    with atomic(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
+        columns: list[list[Any]] = [[] for _ in CANDIDATES]
+        for conversation in offered:
+            texts = values(conversation, job.prompts)
+            row = (
+                conversation.id,
+                conversation.source,
+                conversation.image,
+                conversation.width,
+                conversation.height,
+                len(conversation.exchanges),
+                count_words(texts),
+                sum(map(len, texts)),
+                encoder.encode(conversation),
+            )
+            for column, value in zip(columns, row):
+                column.append(value)
+            count += 1
+            if count % _BATCH == 0:
+                _flush(writer, columns)
+        _flush(writer, columns)
+    if not count:
+        why = f"; the first of {len(rejects.rows)} rejects: {rejects.rows[0].detail}" if rejects.rows else ""
+        raise VlmixError(f"{job.name}: {folder.folder} gave no usable conversation{why}")
+    paths = list(dict.fromkeys(folder.opened))
+    converted = Converted(count, [_input(path, job.raw) for path in paths], rejects.rows)
+    state = _State(fingerprint, [_stat(path) for path in paths], converted)
+    with atomic(state_path) as file:
+        file.write(msgspec.msgpack.encode(state))
+    return converted
+
+
+def _flush(writer: Any, columns: list[list[Any]]) -> None:
+    if columns[0]:
+        arrays = [pa.array(column, type) for column, type in zip(columns, CANDIDATES.types)]
+        writer.write_batch(pa.record_batch(arrays, schema=CANDIDATES))
+        for column in columns:
+            column.clear()
+
+
+def _fingerprint(job: ConvertJob) -> str:
+    return repr((VERSION, job.name, job.entry.builder, job.entry.options, job.seed, job.prompts, str(job.raw)))
+
+
+def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted | None:
+    try:
+        state = msgspec.msgpack.decode(state_path.read_bytes(), type=_State)
+    except (OSError, msgspec.DecodeError):
+        return None
+    if state.fingerprint != fingerprint or not job.out.exists():
+        return None
+    try:
+        unchanged = all(_stat(Path(path)) == (path, size, mtime) for path, size, mtime in state.stats)
+    except OSError:
+        return None
+    return state.converted if unchanged else None
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def _input(path: Path, raw: Path) -> Input:
+    inside = path.is_relative_to(raw)
+    return Input(path.relative_to(raw).as_posix() if inside else path.name, path.stat().st_size, sha256(path))
+
+
+class CandidateReader:
+    """Random access to the records of a candidates file, mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._decoder = msgspec.msgpack.Decoder(Conversation)
+        self._columns: dict[int, Any] = {}
+
+    def __getitem__(self, row: int) -> Conversation:
+        batch, at = divmod(row, _BATCH)
+        if batch not in self._columns:
+            self._columns[batch] = self._file.get_batch(batch).column("record")
+        return self._decoder.decode(self._columns[batch][at].as_buffer())
+
+    def summary(self) -> pa.Table:
+        """All rows without their records."""
+        batches = [self._file.get_batch(i).select(SUMMARY) for i in range(self._file.num_record_batches)]
+        return pa.Table.from_batches(batches, pa.schema([CANDIDATES.field(name) for name in SUMMARY]))

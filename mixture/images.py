@@ -1,0 +1,275 @@
+"""Images: found by one scan of each folder, judged by their bytes, stored so that every reader sees the same picture."""
+
+import io
+import os
+import warnings
+from pathlib import Path, PurePosixPath
+from typing import Iterable, Literal, Mapping
+
+import msgspec
+from msgspec import Struct
+from PIL import Image, ImageOps
+from xxhash import xxh3_128_hexdigest
+
+from mixture.errors import VlmixError
+from mixture.record import Box, Conversation
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 300 MB of RGB
+MAX_BYTES = 256 * 2**20
+MIN_SIDE = 8  # shop placeholders are 1x1; a side of 1 or 3 pixels is also mistaken for the channel axis downstream
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+_ORIENTATION = 0x0112
+_TRANSPOSING = (5, 6, 7, 8)
+
+Change = Literal["", "converted", "rotated", "unflagged"]
+
+
+class ImageFolder(Struct, frozen=True):
+    """A folder whose files are called `prefix` + the stem that LLaVA's layout gives them."""
+
+    path: str
+    prefix: str = ""
+
+
+class ImageIndex:
+    """Where the images of a mixture lie.
+
+    `aliases` maps a folder of LLaVA's layout to other folders in which its files may be. Every folder is listed once,
+    when it is first asked for; names are matched by stem, so a wrong extension is no obstacle. A root may be LLaVA's
+    `data` folder or one dataset's own folder (`coco/train2017` is found as `train2017` in a root called `coco`).
+    """
+
+    def __init__(self, roots: Iterable[Path], aliases: Mapping[str, tuple[ImageFolder, ...]]) -> None:
+        self.roots = list(dict.fromkeys(roots))
+        self.aliases = aliases
+        self._listings: dict[Path, dict[str, list[str]]] = {}
+        for root in self.roots:
+            if not root.is_dir():
+                raise VlmixError(f"image folder {root} does not exist")
+
+    def candidates(self, image: str) -> list[Path]:
+        """Files that may be `image` (a safe path in LLaVA's layout), the likeliest first; empty if there is none."""
+        pure = PurePosixPath(image)
+        found: list[Path] = []
+        for folder in self._folders(pure.parent):
+            stem = folder.prefix + pure.stem
+            for directory in self._directories(folder.path):
+                names = self._listing(directory).get(stem, ())
+                found += [directory / name for name in sorted(names, key=lambda n: _preference(n, pure.name))]
+        return list(dict.fromkeys(found))
+
+    def _folders(self, parent: PurePosixPath) -> list[ImageFolder]:
+        """The folder itself and what stands for it; an alias of a folder holds for the folders inside it."""
+        folders = [ImageFolder(str(parent))]
+        for ancestor in (parent, *parent.parents):
+            inside = str(parent.relative_to(ancestor))
+            for alias in self.aliases.get(str(ancestor), ()):
+                folders.append(ImageFolder(alias.path if inside == "." else f"{alias.path}/{inside}", alias.prefix))
+        return folders
+
+    def _directories(self, folder: str) -> list[Path]:
+        tail = folder.partition("/")[2]
+        paths = [root / folder for root in self.roots]
+        return paths + [root / tail for root in self.roots if tail and root.name == folder.partition("/")[0]]
+
+    def _listing(self, directory: Path) -> dict[str, list[str]]:
+        listing = self._listings.get(directory)
+        if listing is None:
+            listing = self._listings[directory] = {}
+            try:
+                names = [entry.name for entry in os.scandir(directory)]
+            except (FileNotFoundError, NotADirectoryError):
+                names = []
+            for name in names:
+                stem, extension = os.path.splitext(name)
+                if extension.lower() in EXTENSIONS:
+                    listing.setdefault(stem, []).append(name)
+        return listing
+
+
+def _preference(name: str, wanted: str) -> tuple[bool, int, str]:
+    return name != wanted, EXTENSIONS.index(os.path.splitext(name)[1].lower()), name
+
+
+class ImageFacts(Struct, frozen=True, kw_only=True):
+    """What a file is, by its bytes. `problem` is "" for a usable image, else a reason code with `detail`."""
+
+    path: str
+    bytes: int = 0
+    mtime_ns: int = 0
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    orientation: int = 1
+    problem: str = ""
+    detail: str = ""
+
+    @property
+    def transposed_size(self) -> tuple[int, int]:
+        """Width and height after the EXIF orientation is applied."""
+        return (self.height, self.width) if self.orientation in _TRANSPOSING else (self.width, self.height)
+
+
+def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+    """Decode the file once and say what it is; never raises for a bad image.
+
+    JPEGs are decoded at an eighth of their size: all entropy-coded data is read, so truncation and damage show, at a
+    third of the time.
+    """
+    facts = ImageFacts(path=str(path))
+
+    def bad(problem: str, detail: str) -> ImageFacts:
+        return msgspec.structs.replace(facts, problem=problem, detail=detail)
+
+    try:
+        stat = path.stat()
+        facts = msgspec.structs.replace(facts, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
+        if stat.st_size == 0:
+            return bad("image_empty", "the file has no bytes")
+        if stat.st_size > MAX_BYTES:
+            return bad("image_too_large", f"{stat.st_size} bytes, at most {MAX_BYTES} are read")
+        data = path.read_bytes()
+    except OSError as error:
+        return bad("image_unreadable", error.strerror or str(error))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide here
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                width, height = image.size
+                facts = msgspec.structs.replace(facts, format=image.format or "", width=width, height=height)
+                if width * height > max_pixels:
+                    return bad("image_too_large", f"{width}x{height} pixels, at most {max_pixels} are decoded")
+                if min(width, height) < MIN_SIDE:
+                    return bad("image_too_small", f"{width}x{height} pixels, a side has at least {MIN_SIDE}")
+                facts = msgspec.structs.replace(facts, orientation=_orientation(image))
+                image.draft(None, (width // 8, height // 8))
+                image.load()
+    except Image.UnidentifiedImageError:
+        return bad("image_unknown", f"no image format begins with {data[:8]!r}")
+    except Image.DecompressionBombError as error:
+        return bad("image_too_large", str(error))
+    except MemoryError:
+        return bad("image_too_large", "not enough memory to decode it")
+    except Exception as error:  # Pillow raises whatever the broken bytes lead to: OSError, SyntaxError, struct.error …
+        return bad("image_damaged", f"{type(error).__name__}: {error}")
+    return facts
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+class Fit(Struct, frozen=True):
+    """How a file becomes a stored image: what happens to its bytes (`""`: nothing; `unflagged`: the orientation tag
+    is set to upright), whether its pixels are turned upright first, the stored size, and the factors that bring the
+    annotation's pixels to the stored ones."""
+
+    change: Change
+    turn: bool
+    width: int
+    height: int
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+
+
+def fit(facts: ImageFacts, width: int, height: int, boxed: bool) -> Fit | None:
+    """How the image serves an annotation made on `width` x `height` pixels (0, 0: unknown); None if it cannot.
+
+    A stored image never carries an EXIF orientation, so that readers that honour the tag and readers that do not
+    see the same picture. Which of the two pictures the annotation was made on is told by its size: where the
+    upright one fits, the pixels are turned; where only the raw one fits, the tag is dropped. With an unknown size
+    the upright picture is what people saw. A copy that was only resized scales the boxes; with boxes (`boxed`), any
+    other size is refused, without them it does not matter.
+    """
+    raw, upright = (facts.width, facts.height), facts.transposed_size
+    jpeg = facts.format in ("JPEG", "MPO")
+    flagged = facts.orientation != 1
+
+    def serve(size: tuple[int, int], turn: bool) -> Fit:
+        change: Change = "converted" if not jpeg else ("rotated" if turn else "unflagged") if flagged else ""
+        scale = (size[0] / width, size[1] / height) if width and height else (1.0, 1.0)
+        return Fit(change, turn and flagged, *size, *scale)
+
+    if width and height:
+        # Where both have the annotation's size (180 degrees, mirrored, square) the pixels stay as they are.
+        for size, turn in ((raw, False), (upright, True)):
+            if size == (width, height):
+                return serve(size, turn)
+        for size, turn in ((raw, False), (upright, True)):
+            # A resized copy: the sides differ, the aspect ratio agrees to within a pixel.
+            if abs(size[0] * height - size[1] * width) <= max(*size, width, height):
+                return serve(size, turn)
+        if boxed:
+            return None
+    return serve(upright, True)
+
+
+def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
+    """The JPEG bytes that go into a shard: the file's own where nothing has to change, deterministic for the rest.
+
+    Raises VlmixError if the file is no longer the one that was examined.
+    """
+    path = Path(facts.path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
+    if len(data) != facts.bytes:
+        raise VlmixError(f"{path} changed during the build ({facts.bytes} bytes became {len(data)}); run it again")
+    if not fit.change:
+        return data
+    if fit.change == "unflagged" and (patched := _without_orientation(data)):
+        return patched
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            upright = ImageOps.exif_transpose(image) if fit.turn else image
+            out = io.BytesIO()
+            # Frame 0 of an animation; an alpha channel is dropped as LLaVA's own loader does (`convert("RGB")`).
+            upright.convert("RGB").save(out, "JPEG", quality=95, subsampling=0)
+    return out.getvalue()
+
+
+def _without_orientation(jpeg: bytes) -> bytes | None:
+    """The JPEG with its EXIF orientation set to 1 (upright) and every other byte kept; None if that did not help."""
+    data = bytearray(jpeg)
+    start = 0
+    while (start := data.find(b"Exif\0\0", start) + 6) >= 6 and start < 2**18:
+        order: Literal["little", "big"] = "little" if data[start : start + 2] == b"II" else "big"
+
+        def number(at: int, size: int) -> int:
+            return int.from_bytes(data[at : at + size], order)
+
+        directory = start + number(start + 4, 4)
+        for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+            if number(entry, 2) == _ORIENTATION:
+                data[entry + 8 : entry + 10] = (1).to_bytes(2, order)
+    with Image.open(io.BytesIO(data)) as image:
+        return bytes(data) if _orientation(image) == 1 else None
+
+
+def content_hash(data: bytes) -> str:
+    """xxh3-128 of stored image bytes, 32 hex digits: equal pictures across sources and mixtures."""
+    return xxh3_128_hexdigest(data)
+
+
+def scaled(conversation: Conversation, fit: Fit) -> Conversation:
+    """The conversation in the frame of the stored image: its size, and its boxes in that image's pixels."""
+    if fit.scale_x == fit.scale_y == 1.0:
+        if (conversation.width, conversation.height) == (fit.width, fit.height):
+            return conversation
+        return msgspec.structs.replace(conversation, width=fit.width, height=fit.height)
+
+    def move(box: Box) -> Box:
+        return box[0] * fit.scale_x, box[1] * fit.scale_y, box[2] * fit.scale_x, box[3] * fit.scale_y
+
+    exchanges = tuple(
+        msgspec.structs.replace(e, boxes=tuple(move(b) for b in e.boxes)) if e.boxes else e
+        for e in conversation.exchanges
+    )
+    return msgspec.structs.replace(conversation, width=fit.width, height=fit.height, exchanges=exchanges)

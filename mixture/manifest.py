@@ -1,0 +1,91 @@
+"""`manifest.json`: what a mixture is made of, and how to tell that it is whole."""
+
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from mixture.errors import VlmixError
+from mixture.files import atomic
+from mixture.shards import Counts, Shard
+from mixture.source import Input
+from mixture.version import FORMAT_VERSION, VERSION
+
+NAME = "manifest.json"
+SAMPLES_NAME = "samples.parquet"
+REJECTS_NAME = "rejects.parquet"
+
+
+class SourceInfo(Struct, frozen=True, kw_only=True):
+    """One dataset in a mixture: where it comes from and what it gave."""
+
+    licence: str
+    homepage: str
+    counts: Counts
+
+
+class Parent(Struct, frozen=True):
+    """What a view refers to: the folder that holds the shards, relative to the view, and the sha256 of its manifest."""
+
+    path: str
+    sha256: str
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """The manifest. `files` maps the other files of the folder to their sha256."""
+
+    format_version: int = FORMAT_VERSION
+    vlmix_version: str = VERSION
+    kind: Literal["mixture", "view", "annotations"]
+    name: str
+    seed: int
+    recipe: dict[str, Any]
+    subset: list[dict[str, Any]] = []
+    """The selections, outermost last, that made this subset of the recipe's mixture."""
+    samples: int
+    sources: dict[str, SourceInfo]
+    rejects: dict[str, dict[str, int]] = {}
+    """Source -> reason -> count."""
+    inputs: dict[str, list[Input]] = {}
+    """Recipe entry -> raw files read."""
+    shards: list[Shard] = []
+    parent: Parent | None = None
+    files: dict[str, str]
+
+    @property
+    def total(self) -> Counts:
+        return sum((info.counts for info in self.sources.values()), Counts())
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    with atomic(folder / NAME) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a mixture folder. Raises VlmixError if `folder` is not one or is of a newer format."""
+    path = folder / NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        unfinished = folder.with_name(folder.name + ".partial").is_dir()
+        raise VlmixError(
+            f"{folder} is not a mixture: it has no {NAME}"
+            + ("; its build was interrupted, run the same `vlmix build` again to finish it" if unfinished else "")
+        ) from None
+    except OSError as error:
+        raise VlmixError(f"{path}: {error.strerror}") from None
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise VlmixError(f"{path}: {error}; the manifest is damaged, build the mixture again") from None
+    if manifest.format_version > FORMAT_VERSION:
+        raise VlmixError(
+            f"{path}: format version {manifest.format_version} is newer than the {FORMAT_VERSION} that this vlmix "
+            "reads; update vlmix"
+        )
+    for shard in manifest.shards:
+        if PurePosixPath(shard.path).is_absolute() or ".." in PurePosixPath(shard.path).parts:
+            raise VlmixError(f"{path}: shard {shard.path!r} leaves the folder")
+    return manifest

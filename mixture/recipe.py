@@ -1,0 +1,191 @@
+"""The recipe: which sources, how much of each, rendered and ordered how. Parsed strictly."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Mapping
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from mixture.errors import VlmixError, nearest
+from mixture.render import StyleName
+from mixture.source import Options, Source
+
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One source of a recipe. The builder's own options stand beside these keys in the YAML."""
+
+    builder: str
+    """Name of the builder; the entry's own name by default."""
+    take: Count | None = None
+    """Exact number of conversations."""
+    ratio: Share | None = None
+    """Exact share of the conversations, halves rounded up."""
+    repeat: Annotated[float, Meta(ge=1)] = 1
+    """How often each conversation is seen in an epoch, on average; fractions are exact."""
+    weight: Positive | None = None
+    """Share of the mixture's `total`, relative to the other weights; its size by default."""
+    where: str | None = None
+    """SQL condition over sample columns: `exchanges <= 10 AND source = 'vqav2'`."""
+    options: Options
+
+
+class Recipe(Struct, frozen=True, kw_only=True):
+    """A parsed recipe."""
+
+    name: str
+    seed: int = 0
+    prompts: StyleName = "llava"
+    order: Literal["shuffled", "natural"] = "shuffled"
+    stratify: bool = True
+    """Whether `ratio` and `total` keep the proportions of the sources."""
+    ratio: Share | None = None
+    total: Count | None = None
+    samples_per_shard: Annotated[int, Meta(ge=5)] = 5000
+    sources: dict[str, Entry]
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default written out, as it stands in the manifest. Of paths outside RAW only the
+        name is kept, so that the mixture's bytes do not depend on the machine."""
+        plain = msgspec.to_builtins(self)
+        for entry in plain["sources"].values():
+            for key, value in entry["options"].items():
+                if isinstance(value, str) and Path(value).is_absolute():
+                    entry["options"][key] = Path(value).name
+        return plain  # type: ignore[no-any-return]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML data; a key that stands twice is an error instead of the last one winning."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load(path: Path, known: Mapping[str, Source], overrides: list[str] | None = None) -> Recipe:
+    """The recipe in the YAML file at `path`, with `key=value` overrides (`sources.vqav2.take=100`) applied."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise VlmixError(f"recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise VlmixError(f"recipe {path}: not a text file") from None
+    data = _yaml(text, str(path))
+    for override in overrides or []:
+        _override(data, override)
+    return parse(data, known, str(path))
+
+
+def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Recipe:
+    """A recipe from plain data. Every error names the key and, for an unknown one, the nearest known."""
+    if not isinstance(data, dict):
+        raise VlmixError(f"{where}: a recipe is a mapping with `name` and `sources`, this is {type(data).__name__}")
+    _check_keys(data, Recipe, where)
+    sources = data.get("sources")
+    if not isinstance(sources, dict) or not sources:
+        raise VlmixError(f"{where}: `sources` must map at least one source to its options, as in `vqav2: {{}}`")
+    entries = {str(name): _entry(str(name), entry, known, where) for name, entry in sources.items()}
+    plain = {key: value for key, value in data.items() if key != "sources"}
+    recipe = _convert({**plain, "sources": {}}, Recipe, where)
+    recipe = msgspec.structs.replace(recipe, sources=entries)
+    _check_plan(recipe, known, where)
+    return recipe
+
+
+def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Entry:
+    where = f"{where}: sources.{name}"
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise VlmixError(f"{where}: expected a mapping such as `{{take: 1000}}`, got {data!r}")
+    builder = data.get("builder", name)
+    if builder not in known:
+        raise VlmixError(f"{where}: there is no builder {builder!r}{nearest(str(builder), known)}")
+    if not name or "/" in name:
+        raise VlmixError(f"{where}: a source's name may not be empty or hold a slash")
+    source = known[builder]
+    own = set(Entry.__struct_fields__) - {"options"}
+    options = source.options.__struct_fields__
+    for key in data:
+        if key not in own and key not in options:
+            raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), [*own, *options])}")
+    parsed = _convert({k: v for k, v in data.items() if k in options}, source.options, where)
+    plain = {k: v for k, v in data.items() if k in own}
+    return msgspec.structs.replace(_convert({**plain, "builder": builder, "options": {}}, Entry, where), options=parsed)
+
+
+def _check_plan(recipe: Recipe, known: Mapping[str, Source], where: str) -> None:
+    leaves: dict[Any, str] = {}
+    for name, entry in recipe.sources.items():
+        if entry.take and entry.ratio:
+            raise VlmixError(f"{where}: sources.{name}: `take` and `ratio` exclude each other")
+        if entry.weight and not recipe.total:
+            raise VlmixError(f"{where}: sources.{name}: `weight` needs the mixture's `total`")
+        leaf = (entry.builder, entry.options if known[entry.builder].multiple else None)
+        if leaf in leaves:
+            raise VlmixError(
+                f"{where}: sources.{leaves[leaf]} and sources.{name} read the same files and would give every "
+                f"conversation twice; use one of them, with `repeat` if it should weigh more"
+            )
+        leaves[leaf] = name
+    if recipe.total and recipe.ratio:
+        raise VlmixError(f"{where}: `total` and `ratio` exclude each other")
+    if not recipe.stratify and not (recipe.total or recipe.ratio):
+        raise VlmixError(f"{where}: `stratify: false` needs the mixture's `ratio` or `total`")
+    if not recipe.stratify and any(entry.weight for entry in recipe.sources.values()):
+        raise VlmixError(f"{where}: `weight` needs `stratify: true`")
+
+
+def _check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
+    for key in data:
+        if key not in struct.__struct_fields__:
+            raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), struct.__struct_fields__)}")
+
+
+def _convert(data: dict[str, Any], struct: Any, where: str) -> Any:
+    try:
+        return msgspec.convert(data, struct)
+    except msgspec.ValidationError as error:
+        message = str(error).replace("`$.", "`").replace("Object missing required field", "missing key")
+        raise VlmixError(f"{where}: {message}") from None
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise VlmixError(f"{where}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise VlmixError(f"{where}: nested too deeply") from None
+
+
+def _override(data: Any, override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise VlmixError(f"--set {override}: write key=value, for example --set sources.vqav2.take=1000")
+    node = data
+    *parents, leaf = path.split(".")
+    for key in parents:
+        if not isinstance(node, dict):
+            raise VlmixError(f"--set {override}: {key!r} is not a mapping")
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    if not isinstance(node, dict):
+        raise VlmixError(f"--set {override}: {parents[-1]!r} is not a mapping")
+    node[leaf] = _yaml(text, f"--set {override}")

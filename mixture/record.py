@@ -1,0 +1,104 @@
+"""The record: a conversation about at most one image, as meaning. `render` turns it into text."""
+
+from typing import Literal, get_args
+
+from msgspec import Struct
+
+ResponseFormat = Literal["short_answer", "choice", "caption", "region_caption", "grounding", "free"]
+FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
+IMAGE_TOKEN = "<image>"
+
+Box = tuple[float, float, float, float]
+"""Pixel corners x1, y1, x2, y2 in the frame of the conversation's `width` and `height`."""
+
+# Characters that print nothing. ShareGPT has answers made of U+200B alone.
+INVISIBLE = " \t\r\n\f\v\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+
+
+class Exchange(Struct, frozen=True, gc=False):
+    """One question with its answer, and what their text is made from.
+
+    - `short_answer`, `free`: `question` and `answer` are the words.
+    - `choice`: `choices` are the options, `correct` the index of the right one (options may repeat, so an index).
+    - `caption`: `question` may be empty (the style then asks), `ocr_tokens` are offered as a reference line;
+      `None` means no such line, `()` a line without tokens.
+    - `region_caption`: one box in `boxes`; `answer` is the phrase.
+    - `grounding`: `question` is the phrase, `boxes` the answer.
+    """
+
+    question: str
+    answer: str
+    format: ResponseFormat = "free"
+    choices: tuple[str, ...] = ()
+    correct: int = -1
+    boxes: tuple[Box, ...] = ()
+    ocr_tokens: tuple[str, ...] | None = None
+
+
+class Conversation(Struct, frozen=True, gc=False):
+    """One training sample.
+
+    `id` is unique in a mixture and stable (`vqav2/000000180641`). `image` is a path in LLaVA's layout, `""` for text
+    only. `width` and `height` are pixels, 0 when unknown. `image_at` says where the image token stands in the first
+    question; `"inline"` means that the text holds it already. `origin` is a JSON object with what the way back to
+    LLaVA's JSON needs beyond the text (see `export`), or `""`.
+    """
+
+    id: str
+    source: str
+    exchanges: tuple[Exchange, ...]
+    image: str = ""
+    width: int = 0
+    height: int = 0
+    image_at: Literal["front", "back", "inline"] = "front"
+    origin: str = ""
+
+
+def is_blank(text: str) -> bool:
+    """True if nothing in `text` would be seen."""
+    return not text.strip(INVISIBLE)
+
+
+def defect(conversation: Conversation, verbatim: bool = False) -> tuple[str, str] | None:
+    """The first reason, as (code, detail), why a conversation cannot be a sample; None if it can.
+
+    `verbatim` records pass with empty texts, because they must be given back as they came.
+    """
+    if not conversation.exchanges:
+        return "no_exchanges", "no question with an answer is left"
+    path = conversation.image
+    if path and (problem := unsafe_path(path)):
+        return "unsafe_path", problem
+    inline = conversation.image_at == "inline"
+    for number, exchange in enumerate(conversation.exchanges):
+        if not inline and (IMAGE_TOKEN in exchange.question or IMAGE_TOKEN in exchange.answer):
+            return "image_token", f"exchange {number} holds {IMAGE_TOKEN!r} in its text"
+        if exchange.boxes and not (conversation.width and conversation.height):
+            return "no_image_size", f"exchange {number} has a box but the size of the image is unknown"
+        match exchange.format:
+            case "choice":
+                blank = is_blank(exchange.question)
+                if not 0 <= exchange.correct < len(exchange.choices) <= 26:
+                    return "bad_choice", f"exchange {number}: option {exchange.correct} of {len(exchange.choices)}"
+            case "grounding":
+                blank = is_blank(exchange.question)
+            case "region_caption" | "caption":
+                blank = is_blank(exchange.answer)
+            case _:
+                blank = is_blank(exchange.question) or is_blank(exchange.answer)
+        if blank and not verbatim:
+            return "empty_text", f"exchange {number} has an empty question or answer"
+        if exchange.format in ("grounding", "region_caption") and not exchange.boxes:
+            return "no_box", f"exchange {number} has no box"
+    return None
+
+
+def unsafe_path(path: str) -> str | None:
+    """Why `path` may not be used as an image path below a root; None if it may."""
+    if path.startswith(("/", "\\")) or (len(path) > 1 and path[1] == ":"):
+        return f"image path {path!r} is absolute"
+    if "\\" in path or "\0" in path:
+        return f"image path {path!r} holds a backslash or a zero byte"
+    if ".." in path.split("/"):
+        return f"image path {path!r} leaves its root"
+    return None

@@ -1,0 +1,95 @@
+"""The index of a mixture: `samples.parquet`, one row per sample in mixture order, and `rejects.parquet`."""
+
+from pathlib import Path
+from typing import Any, Iterator
+
+import pyarrow as pa
+from msgspec import Struct, field
+
+from mixture.files import write_parquet
+from mixture.source import Reject
+
+_TURN = pa.struct({"from": pa.string(), "value": pa.string()})
+_BOX = pa.struct(
+    {"exchange": pa.int32(), "x1": pa.float64(), "y1": pa.float64(), "x2": pa.float64(), "y2": pa.float64()}
+)
+
+SAMPLES = pa.schema(
+    {
+        "key": pa.string(),  # of the members in the tar
+        "id": pa.string(),
+        "source": pa.string(),
+        "image": pa.string(),  # path in LLaVA's layout, "" for text only
+        "width": pa.int32(),  # of the stored image, pixels
+        "height": pa.int32(),
+        "exchanges": pa.int32(),
+        "words": pa.int32(),
+        "repeat": pa.int32(),  # times seen per epoch
+        "ordinal": pa.int64(),  # place in the natural order
+        "shard": pa.string(),  # path below the folder, "" without shards
+        "image_offset": pa.int64(),  # of the member's data in the shard; 0 with size 0 for text only
+        "image_size": pa.int64(),
+        "json_offset": pa.int64(),
+        "json_size": pa.int64(),
+        "image_hash": pa.string(),  # xxh3-128 of the stored bytes
+        "image_change": pa.string(),  # "", converted, rotated, unflagged
+        "conversations": pa.list_(_TURN),
+        "formats": pa.list_(pa.string()),  # response format of each exchange
+        "boxes": pa.list_(_BOX),  # pixels of the stored image
+        "origin": pa.string(),
+    }
+)
+
+TEXT_COLUMNS = ("conversations", "formats", "boxes", "origin")
+"""The heavy columns, which a view leaves with its root."""
+
+VIEW = pa.schema([*(f for f in SAMPLES if f.name not in TEXT_COLUMNS), pa.field("row", pa.int64())])
+"""A view's index: no text, and `row`, the sample's row in the root's samples.parquet."""
+
+REJECTS = pa.schema(
+    {
+        "source": pa.string(),
+        "id": pa.string(),
+        "exchange": pa.int32(),  # inside the upstream record; -1 for the whole of it
+        "image": pa.string(),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "record": pa.string(),  # JSON, where the upstream record would be lost otherwise
+    }
+)
+
+
+class Turn(Struct, frozen=True):
+    """One turn in LLaVA's form."""
+
+    from_: str = field(name="from")
+    value: str
+
+
+class SampleJson(Struct, frozen=True):
+    """The `.json` member of a sample: every field always there and of one type."""
+
+    id: str
+    source: str
+    image: str
+    width: int
+    height: int
+    conversations: list[Turn]
+    origin: str
+
+
+ROLES = ("human", "gpt")
+
+
+def turns(texts: list[str]) -> list[Turn]:
+    return [Turn(ROLES[i % 2], text) for i, text in enumerate(texts)]
+
+
+def write_rejects(path: Path, rejects: list[Reject]) -> None:
+    columns: dict[str, Any] = {name: [getattr(r, name) for r in rejects] for name in REJECTS.names}
+    batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in REJECTS], schema=REJECTS)
+
+    def one() -> Iterator[pa.RecordBatch]:
+        yield batch
+
+    write_parquet(path, one(), REJECTS)

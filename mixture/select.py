@@ -1,0 +1,162 @@
+"""From the candidates of all sources to the samples of the mixture: present images, filters, exact counts, order."""
+
+from typing import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mixture.errors import VlmixError
+from mixture.recipe import Recipe
+from mixture.sampling import Indices, choose, exact_share, keyed_order, repeats
+
+_FILTER_COLUMNS = ["id", "source", "image", "width", "height", "exchanges", "words"]
+
+
+class Candidates:
+    """The candidates of all entries, in recipe order, as columns.
+
+    Position i in a column is candidate i. `missing[i]` says that its image was not found; `unusable[i]` that its image
+    was found and turned out to be no use.
+    """
+
+    def __init__(self, recipe: Recipe, tables: Mapping[str, pa.Table]) -> None:
+        self.recipe = recipe
+        self.names = list(recipe.sources)
+        self.table = pa.concat_tables([tables[name] for name in self.names])
+        sizes = [tables[name].num_rows for name in self.names]
+        self.starts = dict(zip(self.names, np.cumsum([0, *sizes[:-1]]).tolist()))
+        self.sizes = dict(zip(self.names, sizes))
+        self.ids: list[str] = self.table["id"].to_pylist()
+        self.images: list[str] = self.table["image"].to_pylist()
+        self.sources: list[str] = self.table["source"].to_pylist()
+        self.missing: NDArray[np.bool_] = np.zeros(len(self.ids), dtype=np.bool_)
+        self.unusable: NDArray[np.bool_] = np.zeros(len(self.ids), dtype=np.bool_)
+        self.wanted = self._where()
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(number of the entry, row in its candidates file) of a candidate."""
+        starts = list(self.starts.values())
+        entry = int(np.searchsorted(starts, position, side="right")) - 1
+        return entry, position - starts[entry]
+
+    def members(self, name: str) -> Indices:
+        """Positions of one entry's candidates that pass its `where`."""
+        start = self.starts[name]
+        return (np.flatnonzero(self.wanted[start : start + self.sizes[name]]) + start).astype(np.int64)
+
+    def _where(self) -> NDArray[np.bool_]:
+        wanted = np.ones(len(self.ids), dtype=np.bool_)
+        for name, entry in self.recipe.sources.items():
+            if entry.where is None:
+                continue
+            start, size = self.starts[name], self.sizes[name]
+            frame = pl.from_arrow(self.table.slice(start, size).select(_FILTER_COLUMNS))
+            assert isinstance(frame, pl.DataFrame)
+            wanted[start : start + size] = matching(frame, entry.where, f"sources.{name}: where")
+        return wanted
+
+    def pick(self) -> Indices:
+        """Positions (ascending) of the mixture's samples, given what is known of the images so far."""
+        recipe = self.recipe
+        usable = ~(self.missing | self.unusable)
+        pools: dict[str, Indices] = {}
+        for name, entry in recipe.sources.items():
+            members = self.members(name)
+            # Shares are of the candidates whose image exists; one that proves broken is replaced by the next in rank.
+            offered = int((~self.missing[members]).sum())
+            members = members[usable[members]]
+            if entry.take is None and entry.ratio is None:
+                pools[name] = members
+                continue
+            count = entry.take or exact_share(entry.ratio or 1, offered)
+            if entry.take and count > len(members):
+                lost = self.sizes[name] - len(members)
+                raise VlmixError(
+                    f"sources.{name}: take {count} asks for more than the {len(members)} conversations there are"
+                    + (f" ({lost} of {self.sizes[name]} have no usable image or fail `where`)" if lost else "")
+                    + "; lower `take`, or add `repeat` to see them more often"
+                )
+            order = keyed_order([self.ids[i] for i in members], recipe.seed)
+            pools[name] = np.sort(members[order[:count]])
+        everything = np.concatenate(list(pools.values()))
+        if recipe.total is None and recipe.ratio is None:
+            return everything
+        total = recipe.total or exact_share(recipe.ratio or 1, len(everything))
+        if total > len(everything):
+            raise VlmixError(f"total {total} asks for more than the {len(everything)} conversations there are")
+        if not recipe.stratify:
+            return choose({"": everything}, self.ids, recipe.seed, total)
+        weights = {name: entry.weight for name, entry in recipe.sources.items() if entry.weight}
+        if weights:
+            if missing := [name for name in recipe.sources if name not in weights]:
+                raise VlmixError(f"sources.{missing[0]}: has no `weight` while others do; give every source one")
+            return choose(pools, self.ids, recipe.seed, total, weights)
+        return choose(self._strata(everything), self.ids, recipe.seed, total)
+
+    def _strata(self, positions: Indices) -> dict[str, Indices]:
+        return strata([self.sources[i] for i in positions], positions)
+
+    def epoch_counts(self, picked: Indices) -> NDArray[np.int32]:
+        """[len(picked)] int32: how often each sample is seen in an epoch (`repeat`)."""
+        counts = np.ones(len(picked), dtype=np.int32)
+        for name, entry in self.recipe.sources.items():
+            if entry.repeat != 1:
+                start = self.starts[name]
+                mine = (picked >= start) & (picked < start + self.sizes[name])
+                counts[mine] = repeats([self.ids[i] for i in picked[mine]], entry.repeat, self.recipe.seed)
+        return counts
+
+    def check_unique(self, picked: Indices) -> None:
+        """Raises VlmixError if two samples share an id, which means that two entries hold the same conversation."""
+        seen: dict[str, int] = {}
+        for position in picked.tolist():
+            earlier = seen.setdefault(self.ids[position], position)
+            if earlier != position:
+                first, second = (self.names[self.locate(p)[0]] for p in (earlier, position))
+                raise VlmixError(
+                    f"sources {first!r} and {second!r} both hold {self.ids[position]}; make them disjoint (options such "
+                    "as `only`, or `where`), or keep one with `repeat`"
+                )
+
+
+def strata(labels: Sequence[str], positions: Indices) -> dict[str, Indices]:
+    """`positions` grouped by label, labels in the order of their first occurrence."""
+    groups: dict[str, list[int]] = {}
+    for label, position in zip(labels, positions.tolist()):
+        groups.setdefault(label, []).append(position)
+    return {label: np.asarray(members, dtype=np.int64) for label, members in groups.items()}
+
+
+def matching(frame: pl.DataFrame, condition: str, what: str) -> NDArray[np.bool_]:
+    """[rows] bool: where the SQL `condition` over the frame's columns is true."""
+    try:
+        result = frame.select(pl.sql_expr(condition).alias("match"))["match"]
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+        columns = ", ".join(frame.columns)
+        raise VlmixError(f"{what}: {condition!r}: {str(error).splitlines()[0]}; columns are {columns}") from None
+    if result.dtype != pl.Boolean or len(result) not in (1, len(frame)):
+        raise VlmixError(f"{what}: {condition!r} is not a condition that is true or false for each sample")
+    match = result.fill_null(False).to_numpy()
+    return np.broadcast_to(match, len(frame)).copy() if len(match) != len(frame) else match
+
+
+def arrange(
+    picked: Indices, ids: Sequence[str], has_image: NDArray[np.bool_], recipe_order: str, seed: int, shard: int
+) -> Indices:
+    """[N] indices into `picked` in mixture order, cut into shards of `shard` samples.
+
+    The first five samples of a shard that holds images are image samples, because HF datasets infers types from them;
+    a shard with fewer than five leads with those it has. `has_image` and the result index `picked`.
+    """
+    if recipe_order == "natural":
+        order = np.arange(len(picked), dtype=np.int64)
+    else:
+        order = keyed_order([ids[i] for i in picked], seed, "order")
+    for start in range(0, len(order), shard):
+        part = order[start : start + shard]
+        with_image = np.flatnonzero(has_image[part])[:5]
+        rest = np.setdiff1d(np.arange(len(part)), with_image, assume_unique=True)
+        order[start : start + shard] = part[np.concatenate([with_image, rest])]
+    return order

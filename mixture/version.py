@@ -1,0 +1,11 @@
+"""Versions that decide bytes on disk."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+FORMAT_VERSION = 1
+"""Of the mixture folder. Readers refuse a newer one."""
+
+try:
+    VERSION = version("vlmix")
+except PackageNotFoundError:  # a source tree that was never installed
+    VERSION = "0+source"
