@@ -1,5 +1,6 @@
 """What commands print: tables for people on stdout, JSON with --json, progress on stderr."""
 
+import dataclasses
 import sys
 import typing
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from mixture.store import Store
     from mixture.verify import Verified
 
-_out = Console(soft_wrap=True, highlight=False)
+# Into a pipe, tables keep their natural width.
+_out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 _err = Console(stderr=True)
 
 
@@ -100,14 +102,23 @@ def _source(source: "Source") -> dict[str, Any]:
 
 
 def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
-    done(f"{raw}: {report.images:,} images, {report.files:,} annotation files", msgspec.to_builtins(report), as_json)
+    if as_json:
+        return _json({**dataclasses.asdict(report), "root": str(raw)})
+    pictures, records = sum(report.images.values()), sum(report.records.values())
+    _say(
+        f"{raw}: {pictures:,} images and {records:,} records in {len(report.records)} official files, "
+        f"{_bytes(report.bytes)}; {len(report.dirt)} irregularities of the real releases among them"
+    )
 
 
 def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
     if as_json:
         return _json({"name": name, "sources": msgspec.to_builtins(rows)})
-    columns = "samples", "seen", "exchanges", "words", "images", "missing", "rejects"
-    headings = "samples", "per epoch", "exchanges", "words", "images", "no image", "rejects"
+    repeated = any(row.seen != row.samples for row in rows)
+    columns = ["samples", "seen", "exchanges", "words", "images", "missing", "rejects"]
+    headings = ["samples", "per epoch", "exchanges", "words", "images", "no image", "rejects"]
+    if not repeated:
+        del columns[1], headings[1]
     table = _table("source", *headings, "size")
     for row in rows:
         counts = (f"{getattr(row, column):,}" for column in columns)
@@ -123,14 +134,15 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
     if as_json:
         return _json(msgspec.to_builtins(manifest))
     total = manifest.total
-    table = _table("source", "samples", "share", "per epoch", "exchanges", "words", "images", "rejects")
+    repeated = ["per epoch"] if total.seen != total.samples else []
+    table = _table("source", "samples", "share", *repeated, "exchanges", "words", "images", "rejects")
     rejects = {name: sum(reasons.values()) for name, reasons in manifest.rejects.items()}
     rows = [(name, info.counts) for name, info in manifest.sources.items()]
     for name, c in [*rows, ("total", total)]:
         if name == "total":
             table.add_section()
         dropped = sum(rejects.values()) if name == "total" else rejects.get(name, 0)
-        numbers = (f"{n:,}" for n in (c.seen, c.exchanges, c.words, c.images, dropped))
+        numbers = (f"{n:,}" for n in ([c.seen] if repeated else []) + [c.exchanges, c.words, c.images, dropped])
         table.add_row(name, f"{c.samples:,}", f"{100 * c.samples / total.samples:.1f} %", *numbers)
     _out.print(table)
     _licences({name: info.licence for name, info in manifest.sources.items()})
@@ -197,7 +209,7 @@ def first_id(folder: Path) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for name in columns:
         words = name in ("source", "reason", "first")
         table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name != "first")

@@ -142,9 +142,10 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
                     return bad("image_too_large", f"{width}x{height} pixels, at most {max_pixels} are decoded")
                 if min(width, height) < MIN_SIDE:
                     return bad("image_too_small", f"{width}x{height} pixels, a side has at least {MIN_SIDE}")
-                facts = msgspec.structs.replace(facts, orientation=_orientation(image))
                 image.draft(None, (width // 8, height // 8))
                 image.load()
+                # After the pixels: a PNG's getexif() loads them, and a second load forgets that the first one failed.
+                facts = msgspec.structs.replace(facts, orientation=_orientation(image))
     except Image.UnidentifiedImageError:
         return bad("image_unknown", f"no image format begins with {data[:8]!r}")
     except Image.DecompressionBombError as error:

@@ -1,0 +1,41 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from builders import known
+from builders.sample import write_sample
+from mixture.build import build
+from mixture.recipe import load
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Real records and photographs of the sources, where there are any."""
+    folder = Path(os.environ.get("VLMIX_REALDATA", Path(__file__).parents[2] / "shared" / "realdata"))
+    if not folder.is_dir():
+        pytest.skip("no real samples here; VLMIX_REALDATA names their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature releases. Read only."""
+    folder = tmp_path_factory.mktemp("releases") / "raw"
+    write_sample(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipes() -> Path:
+    return Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture(scope="session")
+def mixture(raw: Path, recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample recipe, built. Read only."""
+    out = tmp_path_factory.mktemp("built") / "mixture"
+    build(load(recipes / "sample.yaml", known()), known(), raw, out)
+    return out

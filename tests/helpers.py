@@ -1,0 +1,57 @@
+"""What several tests need: small raw files, rows as text, folders as hashes."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from builders import known
+from mixture.convert import conversations
+from mixture.record import Conversation
+from mixture.render import values
+from mixture.source import Reject
+
+VLMIX = [sys.executable, "-c", "from cli.main import main; main()"]
+
+
+def dump(path: Path, data: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def read(name: str, raw: Path, seed: int = 0, **options: Any) -> tuple[list[Conversation], list[Reject]]:
+    """All conversations and rejects of a builder over `raw`."""
+    source = known()[name]
+    offered, _, rejects = conversations(source, msgspec.convert(options, source.options), raw, seed)
+    return list(offered), rejects.rows
+
+
+def rows(found: list[Conversation], style: Any = "llava") -> list[list[str]]:
+    return [values(conversation, style) for conversation in found]
+
+
+def reasons(rejects: list[Reject]) -> set[str]:
+    return {reject.reason for reject in rejects}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file below a folder."""
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def vlmix(*arguments: object, **popen: Any) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+    environment = {**os.environ, "COLUMNS": "200", **popen.pop("env", {})}
+    return subprocess.run(
+        [*VLMIX, *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment, **popen
+    )

@@ -1,0 +1,184 @@
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+
+from mixture.errors import VlmixError
+from mixture.images import ImageFacts, ImageFolder, ImageIndex, examine, fit, scaled, stored_bytes
+from mixture.record import Conversation, Exchange
+
+
+def picture(width: int = 40, height: int = 20) -> Image.Image:
+    """Left half red, right half blue, so that turning shows."""
+    image = Image.new("RGB", (width, height), "red")
+    image.paste("blue", (width // 2, 0, width, height))
+    return image
+
+
+def saved(path: Path, image: Image.Image, kind: str = "JPEG", orientation: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[0x0112] = orientation
+        exif[0x010F] = "maker"
+    image.save(path, kind, **({"exif": exif, "quality": 95} if kind == "JPEG" else {}))
+    return path
+
+
+def stored(path: Path, width: int = 0, height: int = 0, boxed: bool = False) -> tuple[Image.Image, str, bytes]:
+    facts = examine(path)
+    assert not facts.problem
+    how = fit(facts, width, height, boxed)
+    assert how is not None
+    data = stored_bytes(facts, how)
+    image = Image.open(io.BytesIO(data))
+    assert image.size == (how.width, how.height)
+    assert image.format == "JPEG" and image.getexif().get(0x0112, 1) == 1
+    return image, how.change, data
+
+
+def test_a_jpeg_is_stored_byte_for_byte(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", picture())
+    assert stored(path)[1:] == ("", path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "BMP"])
+def test_other_formats_become_jpeg_whatever_they_are_called(tmp_path: Path, kind: str) -> None:
+    image, change, _ = stored(saved(tmp_path / "a.jpg", picture(), kind))
+    assert change == "converted" and image.mode == "RGB"
+    red, _, blue = image.getpixel((5, 10))  # type: ignore[misc]
+    assert red > 200 and blue < 60
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_an_unboxed_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    path = saved(tmp_path / "a.jpg", picture(), orientation=orientation)
+    image, change, _ = stored(path)
+    assert change == "rotated"
+    upright = ImageOps.exif_transpose(Image.open(path))
+    assert image.size == upright.size
+    for point in ((2, 2), (upright.width - 3, upright.height - 3)):
+        assert max(abs(a - b) for a, b in zip(image.getpixel(point), upright.getpixel(point), strict=True)) < 12  # type: ignore[arg-type]
+
+
+def test_the_annotated_size_tells_which_picture_was_seen(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", picture(40, 20), orientation=6)
+    upright, change, _ = stored(path, 20, 40, boxed=True)
+    assert change == "rotated" and upright.size == (20, 40)
+    raw, change, data = stored(path, 40, 20, boxed=True)
+    assert change == "unflagged" and raw.size == (40, 20)
+    original = path.read_bytes()
+    assert len(data) == len(original)
+    assert sum(a != b for a, b in zip(data, original, strict=True)) == 1, "only the orientation's byte may change"
+
+
+def test_a_copy_that_was_only_resized_takes_its_boxes_along(tmp_path: Path) -> None:
+    facts = examine(saved(tmp_path / "a.jpg", picture(40, 20)))
+    how = fit(facts, 80, 40, boxed=True)
+    assert how is not None
+    talk = Conversation(
+        id="x", source="x", image="a.jpg", width=80, height=40, exchanges=(Exchange("p", "", "grounding", boxes=((8, 4, 40, 20),)),)
+    )
+    assert scaled(talk, how).exchanges[0].boxes == ((4, 2, 20, 10),)
+    assert (scaled(talk, how).width, scaled(talk, how).height) == (40, 20)
+
+
+def test_boxes_on_a_picture_of_another_shape_are_refused(tmp_path: Path) -> None:
+    facts = examine(saved(tmp_path / "a.jpg", picture(40, 20)))
+    assert fit(facts, 50, 50, boxed=True) is None
+    assert fit(facts, 50, 50, boxed=False) is not None
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole.jpg", picture(400, 300)).read_bytes()
+    cases = {
+        "image_empty": b"",
+        "image_unknown": b"<html>404</html>",
+        "image_damaged": whole[: len(whole) // 2],
+    }
+    for reason, data in cases.items():
+        path = tmp_path / "bad.jpg"
+        path.write_bytes(data)
+        assert examine(path).problem == reason
+    assert examine(saved(tmp_path / "dot.jpg", picture(1, 1), "GIF")).problem == "image_too_small"
+    assert examine(tmp_path / "none.jpg").problem == "image_unreadable"
+    assert examine(tmp_path / "whole.jpg", max_pixels=1000).problem == "image_too_large"
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (30_000, 30_000)).save(path)
+    assert path.stat().st_size < 200_000
+    assert examine(path).problem == "image_too_large"
+
+
+def test_the_photographs_that_decoders_stumble_over(real: Path) -> None:
+    folder = real / "edge_images"
+    problems = {path.name: examine(path).problem for path in sorted(folder.iterdir())}
+    bad = {name for name, problem in problems.items() if problem}
+    assert bad == {"broken.png", "broken_data_stream.png", "truncated_jpeg.jpg", "multiple_exif.jpg"}
+    assert problems["multiple_exif.jpg"] == "image_too_small"
+    for name in problems.keys() - bad:
+        stored(folder / name)
+
+
+def test_a_file_that_changes_during_the_build_is_noticed(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", picture())
+    facts = examine(path)
+    how = fit(facts, 0, 0, False)
+    assert how is not None
+    path.write_bytes(b"short")
+    with pytest.raises(VlmixError, match="changed during the build"):
+        stored_bytes(facts, how)
+    path.unlink()
+    with pytest.raises(VlmixError, match="No such file"):
+        stored_bytes(facts, how)
+
+
+def names(found: list[Path], root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in found]
+
+
+def test_images_are_found_under_other_names_folders_and_extensions(tmp_path: Path) -> None:
+    for name in (
+        "coco/train2014/COCO_train2014_000000000001.jpg",
+        "coco/train2017/000000000002.JPG",
+        "vg/VG_100K/7.jpg",
+        "vg/VG_100K_2/7.jpg",
+        "ocr_vqa/images/B01.gif",
+        "lcs/images/00453/x.jpg",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    index = ImageIndex(
+        [tmp_path],
+        {
+            "coco/train2017": (ImageFolder("coco/train2014", "COCO_train2014_"),),
+            "vg/VG_100K_2": (ImageFolder("vg/VG_100K"),),
+            "pretrain": (ImageFolder("lcs/images"),),
+        },
+    )
+    assert names(index.candidates("coco/train2017/000000000001.jpg"), tmp_path) == [
+        "coco/train2014/COCO_train2014_000000000001.jpg"
+    ]
+    assert names(index.candidates("coco/train2017/000000000002.jpg"), tmp_path) == ["coco/train2017/000000000002.JPG"]
+    assert names(index.candidates("vg/VG_100K_2/7.jpg"), tmp_path) == ["vg/VG_100K_2/7.jpg", "vg/VG_100K/7.jpg"]
+    assert names(index.candidates("ocr_vqa/images/B01.jpg"), tmp_path) == ["ocr_vqa/images/B01.gif"]
+    assert names(index.candidates("pretrain/00453/x.jpg"), tmp_path) == ["lcs/images/00453/x.jpg"]
+    assert index.candidates("coco/train2017/000000000003.jpg") == []
+
+
+def test_a_root_may_be_one_datasets_own_folder(tmp_path: Path) -> None:
+    path = tmp_path / "coco" / "train2017" / "1.jpg"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert ImageIndex([tmp_path / "coco"], {}).candidates("coco/train2017/1.jpg") == [path]
+
+
+def test_facts_survive_a_journal() -> None:
+    import msgspec
+
+    facts = ImageFacts(path="a", bytes=3, width=4, height=5, orientation=6)
+    assert msgspec.json.decode(msgspec.json.encode(facts), type=ImageFacts) == facts

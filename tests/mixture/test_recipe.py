@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from builders import known
+from mixture.errors import VlmixError
+from mixture.recipe import Recipe, load, parse
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_builder_options_stand_beside_the_sampling_keys(tmp_path: Path) -> None:
+    text = "name: x\nsources:\n  vg: {take: 5, regions_per_image: 3}\n  mine: {builder: llava_json, path: a.json, ratio: 0.5}\n"
+    recipe = load(written(tmp_path, text), known(), ["sources.vg.take=7", "seed=4", "sources.okvqa={}"])
+    assert recipe.seed == 4
+    assert recipe.sources["vg"].take == 7
+    assert recipe.sources["vg"].options.regions_per_image == 3  # type: ignore[attr-defined]
+    assert recipe.sources["mine"].builder == "llava_json"
+    assert list(recipe.sources) == ["vg", "mine", "okvqa"]
+    assert recipe.resolved()["sources"]["vg"]["options"]["min_side"] == 0.015
+
+
+def test_every_packaged_recipe_parses(recipes: Path) -> None:
+    files = sorted(recipes.rglob("*.yaml"))
+    assert {"llava-1.5-665k", "lcs-558k", "llava-json", "sample"} <= {file.stem for file in files}
+    assert len([file for file in files if file.parent.name == "ablation"]) == 7
+    for file in files:
+        assert isinstance(load(file, known()), Recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nsources: {vqav2: {}}\nsede: 1", "unknown key 'sede'; did you mean 'seed'"),
+        ("name: x\nsources: {vqa2: {}}", "no builder 'vqa2'; did you mean 'vqav2'"),
+        ("name: x\nsources: {vg: {region_per_image: 3}}", "did you mean 'regions_per_image'"),
+        ("name: x\nsources: {vg: {regions_per_image: 0}}", "sources.vg: .*>= 1.*regions_per_image"),
+        ("name: x\nsources: {vqav2: {take: 0}}", "sources.vqav2: .*>= 1"),
+        ("name: x\nsources: {vqav2: {take: 1.5}}", "sources.vqav2: .*int"),
+        ("name: x\nsources: {vqav2: {ratio: 1.5}}", "sources.vqav2: .*<= 1"),
+        ("name: x\nsources: {vqav2: {take: 1, ratio: 0.5}}", "exclude"),
+        ("name: x\nsources: {vqav2: {weight: 1}}", "`total`"),
+        ("name: x\nratio: 0.5\ntotal: 3\nsources: {vqav2: {}}", "exclude"),
+        ("name: x\nstratify: false\nsources: {vqav2: {}}", "stratify"),
+        ("name: x\nprompts: llama\nsources: {vqav2: {}}", "prompts"),
+        ("name: x\nsources: {vqav2: {}, again: {builder: vqav2, ratio: 0.1}}", "vqav2 and sources.again read the same"),
+        ("name: x\nsources: {a: {builder: llava_json}, b: {builder: llava_json}}", "sources.a and sources.b"),
+        ("name: x\nsources: {vqav2: {}}\nname: y", "'name' stands twice"),
+        ("name: x\nsources: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("name: x\nsources: [vqav2]", "must map"),
+        ("name: x", "`sources`"),
+        ("sources: {vqav2: {}}", "missing key `name`"),
+        ("[1, 2", "r.yaml"),
+        ("just text", "mapping"),
+        ("name: x\nsources: {1: {}}", "key 1 is not text"),
+    ],
+)
+def test_mistakes_are_told_with_the_remedy(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(VlmixError, match=message):
+        load(written(tmp_path, text), known())
+
+
+def test_an_override_must_name_a_key(tmp_path: Path) -> None:
+    path = written(tmp_path, "name: x\nsources: {vqav2: {}}")
+    for override, message in [("seed", "key=value"), ("name.x=1", "not a mapping"), ("sources.vqav2.tak=1", "take")]:
+        with pytest.raises(VlmixError, match=message):
+            load(path, known(), [override])
+
+
+def test_the_manifest_keeps_no_absolute_path() -> None:
+    recipe = parse({"name": "x", "sources": {"m": {"builder": "llava_json", "path": "/home/me/mix.json"}}}, known())
+    assert recipe.resolved()["sources"]["m"]["options"]["path"] == "mix.json"
