@@ -4,11 +4,11 @@ A module that defines `SOURCE` is a builder. Other distributions add theirs unde
 `vlmix.builders`, each pointing at such a `Source`.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Mapping
 
 from mixture.errors import VlmixError
 from mixture.source import Source

@@ -1,6 +1,7 @@
 """A-OKVQA: multiple choice with common sense, about COCO images (github.com/allenai/aokvqa)."""
 
-from typing import Annotated, Iterator
+from collections.abc import Iterator
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
@@ -14,7 +15,8 @@ from mixture.source import Options, RawFile, RawFolder, Rejects, Source
 class AokVqaOptions(Options, frozen=True, kw_only=True):
     split: Annotated[Split, Meta(description="official split")] = "train"
     rotate: Annotated[
-        bool, Meta(description="one copy per cyclic rotation of the choices (LLaVA-1.5, A.2); false: the raw order once")
+        bool,
+        Meta(description="one copy per cyclic rotation of the choices (LLaVA-1.5, A.2); false: the raw order once"),
     ] = True
 
 

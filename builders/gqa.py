@@ -1,8 +1,9 @@
 """GQA: compositional questions about Visual Genome images (cs.stanford.edu/people/dorarad/gqa)."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Iterator, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ class GqaOptions(Options, frozen=True, kw_only=True):
 
 
 class Question(Struct, gc=False):
-    imageId: str  # noqa: N815 (GQA's own name)
+    imageId: str
     question: str
     answer: str | None = None
 

@@ -1,7 +1,7 @@
 """LCS-558K: the captions of LLaVA's first stage (huggingface.co/datasets/liuhaotian/LLaVA-Pretrain)."""
 
 import json
-from typing import Iterator
+from collections.abc import Iterator
 
 from builders import layout
 from builders.llava_instruct import Row

@@ -1,7 +1,8 @@
-"""LLaVA-Instruct-150K: GPT-4's conversations about COCO images (huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K)."""
+"""LLaVA-Instruct-150K: GPT-4's conversations about COCO images (liuhaotian/LLaVA-Instruct-150K on Hugging Face)."""
 
 from collections import Counter
-from typing import Annotated, Any, Iterator, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 from xxhash import xxh3_64_hexdigest

@@ -7,8 +7,9 @@ change, held by its meaning; so samples per source and other prompt styles work 
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Iterator
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta

@@ -1,6 +1,7 @@
 """OCR-VQA: questions about book covers (ocr-vqa.github.io)."""
 
-from typing import Annotated, Iterator, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -26,7 +27,7 @@ class Book(Struct):
 
 
 def read(raw: RawFolder, options: OcrVqaOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
-    """One conversation per book with all its questions in dataset order (author, title, genre, yes, no); answers raw."""
+    """One conversation per book, its questions in dataset order (author, title, genre, yes, no), its answers raw."""
     path = raw.require("dataset.json")
     for key, book in raw.json(path, dict[str, Book]).items():
         if book.split != _SPLITS[options.split]:

@@ -1,6 +1,7 @@
 """OK-VQA: questions that need outside knowledge, about COCO images (okvqa.allenai.org)."""
 
-from typing import Annotated, Iterator, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 

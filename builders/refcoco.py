@@ -1,6 +1,7 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: referring expressions for objects in COCO images (github.com/lichengunc/refer)."""
 
-from typing import Annotated, Any, Iterator, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,14 +26,19 @@ class RefCocoOptions(Options, frozen=True, kw_only=True):
     ] = "train"
     sets: Annotated[
         tuple[RefSet, ...],
-        Meta(description="which releases and splits by whom; unc and umd, which keep images of RefCOCOg's splits apart"),
+        Meta(
+            description="which releases and splits by whom; unc and umd, which keep images of RefCOCOg's splits apart"
+        ),
     ] = ("refcoco/unc", "refcoco+/unc", "refcocog/umd")
     sentence: Annotated[
         Literal["sent", "raw"], Meta(description="the cleaned, lower-case expression or the one that was typed")
     ] = "sent"
     max_turns: Annotated[
         int,
-        Meta(ge=1, description="an image's expressions are cut into the fewest segments of at most this many, equal in size to within one"),
+        Meta(
+            ge=1,
+            description="an image's expressions are cut into the fewest segments of at most so many, of equal size",
+        ),
     ] = 10
 
 

@@ -7,8 +7,9 @@ is kept, as LLaVA-1.5 did ("truncated rather than splitting").
 import json
 import math
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Callable, Iterator, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -40,14 +41,16 @@ class ShareGptOptions(Options, frozen=True, kw_only=True):
         Literal["v3", "v3_no_imsorry", "sg_90k"],
         Meta(description="which public dump; the one that LLaVA started from is unknown"),
     ] = "v3"
-    max_tokens: Annotated[int, Meta(ge=1, description="tokens of a chat; it is cut before the pair that exceeds them")] = (
-        2048
-    )
+    max_tokens: Annotated[
+        int, Meta(ge=1, description="tokens of a chat; it is cut before the pair that exceeds them")
+    ] = 2048
     tokenizer: Annotated[
         str | None,
         Meta(description="a Hugging Face tokenizer.json to count tokens with (Llama's for LLaVA); else an estimate"),
     ] = None
-    clean: Annotated[bool, Meta(description="remove what the site's buttons left in the text ('Copy code', '1 / 1')")] = True
+    clean: Annotated[
+        bool, Meta(description="remove what the site's buttons left in the text ('Copy code', '1 / 1')")
+    ] = True
 
 
 class Chat(Struct):

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from typing import Iterable, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 from mixture.record import INVISIBLE
 

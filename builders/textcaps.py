@@ -1,6 +1,7 @@
 """TextCaps: captions of TextVQA's images that read their text (textvqa.org/textcaps)."""
 
-from typing import Annotated, Iterator, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 

@@ -1,7 +1,8 @@
 """Visual Genome region descriptions (visualgenome.org)."""
 
+from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Iterator, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -116,13 +117,13 @@ def _draw(
         smallest = options.min_side * max(picture.width, picture.height)
         for i in mine[: options.regions_per_image].tolist():
             r = regions[i]
-            box = clip((r.x, r.y, r.x + r.width, r.y + r.height), picture.width, picture.height)
-            assert box is not None
-            if min(box[2] - box[0], box[3] - box[1]) < smallest:
+            seen = clip((r.x, r.y, r.x + r.width, r.y + r.height), picture.width, picture.height)
+            assert seen is not None
+            if min(seen[2] - seen[0], seen[3] - seen[1]) < smallest:
                 detail = f"region {ids[i]}: a side below {options.min_side} of the image"
                 reject(identity, "box_tiny", detail, exchange=int(ids[i]), record=r)
             else:
-                exchanges.append(region(r.phrase, box, bool(grounding[i])))
+                exchanges.append(region(r.phrase, seen, bool(grounding[i])))
         if exchanges:
             yield Conversation(
                 id=identity,

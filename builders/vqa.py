@@ -1,6 +1,7 @@
 """The question and annotation files that VQAv2 and OK-VQA share: two lists, joined on `question_id`."""
 
-from typing import Callable, Iterator, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from msgspec import Struct
 

@@ -1,6 +1,7 @@
 """VQAv2: short answers about COCO images (visualqa.org)."""
 
-from typing import Annotated, Iterator
+from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct

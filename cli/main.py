@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -21,10 +21,11 @@ app = typer.Typer(
 RecipeArg = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with vlmix.")]
 RawOpt = Annotated[Path, typer.Option("--raw", help="Folder with one folder of official files per source.")]
 ImagesOpt = Annotated[
-    Optional[list[Path]], typer.Option("--images", help="Image root in LLaVA's layout, looked into before RAW. Repeatable.")
+    list[Path] | None,
+    typer.Option("--images", help="Image root in LLaVA's layout, looked into before RAW. Repeatable."),
 ]
 SetOpt = Annotated[
-    Optional[list[str]], typer.Option("--set", help="Change a key of the recipe: sources.vqav2.take=1000. Repeatable.")
+    list[str] | None, typer.Option("--set", help="Change a key of the recipe: sources.vqav2.take=1000. Repeatable.")
 ]
 WorkersOpt = Annotated[int, typer.Option(help="Processes.", min=1)]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -36,7 +37,7 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 
 @app.command()
 def sources(
-    name: Annotated[Optional[str], typer.Argument(help="Show one source with its files and options.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show one source with its files and options.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """The builders: which official files they read, their licences, home pages and options."""
@@ -124,7 +125,7 @@ def build(
 @app.command()
 def inspect(
     mixture: MixtureArg,
-    id: Annotated[Optional[str], typer.Option("--id", help="Show the sample with this id.")] = None,
+    id: Annotated[str | None, typer.Option("--id", help="Show the sample with this id.")] = None,
     rejects: Annotated[bool, typer.Option("--rejects", help="Show what was dropped, by reason.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -156,13 +157,13 @@ def verify(mixture: MixtureArg, workers: WorkersOpt = _CORES, as_json: JsonOpt =
 def subsample(
     mixture: MixtureArg,
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
-    ratio: Annotated[Optional[float], typer.Option(help="Share of the samples, as in 0.1.")] = None,
-    total: Annotated[Optional[int], typer.Option(help="Number of samples.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Share of the samples, as in 0.1.")] = None,
+    total: Annotated[int | None, typer.Option(help="Number of samples.")] = None,
     source: Annotated[
-        Optional[list[str]], typer.Option(help="NAME=1000, NAME=0.1 or NAME=10% of one source. Repeatable.")
+        list[str] | None, typer.Option(help="NAME=1000, NAME=0.1 or NAME=10% of one source. Repeatable.")
     ] = None,
-    where: Annotated[Optional[str], typer.Option(help="SQL condition over columns of samples.parquet.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Another draw than the mixture's own.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL condition over columns of samples.parquet.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another draw than the mixture's own.")] = None,
     stratify: Annotated[bool, typer.Option(help="Keep the proportions of the sources.")] = True,
     materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
     workers: WorkersOpt = _CORES,
@@ -192,7 +193,7 @@ def export(
     mixture: MixtureArg,
     to: Annotated[str, typer.Option("--to", help="Form: llava-json.")],
     out: Annotated[Path, typer.Option("--out", help="New file.")],
-    images: Annotated[Optional[Path], typer.Option("--images", help="Also write the images below this folder.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Also write the images below this folder.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Write a mixture in another tool's form."""
@@ -242,12 +243,9 @@ def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-
 
 
 def main() -> None:
-    """Entry point: bad input ends with one message and exit 1, an interrupt with 130."""
+    """Entry point: bad input ends with one message and exit 1, wrong usage with exit 2."""
     try:
-        app(standalone_mode=True)
+        app()
     except VlmixError as error:
         print(f"vlmix: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("vlmix: interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)

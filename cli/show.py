@@ -3,13 +3,14 @@
 import dataclasses
 import sys
 import typing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,24 +31,29 @@ _err = Console(stderr=True)
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback that draws one bar per stage on a terminal, and nothing elsewhere."""
-    if not _err.is_terminal:
-        yield lambda stage, done, total: None
-        return
+    """A callback that draws one bar per stage on a terminal, and nothing elsewhere. Ctrl-C inside ends the program
+    with 130."""
     columns = TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=_err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        yield update
+        try:
+            yield update
+        except KeyboardInterrupt:
+            print("vlmix: interrupted; the same command goes on with what is finished", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 def done(text: str, data: Any, as_json: bool) -> None:
-    _json(data) if as_json else _say(text)
+    if as_json:
+        _json(data)
+    else:
+        _say(text)
 
 
 def step(command: str) -> None:
@@ -56,7 +62,8 @@ def step(command: str) -> None:
 
 def sources(known: "list[Source]", as_json: bool) -> None:
     if as_json:
-        return _json([_source(source) for source in known])
+        _json([_source(source) for source in known])
+        return
     for source in known:
         _out.print(Text.assemble((source.name, "bold"), f"  {source.title}; {', '.join(source.formats)}"))
         _say(f"    files    {', '.join(file.name for file in source.files if not file.optional)}")
@@ -67,7 +74,8 @@ def sources(known: "list[Source]", as_json: bool) -> None:
 def source(source: "Source", as_json: bool) -> None:
     data = _source(source)
     if as_json:
-        return _json(data)
+        _json(data)
+        return
     _say(f"{source.title}\n  home     {source.homepage}\n  licence  {source.licence}")
     _say(f"  formats  {', '.join(source.formats)}\n\nFiles, in RAW/{source.name}/")
     for file in data["files"]:
@@ -103,7 +111,8 @@ def _source(source: "Source") -> dict[str, Any]:
 
 def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
     if as_json:
-        return _json({**dataclasses.asdict(report), "root": str(raw)})
+        _json({**dataclasses.asdict(report), "root": str(raw)})
+        return
     pictures, records = sum(report.images.values()), sum(report.records.values())
     _say(
         f"{raw}: {pictures:,} images and {records:,} records in {len(report.records)} official files, "
@@ -113,7 +122,8 @@ def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
 
 def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
     if as_json:
-        return _json({"name": name, "sources": msgspec.to_builtins(rows)})
+        _json({"name": name, "sources": msgspec.to_builtins(rows)})
+        return
     repeated = any(row.seen != row.samples for row in rows)
     columns = ["samples", "seen", "exchanges", "words", "images", "missing", "rejects"]
     headings = ["samples", "per epoch", "exchanges", "words", "images", "no image", "rejects"]
@@ -132,7 +142,8 @@ def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
 
 def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
     if as_json:
-        return _json(msgspec.to_builtins(manifest))
+        _json(msgspec.to_builtins(manifest))
+        return
     total = manifest.total
     repeated = ["per epoch"] if total.seen != total.samples else []
     table = _table("source", "samples", "share", *repeated, "exchanges", "words", "images", "rejects")
@@ -163,8 +174,20 @@ def one(store: "Store", id: str, as_json: bool) -> None:
         raise VlmixError(f"{store.folder} has no sample {id!r}" + (nearest(id, parts) if parts else ""))
     row = next(read_rows(store.root, found[:1]))
     if as_json:
-        return _json(row)
-    for name in ("id", "source", "image", "width", "height", "shard", "key", "image_size", "image_hash", "image_change"):
+        _json(row)
+        return
+    for name in (
+        "id",
+        "source",
+        "image",
+        "width",
+        "height",
+        "shard",
+        "key",
+        "image_size",
+        "image_hash",
+        "image_change",
+    ):
         _say(f"{name:>13}  {row[name]}")
     for number, turn in enumerate(row["conversations"]):
         if number % 2 == 0:
@@ -184,7 +207,8 @@ def rejects(store: "Store", as_json: bool) -> None:
         raise VlmixError(f"{store.root} has no {REJECTS_NAME}: it was copied from another mixture, which has it")
     frame = pl.read_parquet(path)
     if as_json:
-        return _json(frame.to_dicts())
+        _json(frame.to_dicts())
+        return
     table = _table("source", "reason", "count", "first")
     grouped = frame.group_by("source", "reason", maintain_order=True).agg(pl.len(), pl.first("id"), pl.first("detail"))
     for name, reason, count, id_, detail in grouped.sort("source", "reason").rows():
@@ -194,7 +218,8 @@ def rejects(store: "Store", as_json: bool) -> None:
 
 def verified(folder: Path, report: "Verified", as_json: bool) -> None:
     if as_json:
-        return _json(msgspec.to_builtins(report))
+        _json(msgspec.to_builtins(report))
+        return
     for problem in report.problems:
         _say(problem)
     state = f"{len(report.problems)} problems" if report.problems else "sound"

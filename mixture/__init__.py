@@ -1,1 +1,1 @@
-"""Records, recipes, sampling, shards: from conversations to a mixture on disk. Knows no dataset by name, and no torch."""
+"""Records, recipes, sampling, shards: from conversations to a mixture on disk. Knows no dataset by name, no torch."""

@@ -2,11 +2,11 @@
 killed run continues."""
 
 import fcntl
-import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Protocol, Sequence, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -57,7 +57,7 @@ def assembling(out: Path) -> Iterator[tuple[Path, Path]]:
         yield partial, work
         with disk_errors(out):
             shutil.rmtree(work)
-            os.replace(partial, out)
+            partial.replace(out)
 
 
 def run_shards(
@@ -128,10 +128,8 @@ def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card and, last of all, the manifest with the checksums of the other files."""
     write_text(folder / "README.md", card(manifest))
-    names: Any = ("README.md", REJECTS_NAME, SAMPLES_NAME)
+    names = ("README.md", REJECTS_NAME, SAMPLES_NAME)
     files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
     manifest = msgspec.structs.replace(manifest, files=files)
     manifests.write(folder, manifest)
     return manifest
-
-

@@ -5,8 +5,8 @@ pieces in `OUT.partial/work`; the same command finds and keeps them.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 import msgspec
 import numpy as np
@@ -215,9 +215,7 @@ def _write_shards(
     plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, ids, picks))
     size = recipe.samples_per_shard
     jobs = [
-        ShardJob(
-            i // size, i, picks[i : i + size], prepared.paths, recipe.prompts, partial, work, not annotations_only
-        )
+        ShardJob(i // size, i, picks[i : i + size], prepared.paths, recipe.prompts, partial, work, not annotations_only)
         for i in range(0, len(picks), size)
     ]
     return run_shards(write_shard, jobs, plan, pool, progress)

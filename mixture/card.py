@@ -63,14 +63,19 @@ def card(manifest: Manifest) -> str:
         f"| **total** | {total.samples:,} | 100 % | {total.seen:,} | {total.exchanges:,} | {total.words:,} "
         f"| {total.images:,} | |"
     )
-    lines += ["", f"Prompt style: `{manifest.recipe['prompts']}`. Order: `{manifest.recipe['order']}`. "
-              f"Seed: {manifest.seed}."]
+    lines += [
+        "",
+        f"Prompt style: `{manifest.recipe['prompts']}`. Order: `{manifest.recipe['order']}`. Seed: {manifest.seed}.",
+    ]
     dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
     if dropped:
         lines += ["", f"{dropped:,} records or exchanges were dropped; `rejects.parquet` lists each with its reason."]
     if total.seen != total.samples:
-        lines += ["", "Some samples are to be seen more than once per epoch: column `repeat` of `samples.parquet`. "
-                  "The shards hold each of them once."]
+        lines += [
+            "",
+            "Some samples are to be seen more than once per epoch: column `repeat` of `samples.parquet`. "
+            "The shards hold each of them once.",
+        ]
     lines += ["", "Every source keeps its own licence; the mixture adds none."]
     return "\n".join(lines) + "\n"
 
@@ -80,12 +85,12 @@ def _about(manifest: Manifest) -> str:
         case "mixture":
             return (
                 "A vision-language mixture in WebDataset form: `train/*.tar` hold `{key}.jpg` (absent for text-only "
-                "samples) and `{key}.json`; `samples.parquet` is the index, `manifest.json` the recipe and the checksums."
+                "samples) and `{key}.json`; `samples.parquet` is the index, `manifest.json` the recipe and checksums."
             )
         case "view":
             parent = manifest.parent.path if manifest.parent else ""
             return (
-                f"A subset of the mixture in `{parent}`, whose shards it refers to; `samples.parquet` lists its samples. "
+                f"A subset of the mixture in `{parent}`, whose shards it uses; `samples.parquet` lists its samples. "
                 "`vlmix subsample --materialize` writes shards of its own."
             )
         case _:

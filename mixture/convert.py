@@ -1,7 +1,8 @@
 """The first stage: one source's raw files to an Arrow file of candidates."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import msgspec
 import pyarrow as pa

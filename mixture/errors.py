@@ -1,7 +1,7 @@
 """Errors that a user can act on."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class VlmixError(Exception):

@@ -1,8 +1,9 @@
 """Mixtures in other tools' forms."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator
+from typing import Any
 
 import pyarrow.parquet as pq
 

@@ -1,14 +1,15 @@
-"""Images: found by one scan of each folder, judged by their bytes, stored so that every reader sees the same picture."""
+"""Images: found by one scan of each folder, judged by their bytes, stored so that all readers see the same picture."""
 
 import io
 import os
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Iterable, Literal, Mapping
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from xxhash import xxh3_128_hexdigest
 
 from mixture.errors import VlmixError
@@ -82,14 +83,14 @@ class ImageIndex:
             except (FileNotFoundError, NotADirectoryError):
                 names = []
             for name in names:
-                stem, extension = os.path.splitext(name)
+                stem, extension = os.path.splitext(name)  # noqa: PTH122 (a path object each is ten times slower)
                 if extension.lower() in EXTENSIONS:
                     listing.setdefault(stem, []).append(name)
         return listing
 
 
 def _preference(name: str, wanted: str) -> tuple[bool, int, str]:
-    return name != wanted, EXTENSIONS.index(os.path.splitext(name)[1].lower()), name
+    return name != wanted, EXTENSIONS.index(PurePosixPath(name).suffix.lower()), name
 
 
 class ImageFacts(Struct, frozen=True, kw_only=True):
@@ -146,7 +147,7 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
                 image.load()
                 # After the pixels: a PNG's getexif() loads them, and a second load forgets that the first one failed.
                 facts = msgspec.structs.replace(facts, orientation=_orientation(image))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return bad("image_unknown", f"no image format begins with {data[:8]!r}")
     except Image.DecompressionBombError as error:
         return bad("image_too_large", str(error))
@@ -242,13 +243,10 @@ def _without_orientation(jpeg: bytes) -> bytes | None:
     start = 0
     while (start := data.find(b"Exif\0\0", start) + 6) >= 6 and start < 2**18:
         order: Literal["little", "big"] = "little" if data[start : start + 2] == b"II" else "big"
-
-        def number(at: int, size: int) -> int:
-            return int.from_bytes(data[at : at + size], order)
-
-        directory = start + number(start + 4, 4)
-        for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
-            if number(entry, 2) == _ORIENTATION:
+        directory = start + int.from_bytes(data[start + 4 : start + 8], order)
+        entries = int.from_bytes(data[directory : directory + 2], order)
+        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+            if int.from_bytes(data[entry : entry + 2], order) == _ORIENTATION:
                 data[entry + 8 : entry + 10] = (1).to_bytes(2, order)
     with Image.open(io.BytesIO(data)) as image:
         return bytes(data) if _orientation(image) == 1 else None

@@ -1,8 +1,8 @@
 """From a recipe to the exact list of samples: read the sources, find the images, pick. Writes nothing but its work."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa

@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Callable, Iterable, Iterator, TypeVar
+from itertools import islice
+from typing import TypeVar
 
 from mixture.errors import VlmixError
 
@@ -44,7 +46,7 @@ class Pool:
         queue = iter(tasks)
         try:
             while True:
-                while len(pending) < 2 * self.workers and (task := next(queue, None)) is not None:
+                for task in islice(queue, 2 * self.workers - len(pending)):
                     pending[self._executor.submit(function, task)] = task
                 if not pending:
                     return

@@ -1,7 +1,8 @@
 """The recipe: which sources, how much of each, rendered and ordered how. Parsed strictly."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -51,12 +52,12 @@ class Recipe(Struct, frozen=True, kw_only=True):
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default written out, as it stands in the manifest. Of paths outside RAW only the
         name is kept, so that the mixture's bytes do not depend on the machine."""
-        plain = msgspec.to_builtins(self)
+        plain: dict[str, Any] = msgspec.to_builtins(self)
         for entry in plain["sources"].values():
             for key, value in entry["options"].items():
                 if isinstance(value, str) and Path(value).is_absolute():
                     entry["options"][key] = Path(value).name
-        return plain  # type: ignore[no-any-return]
+        return plain
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,7 +67,7 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node)
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
         if key in seen:
@@ -102,7 +103,7 @@ def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Reci
         raise VlmixError(f"{where}: `sources` must map at least one source to its options, as in `vqav2: {{}}`")
     entries = {str(name): _entry(str(name), entry, known, where) for name, entry in sources.items()}
     plain = {key: value for key, value in data.items() if key != "sources"}
-    recipe = _convert({**plain, "sources": {}}, Recipe, where)
+    recipe: Recipe = _convert({**plain, "sources": {}}, Recipe, where)
     recipe = msgspec.structs.replace(recipe, sources=entries)
     _check_plan(recipe, known, where)
     return recipe
@@ -126,7 +127,8 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
             raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), [*own, *options])}")
     parsed = _convert({k: v for k, v in data.items() if k in options}, source.options, where)
     plain = {k: v for k, v in data.items() if k in own}
-    return msgspec.structs.replace(_convert({**plain, "builder": builder, "options": {}}, Entry, where), options=parsed)
+    entry: Entry = _convert({**plain, "builder": builder, "options": {}}, Entry, where)
+    return msgspec.structs.replace(entry, options=parsed)
 
 
 def _check_plan(recipe: Recipe, known: Mapping[str, Source], where: str) -> None:

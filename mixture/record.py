@@ -6,7 +6,7 @@ from msgspec import Struct
 
 ResponseFormat = Literal["short_answer", "choice", "caption", "region_caption", "grounding", "free"]
 FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = "<image>"  # noqa: S105
 
 Box = tuple[float, float, float, float]
 """Pixel corners x1, y1, x2, y2 in the frame of the conversation's `width` and `height`."""

@@ -4,7 +4,8 @@ The style decides format prompts, box notation and the place of `<image>`; the r
 reproduces the rows of LLaVA-1.5's 665K mixture letter for letter.
 """
 
-from typing import Callable, Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 from mixture.boxes import square_text
 from mixture.record import IMAGE_TOKEN, Box, Conversation, Exchange

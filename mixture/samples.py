@@ -1,7 +1,8 @@
 """The index of a mixture: `samples.parquet`, one row per sample in mixture order, and `rejects.parquet`."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pyarrow as pa
 from msgspec import Struct, field

@@ -1,8 +1,8 @@
 """Keyed sampling. A sample's rank is a hash of (seed, id), and a subset is a prefix of the rank order; so subsets nest,
 and depend neither on file order, worker count and machine nor on which other sources there are."""
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray

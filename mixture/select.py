@@ -1,6 +1,6 @@
 """From the candidates of all sources to the samples of the mixture: present images, filters, exact counts, order."""
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -44,7 +44,7 @@ class Candidates:
     def members(self, name: str) -> Indices:
         """Positions of one entry's candidates that pass its `where`."""
         start = self.starts[name]
-        return (np.flatnonzero(self.wanted[start : start + self.sizes[name]]) + start).astype(np.int64)
+        return np.asarray(np.flatnonzero(self.wanted[start : start + self.sizes[name]]) + start, dtype=np.int64)
 
     def _where(self) -> NDArray[np.bool_]:
         wanted = np.ones(len(self.ids), dtype=np.bool_)
@@ -116,8 +116,8 @@ class Candidates:
             if earlier != position:
                 first, second = (self.names[self.locate(p)[0]] for p in (earlier, position))
                 raise VlmixError(
-                    f"sources {first!r} and {second!r} both hold {self.ids[position]}; make them disjoint (options such "
-                    "as `only`, or `where`), or keep one with `repeat`"
+                    f"sources {first!r} and {second!r} both hold {self.ids[position]}; make them disjoint (options "
+                    "such as `only`, or `where`), or keep one with `repeat`"
                 )
 
 
@@ -134,8 +134,8 @@ def matching(frame: pl.DataFrame, condition: str, what: str) -> NDArray[np.bool_
     try:
         result = frame.select(pl.sql_expr(condition).alias("match"))["match"]
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        columns = ", ".join(frame.columns)
-        raise VlmixError(f"{what}: {condition!r}: {str(error).splitlines()[0]}; columns are {columns}") from None
+        why, columns = str(error).splitlines()[0], ", ".join(frame.columns)
+        raise VlmixError(f"{what}: {condition!r}: {why}; columns are {columns}") from None
     if result.dtype != pl.Boolean or len(result) not in (1, len(frame)):
         raise VlmixError(f"{what}: {condition!r} is not a condition that is true or false for each sample")
     match = result.fill_null(False).to_numpy()
@@ -145,7 +145,7 @@ def matching(frame: pl.DataFrame, condition: str, what: str) -> NDArray[np.bool_
 def arrange(
     picked: Indices, ids: Sequence[str], has_image: NDArray[np.bool_], recipe_order: str, seed: int, shard: int
 ) -> Indices:
-    """[N] indices into `picked` in mixture order, cut into shards of `shard` samples.
+    """[N] indices into `picked` in mixture order, for shards of `shard` samples.
 
     The first five samples of a shard that holds images are image samples, because HF datasets infers types from them;
     a shard with fewer than five leads with those it has. `has_image` and the result index `picked`.

@@ -1,7 +1,8 @@
 """Writing one shard: a slice of the mixture order to a tar, and its rows of samples.parquet."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import msgspec
 import pyarrow as pa

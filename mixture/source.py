@@ -5,9 +5,10 @@
 
 import mmap
 import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -64,9 +65,7 @@ class Rejects:
     ) -> None:
         text = "" if record is None else msgspec.json.encode(record).decode()
         self.rows.append(
-            Reject(
-                source=self.source, id=id, reason=reason, detail=detail, exchange=exchange, image=image, record=text
-            )
+            Reject(source=self.source, id=id, reason=reason, detail=detail, exchange=exchange, image=image, record=text)
         )
 
 

@@ -1,8 +1,8 @@
 """An open mixture folder: its manifest, its index, and the bytes in its shards."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import polars as pl
 
@@ -29,7 +29,9 @@ class Store:
             self.root = Path(os.path.normpath(folder.absolute() / parent.path))
             path = self.root / manifests.NAME
             if not path.exists():
-                raise VlmixError(f"{folder} is a view of {self.root}, which is gone; move it back or make the view anew")
+                raise VlmixError(
+                    f"{folder} is a view of {self.root}, which is gone; move it back or make the view anew"
+                )
             if sha256(path) != parent.sha256:
                 raise VlmixError(f"{folder} is a view of {self.root}, which was built anew since; make the view anew")
             self.root_manifest = manifests.read(self.root)

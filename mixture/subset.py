@@ -1,8 +1,9 @@
 """Subsets: prefixes of the keyed rank order, as a view that refers to the shards or with shards of their own."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -57,7 +58,7 @@ def select(frame: pl.DataFrame, selection: Selection, seed: int) -> Indices:
         if name not in groups:
             raise VlmixError(f"no sample of source {name!r} is there{nearest(name, groups)}")
         members = groups[name]
-        if isinstance(amount, float) and not 0 <= amount <= 1 or amount < 0:
+        if (isinstance(amount, float) and not 0 <= amount <= 1) or amount < 0:
             raise VlmixError(f"source {name}: {amount} is neither a count nor a share between 0 and 1")
         count = exact_share(amount, len(members)) if isinstance(amount, float) else amount
         if count > len(members):

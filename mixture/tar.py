@@ -1,8 +1,9 @@
 """Shards as plain USTAR: no PAX headers, mtime 0, fixed owner and mode, so that equal samples are equal bytes."""
 
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Iterator, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mixture.errors import VlmixError
 

@@ -73,7 +73,7 @@ DIRT: tuple[Dirt, ...] = (
     *_rows(
         "vqav2",
         VQAV2_Q,
-        ("vqav2-outer-spaces", _question(1, 0), "strip the white space around the question"),
+        ("vqav2-outer-spaces", _question(1, 0), "keep the question as it is"),
         ("vqav2-double-spaces", _question(2, 0), "keep the double spaces inside the question"),
     ),
     *_rows(
@@ -261,8 +261,8 @@ DIRT: tuple[Dirt, ...] = (
         ("sharegpt-continuation", ids.chat(34, 1), "a later chunk: only chunk 0 is used"),
         ("sharegpt-long", ids.chat(35), "longer than 2048 tokens: cut after the last pair that fits"),
         ("sharegpt-odd-human", ids.chat(36), "ends with a human turn: drop that turn"),
-        ("sharegpt-html", ids.chat(37), "HTML left in an answer: clean it"),
-        ("sharegpt-escaped", ids.chat(38), "escaped \\_ in an answer: clean it"),
+        ("sharegpt-html", ids.chat(37), "raw HTML of the site: reject, and name the release's html_cleaned files"),
+        ("sharegpt-escaped", ids.chat(38), "escaped underscore in an answer: the text is kept as it is"),
     ),
     *_rows(
         "llava_instruct",
@@ -274,14 +274,14 @@ DIRT: tuple[Dirt, ...] = (
     *_rows(
         "lcs558k",
         LCS,
-        ("lcs-trailing-spaces", ids.web(5), "strip the caption"),
+        ("lcs-trailing-spaces", ids.web(5), "the caption is kept as it is"),
         ("lcs-image-first", ids.web(6), "<image> before the prompt"),
         ("lcs-image-last", ids.web(7), "<image> behind the prompt"),
     ),
     *_rows(
         "lcs558k",
         f"lcs558k/images/{ids.web(8)[:5]}",
-        ("lcs-cmyk", f"{ids.web(8)}.jpg", "four-channel JPEG: convert to RGB"),
+        ("lcs-cmyk", f"{ids.web(8)}.jpg", "four-channel JPEG: store as it is, decode to RGB"),
     ),
     *_rows(
         "lcs558k",

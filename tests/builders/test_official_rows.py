@@ -92,7 +92,10 @@ def from_textcaps(row: Row, raw: Path) -> Iterator[list[str]]:
     question, caption = texts(row)
     tokens = question.rpartition("Reference OCR token: ")[2]
     entry = {"image_id": row["id"], "caption_str": caption.removesuffix("."), "image_path": f"train/{row['id']}.jpg"}
-    dump(raw / "textcaps/TextCaps_0.1_train.json", {"dataset_name": "textcaps", "data": [entry, {**entry, "caption_str": "no"}]})
+    dump(
+        raw / "textcaps/TextCaps_0.1_train.json",
+        {"dataset_name": "textcaps", "data": [entry, {**entry, "caption_str": "no"}]},
+    )
     ocr = {"image_id": row["id"], "ocr_tokens": tokens.split(", ") if tokens else []}
     dump(raw / "textcaps/TextVQA_Rosetta_OCR_v0.2_train.json", {"data": [ocr]})
     yield from rows(read("textcaps", raw)[0])
@@ -188,9 +191,19 @@ def test_referring_expressions_are_the_official_ones(real: Path, tmp_path: Path)
             annotations.append({"id": i, "bbox": [x1 - dx, y1 - dy, x2 - x1, y2 - y1], "image_id": image})
             sentence = {"sent_id": i, "sent": phrase, "raw": phrase.upper(), "tokens": phrase.split()}
             refs.append(
-                {"ref_id": i, "ann_id": i, "image_id": image, "split": "train", "sentences": [sentence], "file_name": "x_1.jpg"}
+                {
+                    "ref_id": i,
+                    "ann_id": i,
+                    "image_id": image,
+                    "split": "train",
+                    "sentences": [sentence],
+                    "file_name": "x_1.jpg",
+                }
             )
-        dump(raw / "refcoco/instances.json", {"images": [{"id": image, "width": width, "height": height}], "annotations": annotations})
+        dump(
+            raw / "refcoco/instances.json",
+            {"images": [{"id": image, "width": width, "height": height}], "annotations": annotations},
+        )
         (raw / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
         options = {"sets": ["refcoco/unc"]}
         conversations, _ = read("refcoco", raw.parent, **options)

@@ -22,7 +22,9 @@ def link(raw: Path, name: str, target: Path) -> None:
     path.symlink_to(target.resolve())
 
 
-@pytest.mark.parametrize(("version", "name"), [("1.2", "region_descriptions.json"), ("1.0", "region_descriptions_v1.json")])
+@pytest.mark.parametrize(
+    ("version", "name"), [("1.2", "region_descriptions.json"), ("1.0", "region_descriptions_v1.json")]
+)
 def test_visual_genome_images_1_to_5(real: Path, tmp_path: Path, version: str, name: str) -> None:
     link(tmp_path, "vg/image_data.json", real / "visual_genome/image_data.json")
     link(tmp_path, f"vg/{name}", real / "visual_genome" / name)
@@ -51,7 +53,11 @@ def test_visual_genome_images_1_to_5(real: Path, tmp_path: Path, version: str, n
 
 
 def test_okvqa_train_has_8998_conversations_of_9009_questions(real: Path, tmp_path: Path) -> None:
-    link(tmp_path, "okvqa/OpenEnded_mscoco_train2014_questions.json", real / "okvqa/OpenEnded_mscoco_train2014_questions.json")
+    link(
+        tmp_path,
+        "okvqa/OpenEnded_mscoco_train2014_questions.json",
+        real / "okvqa/OpenEnded_mscoco_train2014_questions.json",
+    )
     annotations = []
     for record in load(real / "okvqa/lxmert_train.json"):
         # Soft labels back to votes: 1 is three of the ten or more, 0.667 two. Stemming made "" of the article "a".

@@ -47,7 +47,7 @@ def test_a_jpeg_is_stored_byte_for_byte(tmp_path: Path) -> None:
 def test_other_formats_become_jpeg_whatever_they_are_called(tmp_path: Path, kind: str) -> None:
     image, change, _ = stored(saved(tmp_path / "a.jpg", picture(), kind))
     assert change == "converted" and image.mode == "RGB"
-    red, _, blue = image.getpixel((5, 10))  # type: ignore[misc]
+    red, _, blue = image.getpixel((5, 10))
     assert red > 200 and blue < 60
 
 
@@ -59,7 +59,7 @@ def test_an_unboxed_photograph_is_turned_upright(tmp_path: Path, orientation: in
     upright = ImageOps.exif_transpose(Image.open(path))
     assert image.size == upright.size
     for point in ((2, 2), (upright.width - 3, upright.height - 3)):
-        assert max(abs(a - b) for a, b in zip(image.getpixel(point), upright.getpixel(point), strict=True)) < 12  # type: ignore[arg-type]
+        assert max(abs(a - b) for a, b in zip(image.getpixel(point), upright.getpixel(point), strict=True)) < 12
 
 
 def test_the_annotated_size_tells_which_picture_was_seen(tmp_path: Path) -> None:
@@ -78,7 +78,12 @@ def test_a_copy_that_was_only_resized_takes_its_boxes_along(tmp_path: Path) -> N
     how = fit(facts, 80, 40, boxed=True)
     assert how is not None
     talk = Conversation(
-        id="x", source="x", image="a.jpg", width=80, height=40, exchanges=(Exchange("p", "", "grounding", boxes=((8, 4, 40, 20),)),)
+        id="x",
+        source="x",
+        image="a.jpg",
+        width=80,
+        height=40,
+        exchanges=(Exchange("p", "", "grounding", boxes=((8, 4, 40, 20),)),),
     )
     assert scaled(talk, how).exchanges[0].boxes == ((4, 2, 20, 10),)
     assert (scaled(talk, how).width, scaled(talk, how).height) == (40, 20)

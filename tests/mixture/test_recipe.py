@@ -14,11 +14,12 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_builder_options_stand_beside_the_sampling_keys(tmp_path: Path) -> None:
-    text = "name: x\nsources:\n  vg: {take: 5, regions_per_image: 3}\n  mine: {builder: llava_json, path: a.json, ratio: 0.5}\n"
+    mine = "{builder: llava_json, path: a.json, ratio: 0.5}"
+    text = f"name: x\nsources:\n  vg: {{take: 5, regions_per_image: 3}}\n  mine: {mine}\n"
     recipe = load(written(tmp_path, text), known(), ["sources.vg.take=7", "seed=4", "sources.okvqa={}"])
     assert recipe.seed == 4
     assert recipe.sources["vg"].take == 7
-    assert recipe.sources["vg"].options.regions_per_image == 3  # type: ignore[attr-defined]
+    assert recipe.sources["vg"].options.regions_per_image == 3
     assert recipe.sources["mine"].builder == "llava_json"
     assert list(recipe.sources) == ["vg", "mine", "okvqa"]
     assert recipe.resolved()["sources"]["vg"]["options"]["min_side"] == 0.015

@@ -8,7 +8,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def conversation(*exchanges: Exchange, **more: object) -> Conversation:
-    return Conversation(id="x/1", source="x", image="a.jpg", width=640, height=480, exchanges=exchanges, **more)  # type: ignore[arg-type]
+    return Conversation(id="x/1", source="x", image="a.jpg", width=640, height=480, exchanges=exchanges, **more)
 
 
 def test_the_format_prompt_stands_on_the_first_turn_only() -> None:
@@ -46,7 +46,10 @@ def test_the_ocr_line_is_there_without_tokens_and_gone_without_ocr(tokens: tuple
 
 
 def test_a_prompt_that_the_source_brings_along_is_kept() -> None:
-    assert values(conversation(Exchange("Say it.", "a cat", "caption"), image_at="back")) == ["Say it.\n<image>", "a cat"]
+    assert values(conversation(Exchange("Say it.", "a cat", "caption"), image_at="back")) == [
+        "Say it.\n<image>",
+        "a cat",
+    ]
 
 
 def test_regions_in_both_directions() -> None:
@@ -70,7 +73,7 @@ def test_regions_in_both_directions() -> None:
     ],
 )
 def test_boxes_on_the_padded_square(box: tuple[float, ...], size: tuple[int, int], text: str) -> None:
-    assert square_text(box, *size) == text  # type: ignore[arg-type]
+    assert square_text(box, *size) == text
 
 
 def test_text_only_conversations_get_no_image_token() -> None:

@@ -14,7 +14,7 @@ ids = st.lists(st.text("abcdef0123456789/#", min_size=1, max_size=8), unique=Tru
 @given(ids, st.integers(0, 2**32), st.randoms())
 def test_a_rank_depends_on_seed_and_id_alone(names: list[str], seed: int, random: object) -> None:
     shuffled = list(names)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     before = dict(zip(names, ranks(names, seed).tolist(), strict=True))
     assert before == dict(zip(shuffled, ranks(shuffled, seed).tolist(), strict=True))
     assert [names[i] for i in keyed_order(names, seed)] == [shuffled[i] for i in keyed_order(shuffled, seed)]

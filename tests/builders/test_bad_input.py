@@ -1,0 +1,215 @@
+"""Raw files that are not what they should be: a clear error that names the file and the remedy, or a reject."""
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import known
+from mixture.errors import VlmixError
+from tests.helpers import dump, read, reasons, rows
+
+TURNS = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
+
+
+def copied(raw: Path, tmp_path: Path, name: str) -> Path:
+    shutil.copytree(raw / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", sorted(set(known()) - {"llava_json"}))
+def test_a_missing_file_is_named_with_its_home_page(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VlmixError) as error:
+        read(name, tmp_path)
+    assert str(tmp_path / name) in str(error.value) and known()[name].homepage in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("vqav2", "v2_mscoco_train2014_annotations.json"),
+        ("gqa", "train_balanced_questions.json"),
+        ("okvqa", "OpenEnded_mscoco_train2014_questions.json"),
+        ("aokvqa", "aokvqa_v1p0_train.json"),
+        ("ocrvqa", "dataset.json"),
+        ("textcaps", "TextVQA_Rosetta_OCR_v0.2_train.json"),
+        ("vg", "region_descriptions.json"),
+        ("refcoco", "refcoco/instances.json"),
+        ("refcoco", "refcoco+/refs(unc).p"),
+        ("llava_instruct", "llava_instruct_150k.json"),
+        ("sharegpt", "ShareGPT_V3_unfiltered_cleaned_split.json"),
+        ("lcs558k", "blip_laion_cc_sbu_558k.json"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "html", "other"])
+def test_a_damaged_file_is_named(raw: Path, tmp_path: Path, name: str, file: str, damage: str) -> None:
+    path = copied(raw, tmp_path, name) / name / file
+    data = path.read_bytes()
+    path.write_bytes(
+        {"truncated": data[: len(data) * 2 // 3], "empty": b"", "html": b"<html>404</html>", "other": b'{"a": [1, 2]}'}[
+            damage
+        ]
+    )
+    with pytest.raises(VlmixError, match=re.escape(str(path))):
+        read(name, tmp_path)
+
+
+def test_a_file_of_another_dataset_under_the_same_name_is_told(raw: Path, tmp_path: Path) -> None:
+    folder = copied(raw, tmp_path, "okvqa") / "okvqa"
+    path = folder / "OpenEnded_mscoco_train2014_questions.json"
+    data = json.loads(path.read_text())
+    dump(path, {**data, "info": {"description": "This is v1.0 of the VQA dataset."}})
+    with pytest.raises(VlmixError, match=r"v1\.0 of the VQA dataset.*expected 'OK-VQA'"):
+        read("okvqa", tmp_path)
+    questions = [{**q, "question_id": q["image_id"] * 1000} for q in data["questions"]]
+    dump(path, {"questions": questions})
+    with pytest.raises(VlmixError, match="does not belong to image"):
+        read("okvqa", tmp_path)
+
+
+def test_a_test_split_without_answers_is_told(raw: Path, tmp_path: Path) -> None:
+    questions = json.loads((raw / "gqa/train_balanced_questions.json").read_text())
+    without = {k: {"question": q["question"], "imageId": q["imageId"]} for k, q in questions.items()}
+    dump(tmp_path / "gqa/train_balanced_questions.json", without)
+    with pytest.raises(VlmixError, match="no answers"):
+        read("gqa", tmp_path)
+
+
+def test_an_archives_own_folder_is_found_and_two_of_them_are_not_guessed(raw: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "aokvqa" / "aokvqa_v1p0"
+    inside.mkdir(parents=True)
+    shutil.copy(raw / "aokvqa/aokvqa_v1p0_train.json", inside)
+    assert read("aokvqa", tmp_path)[0]
+    shutil.copytree(inside, tmp_path / "aokvqa" / "copy")
+    with pytest.raises(VlmixError, match="more than once"):
+        read("aokvqa", tmp_path)
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("/tmp/vlmix-was-here"),))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_would_run_code_is_refused(raw: Path, tmp_path: Path, protocol: int) -> None:
+    folder = copied(raw, tmp_path, "refcoco") / "refcoco"
+    for hostile in ([Hostile()], [{"ref_id": Hostile()}]):
+        (folder / "refcoco/refs(unc).p").write_bytes(pickle.dumps(hostile, protocol))
+        with pytest.raises(VlmixError, match="refused, the pickle is not plain data"):
+            read("refcoco", tmp_path)
+    assert not Path("/tmp/vlmix-was-here").exists()
+
+
+def test_python_2_pickles_are_read(raw: Path, tmp_path: Path) -> None:
+    """Protocol 0, as Python 2 wrote it: byte strings, no unicode."""
+    folder = copied(raw, tmp_path, "refcoco") / "refcoco"
+    path = folder / "refcoco/refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    before = rows(read("refcoco", tmp_path)[0])
+    text = pickle.dumps(refs, 0)
+    # Python 3 writes V (unicode) opcodes; Python 2 wrote S (str).
+    as_python2 = re.sub(
+        rb"^V(.*)$", lambda m: b"S" + repr(m[1].decode("raw-unicode-escape")).encode(), text, flags=re.MULTILINE
+    )
+    assert as_python2 != text
+    path.write_bytes(as_python2)
+    assert rows(read("refcoco", tmp_path)[0]) == before
+
+
+def test_boxes_that_are_no_boxes_are_rejected(raw: Path, tmp_path: Path) -> None:
+    folder = copied(raw, tmp_path, "refcoco") / "refcoco"
+    instances = json.loads((folder / "refcoco/instances.json").read_text())
+    bad = {"reversed": [50, 50, -10, 20], "empty": [10, 10, 0, 5], "outside": [5000, 10, 20, 20]}
+    annotations = {a["id"]: a for a in instances["annotations"]}
+    refs = pickle.loads((folder / "refcoco/refs(unc).p").read_bytes())
+    train = [ref for ref in refs if ref["split"] == "train"]
+    for ref, box in zip(train, bad.values(), strict=False):
+        annotations[ref["ann_id"]]["bbox"] = box
+    dump(folder / "refcoco/instances.json", instances)
+    _, rejects = read("refcoco", tmp_path, sets=["refcoco/unc"])
+    assert {"box_reversed", "box_empty", "box_outside"} <= reasons(rejects)
+
+
+def test_unknown_split_of_a_set_is_told(raw: Path) -> None:
+    with pytest.raises(VlmixError, match=r"no split 'testA', only test, train, val"):
+        read("refcoco", raw, split="testA")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"id": 1, "image": ["a.jpg", "b.jpg"], "conversations": TURNS}, "several_images"),
+        ({"id": 1, "image": 7, "conversations": TURNS}, "several_images"),
+        ({"id": 1, "image": "../../etc/x.jpg", "conversations": TURNS}, "unsafe_path"),
+        ({"id": 1, "image": "/etc/x.jpg", "conversations": TURNS}, "unsafe_path"),
+        ({"id": 1, "image": "a.jpg", "conversations": TURNS[:1]}, "odd_turns"),
+        ({"id": 1, "image": "a.jpg", "conversations": TURNS[::-1]}, "role_order"),
+        ({"id": 1, "image": "a.jpg", "conversations": [{"from": "robot", "value": "x"}]}, "unknown_role"),
+        ({"id": 1, "image": "a.jpg", "conversations": [{"from": "human"}]}, "bad_turn"),
+        ({"id": 1, "image": "a.jpg", "conversations": []}, "no_exchanges"),
+        ({"id": 1, "image": "a.jpg"}, "bad_turn"),
+    ],
+)
+def test_llava_rows_that_are_no_sample_are_kept_with_the_rejects(
+    tmp_path: Path, row: dict[str, Any], reason: str
+) -> None:
+    dump(tmp_path / "mix.json", [row, {"id": 2, "conversations": TURNS}])
+    found, rejects = read("llava_json", tmp_path, path="mix.json")
+    assert len(found) == 1 and reasons(rejects) == {reason}
+    record = json.loads(rejects[0].record)
+    if reason != "unsafe_path":
+        assert record == row
+
+
+def test_an_answer_that_is_empty_in_effect_survives_the_round_trip(tmp_path: Path) -> None:
+    turns = [
+        {"from": "human", "value": "<image>\nQ\nAnswer the question using a single word or phrase."},
+        {"from": "gpt", "value": ""},
+    ]
+    dump(
+        tmp_path / "mix.json",
+        [{"id": "000000178275", "image": "coco/train2017/000000178275.jpg", "conversations": turns}],
+    )
+    found, rejects = read("llava_json", tmp_path, path="mix.json")
+    assert not rejects and rows(found)[0][1] == "" and found[0].source == "okvqa"
+
+
+def test_half_an_emoji_is_mended_and_told(tmp_path: Path) -> None:
+    turns = r'{"from": "human", "value": "hi \ud83d"}, {"from": "gpt", "value": "\ud83d\ude00"}'
+    chats = f'[{{"id": "a_0", "conversations": [{turns}]}}]'
+    path = tmp_path / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json"
+    path.parent.mkdir()
+    path.write_text(chats)
+    found, rejects = read("sharegpt", tmp_path)
+    assert rows(found) == [["hi \ufffd", "\U0001f600"]]
+    assert [reject.reason for reject in rejects] == ["lone_surrogate"]
+
+
+def test_text_that_holds_an_image_token_is_rejected(tmp_path: Path) -> None:
+    books = {
+        "1": {"questions": ["What is <image>?"], "answers": ["A tag"], "split": 1},
+        "2": {"questions": ["Q"], "answers": ["A"], "split": 1},
+    }
+    dump(tmp_path / "ocrvqa/dataset.json", books)
+    found, rejects = read("ocrvqa", tmp_path)
+    assert len(found) == 1 and reasons(rejects) == {"image_token"}
+
+
+def test_equal_ids_are_told(tmp_path: Path) -> None:
+    chat = {"id": "a_0", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    dump(tmp_path / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json", [chat, chat])
+    found, rejects = read("sharegpt", tmp_path)
+    assert len(found) == 1 and reasons(rejects) == {"duplicate_id"}
+
+
+def test_unequal_question_and_answer_lists_are_told(tmp_path: Path) -> None:
+    books = {
+        "1": {"questions": ["Q", "R"], "answers": ["A"], "split": 1},
+        "2": {"questions": ["Q"], "answers": ["A"], "split": 1},
+    }
+    dump(tmp_path / "ocrvqa/dataset.json", books)
+    assert reasons(read("ocrvqa", tmp_path)[1]) == {"unequal_lists"}

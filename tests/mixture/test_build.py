@@ -1,0 +1,335 @@
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from builders import known
+from mixture.build import build
+from mixture.errors import VlmixError
+from mixture.manifest import Manifest, read
+from mixture.recipe import load, parse
+from tests.helpers import VLMIX, hashes, vlmix
+
+
+def make(
+    raw: Path, out: Path, sources: dict[str, Any], workers: int = 1, only_text: bool = False, **keys: Any
+) -> Manifest:
+    recipe = parse({"name": "x", "sources": sources, **keys}, known())
+    return build(recipe, known(), raw, out, workers=workers, annotations_only=only_text)
+
+
+def samples(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "samples.parquet")
+
+
+def test_bytes_do_not_depend_on_workers_or_place(raw: Path, recipes: Path, mixture: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "raw"
+    shutil.copytree(raw, elsewhere, copy_function=shutil.copy)  # other paths, other mtimes
+    out = tmp_path / "two"
+    build(load(recipes / "sample.yaml", known()), known(), elsewhere, out, workers=2)
+    assert hashes(out) == hashes(mixture)
+    assert not (tmp_path / "two.partial").exists()
+
+
+def test_nothing_of_the_machine_is_in_the_output(raw: Path, mixture: Path) -> None:
+    assert set(hashes(mixture)) == {
+        "README.md",
+        "manifest.json",
+        "rejects.parquet",
+        "samples.parquet",
+        *(f"train/train-{i:06d}.tar" for i in range(9)),
+    }
+    for name in ("README.md", "manifest.json"):
+        text = (mixture / name).read_text()
+        assert str(raw) not in text and str(mixture) not in text
+        assert not re.search(r"20\d\d-\d\d-\d\d", text)
+    for row in pl.read_parquet(mixture / "rejects.parquet").to_dicts():
+        assert str(raw) not in json.dumps(row)
+
+
+def start(raw: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
+    command = ["build", "sample", "--raw", raw, "--out", out, "--set", "samples_per_shard=5", *more]
+    return subprocess.Popen([*VLMIX, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(process: "subprocess.Popen[str]", path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+@pytest.fixture(scope="module")
+def small_shards(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("whole") / "mixture"
+    assert vlmix("build", "sample", "--raw", raw, "--out", out, "--set", "samples_per_shard=5").returncode == 0
+    return hashes(out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("moment", ["work/sources/002.arrow", "work/images.jsonl", "train/train-000011.tar"])
+def test_a_killed_build_goes_on_to_the_same_bytes(
+    raw: Path, small_shards: dict[str, str], tmp_path: Path, moment: str, workers: int
+) -> None:
+    out = tmp_path / "mixture"
+    partial = tmp_path / "mixture.partial"
+    process = start(raw, out, f"--workers={workers}")
+    until(process, partial / moment)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not out.exists()
+    finished = {path: path.stat().st_mtime_ns for path in partial.glob("train/*.tar")}
+    process = start(raw, out, f"--workers={workers}")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert hashes(out) == small_shards
+    kept = [path for path, mtime in finished.items() if (out / "train" / path.name).stat().st_mtime_ns == mtime]
+    # Of each process, the shard that it was at may have had its tar but not yet its rows.
+    assert len(kept) >= len(finished) - workers
+
+
+def test_ctrl_c_leaves_in_peace_and_the_next_run_goes_on(
+    raw: Path, small_shards: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "mixture"
+    process = start(raw, out, "--workers=2")
+    until(process, tmp_path / "mixture.partial/train/train-000003.tar")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and "goes on" in errors
+    assert not out.exists()
+    again = start(raw, out)
+    assert again.communicate(timeout=120) and again.returncode == 0
+    assert hashes(out) == small_shards
+
+
+def test_a_full_disk_is_told_and_survived(raw: Path, small_shards: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "mixture"
+    limit = 25_000  # bytes per file: the first shard that is larger fails as on a full disk
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = ["build", "sample", "--raw", raw, "--out", out, "--set", "samples_per_shard=5", "--workers", "1"]
+    failed = vlmix(*command, preexec_fn=small_disk)
+    assert failed.returncode == 1 and "cannot write" in failed.stderr and "free some space" in failed.stderr
+    assert "Traceback" not in failed.stderr and not out.exists()
+    assert not list((tmp_path / "mixture.partial").rglob("*.tmp"))
+    assert vlmix(*command).returncode == 0
+    assert hashes(out) == small_shards
+
+
+def test_a_changed_recipe_does_not_take_over_old_shards(
+    raw: Path, small_shards: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "mixture"
+    process = start(raw, out, "--set=seed=7")
+    until(process, tmp_path / "mixture.partial/train/train-000008.tar")
+    process.kill()
+    process.communicate()
+    again = start(raw, out)
+    assert again.communicate(timeout=120) and again.returncode == 0
+    assert hashes(out) == small_shards
+
+
+def test_two_builds_of_one_folder_do_not_mix(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mixture"
+    process = start(raw, out)
+    until(process, tmp_path / "mixture.partial/work/lock")
+    time.sleep(0.05)
+    with pytest.raises(VlmixError, match="being written by another run"):
+        make(raw, out, {"okvqa": {}})
+    assert process.communicate(timeout=120) and process.returncode == 0
+    with pytest.raises(VlmixError, match="exists already"):
+        make(raw, out, {"okvqa": {}})
+
+
+def test_take_is_exact_although_images_are_broken(raw: Path, tmp_path: Path) -> None:
+    """48 books, one cover missing, one truncated: 46 can be had, and no fewer."""
+    manifest = make(raw, tmp_path / "a", {"ocrvqa": {"take": 46}})
+    assert manifest.samples == 46
+    assert manifest.rejects == {"ocrvqa": {"image_damaged": 1, "image_missing": 1}}
+    with pytest.raises(VlmixError, match=r"take 47 asks for more than the 46 .*no usable image"):
+        make(raw, tmp_path / "b", {"ocrvqa": {"take": 47}})
+
+
+def test_takes_nest_and_do_not_know_of_other_sources(raw: Path, tmp_path: Path) -> None:
+    make(raw, tmp_path / "few", {"ocrvqa": {"take": 10}}, only_text=True)
+    make(raw, tmp_path / "more", {"okvqa": {}, "ocrvqa": {"take": 30}, "gqa": {}}, only_text=True)
+    few, more = (set(samples(tmp_path / name)["id"]) for name in ("few", "more"))
+    assert len(few) == 10 and few < more
+
+
+def test_ratio_total_weight_and_where(raw: Path, tmp_path: Path) -> None:
+    def counts(name: str, sources: dict[str, Any], **keys: Any) -> dict[str, int]:
+        manifest = make(raw, tmp_path / name, sources, only_text=True, **keys)
+        return {source: info.counts.samples for source, info in manifest.sources.items()}
+
+    assert counts("ratio", {"okvqa": {"ratio": 0.5}, "gqa": {"ratio": 0.125}}) == {"okvqa": 32, "gqa": 6}
+    assert counts("total", {"okvqa": {}, "gqa": {}}, total=28) == {"okvqa": 16, "gqa": 12}  # of 64 and 48
+    weighted = {"okvqa": {"weight": 1}, "gqa": {"weight": 3}}
+    assert counts("weight", weighted, total=40) == {"okvqa": 10, "gqa": 30}
+    assert counts("share", {"okvqa": {}, "gqa": {}}, ratio=0.25) == {"okvqa": 16, "gqa": 12}
+    loose = counts("loose", {"okvqa": {}, "gqa": {}}, ratio=0.25, stratify=False)
+    assert sum(loose.values()) == 28
+    assert counts("where", {"okvqa": {"where": "exchanges > 1"}}) == {"okvqa": 1}
+    with pytest.raises(VlmixError, match="asks for 80 samples, it has 48"):
+        counts("over", {"okvqa": {"weight": 1}, "gqa": {"weight": 4}}, total=100)
+    with pytest.raises(VlmixError, match="total 500 asks for more than the 112"):
+        counts("over", {"okvqa": {}, "gqa": {}}, total=500)
+    with pytest.raises(VlmixError, match=r"sources.okvqa: where: 'exchange > 1'.*columns are id, source"):
+        counts("typo", {"okvqa": {"where": "exchange > 1"}})
+    with pytest.raises(VlmixError, match="not a condition"):
+        counts("sum", {"okvqa": {"where": "exchanges + 1"}})
+
+
+def test_repeats_are_counted_and_stored_once(raw: Path, tmp_path: Path) -> None:
+    manifest = make(raw, tmp_path / "a", {"okvqa": {"repeat": 2.5}, "gqa": {}}, only_text=True)
+    info = manifest.sources["okvqa"].counts
+    assert (info.samples, info.seen) == (64, 160)
+    frame = samples(tmp_path / "a").filter(pl.col("source") == "okvqa")
+    assert Counter(frame["repeat"].to_list()) == {2: 32, 3: 32}
+    assert "`repeat`" in (tmp_path / "a/README.md").read_text()
+
+
+def test_images_that_are_nowhere_are_told_before_anything_is_read(raw: Path, tmp_path: Path) -> None:
+    only = tmp_path / "raw"
+    only.mkdir()
+    shutil.copytree(raw / "okvqa", only / "okvqa")
+    with pytest.raises(VlmixError, match=r"none of its 64 images is there.*--images.*--annotations-only"):
+        make(only, tmp_path / "out", {"okvqa": {}})
+    recipe = parse({"name": "x", "sources": {"okvqa": {}}}, known())
+    manifest = build(recipe, known(), only, tmp_path / "out", images=[raw / "coco"])
+    assert manifest.total.images == 64
+    with pytest.raises(VlmixError, match="does not exist"):
+        build(recipe, known(), only, tmp_path / "other", images=[tmp_path / "nowhere"])
+
+
+def test_annotations_only_needs_no_image(raw: Path, mixture: Path, recipes: Path, tmp_path: Path) -> None:
+    recipe = load(recipes / "sample.yaml", known())
+    manifest = build(recipe, known(), raw, tmp_path / "text", annotations_only=True)
+    assert manifest.kind == "annotations" and not manifest.shards
+    assert not (tmp_path / "text/train").exists()
+    whole, text = samples(mixture), samples(tmp_path / "text")
+    both = whole.join(text, on="id", suffix="_text")
+    assert len(both) > 800
+    assert both.filter(pl.col("image_change") != "rotated")["conversations"].equals(
+        both.filter(pl.col("image_change") != "rotated")["conversations_text"], check_names=False
+    )
+
+
+def test_prompt_styles_are_one_word_of_the_recipe(raw: Path, tmp_path: Path) -> None:
+    for style in ("plain", "instructblip"):
+        make(raw, tmp_path / style, {"vqav2": {}, "aokvqa": {}}, only_text=True, prompts=style)
+    plain, blip = (
+        "\n".join(turn["value"] for talk in samples(tmp_path / style)["conversations"] for turn in talk)
+        for style in ("plain", "instructblip")
+    )
+    assert "single word or phrase" not in plain and "option's letter" not in plain
+    assert "Short answer:" in blip and "single word or phrase" not in blip
+
+
+def test_two_entries_may_not_hold_the_same_conversation(raw: Path, tmp_path: Path) -> None:
+    path = "llava_json/llava_v1_5_mix_sample.json"
+    both = {
+        "a": {"builder": "llava_json", "path": path},
+        "b": {"builder": "llava_json", "path": path, "only": ["gqa"]},
+    }
+    with pytest.raises(VlmixError, match="sources 'a' and 'b' both hold gqa/"):
+        make(raw, tmp_path / "out", both, only_text=True)
+
+
+def test_the_manifest_tells_inputs_and_shards(raw: Path, mixture: Path) -> None:
+    from mixture.files import sha256
+
+    manifest = read(mixture)
+    assert manifest.samples == sum(shard.samples for shard in manifest.shards) == 840
+    inputs = {item.path: item for items in manifest.inputs.values() for item in items}
+    assert "refcoco/refcocog/refs(umd).p" in inputs and len(inputs) == 19
+    for path, item in inputs.items():
+        assert (item.bytes, item.sha256) == ((raw / path).stat().st_size, sha256(raw / path))
+    for shard in manifest.shards:
+        assert sha256(mixture / shard.path) == shard.sha256
+
+
+def test_what_every_rebuilt_mixture_must_keep(mixture: Path) -> None:
+    """The invariants that hold for all rows of the official mixture."""
+    prompts = {
+        "short": "\nAnswer the question using a single word or phrase.",
+        "letter": "\nAnswer with the option's letter from the given choices directly.",
+    }
+    short = {"vqav2", "okvqa", "gqa", "ocrvqa"}
+    frame = samples(mixture)
+    assert frame["key"].to_list() == [f"{i:09d}" for i in range(len(frame))]
+    assert frame["id"].n_unique() == len(frame)
+    for row in frame.to_dicts():
+        texts = [turn["value"] for turn in row["conversations"]]
+        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * row["exchanges"]
+        assert len(row["formats"]) == row["exchanges"]
+        assert all(text.strip() == text and text for text in texts[1::2]), row["id"]
+        joined = "\n".join(texts)
+        if row["source"] == "sharegpt":
+            assert row["image"] == "" and "<image>" not in joined and row["image_size"] == 0
+            continue
+        assert joined.count("<image>") == 1 and "<image>" in texts[0]
+        assert row["image"].endswith(".jpg") and row["width"] > 0 and row["height"] > 0
+        assert texts[0].startswith("<image>\n") or row["source"] == "llava_instruct"
+        assert texts[0].endswith(prompts["short"]) == (row["source"] in short)
+        assert texts[0].endswith(prompts["letter"]) == (row["source"] == "aokvqa")
+        assert not any(text.endswith(tuple(prompts.values())) for text in texts[2::2])
+        if row["source"] in {"vqav2", "okvqa", "gqa"}:
+            assert all(text == text.capitalize() for text in texts[1::2])
+
+
+def test_shards_that_hold_images_begin_with_five(mixture: Path) -> None:
+    for (_,), rows in samples(mixture).group_by("shard", maintain_order=True):
+        with_image = (rows["image_size"] > 0).to_list()
+        assert all(with_image[:5])
+
+
+def test_stock_webdataset_reads_every_sample(mixture: Path) -> None:
+    import webdataset
+
+    urls = [str(path) for path in sorted(mixture.glob("train/*.tar"))]
+    stock = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    frame = samples(mixture)
+    assert [sample["__key__"] for sample in stock] == frame["key"].to_list()
+    for sample, row in zip(stock, frame.to_dicts(), strict=True):
+        assert sample["json"]["id"] == row["id"] and sample["json"]["conversations"] == row["conversations"]
+        assert ("jpg" in sample) == bool(row["image"])
+        if "jpg" in sample:
+            assert sample["jpg"].size == (row["width"], row["height"])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("order", ["shuffled", "natural"])
+def test_hf_datasets_reads_every_row(raw: Path, tmp_path: Path, streaming: bool, order: str) -> None:
+    """The natural order here begins with text alone, from which no image type could be inferred."""
+    import datasets
+
+    sources = {"sharegpt": {}, "okvqa": {}, "vg": {"take": 20}}
+    make(raw, tmp_path / "mix", sources, order=order, samples_per_shard=30)
+    data = datasets.load_dataset(
+        str(tmp_path / "mix"), split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
+    )
+    rows = list(data)
+    frame = samples(tmp_path / "mix")
+    assert [row["json"]["id"] for row in rows] == frame["id"].to_list()
+    assert [row["json"]["conversations"] for row in rows] == frame["conversations"].to_list()
+    assert [row["jpg"].size if row["jpg"] else (0, 0) for row in rows] == frame.select("width", "height").rows()
+
+
+def test_a_text_only_mixture_opens_in_hf_datasets(raw: Path, tmp_path: Path) -> None:
+    import datasets
+
+    make(raw, tmp_path / "mix", {"sharegpt": {}})
+    data = datasets.load_dataset(str(tmp_path / "mix"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(data) == 35 and "jpg" not in data.features

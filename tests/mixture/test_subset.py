@@ -1,0 +1,134 @@
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mixture.errors import VlmixError
+from mixture.manifest import Manifest, read
+from mixture.store import Store
+from mixture.subset import Selection, parse_amounts, subsample
+from mixture.verify import verify
+from tests.helpers import hashes
+
+
+def ids(folder: Path) -> list[str]:
+    return pl.read_parquet(folder / "samples.parquet")["id"].to_list()
+
+
+def drawn(mixture: Path, out: Path, materialize: bool = False, workers: int = 1, **selection: object) -> Manifest:
+    return subsample(mixture, out, Selection(**selection), materialize=materialize, workers=workers)
+
+
+def test_views_nest_keep_the_order_and_copy_nothing(mixture: Path, tmp_path: Path) -> None:
+    before = hashes(mixture)
+    for ratio in (0.1, 0.3, 0.9):
+        manifest = drawn(mixture, tmp_path / f"{ratio}", ratio=ratio)
+        assert manifest.samples == len(ids(tmp_path / f"{ratio}")) == int(840 * ratio)
+    small, middle, large = (ids(tmp_path / name) for name in ("0.1", "0.3", "0.9"))
+    assert set(small) < set(middle) < set(large) < set(ids(mixture))
+    assert large == [id for id in ids(mixture) if id in set(large)]
+    assert {p.name for p in (tmp_path / "0.1").iterdir()} == {"README.md", "manifest.json", "samples.parquet"}
+    assert hashes(mixture) == before
+
+
+def test_a_view_of_a_view_is_a_view_of_the_root(mixture: Path, tmp_path: Path) -> None:
+    drawn(mixture, tmp_path / "deep/half", ratio=0.5)
+    drawn(tmp_path / "deep/half", tmp_path / "tenth", total=84)
+    drawn(mixture, tmp_path / "direct", total=84)
+    assert ids(tmp_path / "tenth") == ids(tmp_path / "direct"), "the same prefix of the same order"
+    store = Store(tmp_path / "tenth")
+    assert store.root == mixture and len(store.manifest.subset) == 2
+    assert not verify(tmp_path / "tenth").problems
+    row = store.index().row(5, named=True)
+    assert store.read(row["shard"], row["json_offset"], row["json_size"]).startswith(b'{"id":"' + row["id"].encode())
+
+
+def test_stratified_subsets_keep_the_shares(mixture: Path, tmp_path: Path) -> None:
+    whole = read(mixture).sources
+    for name, info in drawn(mixture, tmp_path / "tenth", ratio=0.1).sources.items():
+        assert abs(info.counts.samples - whole[name].counts.samples / 10) < 1
+    loose = drawn(mixture, tmp_path / "loose", ratio=0.1, stratify=False)
+    assert loose.samples == 84
+    other = drawn(mixture, tmp_path / "other", ratio=0.1, seed=1)
+    assert other.samples == 84 and set(ids(tmp_path / "other")) != set(ids(tmp_path / "tenth"))
+
+
+def test_sources_are_cut_by_name(mixture: Path, tmp_path: Path) -> None:
+    amounts = dict(parse_amounts(["gqa=10", "aokvqa=12.5%", "vqav2=0", "okvqa=0.5"]))
+    manifest = drawn(mixture, tmp_path / "a", sources=amounts)
+    counts = {name: info.counts.samples for name, info in manifest.sources.items()}
+    assert (counts["gqa"], counts["aokvqa"], counts["okvqa"], counts["refcoco"]) == (10, 32, 32, 165)
+    assert "vqav2" not in counts
+    assert drawn(mixture, tmp_path / "b", where="exchanges >= 4 AND source = 'gqa'").total.exchanges >= 4
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"ratio": 0.0001}, "keeps no sample"),
+        ({"ratio": 0.0}, "above 0"),
+        ({"ratio": 1.5}, "at most 1"),
+        ({"total": 10_000}, "more than the 840"),
+        ({"total": -1}, "at least 1"),
+        ({"ratio": 0.1, "total": 3}, "exclude"),
+        ({"sources": {"vqa2": 3}}, "did you mean 'vqav2'"),
+        ({"sources": {"gqa": 49}}, "more than its 48"),
+        ({"sources": {"gqa": 1.5}}, "neither a count nor a share"),
+        ({"where": "exchanges >"}, "where"),
+        ({"where": "exchanges > 1000"}, "keeps no sample"),
+    ],
+)
+def test_impossible_selections_are_told(
+    mixture: Path, tmp_path: Path, selection: dict[str, object], message: str
+) -> None:
+    with pytest.raises(VlmixError, match=message):
+        drawn(mixture, tmp_path / "x", **selection)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("text", ["gqa", "gqa=", "=3", "gqa=many", "gqa=1.5x"])
+def test_amounts_are_parsed_strictly(text: str) -> None:
+    with pytest.raises(VlmixError, match="NAME=1000"):
+        parse_amounts([text])
+
+
+def test_materialized_shards_hold_the_same_samples(mixture: Path, tmp_path: Path) -> None:
+    drawn(mixture, tmp_path / "view", ratio=0.3)
+    drawn(tmp_path / "view", tmp_path / "one", total=200, materialize=True)
+    drawn(mixture, tmp_path / "two", total=200, materialize=True, workers=2)
+    assert not verify(tmp_path / "one").problems and not verify(tmp_path / "two").problems
+    assert {k: v for k, v in hashes(tmp_path / "one").items() if "train" in k or "samples" in k} == {
+        k: v for k, v in hashes(tmp_path / "two").items() if "train" in k or "samples" in k
+    }
+    source, copy = Store(mixture), Store(tmp_path / "two")
+    before = {row["id"]: row for row in source.index().to_dicts()}
+    assert copy.manifest.kind == "mixture" and len(copy.manifest.shards) == 2
+    for row in copy.index().to_dicts():
+        old = before[row["id"]]
+        assert row["conversations"] == old["conversations"] and row["boxes"] == old["boxes"]
+        if row["image"]:
+            assert copy.read(row["shard"], row["image_offset"], row["image_size"]) == source.read(
+                old["shard"], old["image_offset"], old["image_size"]
+            )
+
+
+def test_a_view_whose_root_is_gone_or_new_says_so(mixture: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(mixture, root)
+    drawn(root, tmp_path / "view", ratio=0.1)
+    manifest = root / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"seed"', '"seed" '))
+    with pytest.raises(VlmixError, match="built anew since"):
+        Store(tmp_path / "view")
+    shutil.rmtree(root)
+    with pytest.raises(VlmixError, match="is gone"):
+        Store(tmp_path / "view")
+
+
+def test_root_and_view_may_move_together(mixture: Path, tmp_path: Path) -> None:
+    shutil.copytree(mixture, tmp_path / "here/root")
+    drawn(tmp_path / "here/root", tmp_path / "here/view", ratio=0.1)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert not verify(tmp_path / "there/view").problems

@@ -1,0 +1,78 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mixture.errors import VlmixError
+from mixture.manifest import read
+from mixture.verify import verify
+
+TAR = "train/train-000003.tar"
+
+
+@pytest.fixture
+def copy(mixture: Path, tmp_path: Path) -> Path:
+    shutil.copytree(mixture, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+def image_offset(folder: Path, shard: str) -> int:
+    frame = pl.read_parquet(folder / "samples.parquet").filter(pl.col("shard") == shard, pl.col("image_size") > 0)
+    return int(frame["image_offset"][0]) + int(frame["image_size"][0]) // 2
+
+
+def truncate(folder: Path) -> None:
+    path = folder / TAR
+    path.write_bytes(path.read_bytes()[:-15_000])
+
+
+def rewrite_index(folder: Path) -> None:
+    frame = pl.read_parquet(folder / "samples.parquet")
+    frame.with_columns(pl.lit("x").alias("id")).write_parquet(folder / "samples.parquet")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / TAR).unlink(), f"{TAR}: missing"),
+        (truncate, f"{TAR}: .*truncated"),
+        (lambda f: flip(f / TAR, 0), "checksum"),
+        (lambda f: flip(f / TAR, image_offset(f, TAR)), "differs from the hash in the index"),
+        (lambda f: flip(f / "README.md", 3), "README.md: its bytes differ"),
+        (lambda f: (f / "rejects.parquet").unlink(), "rejects.parquet: missing"),
+        (rewrite_index, "samples.parquet: its bytes differ"),
+        (lambda f: (f / "train/more.tar").write_bytes(b""), "train/more.tar: not part of the mixture"),
+    ],
+)
+def test_every_damage_is_found(copy: Path, damage: Callable[[Path], object], message: str) -> None:
+    assert not verify(copy).problems
+    damage(copy)
+    problems = "\n".join(verify(copy, workers=2).problems)
+    import re
+
+    assert re.search(message, problems), problems
+
+
+def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
+    path = copy / "manifest.json"
+    text = path.read_text()
+    for changed, message in [
+        (text[: len(text) // 2], "the manifest is damaged"),
+        (text.replace('"format_version": 1', '"format_version": 2'), "newer than the 1"),
+        (text.replace("train/train-000000.tar", "../../outside.tar"), "leaves the folder"),
+    ]:
+        assert changed != text
+        path.write_text(changed)
+        with pytest.raises(VlmixError, match=message):
+            read(copy)
+    path.unlink()
+    with pytest.raises(VlmixError, match="not a mixture"):
+        read(copy)
