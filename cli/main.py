@@ -130,15 +130,15 @@ def inspect(
     as_json: JsonOpt = False,
 ) -> None:
     """The composition of a mixture, one of its samples, or what was dropped."""
-    from mixture.store import Store
+    from mixture import open as open_mixture
 
-    store = Store(mixture)
+    opened = open_mixture(mixture)
     if id is not None:
-        show.one(store, id, as_json)
+        show.one(opened, id, as_json)
     elif rejects:
-        show.rejects(store, as_json)
+        show.rejects(opened, as_json)
     else:
-        show.manifest(mixture, store.manifest, as_json)
+        show.manifest(mixture, opened.manifest, as_json)
 
 
 @app.command()
@@ -213,6 +213,8 @@ def demo(
     workers: WorkersOpt = _CORES,
 ) -> None:
     """Sample, build, verify, subsample and inspect, on the miniature releases."""
+    from mixture import open as open_mixture
+
     if out.exists():
         raise VlmixError(f"{out} exists already; remove it or name another folder")
     raw, full, tenth = out / "raw", out / "mixture", out / "mixture-10"
@@ -229,7 +231,7 @@ def demo(
     subsample(full, tenth, ratio=0.1, workers=workers)
     show.step(f"vlmix inspect {full} --rejects")
     inspect(full, rejects=True)
-    first = show.first_id(full)
+    first = open_mixture(full)[0].id
     show.step(f"vlmix inspect {full} --id {first}")
     inspect(full, id=first)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from builders.sample import SampleReport
     from mixture.manifest import Manifest
     from mixture.plan import PlanRow
+    from mixture.reader import Mixture
     from mixture.source import Source
-    from mixture.store import Store
     from mixture.verify import Verified
 
 # Into a pipe, tables keep their natural width.
@@ -162,17 +162,18 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
     _say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
 
 
-def one(store: "Store", id: str, as_json: bool) -> None:
-    import polars as pl
-
+def one(mixture: "Mixture", id: str, as_json: bool) -> None:
     from mixture.subset import read_rows
 
-    ids = store.index(["id"]).with_columns(store.root_rows()["row"])
-    found = ids.filter(pl.col("id") == id)["row"].to_list()
-    if not found:
-        parts = ids.filter(pl.col("id").str.starts_with(id.partition("#")[0]))["id"].head(5).to_list()
-        raise VlmixError(f"{store.folder} has no sample {id!r}" + (nearest(id, parts) if parts else ""))
-    row = next(read_rows(store.root, found[:1]))
+    try:
+        position = mixture.find(id)
+    except KeyError:
+        stem = id.partition("#")[0]
+        alike = [other for other in mixture.column("id").to_pylist() if other.startswith(stem)]
+        raise VlmixError(
+            f"{mixture.folder.name} has no sample {id!r}" + (nearest(id, alike[:5]) if alike else "")
+        ) from None
+    row = next(read_rows(mixture.local_root, [int(mixture.rows[position])]))
     if as_json:
         _json(row)
         return
@@ -197,14 +198,14 @@ def one(store: "Store", id: str, as_json: bool) -> None:
         _say(f"   box of [{box['exchange']}]: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
 
 
-def rejects(store: "Store", as_json: bool) -> None:
+def rejects(mixture: "Mixture", as_json: bool) -> None:
     import polars as pl
 
     from mixture.manifest import REJECTS_NAME
 
-    path = store.root / REJECTS_NAME
+    path = mixture.local_root / REJECTS_NAME
     if not path.exists():
-        raise VlmixError(f"{store.root} has no {REJECTS_NAME}: it was copied from another mixture, which has it")
+        raise VlmixError(f"{path} is missing: this mixture was copied from another one, which has it")
     frame = pl.read_parquet(path)
     if as_json:
         _json(frame.to_dicts())
@@ -224,13 +225,6 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
         _say(problem)
     state = f"{len(report.problems)} problems" if report.problems else "sound"
     _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
-
-
-def first_id(folder: Path) -> str:
-    """Id of the first sample of a mixture."""
-    from mixture.store import Store
-
-    return str(Store(folder).index(["id"])["id"][0])
 
 
 def _table(*columns: str) -> Table:

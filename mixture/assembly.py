@@ -16,10 +16,10 @@ from mixture import manifest as manifests
 from mixture.card import card
 from mixture.errors import VlmixError
 from mixture.files import disk_errors, sha256, write_parquet, write_text
-from mixture.manifest import REJECTS_NAME, SAMPLES_NAME, Manifest
+from mixture.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
 from mixture.pool import Pool, Progress
 from mixture.samples import SAMPLES
-from mixture.shards import Counts, ShardDone, rows_path
+from mixture.shards import ShardDone, rows_path
 
 
 class Job(Protocol):

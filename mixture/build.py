@@ -16,15 +16,15 @@ from mixture.convert import CandidateReader
 from mixture.errors import VlmixError
 from mixture.files import disk_errors
 from mixture.images import ImageFacts, examine
-from mixture.manifest import REJECTS_NAME, Manifest, SourceInfo
+from mixture.manifest import REJECTS_NAME, Counts, Manifest, SourceInfo
 from mixture.plan import Prepared, missing_rejects, prepare
 from mixture.pool import Pool, Progress, silent
 from mixture.recipe import Recipe
-from mixture.samples import write_rejects
+from mixture.samples import Reject, write_rejects
 from mixture.sampling import Indices
 from mixture.select import arrange
-from mixture.shards import Counts, Pick, ShardDone, ShardJob, image_fit, write_shard
-from mixture.source import Reject, Source
+from mixture.shards import Pick, ShardDone, ShardJob, image_fit, write_shard
+from mixture.source import Source
 from mixture.version import VERSION
 
 _CHUNK = 64  # images per task: a tenth of a second of work

@@ -10,10 +10,12 @@ from msgspec import Struct
 
 from mixture.errors import VlmixError
 from mixture.files import atomic, sha256
+from mixture.manifest import Input
 from mixture.recipe import Entry
 from mixture.record import Conversation, defect
 from mixture.render import StyleName, count_words, values
-from mixture.source import Input, RawFolder, Reject, Rejects, Source
+from mixture.samples import Reject
+from mixture.source import RawFolder, Rejects, Source
 from mixture.version import VERSION
 
 CANDIDATES = pa.schema(

@@ -5,16 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixture.errors import VlmixError
 from mixture.files import atomic
 from mixture.manifest import SAMPLES_NAME
 from mixture.pool import Progress, silent
+from mixture.reader import Mixture
+from mixture.reader import open as open_mixture
 from mixture.record import unsafe_path
-from mixture.store import Store
 
-_COLUMNS = ["id", "image", "conversations", "origin", "ordinal", "repeat", "shard", "image_offset", "image_size"]
+_COLUMNS = ["id", "image", "conversations", "origin", "ordinal", "repeat", "image_size"]
 
 
 def llava_json(folder: Path, out: Path, images: Path | None = None, progress: Progress = silent) -> int:
@@ -24,19 +27,19 @@ def llava_json(folder: Path, out: Path, images: Path | None = None, progress: Pr
     of natural order is written in that order. A sample with `repeat` n is written n times. With `images`, the stored
     images are written below that folder under the paths that the rows name.
     """
-    store = Store(folder)
+    mixture = open_mixture(folder)
     if out.exists():
         raise VlmixError(f"{out} exists already; choose another --out or remove it")
-    count, total = 0, store.manifest.samples
+    count, total = 0, len(mixture)
     with atomic(out) as file:
         file.write(b"[")
-        for number, row in enumerate(_rows(store)):
+        for number, row in enumerate(_rows(mixture)):
             text = json.dumps(llava_row(row), ensure_ascii=False).encode()
             for _ in range(row["repeat"]):
                 file.write((b",\n" if count else b"") + text)
                 count += 1
             if images is not None and row["image_size"]:
-                _write_image(store, row, images)
+                _write_image(mixture, row, images)
             if number % 1000 == 0:
                 progress("exporting", number, total)
         file.write(b"]\n")
@@ -61,26 +64,27 @@ def llava_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**plain, **origin, "conversations": turns}
 
 
-def _rows(store: Store) -> Iterator[dict[str, Any]]:
+def _rows(mixture: Mixture) -> Iterator[dict[str, Any]]:
     """Rows with their texts: in the natural order where the recipe's is, else in mixture order."""
-    natural = store.manifest.recipe["order"] == "natural"
-    wanted = store.root_rows()["row"].to_numpy()
-    file = pq.ParquetFile(store.root / SAMPLES_NAME)
+    natural = mixture.manifest.recipe["order"] == "natural"
+    wanted = mixture.rows
+    file = pq.ParquetFile(mixture.local_root / SAMPLES_NAME)
     start = 0
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows
-        mine = wanted[(wanted >= start) & (wanted < start + size)] - start
-        start += size
-        if len(mine):
-            rows = file.read_row_group(group, columns=_COLUMNS).take(mine)
+        positions = np.flatnonzero((wanted >= start) & (wanted < start + size))
+        if len(positions):
+            rows = file.read_row_group(group, columns=_COLUMNS).take(wanted[positions] - start)
+            rows = rows.append_column("position", pa.array(positions))
             # In the natural order only the first images of a shard were moved, so sorting each shard restores it.
             yield from (rows.sort_by("ordinal") if natural else rows).to_pylist()
+        start += size
 
 
-def _write_image(store: Store, row: dict[str, Any], images: Path) -> None:
+def _write_image(mixture: Mixture, row: dict[str, Any], images: Path) -> None:
     if problem := unsafe_path(row["image"]):
         raise VlmixError(f"sample {row['id']}: {problem}")
     path = images / PurePosixPath(row["image"])
     if not path.exists():
         with atomic(path) as file:
-            file.write(store.read(row["shard"], row["image_offset"], row["image_size"]))
+            file.write(mixture.raw(row["position"]).jpeg or b"")

@@ -8,13 +8,43 @@ from msgspec import Struct
 
 from mixture.errors import VlmixError
 from mixture.files import atomic
-from mixture.shards import Counts, Shard
-from mixture.source import Input
+from mixture.location import Local, Location
 from mixture.version import FORMAT_VERSION, VERSION
 
 NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
 REJECTS_NAME = "rejects.parquet"
+
+
+class Input(Struct, frozen=True):
+    """A raw file that was read: path relative to RAW (the bare name if it lies elsewhere), bytes, sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Counts(Struct, frozen=True):
+    """What one source gives to a mixture."""
+
+    samples: int = 0
+    seen: int = 0
+    """Samples per epoch, repeats counted."""
+    exchanges: int = 0
+    words: int = 0
+    images: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
+
+
+class Shard(Struct, frozen=True):
+    """A written shard as the manifest lists it."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str
 
 
 class SourceInfo(Struct, frozen=True, kw_only=True):
@@ -63,29 +93,29 @@ def write(folder: Path, manifest: Manifest) -> None:
         file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
 
 
-def read(folder: Path) -> Manifest:
+def read(folder: Location) -> Manifest:
     """The manifest of a mixture folder. Raises VlmixError if `folder` is not one or is of a newer format."""
-    path = folder / NAME
+    where = folder.join(NAME)
     try:
-        data = path.read_bytes()
+        data = where.whole()
     except FileNotFoundError:
-        unfinished = folder.with_name(folder.name + ".partial").is_dir()
-        raise VlmixError(
-            f"{folder} is not a mixture: it has no {NAME}"
-            + ("; its build was interrupted, run the same `vlmix build` again to finish it" if unfinished else "")
-        ) from None
-    except OSError as error:
-        raise VlmixError(f"{path}: {error.strerror}") from None
+        raise VlmixError(f"{folder.name} is not a mixture: it has no {NAME}{_unfinished(folder)}") from None
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
-        raise VlmixError(f"{path}: {error}; the manifest is damaged, build the mixture again") from None
+        raise VlmixError(f"{where.name}: {error}; the manifest is damaged, build the mixture again") from None
     if manifest.format_version > FORMAT_VERSION:
         raise VlmixError(
-            f"{path}: format version {manifest.format_version} is newer than the {FORMAT_VERSION} that this vlmix "
-            "reads; update vlmix"
+            f"{where.name}: format version {manifest.format_version} is newer than the {FORMAT_VERSION} that this "
+            "vlmix reads; update vlmix"
         )
     for shard in manifest.shards:
         if PurePosixPath(shard.path).is_absolute() or ".." in PurePosixPath(shard.path).parts:
-            raise VlmixError(f"{path}: shard {shard.path!r} leaves the folder")
+            raise VlmixError(f"{where.name}: shard {shard.path!r} leaves the folder")
     return manifest
+
+
+def _unfinished(folder: Location) -> str:
+    if isinstance(folder, Local) and folder.path.with_name(folder.path.name + ".partial").is_dir():
+        return "; its build was interrupted, run the same `vlmix build` again to finish it"
+    return ""

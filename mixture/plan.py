@@ -13,9 +13,10 @@ from mixture.errors import VlmixError
 from mixture.images import ImageFolder, ImageIndex
 from mixture.pool import Pool, Progress, silent
 from mixture.recipe import Recipe
+from mixture.samples import Reject
 from mixture.sampling import Indices
 from mixture.select import Candidates
-from mixture.source import Reject, Source
+from mixture.source import Source
 from mixture.tar import BLOCK
 
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 from msgspec import Struct, field
 
 from mixture.files import write_parquet
-from mixture.source import Reject
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
 _BOX = pa.struct(
@@ -58,6 +57,19 @@ REJECTS = pa.schema(
         "record": pa.string(),  # JSON, where the upstream record would be lost otherwise
     }
 )
+
+
+class Reject(Struct, frozen=True, kw_only=True):
+    """Something that was dropped. `exchange` is the position inside the upstream record, -1 for a whole record;
+    `reason` a stable code; `record` the upstream record as JSON where it would be lost otherwise."""
+
+    source: str
+    id: str
+    reason: str
+    detail: str
+    exchange: int = -1
+    image: str = ""
+    record: str = ""
 
 
 class Turn(Struct, frozen=True):

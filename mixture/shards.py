@@ -11,6 +11,7 @@ from msgspec import Struct
 from mixture.convert import CandidateReader
 from mixture.files import atomic, sha256
 from mixture.images import Fit, ImageFacts, content_hash, fit, scaled, stored_bytes
+from mixture.manifest import Counts, Shard
 from mixture.record import Conversation
 from mixture.render import StyleName, count_words, values
 from mixture.samples import SAMPLES, SampleJson, turns
@@ -47,29 +48,6 @@ class ShardJob(Struct, frozen=True):
     out: Path
     work: Path
     images: bool
-
-
-class Counts(Struct, frozen=True):
-    """What one source gives to a mixture."""
-
-    samples: int = 0
-    seen: int = 0
-    """Samples per epoch, repeats counted."""
-    exchanges: int = 0
-    words: int = 0
-    images: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
-
-
-class Shard(Struct, frozen=True):
-    """A written shard as the manifest lists it."""
-
-    path: str
-    samples: int
-    bytes: int
-    sha256: str
 
 
 class ShardDone(Struct, frozen=True):

@@ -16,6 +16,7 @@ from msgspec import Struct
 from mixture.errors import VlmixError
 from mixture.images import ImageFolder
 from mixture.record import Conversation, ResponseFormat
+from mixture.samples import Reject
 
 T = TypeVar("T")
 
@@ -30,27 +31,6 @@ class RawFile(Struct, frozen=True):
     name: str
     holds: str
     optional: bool = False
-
-
-class Reject(Struct, frozen=True, kw_only=True):
-    """Something that was dropped. `exchange` is the position inside the upstream record, -1 for a whole record;
-    `reason` a stable code; `record` the upstream record as JSON where it would be lost otherwise."""
-
-    source: str
-    id: str
-    reason: str
-    detail: str
-    exchange: int = -1
-    image: str = ""
-    record: str = ""
-
-
-class Input(Struct, frozen=True):
-    """A raw file that was read: path relative to RAW (the bare name if it lies elsewhere), bytes, sha256."""
-
-    path: str
-    bytes: int
-    sha256: str
 
 
 class Rejects:

@@ -16,13 +16,14 @@ from mixture import manifest as manifests
 from mixture.assembly import assembling, merge_counts, run_shards, seal, write_index
 from mixture.errors import VlmixError, nearest
 from mixture.files import sha256, write_parquet
-from mixture.manifest import SAMPLES_NAME, Manifest, Parent
+from mixture.manifest import SAMPLES_NAME, Counts, Manifest, Parent
 from mixture.pool import Pool, Progress, silent
+from mixture.reader import Mixture
+from mixture.reader import open as open_mixture
 from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW
 from mixture.sampling import Indices, choose, exact_share, keyed_order
 from mixture.select import arrange, matching, strata
-from mixture.shards import Counts, Row, ShardDone, store_rows
-from mixture.store import Store
+from mixture.shards import Row, ShardDone, store_rows
 from mixture.version import VERSION
 
 _INDEX = [name for name in SAMPLES.names if name not in TEXT_COLUMNS]
@@ -93,46 +94,63 @@ def subsample(
     A view holds no shards: its index refers to the root's. Raises VlmixError for a selection that asks for more than
     there is, or for nothing.
     """
-    store = Store(folder)
-    columns = _INDEX if store.manifest.parent is None else [*_INDEX, "row"]
-    frame = store.index(columns)
-    if store.manifest.parent is None:
-        frame = frame.with_columns(pl.arange(len(frame), eager=True, dtype=pl.Int64).alias("row"))
-    seed = store.manifest.seed if selection.seed is None else selection.seed
-    kept = frame[select(frame, selection, seed)]
-    said = {**msgspec.to_builtins(msgspec.structs.replace(selection, seed=seed)), "of": store.manifest.name}
-    with assembling(out) as (partial, work):
-        base = msgspec.structs.replace(
-            store.manifest,
-            vlmix_version=VERSION,
-            subset=[*store.manifest.subset, said],
-            samples=len(kept),
-            rejects={},
-            shards=[],
-            files={},
-            parent=None,
-        )
-        if materialize:
-            with Pool(workers) as pool:
-                done = _copy(store, kept, partial, work, pool, progress)
-            write_index(partial, work, done)
-            counts = merge_counts(done)
-            base = msgspec.structs.replace(
-                base, kind=store.root_manifest.kind, shards=[d.shard for d in done if d.shard is not None]
-            )
-        else:
-            table = kept.to_arrow().cast(VIEW)
-            write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)
-            counts = _counts(kept)
-            target = os.path.relpath(store.root.absolute(), out.absolute())
-            parent = Parent(Path(target).as_posix(), sha256(store.root / manifests.NAME))
-            base = msgspec.structs.replace(base, kind="view", parent=parent)
-        sources = {
-            name: msgspec.structs.replace(info, counts=counts[name])
-            for name, info in store.manifest.sources.items()
-            if name in counts
-        }
-        return seal(partial, msgspec.structs.replace(base, sources=sources))
+    whole = open_mixture(folder)
+    seed = whole.manifest.seed if selection.seed is None else selection.seed
+    kept = whole.part(select(_index(whole), selection, seed))
+    said = {**msgspec.to_builtins(msgspec.structs.replace(selection, seed=seed)), "of": whole.manifest.name}
+    if materialize:
+        return save_copy(kept, out, [said], workers=workers, progress=progress)
+    return save_view(kept, out, [said])
+
+
+def save_view(mixture: Mixture, out: Path, subset: list[dict[str, Any]]) -> Manifest:
+    """Write a part of a mixture as the view `out`; `subset` says how it was chosen."""
+    index, root = _index(mixture), mixture.local_root.absolute()
+    with assembling(out) as (partial, _):
+        table = index.to_arrow().cast(VIEW)
+        write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)
+        relative = Path(os.path.relpath(root, out.absolute())).as_posix()
+        parent = Parent(relative, sha256(root / manifests.NAME))
+        return seal(partial, _derived(mixture, subset, _counts(index), kind="view", parent=parent))
+
+
+def save_copy(
+    mixture: Mixture, out: Path, subset: list[dict[str, Any]], *, workers: int = 1, progress: Progress = silent
+) -> Manifest:
+    """Write a part of a mixture as the mixture `out`, with shards of its own."""
+    with assembling(out) as (partial, work), Pool(workers) as pool:
+        done = _copy(mixture, _index(mixture), partial, work, pool, progress)
+        write_index(partial, work, done)
+        shards = [d.shard for d in done if d.shard is not None]
+        kind = mixture.root_manifest.kind
+        return seal(partial, _derived(mixture, subset, merge_counts(done), kind=kind, shards=shards))
+
+
+def _derived(mixture: Mixture, subset: list[dict[str, Any]], counts: dict[str, Counts], **changed: Any) -> Manifest:
+    """The manifest of a part of `mixture`."""
+    sources = {
+        name: msgspec.structs.replace(info, counts=counts[name])
+        for name, info in mixture.manifest.sources.items()
+        if name in counts
+    }
+    plain: dict[str, Any] = {"rejects": {}, "shards": [], "files": {}, "parent": None}
+    return msgspec.structs.replace(
+        mixture.manifest,
+        **{
+            **plain,
+            "vlmix_version": VERSION,
+            "subset": [*mixture.manifest.subset, *subset],
+            "samples": len(mixture),
+            "sources": sources,
+            **changed,
+        },
+    )
+
+
+def _index(mixture: Mixture) -> pl.DataFrame:
+    """The index of a part without its texts, with `row`."""
+    frame = mixture.samples.select(_INDEX).collect()
+    return frame.with_columns(pl.Series("row", mixture.rows, dtype=pl.Int64))
 
 
 def _counts(frame: pl.DataFrame) -> dict[str, Counts]:
@@ -158,38 +176,31 @@ class CopyJob(Struct, frozen=True):
 
 
 def _copy(
-    store: Store, kept: pl.DataFrame, partial: Path, work: Path, pool: Pool, progress: Progress
+    mixture: Mixture, kept: pl.DataFrame, partial: Path, work: Path, pool: Pool, progress: Progress
 ) -> list[ShardDone]:
-    size = int(store.manifest.recipe["samples_per_shard"])
-    if store.manifest.recipe["order"] == "natural":
+    size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
+    if mixture.manifest.recipe["order"] == "natural":
         kept = kept.sort("ordinal")
     ids = kept["id"].to_list()
     has_image = (kept["image"] != "").to_numpy()
     order = arrange(np.arange(len(kept)), ids, has_image, "natural", 0, size)
     rows = kept["row"].to_numpy()[order].tolist()
-    jobs = [
-        CopyJob(i // size, i, rows[i : i + size], store.root.absolute(), partial, work)
-        for i in range(0, len(rows), size)
-    ]
-    plan = msgspec.msgpack.encode((VERSION, str(store.root), sha256(store.root / manifests.NAME), size, rows))
+    jobs = [CopyJob(i // size, i, rows[i : i + size], root, partial, work) for i in range(0, len(rows), size)]
+    plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
     return run_shards(copy_shard, jobs, plan, pool, progress)
 
 
 def copy_shard(job: CopyJob) -> ShardDone:
     """Copy samples into a new shard, bytes untouched; runs in a worker."""
-    store = Store(job.root)
+    root = open_mixture(job.root)
+    with_tar = bool(root.manifest.shards)
 
     def rows() -> Iterator[Row]:
-        for columns in read_rows(job.root, job.rows):
-            shard = columns["shard"]
-            text, image = b"", None
-            if shard:
-                text = store.read(shard, columns["json_offset"], columns["json_size"])
-            if columns["image_size"]:
-                image = store.read(shard, columns["image_offset"], columns["image_size"])
-            yield Row(columns["source"], columns, text, image)
+        for row, columns in zip(job.rows, read_rows(job.root, job.rows)):
+            raw = root.raw(row) if with_tar else None
+            yield Row(columns["source"], columns, raw.json if raw else b"", raw.jpeg if raw else None)
 
-    return store_rows(rows(), job.number, job.first, job.out, job.work, with_tar=bool(store.manifest.shards))
+    return store_rows(rows(), job.number, job.first, job.out, job.work, with_tar=with_tar)
 
 
 def read_rows(root: Path, rows: list[int]) -> Iterator[dict[str, Any]]:

@@ -12,11 +12,11 @@ from PIL import Image
 from mixture.errors import VlmixError
 from mixture.files import sha256
 from mixture.images import content_hash
-from mixture.manifest import NAME, SAMPLES_NAME, Manifest
+from mixture.manifest import NAME, SAMPLES_NAME, Manifest, Shard
 from mixture.pool import Pool, Progress, silent
+from mixture.reader import Mixture
+from mixture.reader import open as open_mixture
 from mixture.samples import SAMPLES, VIEW, SampleJson
-from mixture.shards import Shard
-from mixture.store import Store
 from mixture.tar import scan
 
 _MOST = 20  # problems told per shard
@@ -42,11 +42,12 @@ class VerifyJob(Struct, frozen=True):
 def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Verified:
     """Check every file of a mixture against the manifest, and every member against the index; of a view, its own files
     and those shards of its root that it refers to."""
-    store = Store(folder)
+    store = open_mixture(folder)
+    root = store.local_root
     problems = _check_files(folder, store.manifest)
-    used = _referred(store, problems)
+    used = _referred(folder, store, problems)
     jobs = [
-        VerifyJob(store.root, shard, number)
+        VerifyJob(root, shard, number)
         for number, shard in enumerate(store.root_manifest.shards)
         if used is None or shard.path in used
     ]
@@ -76,17 +77,17 @@ def _check_files(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _referred(store: Store, problems: list[str]) -> set[str] | None:
+def _referred(folder: Path, store: Mixture, problems: list[str]) -> set[str] | None:
     """Shards that a view needs (None: all), after comparing its index with the root's rows."""
     if store.manifest.parent is None:
-        schema = pq.read_schema(store.folder / SAMPLES_NAME) if not problems else SAMPLES
+        schema = pq.read_schema(folder / SAMPLES_NAME) if not problems else SAMPLES
         if not schema.equals(SAMPLES):
             problems.append(f"{SAMPLES_NAME}: its columns are not those of format {store.manifest.format_version}")
         return None
     try:
-        mine = store.index()
+        mine = pl.read_parquet(folder / SAMPLES_NAME)
         names = [name for name in VIEW.names if name != "row"]
-        root = pl.read_parquet(store.root / SAMPLES_NAME, columns=names)
+        root = pl.read_parquet(store.local_root / SAMPLES_NAME, columns=names)
         if not root[mine["row"]].equals(mine.select(names)):
             problems.append(f"{SAMPLES_NAME}: rows differ from the root's")
         return set(mine["shard"].unique())
@@ -95,8 +96,8 @@ def _referred(store: Store, problems: list[str]) -> set[str] | None:
         return None
 
 
-def _check_layout(store: Store) -> list[str]:
-    frame = pl.read_parquet(store.root / SAMPLES_NAME, columns=["key", "id", "shard"])
+def _check_layout(store: Mixture) -> list[str]:
+    frame = pl.read_parquet(store.local_root / SAMPLES_NAME, columns=["key", "id", "shard"])
     problems = []
     if len(frame) != store.root_manifest.samples:
         problems.append(f"{SAMPLES_NAME}: {len(frame)} rows, the manifest says {store.root_manifest.samples}")

@@ -14,7 +14,7 @@ from builders import known
 from mixture.convert import conversations
 from mixture.record import Conversation
 from mixture.render import values
-from mixture.source import Reject
+from mixture.samples import Reject
 
 VLMIX = [sys.executable, "-c", "from cli.main import main; main()"]
 

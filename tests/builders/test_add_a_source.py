@@ -42,7 +42,9 @@ def test_the_page_works_as_printed(tmp_path: Path, installed: dict[str, str]) ->
     shown = vlmix("sources", "plantvqa", **run)
     assert shown.returncode == 0 and "capitalize" in shown.stdout and "CC BY 4.0" in shown.stdout
     planned = json.loads(vlmix("plan", "plants.yaml", "--raw", "raw", "--json", **run).stdout)["sources"]
-    assert [(row["source"], row["samples"], row["missing"], row["rejects"]) for row in planned] == [("plantvqa", 1, 1, 1)]
+    assert [(row["source"], row["samples"], row["missing"], row["rejects"]) for row in planned] == [
+        ("plantvqa", 1, 1, 1)
+    ]
     built = vlmix("build", "plants.yaml", "--raw", "raw", "--out", "mix", "--workers", "2", **run)
     assert built.returncode == 0, built.stderr
     (row,) = pl.read_parquet(tmp_path / "mix/samples.parquet").to_dicts()

@@ -10,8 +10,9 @@ from PIL import Image
 from builders import known
 from builders.sample.dirt import RECORD
 from mixture.build import build
+from mixture.reader import Mixture
+from mixture.reader import open as open_mixture
 from mixture.recipe import parse
-from mixture.store import Store
 
 SOURCES = [
     "llava_instruct",
@@ -29,22 +30,22 @@ SOURCES = [
 
 
 @pytest.fixture(scope="module")
-def everything(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def everything(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     """All of every source, without sampling; all regions of an image."""
     out = tmp_path_factory.mktemp("dirt") / "mixture"
     sources = {name: {} for name in SOURCES} | {"vg": {"regions_per_image": 100, "min_regions": 1, "min_side": 0}}
     build(parse({"name": "all", "sources": sources}, known()), known(), raw, out)
-    return Store(out)
+    return open_mixture(out)
 
 
 @pytest.fixture(scope="module")
-def samples(everything: Store) -> dict[str, dict[str, object]]:
-    return {row["id"].partition("#")[0]: row for row in everything.index().to_dicts()}
+def samples(everything: Mixture) -> dict[str, dict[str, object]]:
+    return {row["id"].partition("#")[0]: row for row in everything.samples.collect().to_dicts()}
 
 
 @pytest.fixture(scope="module")
-def rejects(everything: Store) -> list[dict[str, str]]:
-    return pl.read_parquet(everything.folder / "rejects.parquet").to_dicts()
+def rejects(everything: Mixture) -> list[dict[str, str]]:
+    return pl.read_parquet(everything.local_root / "rejects.parquet").to_dicts()
 
 
 def rejected(rejects: list[dict[str, str]], id: str) -> set[str]:
@@ -59,9 +60,8 @@ def words(row: dict[str, object]) -> str:
     return "\n".join(turn["value"] for turn in row["conversations"])
 
 
-def picture(everything: Store, row: dict[str, object]) -> Image.Image:
-    data = everything.read(str(row["shard"]), int(row["image_offset"]), int(row["image_size"]))
-    return Image.open(io.BytesIO(data))
+def picture(everything: Mixture, row: dict[str, object]) -> Image.Image:
+    return Image.open(io.BytesIO(everything[everything.find(row["id"])].jpeg))
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_questions_of_an_image_are_merged(samples: dict[str, dict[str, object]])
     assert samples[f"okvqa/{coco(RECORD['okvqa-two-questions'], 1)}"]["exchanges"] == 2
 
 
-def test_duplicate_choices_rotate_by_index(everything: Store) -> None:
-    rotations = [row for row in everything.index().to_dicts() if row["source"] == "aokvqa"]
+def test_duplicate_choices_rotate_by_index(everything: Mixture) -> None:
+    rotations = [row for row in everything.samples.collect().to_dicts() if row["source"] == "aokvqa"]
     by_image: dict[str, list[dict[str, object]]] = {}
     for row in rotations:
         by_image.setdefault(row["image"], []).append(row)
@@ -144,7 +144,7 @@ def test_gqa_keys_that_are_equal_as_numbers_are_two_questions(raw: Path, samples
 
 @pytest.mark.parametrize("dirt", ["ocrvqa-gif", "ocrvqa-png"])
 def test_covers_in_other_formats_are_stored_as_jpeg(
-    everything: Store, samples: dict[str, dict[str, object]], dirt: str
+    everything: Mixture, samples: dict[str, dict[str, object]], dirt: str
 ) -> None:
     key = RECORD[dirt].partition(".")[0]
     row = samples[f"ocrvqa/{key}"]
@@ -172,11 +172,11 @@ def test_ocr_lines(raw: Path, samples: dict[str, dict[str, object]]) -> None:
 
 @pytest.mark.parametrize("dirt", ["textcaps-grey", "lcs-cmyk", "lcs-grey"])
 def test_jpegs_of_any_colour_space_are_untouched(
-    raw: Path, everything: Store, samples: dict[str, dict[str, object]], dirt: str
+    raw: Path, everything: Mixture, samples: dict[str, dict[str, object]], dirt: str
 ) -> None:
     stem = RECORD[dirt].partition(".")[0]
     row = samples[f"{'textcaps' if dirt.startswith('text') else 'lcs558k'}/{stem}"]
-    stored = everything.read(str(row["shard"]), int(row["image_offset"]), int(row["image_size"]))
+    stored = everything[everything.find(row["id"])].jpeg
     assert stored == (raw / str(row["image"])).read_bytes() and row["image_change"] == ""
 
 
@@ -188,13 +188,13 @@ def by_stem(samples: dict[str, dict[str, object]], stem: str) -> dict[str, objec
     return next(row for id, row in samples.items() if id.startswith("vg/") and id.endswith(f"/{stem}"))
 
 
-def test_an_empty_file_gives_way_to_the_good_copy(everything: Store, samples: dict[str, dict[str, object]]) -> None:
+def test_an_empty_file_gives_way_to_the_good_copy(everything: Mixture, samples: dict[str, dict[str, object]]) -> None:
     row = by_stem(samples, RECORD["vg-empty-file"].partition(".")[0])
     assert str(row["image"]).startswith("vg/VG_100K_2/")
     picture(everything, row).load()
 
 
-def test_a_rotated_photograph_agrees_with_its_boxes(everything: Store, samples: dict[str, dict[str, object]]) -> None:
+def test_a_rotated_photograph_agrees_with_its_boxes(everything: Mixture, samples: dict[str, dict[str, object]]) -> None:
     row = by_stem(samples, RECORD["vg-exif-rotated"].partition(".")[0])
     image = picture(everything, row)
     assert row["image_change"] == "rotated" and image.size == (row["width"], row["height"])

@@ -15,6 +15,7 @@ import pytest
 from builders import known
 from mixture.build import build
 from mixture.errors import VlmixError
+from mixture.location import locate
 from mixture.manifest import Manifest, read
 from mixture.recipe import load, parse
 from tests.helpers import VLMIX, hashes, vlmix
@@ -250,7 +251,7 @@ def test_two_entries_may_not_hold_the_same_conversation(raw: Path, tmp_path: Pat
 def test_the_manifest_tells_inputs_and_shards(raw: Path, mixture: Path) -> None:
     from mixture.files import sha256
 
-    manifest = read(mixture)
+    manifest = read(locate(mixture))
     assert manifest.samples == sum(shard.samples for shard in manifest.shards) == 840
     inputs = {item.path: item for items in manifest.inputs.values() for item in items}
     assert "refcoco/refcocog/refs(umd).p" in inputs and len(inputs) == 19

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from mixture.errors import VlmixError
+from mixture.location import locate
 from mixture.manifest import Manifest, read
-from mixture.store import Store
+from mixture.reader import open as open_mixture
 from mixture.subset import Selection, parse_amounts, subsample
 from mixture.verify import verify
 from tests.helpers import hashes
@@ -37,15 +38,14 @@ def test_a_view_of_a_view_is_a_view_of_the_root(mixture: Path, tmp_path: Path) -
     drawn(tmp_path / "deep/half", tmp_path / "tenth", total=84)
     drawn(mixture, tmp_path / "direct", total=84)
     assert ids(tmp_path / "tenth") == ids(tmp_path / "direct"), "the same prefix of the same order"
-    store = Store(tmp_path / "tenth")
-    assert store.root == mixture and len(store.manifest.subset) == 2
+    opened = open_mixture(tmp_path / "tenth")
+    assert opened.local_root == mixture and len(opened.manifest.subset) == 2
     assert not verify(tmp_path / "tenth").problems
-    row = store.index().row(5, named=True)
-    assert store.read(row["shard"], row["json_offset"], row["json_size"]).startswith(b'{"id":"' + row["id"].encode())
+    assert [sample.id for sample in opened] == ids(tmp_path / "tenth")
 
 
 def test_stratified_subsets_keep_the_shares(mixture: Path, tmp_path: Path) -> None:
-    whole = read(mixture).sources
+    whole = read(locate(mixture)).sources
     for name, info in drawn(mixture, tmp_path / "tenth", ratio=0.1).sources.items():
         assert abs(info.counts.samples - whole[name].counts.samples / 10) < 1
     loose = drawn(mixture, tmp_path / "loose", ratio=0.1, stratify=False)
@@ -101,16 +101,13 @@ def test_materialized_shards_hold_the_same_samples(mixture: Path, tmp_path: Path
     assert {k: v for k, v in hashes(tmp_path / "one").items() if "train" in k or "samples" in k} == {
         k: v for k, v in hashes(tmp_path / "two").items() if "train" in k or "samples" in k
     }
-    source, copy = Store(mixture), Store(tmp_path / "two")
-    before = {row["id"]: row for row in source.index().to_dicts()}
+    source, copy = open_mixture(mixture), open_mixture(tmp_path / "two")
     assert copy.manifest.kind == "mixture" and len(copy.manifest.shards) == 2
-    for row in copy.index().to_dicts():
-        old = before[row["id"]]
-        assert row["conversations"] == old["conversations"] and row["boxes"] == old["boxes"]
-        if row["image"]:
-            assert copy.read(row["shard"], row["image_offset"], row["image_size"]) == source.read(
-                old["shard"], old["image_offset"], old["image_size"]
-            )
+    for sample in copy:
+        old = source[source.find(sample.id)]
+        assert (sample.conversations, sample.jpeg) == (old.conversations, old.jpeg)
+    both = pl.read_parquet(tmp_path / "two/samples.parquet").join(pl.read_parquet(mixture / "samples.parquet"), on="id")
+    assert both["boxes"].equals(both["boxes_right"], check_names=False)
 
 
 def test_a_view_whose_root_is_gone_or_new_says_so(mixture: Path, tmp_path: Path) -> None:
@@ -121,10 +118,10 @@ def test_a_view_whose_root_is_gone_or_new_says_so(mixture: Path, tmp_path: Path)
     text = manifest.read_text()
     manifest.write_text(text.replace('"seed"', '"seed" '))
     with pytest.raises(VlmixError, match="built anew since"):
-        Store(tmp_path / "view")
+        open_mixture(tmp_path / "view")
     shutil.rmtree(root)
     with pytest.raises(VlmixError, match="is gone"):
-        Store(tmp_path / "view")
+        open_mixture(tmp_path / "view")
 
 
 def test_root_and_view_may_move_together(mixture: Path, tmp_path: Path) -> None:

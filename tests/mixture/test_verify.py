@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from mixture.errors import VlmixError
+from mixture.location import locate
 from mixture.manifest import read
 from mixture.verify import verify
 
@@ -72,7 +73,7 @@ def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
         assert changed != text
         path.write_text(changed)
         with pytest.raises(VlmixError, match=message):
-            read(copy)
+            read(locate(copy))
     path.unlink()
     with pytest.raises(VlmixError, match="not a mixture"):
-        read(copy)
+        read(locate(copy))

@@ -1,0 +1,315 @@
+"""Reading a mixture: random access by position and by id, and views of it. Needs pyarrow, msgspec and NumPy alone."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from mixture import manifest as manifests
+from mixture.errors import VlmixError
+from mixture.location import Local, Location, locate
+from mixture.manifest import SAMPLES_NAME, Manifest
+from mixture.samples import SAMPLES, VIEW, SampleJson, Turn
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_MOST_OPEN = 256  # descriptors kept per process; further shards are opened for each read
+
+
+class Sample(Struct, frozen=True):
+    """One sample. `conversations` are turns in LLaVA's form, `jpeg` the stored image's bytes (None: text only)."""
+
+    key: str
+    id: str
+    source: str
+    image: str
+    width: int
+    height: int
+    conversations: list[Turn]
+    origin: str
+    jpeg: bytes | None
+
+
+class RawSample(Struct, frozen=True):
+    """The members of a sample as they lie in the shard."""
+
+    key: str
+    jpeg: bytes | None
+    json: bytes
+
+
+class _Places(Struct, frozen=True):
+    """Where the samples of a mixture lie, 28 bytes each: number of the shard, offset and size of both members."""
+
+    shard: NDArray[np.int32]
+    image_offset: NDArray[np.int64]
+    image_size: NDArray[np.int32]
+    json_offset: NDArray[np.int64]
+    json_size: NDArray[np.int32]
+
+
+def open(path: str | Path) -> "Mixture":
+    """Open a mixture, an annotations-only mixture or a view: a local folder or any URL that fsspec opens.
+
+    Raises VlmixError if it is none, if its format is newer than this vlmix, or if a view's root is gone or was built
+    anew.
+    """
+    folder = locate(path)
+    manifest = manifests.read(folder)
+    if manifest.parent is None:
+        return Mixture(folder, manifest, folder, manifest, None)
+    root = folder.join(manifest.parent.path)
+    try:
+        digest = hashlib.sha256(root.join(manifests.NAME).whole()).hexdigest()
+    except FileNotFoundError:
+        what = f"{folder.name} is a view of {root.name}, which is gone; move it back or make the view anew"
+        raise VlmixError(what) from None
+    if digest != manifest.parent.sha256:
+        raise VlmixError(f"{folder.name} is a view of {root.name}, which was built anew since; make the view anew")
+    return Mixture(folder, manifest, root, manifests.read(root), None)
+
+
+class Mixture(Sequence[Sample]):
+    """A mixture or a part of it. Position i is the i-th sample in mixture order.
+
+    May be pickled, forked and used from several threads; a worker opens the shards that it reads by itself.
+    """
+
+    def __init__(
+        self,
+        folder: Location,
+        manifest: Manifest,
+        root: Location,
+        root_manifest: Manifest,
+        positions: NDArray[np.int64] | None,
+    ) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.root, self.root_manifest = root, root_manifest
+        """What holds the shards and the texts: the folder itself, or that which a view refers to."""
+        self.positions = positions
+        """Rows of the folder's index that belong to this part; None: all."""
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        self._places: _Places | None = None
+        self._rows: NDArray[np.int64] | None = None
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        part = "" if self.positions is None else f", a part of its {self.manifest.samples}"
+        return f"<Mixture {self.folder.name}: {len(self)} samples{part}>"
+
+    def __len__(self) -> int:
+        return self.manifest.samples if self.positions is None else len(self.positions)
+
+    @overload
+    def __getitem__(self, position: int) -> Sample: ...
+    @overload
+    def __getitem__(self, position: slice) -> "Mixture": ...
+    def __getitem__(self, position: int | slice) -> "Sample | Mixture":
+        if isinstance(position, slice):
+            return self.part(np.arange(len(self))[position])
+        raw = self.raw(position)
+        try:
+            sample = msgspec.json.decode(raw.json, type=SampleJson)
+        except msgspec.DecodeError as error:
+            raise VlmixError(f"{self.root.name}: sample {raw.key}: {error}; {self._hint}") from None
+        return Sample(
+            key=raw.key,
+            id=sample.id,
+            source=sample.source,
+            image=sample.image,
+            width=sample.width,
+            height=sample.height,
+            conversations=sample.conversations,
+            origin=sample.origin,
+            jpeg=raw.jpeg,
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[position] for position in range(len(self)))
+
+    def raw(self, position: int) -> RawSample:
+        """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
+        is missing, truncated or no longer the one that the index was made of."""
+        count = len(self)
+        if not -count <= position < count:
+            raise IndexError(f"position {position} of {count} samples")
+        if position < 0:
+            position += count
+        places = self._places or self._load_places()
+        shard = int(places.shard[position])
+        if shard < 0:
+            raise VlmixError(f"{self.root.name} was built with --annotations-only: it has no shards")
+        key = f"{int(self.rows[position]):09d}"
+        size = int(places.image_size[position])
+        jpeg = self._read(shard, int(places.image_offset[position]), size) if size else None
+        text = self._read(shard, int(places.json_offset[position]), int(places.json_size[position]))
+        return RawSample(key, jpeg, text)
+
+    def find(self, id: str) -> int:
+        """Position of the sample with this id. Raises KeyError if there is none."""
+        position = pc.index(self.column("id"), pa.scalar(id, pa.string())).as_py()
+        if position < 0:
+            raise KeyError(id)
+        return int(position)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of the index (`mixture.samples.SAMPLES`, texts excepted) for the samples of this part, kept."""
+        if name not in self._columns:
+            column = self._table(self.folder, [name])[name]
+            self._columns[name] = column if self.positions is None else column.take(pa.array(self.positions))
+        return self._columns[name]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """[N] int64: the samples' rows in the root's samples.parquet, which are also their keys in the shards."""
+        if self._rows is None:
+            if self.manifest.parent is not None:
+                self._rows = self.column("row").to_numpy()
+            else:
+                self._rows = np.arange(self.manifest.samples) if self.positions is None else self.positions
+        return self._rows
+
+    @property
+    def samples(self) -> "pl.LazyFrame":
+        """The index as a lazy polars frame: of a whole mixture with its texts, of a view without."""
+        import polars as pl
+
+        index = self.folder.join(SAMPLES_NAME)
+        frame = pl.scan_parquet(index.path) if isinstance(index, Local) else pl.read_parquet(index.whole()).lazy()
+        if self.positions is None:
+            return frame
+        mine = pl.LazyFrame({"position": self.positions})
+        numbered = frame.with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
+        return mine.join(numbered, on="position", how="left", maintain_order="left").drop("position")
+
+    def part(self, positions: NDArray[np.int64]) -> "Mixture":
+        """The samples at `positions`, in that order."""
+        mine = positions if self.positions is None else self.positions[positions]
+        return Mixture(self.folder, self.manifest, self.root, self.root_manifest, np.asarray(mine, dtype=np.int64))
+
+    def subset(
+        self,
+        *,
+        ratio: float | None = None,
+        total: int | None = None,
+        sources: dict[str, int | float] | None = None,
+        where: str | None = None,
+        stratify: bool = True,
+        seed: int | None = None,
+    ) -> "Mixture":
+        """A nested subset, as `vlmix subsample` draws it: a prefix of the keyed rank order, in mixture order."""
+        from mixture.subset import Selection, select
+
+        selection = Selection(
+            ratio=ratio, total=total, sources=sources or {}, where=where, stratify=stratify, seed=seed
+        )
+        chosen = self.manifest.seed if seed is None else seed
+        return self.part(select(self.samples.collect(), selection, chosen))
+
+    def save(self, path: str | Path) -> None:
+        """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root."""
+        from mixture.subset import save_view
+
+        save_view(self, Path(path), [])
+
+    @property
+    def local_root(self) -> Path:
+        """The root as a path. Raises VlmixError if it is a URL."""
+        if not isinstance(self.root, Local):
+            raise VlmixError(f"{self.root.name}: this needs a local folder; copy the mixture first")
+        return self.root.path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)
+
+    @property
+    def _hint(self) -> str:
+        return f"`vlmix verify {self.root.name}` lists all damage"
+
+    def _table(self, folder: Location, columns: list[str]) -> pa.Table:
+        index = folder.join(SAMPLES_NAME)
+        try:
+            with index.arrow() as file:
+                table = pq.ParquetFile(file).read(columns)
+        except FileNotFoundError:
+            raise VlmixError(f"{index.name} is missing; {self._hint}") from None
+        except (pa.ArrowException, OSError) as error:
+            raise VlmixError(f"{index.name}: {str(error).splitlines()[0]}; {self._hint}") from None
+        if missing := [name for name in columns if name not in table.column_names]:
+            known = missing[0] in SAMPLES.names or missing[0] in VIEW.names
+            what = "is of another format version than its manifest says" if known else "does not have such a column"
+            raise VlmixError(f"{index.name} has no column {missing[0]!r}: it {what}")
+        if table.num_rows != self.manifest.samples:
+            raise VlmixError(
+                f"{index.name} has {table.num_rows} rows, the manifest says {self.manifest.samples}; {self._hint}"
+            )
+        return table
+
+    def _load_places(self) -> _Places:
+        names = ["shard", "image_offset", "image_size", "json_offset", "json_size"]
+        table = self._table(self.folder, names)
+        if self.positions is not None:
+            table = table.take(pa.array(self.positions))
+        paths = pa.array([shard.path for shard in self.root_manifest.shards], pa.string())
+        shard = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1)
+        self._places = _Places(
+            shard.to_numpy().astype(np.int32),
+            table["image_offset"].to_numpy(),
+            table["image_size"].to_numpy().astype(np.int32),
+            table["json_offset"].to_numpy(),
+            table["json_size"].to_numpy().astype(np.int32),
+        )
+        return self._places
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = self._open_shard(shard)
+        if descriptor is not None:
+            data = os.pread(descriptor, size, offset)
+        else:
+            data = self.root.join(self.root_manifest.shards[shard].path).range(offset, size)
+        if len(data) != size:
+            path = self.root_manifest.shards[shard].path
+            raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
+        return data
+
+    def _open_shard(self, number: int) -> int | None:
+        """A descriptor of a local shard that is as long as the manifest says; None where ranges must be asked for."""
+        shard = self.root_manifest.shards[number]
+        where = self.root.join(shard.path)
+        try:
+            size = where.size()
+        except FileNotFoundError:
+            raise VlmixError(f"{where.name} is missing; {self._hint}") from None
+        if size != shard.bytes:
+            raise VlmixError(
+                f"{where.name} has {size} bytes, the manifest says {shard.bytes}: it was truncated or changed since "
+                f"the index was made; {self._hint}"
+            )
+        with self._lock:
+            if not isinstance(where, Local) or len(self._open) >= _MOST_OPEN:
+                return None
+            if number not in self._open:
+                self._open[number] = os.open(where.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            return self._open[number]
