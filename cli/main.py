@@ -29,7 +29,8 @@ SetOpt = Annotated[
 ]
 WorkersOpt = Annotated[int, typer.Option(help="Processes.", min=1)]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MixtureArg = Annotated[Path, typer.Argument(help="A mixture folder or a view.")]
+MixtureArg = Annotated[str, typer.Argument(help="A mixture folder or a view.")]
+FolderArg = Annotated[Path, typer.Argument(help="A mixture folder or a view.")]
 AnnotationsOnlyOpt = Annotated[bool, typer.Option("--annotations-only", help="Leave images alone; write no shards.")]
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -138,11 +139,11 @@ def inspect(
     elif rejects:
         show.rejects(opened, as_json)
     else:
-        show.manifest(mixture, opened.manifest, as_json)
+        show.manifest(Path(mixture), opened.manifest, as_json)
 
 
 @app.command()
-def verify(mixture: MixtureArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = False) -> None:
+def verify(mixture: FolderArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = False) -> None:
     """Check checksums, that every member is readable, and that the index agrees with the shards."""
     from mixture.verify import verify as check
 
@@ -155,7 +156,7 @@ def verify(mixture: MixtureArg, workers: WorkersOpt = _CORES, as_json: JsonOpt =
 
 @app.command()
 def subsample(
-    mixture: MixtureArg,
+    mixture: FolderArg,
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
     ratio: Annotated[float | None, typer.Option(help="Share of the samples, as in 0.1.")] = None,
     total: Annotated[int | None, typer.Option(help="Number of samples.")] = None,
@@ -189,8 +190,33 @@ def subsample(
 
 
 @app.command()
-def export(
+def batches(
     mixture: MixtureArg,
+    global_batch: Annotated[int, typer.Option(help="Samples per step, over all ranks.")],
+    world: Annotated[int, typer.Option(help="Number of ranks.")] = 1,
+    rank: Annotated[int | None, typer.Option(help="One rank; all of them by default.")] = None,
+    epoch: Annotated[int, typer.Option(help="Epoch, from 0.", min=0)] = 0,
+    start: Annotated[int, typer.Option(help="First step of the epoch, from 0.", min=0)] = 0,
+    steps: Annotated[int, typer.Option(help="How many steps; 0: to the end of the epoch.", min=0)] = 3,
+    seed: Annotated[int | None, typer.Option(help="Of the order; the mixture's by default.")] = None,
+    window: Annotated[int, typer.Option(help="Batches that are filled by length together.", min=1)] = 1,
+    pack: Annotated[int | None, typer.Option(help="Capacity of the bins to pack each share into.", min=1)] = None,
+    image_tokens: Annotated[int, typer.Option(help="Length that an image adds to the words of its text.")] = 576,
+    as_json: JsonOpt = False,
+) -> None:
+    """Which samples train when, and on which rank. Lengths are words, plus --image-tokens for an image."""
+    from mixture import open as open_mixture
+    from mixture.audit import audit
+
+    opened = open_mixture(mixture)
+    lengths = opened.lengths(image_tokens)
+    order = opened.order(global_batch, seed=seed, lengths=lengths, window=window)
+    show.batches(order, audit(opened, order, world, rank, epoch, start, steps, pack), as_json)
+
+
+@app.command()
+def export(
+    mixture: FolderArg,
     to: Annotated[str, typer.Option("--to", help="Form: llava-json.")],
     out: Annotated[Path, typer.Option("--out", help="New file.")],
     images: Annotated[Path | None, typer.Option("--images", help="Also write the images below this folder.")] = None,
@@ -230,10 +256,10 @@ def demo(
     show.step(f"vlmix subsample {full} --ratio 0.1 --out {tenth}")
     subsample(full, tenth, ratio=0.1, workers=workers)
     show.step(f"vlmix inspect {full} --rejects")
-    inspect(full, rejects=True)
+    inspect(str(full), rejects=True)
     first = open_mixture(full)[0].id
     show.step(f"vlmix inspect {full} --id {first}")
-    inspect(full, id=first)
+    inspect(str(full), id=first)
 
 
 def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]

@@ -18,7 +18,9 @@ from mixture.errors import VlmixError, nearest
 
 if TYPE_CHECKING:
     from builders.sample import SampleReport
+    from mixture.audit import Share
     from mixture.manifest import Manifest
+    from mixture.order import Order
     from mixture.plan import PlanRow
     from mixture.reader import Mixture
     from mixture.source import Source
@@ -196,6 +198,19 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
         _out.print(Text(f"{turn['from']:>6}: {turn['value']}"))
     for box in row["boxes"]:
         _say(f"   box of [{box['exchange']}]: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
+
+
+def batches(order: "Order", rows: "list[Share]", as_json: bool) -> None:
+    if as_json:
+        _json({"steps_per_epoch": order.steps_per_epoch, "shares": msgspec.to_builtins(rows)})
+        return
+    table = _table("step", "rank", "samples", "length", *(["bins", "waste"] if rows[0].bins else []), "first")
+    for row in rows:
+        packed = [str(len(row.bins)), f"{100 * row.waste:.1f} %"] if rows[0].bins else []
+        ids = ", ".join(row.ids[:3]) + (", …" if len(row.ids) > 3 else "")
+        table.add_row(str(row.step), str(row.rank), str(len(row.ids)), f"{row.length:,}", *packed, f"{row.kind}: {ids}")
+    _out.print(table)
+    _say(f"{order.steps_per_epoch:,} steps per epoch; --json lists every id")
 
 
 def rejects(mixture: "Mixture", as_json: bool) -> None:

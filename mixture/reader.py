@@ -19,6 +19,7 @@ from mixture import manifest as manifests
 from mixture.errors import VlmixError
 from mixture.location import Local, Location, locate
 from mixture.manifest import SAMPLES_NAME, Manifest
+from mixture.order import Last, Order
 from mixture.samples import SAMPLES, VIEW, SampleJson, Turn
 
 if TYPE_CHECKING:
@@ -167,8 +168,7 @@ class Mixture(Sequence[Sample]):
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the index (`mixture.samples.SAMPLES`, texts excepted) for the samples of this part, kept."""
         if name not in self._columns:
-            column = self._table(self.folder, [name])[name]
-            self._columns[name] = column if self.positions is None else column.take(pa.array(self.positions))
+            self._columns[name] = self._part(name)
         return self._columns[name]
 
     @property
@@ -217,6 +217,38 @@ class Mixture(Sequence[Sample]):
         )
         chosen = self.manifest.seed if seed is None else seed
         return self.part(select(self.samples.collect(), selection, chosen))
+
+    def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
+        """[N] int64: words of each sample, plus `image_tokens` for an image."""
+        images = pc.not_equal(self._part("image"), "").to_numpy().astype(np.int64)
+        return np.asarray(self._part("words").to_numpy() + image_tokens * images, dtype=np.int64)
+
+    def _part(self, name: str) -> pa.ChunkedArray:
+        """A column of the index for the samples of this part, not kept."""
+        column = self._table(self.folder, [name])[name]
+        return column if self.positions is None else column.take(pa.array(self.positions))
+
+    def order(
+        self,
+        global_batch: int,
+        *,
+        seed: int | None = None,
+        lengths: NDArray[np.int64] | None = None,
+        window: int = 1,
+        last: Last = "short",
+    ) -> Order:
+        """The order of training over these samples (see `mixture.order`). `lengths` [N] default to words; give token
+        counts where the shares of a batch should be balanced by tokens or packed."""
+        return Order(
+            self.rows,
+            pc.not_equal(self._part("image"), "").to_numpy(),
+            self._part("repeat").to_numpy(),
+            self.lengths() if lengths is None else lengths,
+            seed=self.manifest.seed if seed is None else seed,
+            global_batch=global_batch,
+            window=window,
+            last=last,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from mixture.errors import VlmixError
+from mixture.mixing import mix64
 
 Ranks = NDArray[np.uint64]
 Indices = NDArray[np.int64]
@@ -25,12 +26,8 @@ def _key(seed: int, purpose: str) -> int:
 
 
 def integer_ranks(numbers: NDArray[np.integer], seed: int, purpose: str = "") -> Ranks:
-    """[N] uint64: like `ranks` for integer ids by the million (splitmix64 of number + key, vectorised)."""
-    key = np.uint64(_key(seed, purpose))
-    z = numbers.astype(np.uint64) + key
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    """[N] uint64: like `ranks` for integer ids by the million (`mix64` of number + key)."""
+    return mix64(numbers.astype(np.uint64) + np.uint64(_key(seed, purpose)))
 
 
 def keyed_order(ids: Sequence[str], seed: int, purpose: str = "") -> Indices:

@@ -1,0 +1,204 @@
+"""The order: exact, the same for any number of ranks, resumable at any step. The golden tests pin it."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixture.errors import VlmixError
+from mixture.order import ORDER_VERSION, Order, epoch_order, pack, packed_shares, shares, waste
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> dict[str, object]:
+    count = draw(st.integers(1, 80))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    world = draw(st.integers(1, 6))
+    repeat = rng.integers(1, 4, count).astype(np.int32)
+    most = max(int(repeat.sum()) // world, 1)
+    return {
+        "identity": rng.permutation(1000)[:count].astype(np.int64),
+        "images": rng.random(count) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
+        "repeat": repeat,
+        "lengths": rng.integers(0, 50, count).astype(np.int64),
+        "seed": draw(st.integers(0, 5)),
+        "global_batch": world * draw(st.integers(1, most)) if repeat.sum() >= world else 1,
+        "window": draw(st.sampled_from([1, 2, 5])),
+        "world": world if repeat.sum() >= world else 1,
+    }
+
+
+def order_of(configuration: dict[str, object]) -> Order:
+    return Order(**{key: value for key, value in configuration.items() if key != "world"})
+
+
+@given(configurations(), st.integers(0, 3))
+def test_every_sample_is_seen_exactly_as_often_as_asked(configuration: dict[str, object], epoch: int) -> None:
+    order = order_of(configuration)
+    batches = order.epoch(epoch)
+    assert Counter(batches.samples.tolist()) == dict(enumerate(configuration["repeat"].tolist()))
+    assert batches.steps == order.steps_per_epoch, "known before the first step, the same for all epochs"
+
+
+@given(configurations(), st.integers(0, 3))
+def test_a_batch_is_of_one_modality_and_full_but_for_the_last(configuration: dict[str, object], epoch: int) -> None:
+    order = order_of(configuration)
+    batches = order.epoch(epoch)
+    images = configuration["images"]
+    sizes = [len(batches.batch(step)) for step in range(batches.steps)]
+    for step in range(batches.steps):
+        assert set(images[batches.batch(step)].tolist()) == {bool(batches.images[step])}
+    short = [size for size in sizes if size != order.global_batch]
+    assert len(short) <= 2 and sizes[len(sizes) - len(short) :] == short and all(s > 0 for s in sizes)
+
+
+@given(configurations(), st.data())
+def test_any_number_of_ranks_shares_the_same_batches(configuration: dict[str, object], data: st.DataObject) -> None:
+    order = order_of(configuration)
+    step = data.draw(st.integers(0, 2 * order.steps_per_epoch - 1))
+    batch = order.batch(step)
+    for world in (1, configuration["world"]):
+        mine = [order.share(step, rank, world) for rank in range(world)]
+        assert sorted(np.concatenate(mine).tolist()) == sorted(batch.tolist())
+        assert max(map(len, mine)) - min(map(len, mine)) <= 1
+
+
+@given(configurations(), st.data())
+def test_resuming_at_a_step_is_never_having_stopped(configuration: dict[str, object], data: st.DataObject) -> None:
+    through = order_of(configuration)
+    run = [through.batch(step).tolist() for step in range(2 * through.steps_per_epoch)]
+    step = data.draw(st.integers(0, len(run) - 1))
+    again = order_of(configuration)
+    assert [again.batch(s).tolist() for s in range(step, len(run))] == run[step:]
+
+
+@given(configurations(), st.data())
+def test_a_part_keeps_the_relative_order_of_its_samples(configuration: dict[str, object], data: st.DataObject) -> None:
+    """With batches of one, the order of a subset is the whole's with the others left out."""
+    plain = {**configuration, "global_batch": 1, "window": 1, "world": 1}
+    images = plain["images"]
+    plain["images"] = np.ones(len(images), dtype=bool)
+    plain["repeat"] = np.ones(len(images), dtype=np.int32)
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(images), max_size=len(images))))
+    keep[0] = True
+    arrays = ("identity", "images", "repeat", "lengths")
+    part = {key: value[keep] if key in arrays else value for key, value in plain.items()}
+
+    def shuffled(configuration: dict[str, object]) -> list[int]:
+        key = epoch_order(
+            configuration["identity"],
+            configuration["images"],
+            configuration["repeat"],
+            seed=1,
+            epoch=0,
+            global_batch=len(configuration["identity"]),
+        )
+        return configuration["identity"][key.samples].tolist()
+
+    inside = set(part["identity"].tolist())
+    assert shuffled(part) == [identity for identity in shuffled(plain) if identity in inside]
+
+
+@given(st.lists(st.integers(0, 100), max_size=60), st.integers(1, 8))
+def test_shares_are_even_and_balanced(lengths: list[int], world: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    mine = shares(array, world)
+    assert sorted(np.concatenate(mine).tolist()) == list(range(len(lengths)))
+    counts = [len(share) for share in mine]
+    assert max(counts) - min(counts) <= 1
+    if len(lengths) and len(lengths) % world == 0:
+        sums = [int(array[share].sum()) for share in mine]
+        assert max(sums) - min(sums) <= max(lengths), "greedy is never further apart than one sample"
+
+
+@given(st.lists(st.integers(0, 120), max_size=60), st.integers(1, 100), st.integers(1, 4))
+def test_bins_hold_everything_once_and_are_never_too_full(lengths: list[int], capacity: int, world: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    bins = pack(array, capacity)
+    assert sorted(np.concatenate([*bins, np.empty(0, dtype=np.int64)]).tolist()) == list(range(len(lengths)))
+    for members in bins:
+        assert np.minimum(array, capacity)[members].sum() <= capacity
+    needed = np.minimum(array, capacity).sum()
+    assert len(bins) * capacity <= 2 * needed + capacity or not array.any()
+    assert 0 <= waste(bins, array, capacity) <= 1
+    over = packed_shares(array, world, capacity)
+    assert len({len(mine) for mine in over}) == 1, "every rank has as many micro-batches"
+    assert sorted(i for mine in over for members in mine for i in members.tolist()) == list(range(len(lengths)))
+
+
+def test_packing_is_tight_where_it_can_be() -> None:
+    lengths = np.array([60, 40, 50, 50, 30, 70, 100])
+    bins = pack(lengths, 100)
+    assert len(bins) == 4 and waste(bins, lengths, 100) == 0
+    assert waste([np.array([0])], np.array([25]), 100) == 0.75
+
+
+def small() -> dict[str, object]:
+    return {
+        "identity": np.arange(10, dtype=np.int64),
+        "images": np.array([True] * 7 + [False] * 3),
+        "repeat": np.array([1, 1, 2, 1, 1, 1, 1, 1, 1, 1], dtype=np.int32),
+        "lengths": np.array([5, 9, 2, 7, 1, 8, 3, 4, 6, 10], dtype=np.int64),
+    }
+
+
+def test_the_order_is_pinned() -> None:
+    """What comes out here is what a paper's runs saw. A change needs a new ORDER_VERSION and a word in the manifest."""
+    assert ORDER_VERSION == 1
+    order = Order(**small(), seed=0, global_batch=2)
+    assert [order.batch(step).tolist() for step in range(order.steps_per_epoch)] == [
+        [3, 2],
+        [2, 1],
+        [4, 6],
+        [5, 0],
+        [7, 8],
+        [9],
+    ]
+    assert order.epoch(1).samples.tolist() == [0, 3, 5, 4, 1, 2, 6, 2, 9, 7, 8]
+    assert [order.share(0, rank, 2).tolist() for rank in (0, 1)] == [[3], [2]]
+    windowed = Order(**small(), seed=0, global_batch=2, window=3)
+    assert windowed.epoch(0).samples.tolist() == [2, 4, 6, 2, 1, 3, 5, 0, 8, 7, 9]
+
+
+def test_dropping_the_last_batch_never_drops_a_modality() -> None:
+    order = Order(**small(), seed=0, global_batch=3, last="drop")
+    assert [len(order.batch(step)) for step in range(order.steps_per_epoch)] == [3, 3, 3]
+    with pytest.raises(VlmixError, match="3 text samples make no full batch"):
+        Order(**small(), seed=0, global_batch=4, last="drop")
+
+
+def test_a_modality_smaller_than_the_batch_is_one_short_batch() -> None:
+    order = Order(**small(), seed=0, global_batch=8)
+    assert [len(order.batch(step)) for step in range(order.steps_per_epoch)] == [8, 3]
+    assert [len(order.share(1, rank, 8)) for rank in range(8)] == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"global_batch": 0}, "at least 1"), ({"global_batch": 12}, "larger than the 11 samples")],
+)
+def test_impossible_batches_are_told(change: dict[str, int], message: str) -> None:
+    with pytest.raises(VlmixError, match=message):
+        Order(**{**small(), "seed": 0, **change})
+
+
+def test_a_world_that_does_not_divide_the_batch_is_told() -> None:
+    order = Order(**small(), seed=0, global_batch=4)
+    with pytest.raises(VlmixError, match="4 cannot be shared evenly by 3 ranks"):
+        order.share(0, 0, 3)
+    with pytest.raises(VlmixError, match="rank 2 of 2"):
+        order.share(0, 2, 2)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 100))
+def test_other_seeds_and_epochs_give_other_orders(seed: int) -> None:
+    identity = np.arange(1000)
+    base = {"identity": identity, "images": identity < 900, "repeat": np.ones(1000, dtype=np.int32)}
+    first, second, third = (
+        epoch_order(**base, seed=s, epoch=e, global_batch=10).samples.tolist()
+        for s, e in ((seed, 0), (seed, 1), (seed + 1, 0))
+    )
+    assert first != second != third != first

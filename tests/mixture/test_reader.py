@@ -1,0 +1,273 @@
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import fsspec
+import numpy as np
+import polars as pl
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import mixture as vlmix_mixture
+from mixture import Mixture, VlmixError
+from mixture import open as open_mixture
+from mixture.subset import Selection, subsample
+from tests.helpers import hashes
+
+
+def shard(folder: Path, number: int = 0) -> Path:
+    return folder / f"train/train-{number:06d}.tar"
+
+
+@pytest.fixture
+def copy(mixture: Path, tmp_path: Path) -> Path:
+    shutil.copytree(mixture, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_samples_are_those_of_the_index(mixture: Path) -> None:
+    opened = vlmix_mixture.open(mixture)
+    frame = pl.read_parquet(mixture / "samples.parquet")
+    assert len(opened) == len(frame) == 840
+    for sample, row in zip(opened, frame.to_dicts(), strict=True):
+        turns = [{"from": turn.from_, "value": turn.value} for turn in sample.conversations]
+        assert (sample.key, sample.id, sample.source, turns) == (
+            row["key"],
+            row["id"],
+            row["source"],
+            row["conversations"],
+        )
+        assert (sample.jpeg is None) == (row["image"] == "") and len(sample.jpeg or b"") == row["image_size"]
+    last = opened[-1]
+    assert last == opened[839] == opened[opened.find(last.id)]
+    assert opened.samples.select(pl.len()).collect().item() == 840
+    with pytest.raises(IndexError):
+        opened[840]
+    with pytest.raises(KeyError):
+        opened.find("gqa/0")
+
+
+def test_parts_are_mixtures_too(mixture: Path) -> None:
+    opened = open_mixture(mixture)
+    tail = opened[800:]
+    assert isinstance(tail, Mixture) and len(tail) == 40 and tail[3] == opened[803]
+    assert tail[-5:][0] == opened[835] and [s.id for s in opened[::-1]][:2] == [opened[839].id, opened[838].id]
+    assert tail.samples.collect()["id"].to_list() == [sample.id for sample in tail]
+    assert tail.column("id").to_pylist() == [sample.id for sample in tail]
+
+
+def test_subsets_in_memory_are_those_of_the_command(mixture: Path, tmp_path: Path) -> None:
+    subsample(mixture, tmp_path / "tenth", Selection(ratio=0.1))
+    opened = open_mixture(mixture)
+    tenth = opened.subset(ratio=0.1)
+    tenth.save(tmp_path / "saved")
+    on_disk = hashes(tmp_path / "tenth")["samples.parquet"]
+    assert hashes(tmp_path / "saved")["samples.parquet"] == on_disk
+    again = open_mixture(tmp_path / "saved")
+    assert [s.id for s in again] == [s.id for s in tenth] and again[7] == tenth[7]
+    inner = opened.subset(ratio=0.5).subset(total=84)
+    assert set(inner.column("id").to_pylist()) == set(tenth.column("id").to_pylist())
+    few = again.subset(where="exchanges > 2", sources={"gqa": 2})
+    few.save(tmp_path / "few")
+    assert open_mixture(tmp_path / "few")[0] == few[0]
+    with pytest.raises(VlmixError, match="keeps no sample"):
+        opened.subset(ratio=0.0001)
+
+
+def test_views_open_where_their_root_is(mixture: Path, tmp_path: Path) -> None:
+    open_mixture(mixture).subset(ratio=0.2).save(tmp_path / "view")
+    view = open_mixture(tmp_path / "view")
+    assert view.local_root == mixture
+    assert [s.id for s in view] == pl.read_parquet(tmp_path / "view/samples.parquet")["id"].to_list()
+    assert view[5:][0] == view[5]
+
+
+def _ids(opened: Mixture) -> list[str]:
+    return [sample.id for sample in opened]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_by_themselves(mixture: Path, method: str) -> None:
+    opened = open_mixture(mixture)
+    expected = _ids(opened)
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(_ids, [opened, opened]) == [expected, expected]
+    assert _ids(pickle.loads(pickle.dumps(opened[:10]))) == expected[:10]
+
+
+def test_threads_share_a_mixture(mixture: Path) -> None:
+    opened = open_mixture(mixture)
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, 840, 4000).tolist()
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda i: opened[i].id, positions))
+    ids = opened.column("id").to_pylist()
+    assert found == [ids[i] for i in positions]
+    assert threading.active_count() < 20
+
+
+def test_many_shards_do_not_run_out_of_descriptors(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixture import reader
+
+    monkeypatch.setattr(reader, "_MOST_OPEN", 2)
+    opened = open_mixture(mixture)
+    assert len(_ids(opened)) == 840 and len(opened._open) == 2
+
+
+def test_it_needs_neither_polars_nor_any_of_the_build(mixture: Path) -> None:
+    """What a trainer's node has: torch, transformers, pyarrow, pillow, msgspec and what these bring along."""
+    code = f"""
+import sys
+for name in ("polars", "xxhash", "typer", "rich", "datasets", "webdataset", "yaml", "PIL"):
+    sys.modules[name] = None
+import mixture
+opened = mixture.open({str(mixture)!r})
+assert opened[0].id and len(opened.order(8).batch(3)) == 8
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def missing(folder: Path) -> None:
+    shard(folder).unlink()
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(shard(folder), 5000)
+
+
+def longer(folder: Path) -> None:
+    with shard(folder).open("ab") as file:
+        file.write(b"\0" * 512)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(missing, "is missing"), (truncated, "truncated or changed"), (longer, "truncated or changed")],
+)
+def test_a_shard_that_is_not_the_indexed_one_is_told(copy: Path, damage: object, message: str) -> None:
+    damage(copy)
+    opened = open_mixture(copy)
+    with pytest.raises(VlmixError, match=f"train-000000.tar.*{message}.*vlmix verify"):
+        opened[0]
+    assert opened[839].id, "the other shards are read"
+
+
+def test_a_shard_truncated_under_the_reader_is_told(copy: Path) -> None:
+    opened = open_mixture(copy)
+    assert opened[0].id
+    os.truncate(shard(copy), 5000)
+    with pytest.raises(VlmixError, match="truncated since it was opened"):
+        opened[50]
+
+
+def test_altered_text_is_told(copy: Path) -> None:
+    row = pl.read_parquet(copy / "samples.parquet").row(0, named=True)
+    with shard(copy).open("r+b") as file:
+        file.seek(row["json_offset"])
+        file.write(b"\xff\xff\xff")
+    with pytest.raises(VlmixError, match="sample 000000000.*vlmix verify"):
+        open_mixture(copy)[0]
+
+
+def test_an_index_of_another_version_is_told(copy: Path) -> None:
+    path = copy / "samples.parquet"
+    whole = pl.read_parquet(path)
+    whole.drop("image_offset").write_parquet(path)
+    with pytest.raises(VlmixError, match="no column 'image_offset': it is of another format version"):
+        open_mixture(copy)[0]
+    whole.head(10).write_parquet(path)
+    with pytest.raises(VlmixError, match="10 rows, the manifest says 840"):
+        open_mixture(copy)[0]
+    path.write_bytes(b"PAR1 no more")
+    with pytest.raises(VlmixError, match=r"samples\.parquet"):
+        open_mixture(copy)[0]
+    path.unlink()
+    with pytest.raises(VlmixError, match="is missing"):
+        open_mixture(copy)[0]
+
+
+def test_annotations_alone_have_an_index_and_no_samples(raw: Path, tmp_path: Path) -> None:
+    from builders import known
+    from mixture.build import build
+    from mixture.recipe import parse
+
+    recipe = parse({"name": "x", "sources": {"okvqa": {}}}, known())
+    build(recipe, known(), raw, tmp_path / "text", annotations_only=True)
+    opened = open_mixture(tmp_path / "text")
+    assert len(opened) == 64 and opened.samples.collect()["conversations"].len() == 64
+    assert opened.order(8).steps_per_epoch == 8
+    with pytest.raises(VlmixError, match="--annotations-only"):
+        opened[0]
+
+
+class Flaky(MemoryFileSystem):
+    """A store that fails every other request once."""
+
+    protocol = "flaky"
+    store: ClassVar[dict[str, object]] = {}
+    requests = 0
+    failures = 1
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def cat_file(self, path: str, **more: object) -> bytes:
+        Flaky.requests += 1
+        if Flaky.requests % (Flaky.failures + 1):
+            raise ConnectionError("the store is busy")
+        return super().cat_file(path, **more)
+
+
+@pytest.fixture
+def stored(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The mixture and a view of it in a store that fails."""
+    from mixture import location
+
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(location, "_FIRST_WAIT", 0.001)
+    open_mixture(mixture).subset(ratio=0.1).save(mixture.parent / "remote-view")
+    files = Flaky()
+    for folder in (mixture, mixture.parent / "remote-view"):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                files.pipe_file(f"/bucket/{folder.name}/{path.relative_to(folder)}", path.read_bytes())
+    shutil.rmtree(mixture.parent / "remote-view")
+    yield "flaky://bucket"
+    Flaky.store.clear()
+    Flaky.failures = 1
+
+
+def test_urls_open_and_failures_are_tried_again(mixture: Path, stored: str) -> None:
+    local, remote = open_mixture(mixture), open_mixture(f"{stored}/mixture")
+    assert Flaky.requests > 1
+    for position in (0, 417, 839):
+        assert remote[position] == local[position]
+    view = open_mixture(f"{stored}/remote-view")
+    assert view[3] == local[local.find(view[3].id)]
+    assert remote.samples.collect().equals(local.samples.collect())
+    with pytest.raises(VlmixError, match="not a mixture"):
+        open_mixture(f"{stored}/nothing")
+
+
+def test_a_store_that_keeps_failing_is_told(stored: str) -> None:
+    remote = open_mixture(f"{stored}/mixture")
+    Flaky.failures = 10**9
+    with pytest.raises(VlmixError, match=r"the store is busy \(tried 4 times\)"):
+        remote[0]
+
+
+def test_two_processes_read_at_once(mixture: Path) -> None:
+    code = f"import mixture; print(sum(len(s.jpeg or b'') for s in mixture.open({str(mixture)!r})))"
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = {process.communicate()[0] for process in running}
+    assert sums == {f"{pl.read_parquet(mixture / 'samples.parquet')['image_size'].sum()}\n"}
