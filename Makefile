@@ -29,7 +29,7 @@ clean:
 	touch $@
 
 .venv/test: .venv/run
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[train,test]'
 	touch $@
 
 .venv/check: .venv/run
