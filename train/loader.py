@@ -55,7 +55,7 @@ class Steps(Dataset[StepBatch]):
 
 
 def load(steps: Steps, start: int, end: int, workers: int = 2) -> "DataLoader[StepBatch]":
-    """The steps from `start` to before `end`, in order, prepared by `workers` processes; to resume is another `start`."""
+    """The steps from `start` to before `end`, in order, prepared by `workers` processes."""
     return DataLoader(
         steps,
         batch_size=None,

@@ -41,11 +41,13 @@ def test_padding_agrees_with_llavas_but_for_the_seam(size: tuple[int, int]) -> N
     inner = round(min(size) * 336 / max(size))
     offset = (336 - inner) // 2
     small, large = sorted(size)
-    if small * 336 % large == 0 and (large - small) // 2 * 336 % large == 0:  # else the two pixel grids are shifted by a fraction
+    if (
+        small * 336 % large == 0 and (large - small) // 2 * 336 % large == 0
+    ):  # else the two pixel grids are shifted by a fraction
         along = difference.amax(dim=0 if size[0] < size[1] else 1)  # worst pixel of each line across the seam
         keep = [i for i in range(336) if min(abs(i - offset), abs(i - offset - inner)) > 4]
         assert along[keep].max() <= 2
-    assert difference.float().mean() < 1.5
+    assert difference.float().mean() < 3
     assert ours.shape == (3, 336, 336)
 
 
