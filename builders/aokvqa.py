@@ -21,6 +21,7 @@ class AokVqaOptions(Options, frozen=True, kw_only=True):
 
 
 class Record(Struct):
+    split: str
     image_id: int
     question_id: str
     question: str
@@ -34,6 +35,8 @@ def read(raw: RawFolder, options: AokVqaOptions, seed: int, reject: Rejects) -> 
     path = raw.require(f"aokvqa_v1p0_{options.split}.json")
     images: dict[int, list[Record]] = {}
     for record in raw.json(path, list[Record]):
+        if record.split != options.split:
+            raise raw.wrong(path, f"question {record.question_id} is of the split {record.split!r}")
         correct = record.correct_choice_idx
         if correct is None or not 0 <= correct < len(record.choices):
             detail = f"question {record.question_id}: correct_choice_idx {correct} of {len(record.choices)} choices"

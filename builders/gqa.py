@@ -10,8 +10,8 @@ import pyarrow as pa
 from msgspec import Meta, Struct
 
 from builders import layout
-from builders.text import short
-from mixture.record import Conversation, Exchange, is_blank
+from builders.text import short, text_problem
+from mixture.record import Conversation, Exchange
 from mixture.source import Options, RawFile, RawFolder, Rejects, Source
 
 _IMAGES_AT_ONCE = 2000
@@ -58,7 +58,10 @@ def read(raw: RawFolder, options: GqaOptions, seed: int, reject: Rejects) -> Ite
 def _folder(raw: RawFolder, name: str) -> list[Path]:
     for folder in (raw.folder / name, *sorted(raw.folder.glob(f"*/{name}"))):
         if files := sorted(folder.glob(f"{name}_*.json"), key=lambda p: (len(p.name), p.name)):
-            return list(files)
+            for number, file in enumerate(files):
+                if file.name != f"{name}_{number}.json":
+                    raise raw.wrong(folder, f"{name}_{number}.json is missing, {file.name} is there")
+            return files
     return []
 
 
@@ -85,8 +88,8 @@ def _conversation(
 ) -> Iterator[Conversation]:
     exchanges = []
     for number, (question, answer) in enumerate(zip(questions, answers)):
-        if is_blank(question) or is_blank(answer):
-            reject(f"gqa/{image}", "empty_answer", f"question {number} of the image is empty", exchange=number)
+        if problem := text_problem(question, answer):
+            reject(f"gqa/{image}", *problem, exchange=number)
         else:
             exchanges.append(Exchange(question, short(answer, options.capitalize), "short_answer"))
     if exchanges:

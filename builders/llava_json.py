@@ -17,7 +17,7 @@ from msgspec import Meta
 from builders import aokvqa, gqa, layout, llava_instruct, ocrvqa, okvqa, refcoco, sharegpt, textcaps, vg, vqav2
 from builders.llava_instruct import content_id
 from builders.llava_rows import split_image, turn_problem
-from mixture.errors import nearest
+from mixture.errors import VlmixError, nearest
 from mixture.record import Conversation, Exchange
 from mixture.render import CAPTION, GROUNDING, LETTERS, OCR_LINE, OPTION_LETTER, REGION_CAPTION, SHORT_ANSWER, values
 from mixture.source import Options, RawFile, RawFolder, Rejects, Source
@@ -44,7 +44,7 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
     turns, are rejected with their whole record."""
     for name in options.only or ():
         if name not in (*_PARTS, "other"):
-            raise raw.wrong(Path(options.path), f"`only` names {name!r}{nearest(name, [*_PARTS, 'other'])}")
+            raise VlmixError(f"{reject.source}: `only` names {name!r}{nearest(name, [*_PARTS, 'other'])}")
     copies: Counter[str] = Counter()
     for number, row in enumerate(raw.elements(_locate(raw, options.path), dict[str, Any])):
         image, turns = row.get("image") or "", row.get("conversations")
@@ -139,10 +139,11 @@ def _template(row: dict[str, Any], turns: list[dict[str, Any]]) -> str:
 
 
 def _locate(raw: RawFolder, name: str) -> Path:
-    for path in (raw.folder / name, raw.raw / name, Path(name)):
+    places = raw.folder / name, raw.raw / name, Path(name)
+    for path in places:
         if path.is_file():
             return path
-    return raw.require(name)
+    raise VlmixError(f"{name}: there is no such file; looked at {', '.join(map(str, places))}")
 
 
 SOURCE = Source(
@@ -157,5 +158,4 @@ SOURCE = Source(
     images=layout.EVERYTHING,
     parts=_PARTS,
     verbatim=True,
-    multiple=True,
 )

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from builders import layout
-from builders.text import short
-from mixture.record import Conversation, Exchange, is_blank
+from builders.text import short, text_problem
+from mixture.record import Conversation, Exchange
 from mixture.source import Options, RawFile, RawFolder, Rejects, Source
 
 _SPLITS = {"train": 1, "val": 2, "test": 3}
@@ -39,8 +39,8 @@ def read(raw: RawFolder, options: OcrVqaOptions, seed: int, reject: Rejects) -> 
             continue
         exchanges = []
         for number, (question, answer) in enumerate(zip(book.questions, book.answers)):
-            if is_blank(question) or is_blank(answer):
-                reject(identity, "empty_answer", f"{question!r} has the answer {answer!r}", exchange=number)
+            if problem := text_problem(question, answer):
+                reject(identity, *problem, exchange=number)
             else:
                 exchanges.append(Exchange(question, short(answer, capitalize=False), "short_answer"))
         if exchanges:

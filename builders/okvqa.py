@@ -37,7 +37,7 @@ def read(raw: RawFolder, options: OkVqaOptions, seed: int, reject: Rejects) -> I
     an empty answer. Where the majority is blank, the words that those workers typed are taken instead.
     """
     year = f"{options.split}2014"
-    questions = read_questions(raw, f"OpenEnded_mscoco_{year}_questions.json", "OK-VQA", digits=1)
+    questions = read_questions(raw, f"OpenEnded_mscoco_{year}_questions.json", "OK-VQA", year, digits=1)
     path = raw.require(f"mscoco_{year}_annotations.json")
     annotations = {a.question_id: a for a in raw.json(path, Annotations).annotations}
 

@@ -23,5 +23,5 @@ def load_plain(raw: RawFolder, path: Path) -> Any:
         return _PlainData(io.BytesIO(raw.read(path)), encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise VlmixError(f"{path}: refused, the pickle is not plain data: {error}") from None
-    except (EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError, MemoryError) as error:
+    except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
         raise VlmixError(f"{path}: not a whole pickle ({type(error).__name__}: {error})") from None

@@ -12,6 +12,7 @@ from builders.pickles import load_plain
 from builders.regions import region
 from builders.text import phrase
 from mixture.boxes import box_defect, clip
+from mixture.errors import VlmixError
 from mixture.record import Conversation, Exchange
 from mixture.sampling import keyed_order, ranks
 from mixture.source import Options, RawFile, RawFolder, Rejects, Source
@@ -76,7 +77,7 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
     """Each expression once, all sets of an image mixed by seed, cut into segments; each asked in a direction drawn by
     seed. `file_name` in the refs is not the image's name, so images go by id."""
     images: dict[int, tuple[Picture, dict[str, Exchange]]] = {}
-    for name in options.sets:
+    for name in dict.fromkeys(options.sets):
         folder, _, author = name.partition("/")
         instances = raw.json(raw.require(f"{folder}/instances.json"), Instances)
         pictures = {picture.id: picture for picture in instances.images}
@@ -85,7 +86,7 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
         path = raw.require(f"{folder}/refs({author}).p")
         refs = _refs(raw, load_plain(raw, path), path)
         if options.split not in (splits := sorted({ref.split for ref in refs})):
-            raise raw.wrong(path, f"it has no split {options.split!r}, only {', '.join(splits)}")
+            raise VlmixError(f"{path}: it has no split {options.split!r}, only {', '.join(splits)}")
         for ref in refs:
             if ref.split != options.split:
                 continue

@@ -31,8 +31,8 @@ _TOKENS_PER_TURN = 6  # FastChat's allowance for role and separators
 _RESIDUE = (
     (re.compile(r"```([\w+#-]*)Copy code"), r"```\1\n"),
     (re.compile(r"Copy\d+ chars / \d+ words"), ""),
-    (re.compile(r"^\s*\d+ / \d+\s*$", re.MULTILINE), ""),
-    (re.compile(r"Share Prompt\s*$"), ""),
+    (re.compile(r"^[ \t]*\d+ / \d+[ \t]*$", re.MULTILINE), ""),
+    (re.compile(r"Share Prompt$"), ""),
 )
 
 
@@ -61,7 +61,7 @@ class Chat(Struct):
 
 def read(raw: RawFolder, options: ShareGptOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
     """The first chunk of each chat that begins with a question and whose roles alternate."""
-    count = _counter(options.tokenizer)
+    count = _counter(raw, options.tokenizer)
     for name in _DUMPS[options.dump]:
         for chat in raw.elements(raw.require(name), Chat):
             identity = f"sharegpt/{chat.id}"
@@ -69,7 +69,8 @@ def read(raw: RawFolder, options: ShareGptOptions, seed: int, reject: Rejects) -
                 texts = _pairs(chat, options)
                 texts = texts[: _cut(texts, count, options.max_tokens)]
             except _Unfit as unfit:
-                reject(identity, *unfit.why, record=chat)
+                # Whole chats stay out of the rejects: they are long, in the raw file, and may hold personal data.
+                reject(identity, *unfit.why)
                 continue
             chunk = chat.id if _CHUNK.search(chat.id) else f"{chat.id}_0"
             yield Conversation(
@@ -137,7 +138,7 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(ascii_count / 3.6 + 1.5 * (len(text) - ascii_count))
 
 
-def _counter(tokenizer: str | None) -> Callable[[str], int]:
+def _counter(raw: RawFolder, tokenizer: str | None) -> Callable[[str], int]:
     if tokenizer is None:
         return estimate_tokens
     try:
@@ -146,6 +147,7 @@ def _counter(tokenizer: str | None) -> Callable[[str], int]:
         raise VlmixError("sharegpt: `tokenizer` needs the tokenizers package: pip install 'vlmix[tokenizer]'") from None
     if not Path(tokenizer).is_file():
         raise VlmixError(f"sharegpt: tokenizer {tokenizer} does not exist; name a tokenizer.json")
+    raw.opened.append(Path(tokenizer))
     try:
         loaded = Tokenizer.from_file(tokenizer)
     except Exception as error:  # the library raises plain Exception

@@ -1,21 +1,29 @@
 """How LLaVA-1.5 words answers and phrases."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from mixture.record import INVISIBLE
+from mixture.record import IMAGE_TOKEN, INVISIBLE, is_blank
 
 Split = Literal["train", "val"]
-
-_LINE_BREAK = re.compile(r"[^\S\n\r]*[\n\r]+\s*")
 
 
 def short(answer: str, capitalize: bool = True) -> str:
     """A short answer: outer white space gone, `str.capitalize()` unless told otherwise."""
     answer = answer.strip(INVISIBLE)
     return answer.capitalize() if capitalize else answer
+
+
+def text_problem(question: str, answer: str) -> tuple[str, str] | None:
+    """Why a question and its answer are no exchange, as (code, detail); None if they are."""
+    if is_blank(answer):
+        return "empty_answer", f"{question!r} has an empty answer"
+    if is_blank(question):
+        return "empty_question", f"an empty question has the answer {answer!r}"
+    if IMAGE_TOKEN in question or IMAGE_TOKEN in answer:
+        return "image_token", f"{question!r} or its answer holds {IMAGE_TOKEN!r}"
+    return None
 
 
 def majority(answers: Iterable[str]) -> str:
@@ -27,7 +35,8 @@ def majority(answers: Iterable[str]) -> str:
 def phrase(text: str) -> str:
     """A referring phrase as it stands before the prompt's full stop: outer white space and final stops removed, line
     breaks made spaces; case and double spaces are kept."""
-    return _LINE_BREAK.sub(" ", text.strip(INVISIBLE)).rstrip(". ")
+    lines = text.strip(INVISIBLE).splitlines() or [""]
+    return (lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines if line.strip())).rstrip(". ")
 
 
 def sentence(text: str) -> str:

@@ -32,6 +32,7 @@ class Entry(Struct):
 class TextCaps(Struct):
     data: list[Entry]
     dataset_name: str = "textcaps"
+    dataset_type: str = ""
 
 
 class Ocr(Struct):
@@ -50,10 +51,14 @@ def read(raw: RawFolder, options: TextCapsOptions, seed: int, reject: Rejects) -
     captions = raw.json(path, TextCaps)
     if captions.dataset_name != "textcaps":
         raise raw.wrong(path, f"its dataset_name is {captions.dataset_name!r}")
+    if captions.dataset_type not in ("", options.split):
+        raise raw.wrong(path, f"its dataset_type is {captions.dataset_type!r}, expected {options.split!r}")
     tokens: dict[str, list[str]] = {}
     if options.ocr:
-        rosetta = raw.json(raw.require(f"TextVQA_Rosetta_OCR_v0.2_{options.split}.json"), Rosetta)
-        tokens = {entry.image_id: entry.ocr_tokens for entry in rosetta.data}
+        path = raw.require(f"TextVQA_Rosetta_OCR_v0.2_{options.split}.json")
+        tokens = {entry.image_id: entry.ocr_tokens for entry in raw.json(path, Rosetta).data}
+        if tokens.keys().isdisjoint(entry.image_id for entry in captions.data):
+            raise raw.wrong(path, "it has none of the captions' images")
     images: dict[str, list[Entry]] = {}
     for number, entry in enumerate(captions.data):
         if is_blank(entry.caption_str or ""):
@@ -62,6 +67,9 @@ def read(raw: RawFolder, options: TextCapsOptions, seed: int, reject: Rejects) -
             images.setdefault(entry.image_id, []).append(entry)
     for image_id, entries in images.items():
         texts = [(entry.caption_str or "").strip(INVISIBLE) for entry in entries]
+        if options.ocr and image_id not in tokens:
+            reject(f"textcaps/{image_id}", "no_ocr", "the OCR file does not have the image; `ocr: false` needs none")
+            continue
         offered = tokens.get(image_id, [])[: options.max_tokens or None]
         yield Conversation(
             id=f"textcaps/{image_id}",

@@ -35,6 +35,9 @@ class VgOptions(Options, frozen=True, kw_only=True):
     ] = 0.015
 
 
+Pixels = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
+
+
 class Picture(Struct, gc=False):
     image_id: int
     url: str
@@ -45,13 +48,13 @@ class Picture(Struct, gc=False):
 class Region(Struct, gc=False):
     """v1.2 says `region_id`, v1.0 says `id`."""
 
-    x: int
-    y: int
-    width: int
-    height: int
+    x: Pixels
+    y: Pixels
+    width: Pixels
+    height: Pixels
     phrase: str
-    region_id: int = -1
-    id: int = -1
+    region_id: Annotated[int, Meta(lt=2**62)] = -1
+    id: Annotated[int, Meta(lt=2**62)] = -1
 
 
 class Regions(Struct):
@@ -83,6 +86,8 @@ def _draw(
         image_id = image.id if image.id >= 0 else image.image_id
         if (picture := pictures.get(image_id)) is None:
             reject(f"vg/{image_id}", "no_image_data", f"image {image_id} is not in image_data.json")
+        elif picture.url.count("/") < 2:
+            reject(f"vg/{image_id}", "bad_url", f"the URL {picture.url!r} does not tell the image's folder")
         else:
             known.append((picture, image.regions))
     regions = [r for _, listed in known for r in listed]

@@ -35,14 +35,17 @@ def read(raw: RawFolder, options: VqaV2Options, seed: int, reject: Rejects) -> I
     """One conversation per image with all its questions; the answer is `multiple_choice_answer`, the majority of the
     ten where that field is missing."""
     year = f"{options.split}2014"
-    questions = read_questions(raw, f"v2_OpenEnded_mscoco_{year}_questions.json", "v2.0 of the VQA", digits=3)
+    questions = read_questions(raw, f"v2_OpenEnded_mscoco_{year}_questions.json", "v2.0 of the VQA", year, digits=3)
     path = raw.require(f"v2_mscoco_{year}_annotations.json")
     annotations = {a.question_id: a for a in raw.json(path, Annotations).annotations}
 
     def answer(annotation: Annotation) -> str:
         if annotation.multiple_choice_answer is not None:
             return annotation.multiple_choice_answer
-        return majority(a.answer for a in _answers.decode(annotation.answers)) if annotation.answers else ""
+        try:
+            return majority(a.answer for a in _answers.decode(annotation.answers)) if annotation.answers else ""
+        except msgspec.DecodeError:
+            return ""
 
     yield from merge("vqav2", options.split, questions, annotations, answer, options.capitalize, reject)
 

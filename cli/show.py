@@ -221,7 +221,10 @@ def rejects(mixture: "Mixture", as_json: bool) -> None:
     path = mixture.local_root / REJECTS_NAME
     if not path.exists():
         raise VlmixError(f"{path} is missing: this mixture was copied from another one, which has it")
-    frame = pl.read_parquet(path)
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the file is damaged") from None
     if as_json:
         _json(frame.to_dicts())
         return

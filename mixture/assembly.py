@@ -2,6 +2,7 @@
 killed run continues."""
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from xxhash import xxh3_128_hexdigest
 from mixture import manifest as manifests
 from mixture.card import card
 from mixture.errors import VlmixError
-from mixture.files import disk_errors, sha256, write_parquet, write_text
+from mixture.files import disk_errors, file_digest, sha256, write_parquet, write_text
 from mixture.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
 from mixture.pool import Pool, Progress
 from mixture.samples import SAMPLES
@@ -45,19 +46,29 @@ def assembling(out: Path) -> Iterator[tuple[Path, Path]]:
     partial = out.with_name(out.name + ".partial")
     work = partial / "work"
     with disk_errors(partial):
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("w")
-    with lock:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise VlmixError(f"{partial} is being written by another run; wait for it or stop it") from None
+        if out.exists():
+            raise VlmixError(f"{out} was made by another run meanwhile")
+        with disk_errors(partial):
+            work.mkdir(exist_ok=True)
         for leftover in partial.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         yield partial, work
         with disk_errors(out):
             shutil.rmtree(work)
             partial.replace(out)
+    except BaseException:
+        if not any(path.is_file() for path in partial.rglob("*")):
+            shutil.rmtree(partial, ignore_errors=True)  # nothing was made that a next run could use
+        raise
+    finally:
+        os.close(lock)
 
 
 def run_shards(
@@ -84,7 +95,7 @@ def _keep_only_if_same(partial: Path, work: Path, plan: bytes) -> None:
     """Forget the shards of an interrupted build whose order was another (a changed recipe, changed images)."""
     mark = work / "order"
     fingerprint = xxh3_128_hexdigest(plan)
-    if mark.exists() and mark.read_text() == fingerprint:
+    if mark.exists() and mark.read_bytes() == fingerprint.encode():
         return
     shutil.rmtree(partial / "train", ignore_errors=True)
     for stale in work.glob("rows-*"):
@@ -93,16 +104,16 @@ def _keep_only_if_same(partial: Path, work: Path, plan: bytes) -> None:
 
 
 def _finished(job: Job) -> ShardDone | None:
+    """The result of an earlier run, if its files are still what it wrote; damaged work is absent work."""
     rows = rows_path(job.work, job.number)
-    mark = rows.with_suffix(".done")
-    if not (mark.exists() and rows.exists()):
+    try:
+        done = msgspec.msgpack.decode(rows.with_suffix(".done").read_bytes(), type=ShardDone)
+        whole = file_digest(rows) == done.rows
+        if done.shard is not None:
+            whole = whole and sha256(job.out / done.shard.path) == done.shard.sha256
+    except (OSError, ValueError):
         return None
-    done = msgspec.msgpack.decode(mark.read_bytes(), type=ShardDone)
-    if done.shard is not None:
-        tar = job.out / done.shard.path
-        if not tar.exists() or tar.stat().st_size != done.shard.bytes:
-            return None
-    return done
+    return done if whole else None
 
 
 def write_index(folder: Path, work: Path, done: list[ShardDone]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from xxhash import xxh3_64_hexdigest
 
 from mixture.assembly import assembling, merge_counts, run_shards, seal, write_index
 from mixture.convert import CandidateReader
@@ -122,31 +123,38 @@ def _pick_usable(
 
 
 class _Journal:
-    """What was found out about files, line by line, so that a resumed build examines nothing twice."""
+    """What was found out about files, line by line with a checksum, so that a resumed build examines nothing twice."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.known: dict[str, ImageFacts] = {}
         if path.exists():
-            for line in path.read_bytes().splitlines():
-                try:
-                    facts = msgspec.json.decode(line, type=ImageFacts)
-                except msgspec.DecodeError:
-                    continue  # the last line of a killed run
-                self.known[facts.path] = facts
+            for line in path.read_bytes().split(b"\n"):
+                checksum, _, text = line.partition(b" ")
+                if checksum == _checksum(text):  # else the last line of a killed run, or damage
+                    facts = msgspec.json.decode(text, type=ImageFacts)
+                    self.known[facts.path] = facts
 
     def recall(self, path: Path) -> ImageFacts | None:
         """What is known of a file that has not changed since."""
         facts = self.known.get(str(path))
         if facts is None:
             return None
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
         return facts if (stat.st_size, stat.st_mtime_ns) == (facts.bytes, facts.mtime_ns) else None
 
     def add(self, facts: list[ImageFacts]) -> None:
         with disk_errors(self._path), self._path.open("ab") as file:
             # Starts on a new line: a killed run may have left half of one.
-            file.write(b"\n" + b"\n".join(msgspec.json.encode(f) for f in facts) + b"\n")
+            texts = [msgspec.json.encode(fact) for fact in facts]
+            file.write(b"\n" + b"\n".join(_checksum(text) + b" " + text for text in texts) + b"\n")
+
+
+def _checksum(text: bytes) -> bytes:
+    return xxh3_64_hexdigest(text).encode()
 
 
 def _examine(
@@ -212,7 +220,8 @@ def _write_shards(
         entry, row = candidates.locate(position)
         picks.append(Pick(entry, row, ordinal, int(seen[ordinal]), facts.get(candidates.images[position])))
     ids = [candidates.ids[int(picked[i])] for i in order]
-    plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, ids, picks))
+    texts = [converted.digest for converted in prepared.converted.values()]
+    plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, texts, ids, picks))
     size = recipe.samples_per_shard
     jobs = [
         ShardJob(i // size, i, picks[i : i + size], prepared.paths, recipe.prompts, partial, work, not annotations_only)
@@ -229,7 +238,7 @@ def _finish(
     rejects = sorted(rejects, key=lambda r: (r.source, r.id, r.exchange, r.reason, r.detail))
     write_rejects(partial / REJECTS_NAME, rejects)
     counts = merge_counts(done)
-    natural = list(dict.fromkeys(prepared.candidates.sources))
+    natural = prepared.candidates.labels()
     reasons: dict[str, Counter[str]] = {}
     for reject in rejects:
         reasons.setdefault(reject.source, Counter())[reject.reason] += 1
@@ -239,7 +248,7 @@ def _finish(
         seed=recipe.seed,
         recipe=recipe.resolved(),
         samples=sum(c.samples for c in counts.values()),
-        sources={name: _info(prepared, name, counts[name]) for name in natural if name in counts},
+        sources={name: _info(prepared, name, counts.get(name, Counts())) for name in natural},
         rejects={source: dict(sorted(counter.items())) for source, counter in sorted(reasons.items())},
         inputs={name: converted.inputs for name, converted in prepared.converted.items()},
         shards=[d.shard for d in done if d.shard is not None],

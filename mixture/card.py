@@ -48,6 +48,25 @@ def card(manifest: Manifest) -> str:
         "",
         _about(manifest),
         "",
+        *composition(manifest),
+    ]
+    dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
+    if dropped:
+        lines += ["", f"{dropped:,} records or exchanges were dropped; `rejects.parquet` lists each with its reason."]
+    if total.seen != total.samples:
+        lines += [
+            "",
+            "Some samples are to be seen more than once per epoch: column `repeat` of `samples.parquet`. "
+            "The shards hold each of them once.",
+        ]
+    lines += ["", "Every source keeps its own licence; the mixture adds none."]
+    return "\n".join(lines) + "\n"
+
+
+def composition(manifest: Manifest) -> list[str]:
+    """Lines of Markdown: the sources with their counts and licences, prompt style, order and seed."""
+    total = manifest.total
+    lines = [
         "| source | samples | share | per epoch | exchanges | words | images | licence |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
@@ -67,17 +86,7 @@ def card(manifest: Manifest) -> str:
         "",
         f"Prompt style: `{manifest.recipe['prompts']}`. Order: `{manifest.recipe['order']}`. Seed: {manifest.seed}.",
     ]
-    dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
-    if dropped:
-        lines += ["", f"{dropped:,} records or exchanges were dropped; `rejects.parquet` lists each with its reason."]
-    if total.seen != total.samples:
-        lines += [
-            "",
-            "Some samples are to be seen more than once per epoch: column `repeat` of `samples.parquet`. "
-            "The shards hold each of them once.",
-        ]
-    lines += ["", "Every source keeps its own licence; the mixture adds none."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _about(manifest: Manifest) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from mixture.errors import VlmixError
-from mixture.files import atomic, sha256
+from mixture.files import atomic, file_digest, sha256
 from mixture.manifest import Input
 from mixture.recipe import Entry
 from mixture.record import Conversation, defect
@@ -53,6 +53,8 @@ class Converted(Struct, frozen=True):
     """What was read: raw files, rejects, and the number of candidates in `ConvertJob.out`."""
 
     candidates: int
+    digest: str
+    """xxh3-128 of the file."""
     inputs: list[Input]
     rejects: list[Reject]
 
@@ -69,7 +71,8 @@ def conversations(
     """The usable conversations of a source, lazily; with the folder that knows the files read, and the rejects that
     grow while reading."""
     folder = RawFolder(raw, source)
-    rejects = Rejects(name or source.name)
+    # A collection's unrecognised rows are called after the recipe's entry, a dataset's always after the dataset.
+    rejects = Rejects(name if name and source.verbatim else source.name)
 
     def usable() -> Iterator[Conversation]:
         seen: set[str] = set()
@@ -123,7 +126,7 @@ def convert(job: ConvertJob) -> Converted:
         why = f"; the first of {len(rejects.rows)} rejects: {rejects.rows[0].detail}" if rejects.rows else ""
         raise VlmixError(f"{job.name}: {folder.folder} gave no usable conversation{why}")
     paths = list(dict.fromkeys(folder.opened))
-    converted = Converted(count, [_input(path, job.raw) for path in paths], rejects.rows)
+    converted = Converted(count, file_digest(job.out), [_input(path, job.raw) for path in paths], rejects.rows)
     state = _State(fingerprint, [_stat(path) for path in paths], converted)
     with atomic(state_path) as file:
         file.write(msgspec.msgpack.encode(state))
@@ -145,11 +148,11 @@ def _fingerprint(job: ConvertJob) -> str:
 def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted | None:
     try:
         state = msgspec.msgpack.decode(state_path.read_bytes(), type=_State)
-    except (OSError, msgspec.DecodeError):
-        return None
-    if state.fingerprint != fingerprint or not job.out.exists():
+    except (OSError, ValueError):
         return None
     try:
+        if state.fingerprint != fingerprint or file_digest(job.out) != state.converted.digest:
+            return None
         unchanged = all(_stat(Path(path)) == (path, size, mtime) for path, size, mtime in state.stats)
     except OSError:
         return None

@@ -21,6 +21,7 @@ MAX_BYTES = 256 * 2**20
 MIN_SIDE = 8  # shop placeholders are 1x1; a side of 1 or 3 pixels is also mistaken for the channel axis downstream
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _ORIENTATION = 0x0112
+_EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _TRANSPOSING = (5, 6, 7, 8)
 
 Change = Literal["", "converted", "rotated", "unflagged"]
@@ -47,7 +48,7 @@ class ImageIndex:
         self._listings: dict[Path, dict[str, list[str]]] = {}
         for root in self.roots:
             if not root.is_dir():
-                raise VlmixError(f"image folder {root} does not exist")
+                raise VlmixError(f"image folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
 
     def candidates(self, image: str) -> list[Path]:
         """Files that may be `image` (a safe path in LLaVA's layout), the likeliest first; empty if there is none."""
@@ -80,7 +81,7 @@ class ImageIndex:
             listing = self._listings[directory] = {}
             try:
                 names = [entry.name for entry in os.scandir(directory)]
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError:  # not there, not a folder, a name too long: there is nothing to be found in it
                 names = []
             for name in names:
                 stem, extension = os.path.splitext(name)  # noqa: PTH122 (a path object each is ten times slower)
@@ -145,6 +146,8 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
                     return bad("image_too_small", f"{width}x{height} pixels, a side has at least {MIN_SIDE}")
                 image.draft(None, (width // 8, height // 8))
                 image.load()
+                if image.mode not in _EIGHT_BIT:
+                    return bad("image_mode", f"{image.mode} pixels are not of 8 bits; convert the file first")
                 # After the pixels: a PNG's getexif() loads them, and a second load forgets that the first one failed.
                 facts = msgspec.structs.replace(facts, orientation=_orientation(image))
     except UnidentifiedImageError:
@@ -221,8 +224,8 @@ def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
-    if len(data) != facts.bytes:
-        raise VlmixError(f"{path} changed during the build ({facts.bytes} bytes became {len(data)}); run it again")
+    if len(data) != facts.bytes or path.stat().st_mtime_ns != facts.mtime_ns:
+        raise VlmixError(f"{path} changed during the build; run it again")
     if not fit.change:
         return data
     if fit.change == "unflagged" and (patched := _without_orientation(data)):

@@ -40,7 +40,7 @@ class Location(Protocol):
 
 def locate(path: str | Path) -> Location:
     """The location that `path` names: a URL such as `s3://bucket/mixture`, else a local path."""
-    return Remote(path) if isinstance(path, str) and "://" in path else Local(Path(path))
+    return Remote(path) if isinstance(path, str) and "://" in path else Local(Path(path).resolve())
 
 
 class Local:

@@ -109,10 +109,27 @@ def read(folder: Location) -> Manifest:
             f"{where.name}: format version {manifest.format_version} is newer than the {FORMAT_VERSION} that this "
             "vlmix reads; update vlmix"
         )
+    if problem := _contradiction(manifest):
+        raise VlmixError(f"{where.name}: {problem}; the manifest is damaged, build the mixture again")
     for shard in manifest.shards:
         if PurePosixPath(shard.path).is_absolute() or ".." in PurePosixPath(shard.path).parts:
             raise VlmixError(f"{where.name}: shard {shard.path!r} leaves the folder")
     return manifest
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What in a manifest cannot be true."""
+    if manifest.format_version < 1:
+        return f"format version {manifest.format_version}"
+    if (manifest.kind == "view") != (manifest.parent is not None):
+        return "a view names its parent, and nothing else does"
+    if missing := [key for key in ("name", "order", "prompts", "samples_per_shard") if key not in manifest.recipe]:
+        return f"its recipe has no {missing[0]!r}"
+    if manifest.samples < 1 or manifest.samples != manifest.total.samples:
+        return f"{manifest.samples} samples, its sources add up to {manifest.total.samples}"
+    if manifest.kind == "mixture" and manifest.samples != sum(shard.samples for shard in manifest.shards):
+        return f"{manifest.samples} samples, its shards hold {sum(shard.samples for shard in manifest.shards)}"
+    return None
 
 
 def _unfinished(folder: Location) -> str:

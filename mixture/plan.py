@@ -55,7 +55,8 @@ def prepare(
 ) -> Prepared:
     """Read every source into `work` and look up the images below `image_roots` (None: leave images alone)."""
     if not raw.is_dir():
-        raise VlmixError(f"{raw} does not exist; it should hold one folder of official files per source")
+        state = "is not a folder" if raw.exists() else "does not exist"
+        raise VlmixError(f"{raw} {state}; it should hold one folder of official files per source")
     work.mkdir(parents=True, exist_ok=True)
     names = list(recipe.sources)
     jobs = [
@@ -147,15 +148,20 @@ def plan(prepared: Prepared) -> list[PlanRow]:
 
 def _by_source(candidates: Candidates, picked: Indices) -> Iterator[tuple[str, Indices]]:
     groups: dict[str, list[int]] = {}
+    for label in candidates.labels():
+        groups[label] = []
     for index, position in enumerate(picked.tolist()):
-        groups.setdefault(candidates.sources[position], []).append(index)
+        groups[candidates.sources[position]].append(index)
     for source, members in groups.items():
         yield source, np.asarray(members, dtype=np.int64)
 
 
 def _size(prepared: Prepared, image: str) -> int:
     files = prepared.files.get(image)
-    return files[0].stat().st_size if files else 0
+    try:
+        return files[0].stat().st_size if files else 0
+    except OSError:  # a link that leads nowhere; a build finds out and says so
+        return 0
 
 
 def missing_rejects(prepared: Prepared) -> Iterator[Reject]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -46,8 +47,9 @@ class Pool:
         queue = iter(tasks)
         try:
             while True:
-                for task in islice(queue, 2 * self.workers - len(pending)):
-                    pending[self._executor.submit(function, task)] = task
+                with _no_interrupt():
+                    for task in islice(queue, 2 * self.workers - len(pending)):
+                        pending[self._executor.submit(function, task)] = task
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -67,6 +69,16 @@ class Pool:
     def __exit__(self, *exception: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=exception[0] is None, cancel_futures=True)
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Holds Ctrl-C back while processes start: they inherit the mask and never meet it half made."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(parent: int) -> None:

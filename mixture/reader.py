@@ -210,13 +210,13 @@ class Mixture(Sequence[Sample]):
         seed: int | None = None,
     ) -> "Mixture":
         """A nested subset, as `vlmix subsample` draws it: a prefix of the keyed rank order, in mixture order."""
-        from mixture.subset import Selection, select
+        from mixture.subset import Selection, index_of, select
 
         selection = Selection(
             ratio=ratio, total=total, sources=sources or {}, where=where, stratify=stratify, seed=seed
         )
         chosen = self.manifest.seed if seed is None else seed
-        return self.part(select(self.samples.collect(), selection, chosen))
+        return self.part(select(index_of(self), selection, chosen))
 
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
         """[N] int64: words of each sample, plus `image_tokens` for an image."""

@@ -26,7 +26,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     """Exact number of conversations."""
     ratio: Share | None = None
     """Exact share of the conversations, halves rounded up."""
-    repeat: Annotated[float, Meta(ge=1)] = 1
+    repeat: Annotated[float, Meta(ge=1, le=1000)] = 1
     """How often each conversation is seen in an epoch, on average; fractions are exact."""
     weight: Positive | None = None
     """Share of the mixture's `total`, relative to the other weights; its size by default."""
@@ -39,7 +39,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """A parsed recipe."""
 
     name: str
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     prompts: StyleName = "llava"
     order: Literal["shuffled", "natural"] = "shuffled"
     stratify: bool = True
@@ -67,6 +67,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node)
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
@@ -105,7 +107,7 @@ def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Reci
     plain = {key: value for key, value in data.items() if key != "sources"}
     recipe: Recipe = _convert({**plain, "sources": {}}, Recipe, where)
     recipe = msgspec.structs.replace(recipe, sources=entries)
-    _check_plan(recipe, known, where)
+    _check_plan(recipe, where)
     return recipe
 
 
@@ -131,14 +133,14 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
     return msgspec.structs.replace(entry, options=parsed)
 
 
-def _check_plan(recipe: Recipe, known: Mapping[str, Source], where: str) -> None:
+def _check_plan(recipe: Recipe, where: str) -> None:
     leaves: dict[Any, str] = {}
     for name, entry in recipe.sources.items():
         if entry.take and entry.ratio:
             raise VlmixError(f"{where}: sources.{name}: `take` and `ratio` exclude each other")
         if entry.weight and not recipe.total:
             raise VlmixError(f"{where}: sources.{name}: `weight` needs the mixture's `total`")
-        leaf = (entry.builder, entry.options if known[entry.builder].multiple else None)
+        leaf = (entry.builder, entry.options)
         if leaf in leaves:
             raise VlmixError(
                 f"{where}: sources.{leaves[leaf]} and sources.{name} read the same files and would give every "

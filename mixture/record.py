@@ -11,6 +11,8 @@ IMAGE_TOKEN = "<image>"  # noqa: S105
 Box = tuple[float, float, float, float]
 """Pixel corners x1, y1, x2, y2 in the frame of the conversation's `width` and `height`."""
 
+_MOST_PIXELS = 1_000_000  # of a side
+
 # Characters that print nothing. ShareGPT has answers made of U+200B alone.
 INVISIBLE = " \t\r\n\f\v\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 
@@ -66,6 +68,8 @@ def defect(conversation: Conversation, verbatim: bool = False) -> tuple[str, str
     """
     if not conversation.exchanges:
         return "no_exchanges", "no question with an answer is left"
+    if not (0 <= conversation.width <= _MOST_PIXELS and 0 <= conversation.height <= _MOST_PIXELS):
+        return "bad_size", f"an image of {conversation.width}x{conversation.height} pixels"
     path = conversation.image
     if path and (problem := unsafe_path(path)):
         return "unsafe_path", problem

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from msgspec import Struct, field
 
+from mixture.errors import VlmixError
 from mixture.files import write_parquet
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
@@ -70,6 +72,19 @@ class Reject(Struct, frozen=True, kw_only=True):
     exchange: int = -1
     image: str = ""
     record: str = ""
+
+
+def open_index(path: Path) -> pq.ParquetFile:
+    """A mixture's samples.parquet, opened. Raises VlmixError if it is missing, damaged or of other columns."""
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise VlmixError(f"{path} is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the index is damaged") from None
+    if not file.schema_arrow.equals(SAMPLES):
+        raise VlmixError(f"{path}: its columns are not those of a mixture's index; it was not written by this vlmix")
+    return file
 
 
 class Turn(Struct, frozen=True):

@@ -71,15 +71,21 @@ def choose(
     Raises VlmixError when a stratum holds fewer samples than its share.
     """
     shares = apportion(total, weights or {name: len(members) for name, members in strata.items()})
-    chosen = []
     for name, members in strata.items():
         if shares[name] > len(members):
             raise VlmixError(
                 f"total {total}: the weight of {name!r} asks for {shares[name]} samples, it has {len(members)}; "
                 "lower its weight or the total, or give the source a `repeat`"
             )
-        chosen.append(members[keyed_order([ids[i] for i in members], seed)[: shares[name]]])
-    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+    return prefixes(strata, ids, seed, shares)
+
+
+def prefixes(strata: Mapping[str, Indices], ids: Sequence[str], seed: int, shares: Mapping[str, int]) -> Indices:
+    """Positions (ascending) of the first `shares[name]` samples of each stratum's rank order; all of a smaller one."""
+    chosen = [
+        members[keyed_order([ids[i] for i in members], seed)[: shares.get(name, 0)]] for name, members in strata.items()
+    ]
+    return np.sort(np.concatenate([*chosen, np.empty(0, dtype=np.int64)]))
 
 
 def repeats(ids: Sequence[str], repeat: float, seed: int) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mixture.errors import VlmixError
 from mixture.recipe import Recipe
-from mixture.sampling import Indices, choose, exact_share, keyed_order, repeats
+from mixture.sampling import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
 
 _FILTER_COLUMNS = ["id", "source", "image", "width", "height", "exchanges", "words"]
 
@@ -57,43 +57,61 @@ class Candidates:
             wanted[start : start + size] = matching(frame, entry.where, f"sources.{name}: where")
         return wanted
 
+    def labels(self) -> list[str]:
+        """The datasets that the recipe's filters let through, in the order of their first conversation."""
+        return list(dict.fromkeys(self.sources[i] for name in self.names for i in self.members(name).tolist()))
+
     def pick(self) -> Indices:
-        """Positions (ascending) of the mixture's samples, given what is known of the images so far."""
+        """Positions (ascending) of the mixture's samples, given what is known of the images so far.
+
+        Every share is of what is offered: the candidates whose image exists. One that proves broken is replaced by the
+        next in rank, where there is one.
+        """
         recipe = self.recipe
         usable = ~(self.missing | self.unusable)
-        pools: dict[str, Indices] = {}
-        for name, entry in recipe.sources.items():
-            members = self.members(name)
-            # Shares are of the candidates whose image exists; one that proves broken is replaced by the next in rank.
-            offered = int((~self.missing[members]).sum())
-            members = members[usable[members]]
-            if entry.take is None and entry.ratio is None:
-                pools[name] = members
-                continue
-            count = entry.take or exact_share(entry.ratio or 1, offered)
-            if entry.take and count > len(members):
-                lost = self.sizes[name] - len(members)
-                raise VlmixError(
-                    f"sources.{name}: take {count} asks for more than the {len(members)} conversations there are"
-                    + (f" ({lost} of {self.sizes[name]} have no usable image or fail `where`)" if lost else "")
-                    + "; lower `take`, or add `repeat` to see them more often"
-                )
-            order = keyed_order([self.ids[i] for i in members], recipe.seed)
-            pools[name] = np.sort(members[order[:count]])
+        offered = np.concatenate([self._pool(name, ~self.missing) for name in self.names])
+        pools = {name: self._pool(name, usable) for name in self.names}
         everything = np.concatenate(list(pools.values()))
         if recipe.total is None and recipe.ratio is None:
             return everything
-        total = recipe.total or exact_share(recipe.ratio or 1, len(everything))
-        if total > len(everything):
-            raise VlmixError(f"total {total} asks for more than the {len(everything)} conversations there are")
+        if recipe.total is not None and recipe.total > len(everything):
+            raise VlmixError(f"total {recipe.total} asks for more than the {len(everything)} conversations there are")
+        if recipe.total is None:
+            total = exact_share(recipe.ratio or 1, len(offered))
+            if not recipe.stratify:
+                return choose({"": everything}, self.ids, recipe.seed, min(total, len(everything)))
+            shares = apportion(total, {name: len(members) for name, members in self._strata(offered).items()})
+            return prefixes(self._strata(everything), self.ids, recipe.seed, shares)
         if not recipe.stratify:
-            return choose({"": everything}, self.ids, recipe.seed, total)
+            return choose({"": everything}, self.ids, recipe.seed, recipe.total)
         weights = {name: entry.weight for name, entry in recipe.sources.items() if entry.weight}
-        if weights:
-            if missing := [name for name in recipe.sources if name not in weights]:
-                raise VlmixError(f"sources.{missing[0]}: has no `weight` while others do; give every source one")
-            return choose(pools, self.ids, recipe.seed, total, weights)
-        return choose(self._strata(everything), self.ids, recipe.seed, total)
+        if not weights:
+            return choose(self._strata(everything), self.ids, recipe.seed, recipe.total)
+        if missing := [name for name in recipe.sources if name not in weights]:
+            raise VlmixError(f"sources.{missing[0]}: has no `weight` while others do; give every source one")
+        return choose(pools, self.ids, recipe.seed, recipe.total, weights)
+
+    def _pool(self, name: str, can_be_used: NDArray[np.bool_]) -> Indices:
+        """Positions (ascending) that an entry gives: its `take` or `ratio` of the members that can be used."""
+        entry, members = self.recipe.sources[name], self.members(name)
+        if not len(members):
+            raise VlmixError(f"sources.{name}: no conversation passes where: {entry.where!r}")
+        offered = int((~self.missing[members]).sum())
+        members = members[can_be_used[members]]
+        if entry.take is None and entry.ratio is None:
+            return members
+        count = entry.take or exact_share(entry.ratio or 1, offered)
+        if entry.take and count > len(members):
+            lost = self.sizes[name] - len(members)
+            raise VlmixError(
+                f"sources.{name}: take {count} asks for more than the {len(members)} conversations there are"
+                + (f" ({lost} of {self.sizes[name]} have no usable image or fail `where`)" if lost else "")
+                + "; lower `take`, or add `repeat` to see them more often"
+            )
+        if not count:
+            raise VlmixError(f"sources.{name}: ratio {entry.ratio} of {offered} conversations is none; raise it")
+        order = keyed_order([self.ids[i] for i in members], self.recipe.seed)
+        return np.sort(members[order[:count]])
 
     def _strata(self, positions: Indices) -> dict[str, Indices]:
         return strata([self.sources[i] for i in positions], positions)
@@ -109,7 +127,17 @@ class Candidates:
         return counts
 
     def check_unique(self, picked: Indices) -> None:
-        """Raises VlmixError if two samples share an id, which means that two entries hold the same conversation."""
+        """Raises VlmixError if two entries hold the same conversations: under the same id, or under the ids that two
+        builders of one dataset give (the official JSON holds VQAv2 too)."""
+        builders: dict[str, str] = {}
+        for name in self.names:
+            builder = self.recipe.sources[name].builder
+            for label in dict.fromkeys(self.sources[i] for i in self.members(name).tolist()):
+                if builders.setdefault(label, builder) != builder:
+                    raise VlmixError(
+                        f"sources.{name}: {label} comes from the builders {builders[label]} and {builder}, so its "
+                        "conversations would be seen twice; drop one, or narrow a collection with `only`"
+                    )
         seen: dict[str, int] = {}
         for position in picked.tolist():
             earlier = seen.setdefault(self.ids[position], position)

@@ -9,7 +9,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from mixture.convert import CandidateReader
-from mixture.files import atomic, sha256
+from mixture.files import atomic, file_digest, sha256
 from mixture.images import Fit, ImageFacts, content_hash, fit, scaled, stored_bytes
 from mixture.manifest import Counts, Shard
 from mixture.record import Conversation
@@ -55,6 +55,8 @@ class ShardDone(Struct, frozen=True):
 
     shard: Shard | None
     counts: dict[str, Counts]
+    rows: str
+    """xxh3-128 of the file of index rows."""
 
 
 class Row(Struct, frozen=True):
@@ -158,10 +160,10 @@ def store_rows(rows: Iterator[Row], number: int, first: int, out: Path, work: Pa
         shard = Shard(name, len(stored), path.stat().st_size, sha256(path))
     else:
         index(lambda member, data: (0, 0))
-    done = ShardDone(shard, counts)
     batch = pa.RecordBatch.from_pylist(stored, SAMPLES)
     with atomic(rows_path(work, number)) as file, pa.ipc.new_file(file, SAMPLES) as writer:
         writer.write_batch(batch)
+    done = ShardDone(shard, counts, file_digest(rows_path(work, number)))
     with atomic(rows_path(work, number).with_suffix(".done")) as file:
         file.write(msgspec.msgpack.encode(done))
     return done

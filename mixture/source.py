@@ -94,7 +94,8 @@ class RawFolder:
         self.opened.append(path)
         try:
             with path.open("rb") as file:
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                return data[3:] if bytes(data[:3]) == b"\xef\xbb\xbf" else data  # an editor's byte order mark
         except ValueError:
             raise VlmixError(f"{path} is empty; {self._again}") from None
         except OSError as error:
@@ -112,7 +113,7 @@ class RawFolder:
         for number, raw in enumerate(raws):
             try:
                 yield decoder.decode(raw)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise VlmixError(f"{path}: record {number}: {error}; {self._other}") from None
 
     def decode(self, path: Path, buffer: Any, type: type[T]) -> T:
@@ -128,6 +129,8 @@ class RawFolder:
                     return self.decode(path, mended, type)
                 del self.mended[path]
             raise VlmixError(f"{path}: {error}; {self._again}") from None
+        except RecursionError:
+            raise VlmixError(f"{path}: nested too deeply; {self._again}") from None
         except UnicodeDecodeError as error:
             raise VlmixError(f"{path}: not UTF-8 at byte {error.start}; {self._again}") from None
 
@@ -169,7 +172,7 @@ class Source:
 
     `parts` names the datasets (name -> (licence, home page)) whose conversations a collection holds. `images` maps
     a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
-    record back as it came, empty texts included. `multiple` sources may stand in a recipe more than once.
+    record back as it came, empty texts included.
     """
 
     name: str
@@ -183,4 +186,3 @@ class Source:
     images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verbatim: bool = False
-    multiple: bool = False

@@ -9,18 +9,17 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec import Struct
 
 from mixture import manifest as manifests
 from mixture.assembly import assembling, merge_counts, run_shards, seal, write_index
 from mixture.errors import VlmixError, nearest
 from mixture.files import sha256, write_parquet
-from mixture.manifest import SAMPLES_NAME, Counts, Manifest, Parent
+from mixture.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Parent
 from mixture.pool import Pool, Progress, silent
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
-from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW
+from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW, open_index, write_rejects
 from mixture.sampling import Indices, choose, exact_share, keyed_order
 from mixture.select import arrange, matching, strata
 from mixture.shards import Row, ShardDone, store_rows
@@ -96,7 +95,7 @@ def subsample(
     """
     whole = open_mixture(folder)
     seed = whole.manifest.seed if selection.seed is None else selection.seed
-    kept = whole.part(select(_index(whole), selection, seed))
+    kept = whole.part(select(index_of(whole), selection, seed))
     said = {**msgspec.to_builtins(msgspec.structs.replace(selection, seed=seed)), "of": whole.manifest.name}
     if materialize:
         return save_copy(kept, out, [said], workers=workers, progress=progress)
@@ -105,11 +104,11 @@ def subsample(
 
 def save_view(mixture: Mixture, out: Path, subset: list[dict[str, Any]]) -> Manifest:
     """Write a part of a mixture as the view `out`; `subset` says how it was chosen."""
-    index, root = _index(mixture), mixture.local_root.absolute()
+    index, root = index_of(mixture), mixture.local_root.absolute()
     with assembling(out) as (partial, _):
         table = index.to_arrow().cast(VIEW)
         write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)
-        relative = Path(os.path.relpath(root, out.absolute())).as_posix()
+        relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
         parent = Parent(relative, sha256(root / manifests.NAME))
         return seal(partial, _derived(mixture, subset, _counts(index), kind="view", parent=parent))
 
@@ -119,8 +118,9 @@ def save_copy(
 ) -> Manifest:
     """Write a part of a mixture as the mixture `out`, with shards of its own."""
     with assembling(out) as (partial, work), Pool(workers) as pool:
-        done = _copy(mixture, _index(mixture), partial, work, pool, progress)
+        done = _copy(mixture, index_of(mixture), partial, work, pool, progress)
         write_index(partial, work, done)
+        write_rejects(partial / REJECTS_NAME, [])
         shards = [d.shard for d in done if d.shard is not None]
         kind = mixture.root_manifest.kind
         return seal(partial, _derived(mixture, subset, merge_counts(done), kind=kind, shards=shards))
@@ -147,7 +147,7 @@ def _derived(mixture: Mixture, subset: list[dict[str, Any]], counts: dict[str, C
     )
 
 
-def _index(mixture: Mixture) -> pl.DataFrame:
+def index_of(mixture: Mixture) -> pl.DataFrame:
     """The index of a part without its texts, with `row`."""
     frame = mixture.samples.select(_INDEX).collect()
     return frame.with_columns(pl.Series("row", mixture.rows, dtype=pl.Int64))
@@ -205,7 +205,7 @@ def copy_shard(job: CopyJob) -> ShardDone:
 
 def read_rows(root: Path, rows: list[int]) -> Iterator[dict[str, Any]]:
     """Whole rows of a root's samples.parquet in the order asked for, reading only the row groups that hold them."""
-    file = pq.ParquetFile(root / SAMPLES_NAME)
+    file = open_index(root / SAMPLES_NAME)
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     ends = np.cumsum(sizes)
     wanted = np.asarray(rows, dtype=np.int64)

@@ -1,11 +1,11 @@
 """Verification: that the bytes on disk are those that were written, and that index and shards agree."""
 
 import io
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 import polars as pl
-import pyarrow.parquet as pq
+import pyarrow as pa
 from msgspec import Struct
 from PIL import Image
 
@@ -16,7 +16,7 @@ from mixture.manifest import NAME, SAMPLES_NAME, Manifest, Shard
 from mixture.pool import Pool, Progress, silent
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
-from mixture.samples import SAMPLES, VIEW, SampleJson
+from mixture.samples import VIEW, SampleJson, open_index
 from mixture.tar import scan
 
 _MOST = 20  # problems told per shard
@@ -72,20 +72,24 @@ def _check_files(folder: Path, manifest: Manifest) -> list[str]:
         elif sha256(path) != digest:
             problems.append(f"{name}: its bytes differ from the manifest's checksum")
     expected = {*manifest.files, NAME, *(shard.path for shard in manifest.shards)}
-    there = {p.relative_to(folder).as_posix() for p in (*folder.glob("*"), *folder.glob("train/*")) if p.is_file()}
-    problems += [f"{name}: not part of the mixture" for name in sorted(there - expected)]
+    folders = {str(PurePosixPath(name).parent) for name in expected}
+    there = {p.relative_to(folder).as_posix() for p in (*folder.glob("*"), *folder.glob("train/*"))}
+    # Hidden files are other tools' (.gitattributes, .nv-meta).
+    stray = {name for name in there - expected - folders if not PurePosixPath(name).name.startswith(".")}
+    problems += [f"{name}: not part of the mixture" for name in sorted(stray)]
     return problems
 
 
 def _referred(folder: Path, store: Mixture, problems: list[str]) -> set[str] | None:
     """Shards that a view needs (None: all), after comparing its index with the root's rows."""
     if store.manifest.parent is None:
-        schema = pq.read_schema(folder / SAMPLES_NAME) if not problems else SAMPLES
-        if not schema.equals(SAMPLES):
-            problems.append(f"{SAMPLES_NAME}: its columns are not those of format {store.manifest.format_version}")
+        if not problems:
+            open_index(folder / SAMPLES_NAME)
         return None
     try:
         mine = pl.read_parquet(folder / SAMPLES_NAME)
+        if len(mine) != store.manifest.samples:
+            problems.append(f"{SAMPLES_NAME}: {len(mine)} rows, the manifest says {store.manifest.samples}")
         names = [name for name in VIEW.names if name != "row"]
         root = pl.read_parquet(store.local_root / SAMPLES_NAME, columns=names)
         if not root[mine["row"]].equals(mine.select(names)):
@@ -122,8 +126,8 @@ def verify_shard(job: VerifyJob) -> list[str]:
         problems.append(f"{name}: its bytes differ from the manifest's checksum")
     try:
         members = {member.name: member for member in scan(path)}
-        rows = pq.ParquetFile(job.root / SAMPLES_NAME).read_row_group(job.group).to_pylist()
-    except (VlmixError, OSError, ValueError) as error:
+        rows = open_index(job.root / SAMPLES_NAME).read_row_group(job.group).to_pylist()
+    except (VlmixError, pa.ArrowException, OSError, ValueError, IndexError) as error:
         return [*problems, f"{name}: {error}"]
     expected = set()
     with path.open("rb") as file:

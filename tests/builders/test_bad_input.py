@@ -71,6 +71,90 @@ def test_a_file_of_another_dataset_under_the_same_name_is_told(raw: Path, tmp_pa
         read("okvqa", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "message"),
+    [
+        (
+            "textcaps",
+            "TextVQA_Rosetta_OCR_v0.2_train.json",
+            "TextVQA_Rosetta_OCR_v0.2_val.json",
+            "none of the captions",
+        ),
+        ("textcaps", "TextCaps_0.1_train.json", "TextCaps_0.1_val.json", "dataset_type is 'val'"),
+        ("aokvqa", "aokvqa_v1p0_train.json", "aokvqa_v1p0_val.json", "split 'val'"),
+        (
+            "vqav2",
+            "v2_OpenEnded_mscoco_train2014_questions.json",
+            "v2_OpenEnded_mscoco_val2014_questions.json",
+            "data_subtype is 'val2014'",
+        ),
+    ],
+)
+def test_another_splits_file_is_told(
+    raw: Path, tmp_path: Path, name: str, right: str, wrong: str, message: str
+) -> None:
+    folder = copied(raw, tmp_path, name) / name
+    shutil.copy(folder / wrong, folder / right)
+    with pytest.raises(VlmixError, match=message):
+        read(name, tmp_path)
+
+
+def test_a_missing_file_of_a_folder_of_files_is_told(raw: Path, tmp_path: Path) -> None:
+    folder = copied(raw, tmp_path, "gqa") / "gqa"
+    (folder / "train_all_questions/train_all_questions_0.json").unlink()
+    with pytest.raises(VlmixError, match=r"train_all_questions_0\.json is missing"):
+        read("gqa", tmp_path, questions="all")
+
+
+def test_hostile_numbers_urls_and_depths_are_told(raw: Path, tmp_path: Path) -> None:
+    folder = copied(raw, tmp_path, "vg") / "vg"
+    pictures = json.loads((folder / "image_data.json").read_text())
+    pictures[0]["url"] = "x.jpg"
+    dump(folder / "image_data.json", pictures)
+    assert "bad_url" in reasons(read("vg", tmp_path)[1])
+    regions = json.loads((folder / "region_descriptions.json").read_text())
+    regions[1]["regions"][0]["x"] = 10**30
+    dump(folder / "region_descriptions.json", regions)
+    with pytest.raises(VlmixError, match="record 1: .*regions"):
+        read("vg", tmp_path)
+    (folder / "region_descriptions.json").write_text("[" * 100_000)
+    with pytest.raises(VlmixError, match="region_descriptions"):
+        read("vg", tmp_path)
+    captions = {"data": [{"image_id": "a", "caption_str": "A", "image_width": 10**12, "image_height": 3}]}
+    dump(tmp_path / "textcaps/TextCaps_0.1_train.json", captions)
+    assert reasons(read("textcaps", tmp_path, ocr=False)[1]) == {"bad_size"}
+
+
+def test_a_byte_order_mark_is_skipped(raw: Path, tmp_path: Path) -> None:
+    path = copied(raw, tmp_path, "aokvqa") / "aokvqa/aokvqa_v1p0_train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read("aokvqa", tmp_path)[0]) == 256
+
+
+def test_long_white_space_takes_no_time(tmp_path: Path) -> None:
+    """Quadratic patterns took ten seconds for each of these."""
+    from builders.sharegpt import _cleaned
+    from builders.text import phrase
+
+    blank = "\n" * 200_000
+    assert phrase(f"the man{' ' * 200_000}in red") == f"the man{' ' * 200_000}in red"
+    assert _cleaned(f"a{blank}b") == f"a{blank}b"
+    assert phrase("two\n  lines") == "two lines"
+
+
+def test_a_tokenizer_is_an_input(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    from mixture.convert import conversations
+
+    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    chat = {"id": "a_0", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    dump(tmp_path / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json", [chat])
+    source = known()["sharegpt"]
+    found, folder, _ = conversations(source, source.options(tokenizer=str(tmp_path / "tokenizer.json")), tmp_path)
+    assert len(list(found)) == 1 and tmp_path / "tokenizer.json" in folder.opened
+
+
 def test_a_test_split_without_answers_is_told(raw: Path, tmp_path: Path) -> None:
     questions = json.loads((raw / "gqa/train_balanced_questions.json").read_text())
     without = {k: {"question": q["question"], "imageId": q["imageId"]} for k, q in questions.items()}

@@ -88,7 +88,7 @@ def test_plan_writes_nothing_and_tells_what_is_missing(raw: Path, tmp_path: Path
         (["build", "sample", "--raw", ".", "--out", "x", "--workers", "0"], 2, "workers"),
         (["inspect", "nowhere"], 1, "not a mixture"),
         (["subsample", "nowhere", "--out", "x"], 1, "say what to keep"),
-        (["export", "nowhere", "--to", "llava", "--out", "x"], 1, "did you mean 'llava-json'"),
+        (["export", "nowhere", "--to", "llava-jsn", "--out", "x"], 1, "did you mean 'llava-json'"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
@@ -96,6 +96,10 @@ def test_mistakes_end_with_one_message(tmp_path: Path, arguments: list[str], cod
     done = vlmix(*arguments, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parents[2])})
     assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_the_version_is_told() -> None:
+    assert vlmix("--version").stdout.startswith("vlmix 0.")
 
 
 def test_unknown_samples_are_met_with_the_nearest(mixture: Path) -> None:

@@ -141,11 +141,132 @@ def test_a_changed_recipe_does_not_take_over_old_shards(
     assert hashes(out) == small_shards
 
 
+def change_answers(raw: Path) -> None:
+    path = raw / "okvqa/mscoco_train2014_annotations.json"
+    data = json.loads(path.read_text())
+    for annotation in data["annotations"]:
+        for answer in annotation["answers"]:
+            answer["answer"] = "changed"
+    path.write_text(json.dumps(data))
+
+
+def test_annotations_that_change_between_runs_leave_nothing_old(raw: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "raw"
+    shutil.copytree(raw, changed)
+    process = start(changed, tmp_path / "mixture")
+    until(process, tmp_path / "mixture.partial/train/train-000012.tar")
+    process.kill()
+    process.communicate()
+    change_answers(changed)
+    for out in ("mixture", "fresh"):
+        again = start(changed, tmp_path / out)
+        assert again.communicate(timeout=120) and again.returncode == 0
+    assert hashes(tmp_path / "mixture") == hashes(tmp_path / "fresh")
+
+
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "garbage": lambda data: b"\xff\x00" * 300,
+    "flipped": lambda data: data[: len(data) // 3] + bytes([data[len(data) // 3] ^ 0xFF]) + data[len(data) // 3 + 1 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_work_is_absent_work(raw: Path, small_shards: dict[str, str], tmp_path: Path, damage: str) -> None:
+    out, partial = tmp_path / "mixture", tmp_path / "mixture.partial"
+    process = start(raw, out)
+    until(process, partial / "train/train-000009.tar")
+    process.kill()
+    process.communicate()
+    work = partial / "work"
+    some = [work / "order", work / "images.jsonl", work / "sources/000.arrow", work / "sources/001.state"]
+    some += [partial / "train/train-000001.tar", work / "rows-000002.arrow", work / "rows-000003.done"]
+    for path in some:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    again = start(raw, out)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert hashes(out) == small_shards
+
+
+def test_impossible_input_leaves_no_folder_behind(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlmixError, match="missing"):
+        make(tmp_path, tmp_path / "out", {"okvqa": {}})
+    assert not list(tmp_path.iterdir())
+
+
+def broken_images(raw: Path, tmp_path: Path) -> Path:
+    """Every second OK-VQA image is no image."""
+    other = tmp_path / "raw"
+    shutil.copytree(raw / "okvqa", other / "okvqa")
+    shutil.copytree(raw / "coco", other / "coco")
+    make(other, tmp_path / "all", {"okvqa": {}})
+    for image in samples(tmp_path / "all").sort("id")["image"].to_list()[::2]:
+        for path in (other / "coco").rglob(f"*{Path(image).name}"):
+            path.write_bytes(b"<html>")
+    return other
+
+
+def test_shares_do_not_shrink_with_broken_images(raw: Path, tmp_path: Path) -> None:
+    other = broken_images(raw, tmp_path)
+    for name, sources, keys in [
+        ("entry", {"okvqa": {"ratio": 0.4}}, {}),
+        ("whole", {"okvqa": {}}, {"ratio": 0.4}),
+        ("loose", {"okvqa": {}}, {"ratio": 0.4, "stratify": False}),
+        ("total", {"okvqa": {}}, {"total": 26}),
+    ]:
+        assert make(other, tmp_path / name, sources, **keys).samples == 26, name
+    assert make(other, tmp_path / "most", {"okvqa": {}}, ratio=0.9).samples == 32, "no more can be had"
+
+
+def test_two_builders_of_one_dataset_are_told(raw: Path, tmp_path: Path) -> None:
+    official = {"builder": "llava_json", "path": "llava_json/llava_v1_5_mix_sample.json"}
+    with pytest.raises(VlmixError, match="vqav2 comes from the builders llava_json and vqav2"):
+        make(raw, tmp_path / "x", {"official": official, "vqav2": {}}, only_text=True)
+    narrowed = {**official, "only": ["gqa"]}
+    assert make(raw, tmp_path / "y", {"official": narrowed, "vqav2": {}}, only_text=True).samples == 4 + 96
+
+
+def test_two_splits_of_one_dataset_may_stand_together(raw: Path, tmp_path: Path) -> None:
+    sources = {"train": {"builder": "vqav2"}, "val": {"builder": "vqav2", "split": "val"}}
+    manifest = make(raw, tmp_path / "x", sources)
+    assert manifest.samples == 95 + 32
+    assert manifest.rejects == {"vqav2": {"empty_answer": 1, "image_missing": 1, "no_annotation": 1}}
+
+
+def test_entries_that_give_nothing_are_told(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlmixError, match=r"sources.gqa: no conversation passes where: 'words < 0'"):
+        make(raw, tmp_path / "x", {"okvqa": {}, "gqa": {"where": "words < 0"}}, only_text=True)
+    with pytest.raises(VlmixError, match=r"sources.gqa: ratio 0.001 of 48"):
+        make(raw, tmp_path / "x", {"okvqa": {}, "gqa": {"ratio": 0.001}}, only_text=True)
+    manifest = make(raw, tmp_path / "y", {"okvqa": {}, "gqa": {}}, only_text=True, total=1)
+    assert {name: info.counts.samples for name, info in manifest.sources.items()} == {"okvqa": 1, "gqa": 0}
+
+
+def test_a_dangling_link_is_a_reject_and_no_crash(raw: Path, tmp_path: Path) -> None:
+    other = tmp_path / "raw"
+    shutil.copytree(raw / "ocrvqa", other / "ocrvqa")
+    shutil.copytree(raw / "ocr_vqa", other / "ocr_vqa")
+    books = json.loads((raw / "ocrvqa/dataset.json").read_text())
+    path = next(p for p in (other / "ocr_vqa/images").glob("*.jpg") if books[p.stem]["split"] == 1)
+    path.unlink()
+    path.symlink_to("nowhere.jpg")
+    assert vlmix("plan", _recipe(tmp_path, "ocrvqa"), "--raw", other).returncode == 0
+    manifest = make(other, tmp_path / "x", {"ocrvqa": {}})
+    assert manifest.rejects["ocrvqa"]["image_unreadable"] == 1
+
+
+def _recipe(folder: Path, source: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(f"name: x\nsources: {{{source}: {{}}}}\n")
+    return path
+
+
 def test_two_builds_of_one_folder_do_not_mix(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "mixture"
     process = start(raw, out)
-    until(process, tmp_path / "mixture.partial/work/lock")
-    time.sleep(0.05)
+    until(process, tmp_path / "mixture.partial/work/sources")
     with pytest.raises(VlmixError, match="being written by another run"):
         make(raw, out, {"okvqa": {}})
     assert process.communicate(timeout=120) and process.returncode == 0

@@ -111,6 +111,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert examine(tmp_path / "whole.jpg", max_pixels=1000).problem == "image_too_large"
 
 
+@pytest.mark.parametrize("mode", ["I;16", "F", "I"])
+def test_pixels_of_more_than_eight_bits_are_not_guessed_at(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (20, 20), 30_000).save(tmp_path / "deep.tif")
+    assert examine(tmp_path / "deep.tif").problem == "image_mode"
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (30_000, 30_000)).save(path)

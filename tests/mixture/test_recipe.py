@@ -49,6 +49,8 @@ def test_every_packaged_recipe_parses(recipes: Path) -> None:
         ("name: x\nstratify: false\nsources: {vqav2: {}}", "stratify"),
         ("name: x\nprompts: llama\nsources: {vqav2: {}}", "prompts"),
         ("name: x\nsources: {vqav2: {}, again: {builder: vqav2, ratio: 0.1}}", "vqav2 and sources.again read the same"),
+        ("name: x\nsources: {vqav2: {repeat: .inf}}", "sources.vqav2: .*<= 1000"),
+        ("name: x\nseed: 99999999999999999999999999\nsources: {vqav2: {}}", "seed"),
         ("name: x\nsources: {a: {builder: llava_json}, b: {builder: llava_json}}", "sources.a and sources.b"),
         ("name: x\nsources: {vqav2: {}}\nname: y", "'name' stands twice"),
         ("name: x\nsources: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
@@ -63,6 +65,13 @@ def test_every_packaged_recipe_parses(recipes: Path) -> None:
 def test_mistakes_are_told_with_the_remedy(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(VlmixError, match=message):
         load(written(tmp_path, text), known())
+
+
+def test_anchors_and_merges_are_plain_yaml(tmp_path: Path) -> None:
+    text = "name: x\nsources:\n  okvqa: &half {ratio: 0.5}\n  gqa:\n    <<: *half\n    seen: 1\n"
+    with pytest.raises(VlmixError, match=r"sources.gqa: unknown key 'seen'"):
+        load(written(tmp_path, text), known())
+    assert load(written(tmp_path, text.replace("    seen: 1\n", "")), known()).sources["gqa"].ratio == 0.5
 
 
 def test_an_override_must_name_a_key(tmp_path: Path) -> None:

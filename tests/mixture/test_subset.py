@@ -124,6 +124,12 @@ def test_a_view_whose_root_is_gone_or_new_says_so(mixture: Path, tmp_path: Path)
         open_mixture(tmp_path / "view")
 
 
+def test_a_view_behind_a_link_finds_its_root(mixture: Path, tmp_path: Path) -> None:
+    drawn(mixture, tmp_path / "deep/down/view", ratio=0.1)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/down/view")
+    assert len(open_mixture(tmp_path / "link")[3:5]) == 2 and not verify(tmp_path / "link").problems
+
+
 def test_root_and_view_may_move_together(mixture: Path, tmp_path: Path) -> None:
     shutil.copytree(mixture, tmp_path / "here/root")
     drawn(tmp_path / "here/root", tmp_path / "here/view", ratio=0.1)

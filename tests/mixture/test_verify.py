@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_every_damage_is_found(copy: Path, damage: Callable[[Path], object], mes
     assert re.search(message, problems), problems
 
 
+def test_hidden_files_of_other_tools_are_no_damage_and_stray_folders_are(copy: Path) -> None:
+    (copy / ".gitattributes").write_text("*.tar filter=lfs")
+    assert not verify(copy).problems
+    (copy / "work").mkdir()
+    assert verify(copy).problems == ["work: not part of the mixture"]
+
+
 def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
     path = copy / "manifest.json"
     text = path.read_text()
@@ -72,6 +80,18 @@ def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
     ]:
         assert changed != text
         path.write_text(changed)
+        with pytest.raises(VlmixError, match=message):
+            read(locate(copy))
+    data = json.loads(text)
+    for change, message in [
+        ({"samples": 0}, "0 samples"),
+        ({"sources": {}}, "its sources add up to 0"),
+        ({"recipe": {}}, "its recipe has no 'name'"),
+        ({"kind": "view"}, "a view names its parent"),
+        ({"format_version": 0}, "format version 0"),
+        ({"shards": data["shards"][:-1]}, "its shards hold"),
+    ]:
+        path.write_text(json.dumps({**data, **change}))
         with pytest.raises(VlmixError, match=message):
             read(locate(copy))
     path.unlink()
