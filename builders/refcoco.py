@@ -142,8 +142,8 @@ def _expressions(
     keys = [f"{name}/{sentence.sent_id}" for sentence in ref.sentences]
     directions = ranks(keys, seed, "refcoco direction")
     for key, direction, sentence in zip(keys, directions.tolist(), ref.sentences):
-        text = getattr(sentence, options.sentence)
-        if phrase(text):
+        text = phrase(getattr(sentence, options.sentence))
+        if text:
             yield key, region(text, clipped, direction % 2 == 0)
         else:
             detail = f"{name}: sentence {sentence.sent_id} of ref {ref.ref_id} is empty"

@@ -1,11 +1,11 @@
 """Region exchanges, which Visual Genome and RefCOCO share: a phrase and a box, asked in either direction."""
 
-from builders.text import phrase, sentence
 from mixture.record import Box, Exchange
 
 
-def region(text: str, box: Box, grounding: bool) -> Exchange:
-    """`grounding`: the box is asked for; else the phrase is."""
+def region(phrase: str, box: Box, grounding: bool) -> Exchange:
+    """`phrase` is one that `builders.text.phrase` has cleaned. `grounding`: the box is asked for; else the phrase, which
+    as an answer is `str.capitalize()` and a full stop."""
     if grounding:
-        return Exchange(phrase(text), "", "grounding", boxes=(box,))
-    return Exchange("", sentence(text), "region_caption", boxes=(box,))
+        return Exchange(phrase, "", "grounding", boxes=(box,))
+    return Exchange("", f"{phrase.capitalize()}.", "region_caption", boxes=(box,))

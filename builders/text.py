@@ -37,8 +37,3 @@ def phrase(text: str) -> str:
     breaks made spaces; case and double spaces are kept."""
     lines = text.strip(INVISIBLE).splitlines() or [""]
     return (lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines if line.strip())).rstrip(". ")
-
-
-def sentence(text: str) -> str:
-    """A phrase as an answer: `str.capitalize()` and exactly one full stop."""
-    return f"{phrase(text).capitalize()}."

@@ -67,7 +67,8 @@ class Regions(Struct):
 
 def read(raw: RawFolder, options: VgOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
     """One conversation per image: regions drawn by seed, in the order of the draw, each asked in a direction drawn by
-    seed. Boxes are clipped to the image. Which images LLaVA took is unknown; `take` draws them by seed."""
+    seed. Boxes are clipped to the image. An unusable region that the draw meets is rejected and the next one taken.
+    Which images LLaVA took is unknown; `take` draws them by seed."""
     pictures = {p.image_id: p for p in raw.json(raw.require("image_data.json"), list[Picture])}
     name = "region_descriptions.json" if options.version == "1.2" else "region_descriptions_v1.json"
     path = raw.require(name)
@@ -93,50 +94,46 @@ def _draw(
     regions = [r for _, listed in known for r in listed]
     counts = [len(listed) for _, listed in known]
     owner = np.repeat(np.arange(len(known)), counts)  # [R] which image a region belongs to
-    ids = np.array([r.region_id if r.region_id >= 0 else r.id for r in regions], dtype=np.int64)
-    x, y, w, h = (
-        np.array([getattr(r, side) for r in regions], dtype=np.int64) for side in ("x", "y", "width", "height")
-    )
-    width = np.repeat([p.width for p, _ in known], counts)
-    height = np.repeat([p.height for p, _ in known], counts)
-    spoken = np.array([bool(phrase(r.phrase)) for r in regions], dtype=np.bool_)
-    usable = spoken & (w > 0) & (h > 0) & (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
-    for i in np.flatnonzero(~usable).tolist():
-        r, box = regions[i], (float(x[i]), float(y[i]), float(x[i] + w[i]), float(y[i] + h[i]))
-        why = box_defect(box, int(width[i]), int(height[i])) or ("empty_phrase", f"region {ids[i]} has no phrase")
-        reject(_identity(known[owner[i]][0]), *why, exchange=int(ids[i]), record=r)
-
-    draw = integer_ranks(ids, seed, "vg regions")
-    grounding = integer_ranks(ids, seed, "vg direction") % np.uint64(2) == 0
-    picked = np.flatnonzero(usable)
-    picked = picked[np.lexsort((ids[picked], draw[picked], owner[picked]))]
-    starts = np.searchsorted(owner[picked], np.arange(len(known) + 1))
+    ids = np.fromiter((r.region_id if r.region_id >= 0 else r.id for r in regions), dtype=np.int64, count=len(regions))
+    grounding = (integer_ranks(ids, seed, "vg direction") % np.uint64(2) == 0).tolist()
+    order = np.lexsort((ids, integer_ranks(ids, seed, "vg regions"), owner)).tolist()
     least = options.min_regions or options.regions_per_image
-    for number, (picture, _) in enumerate(known):
-        mine = picked[starts[number] : starts[number + 1]]
-        identity = _identity(picture)
-        if len(mine) < least:
-            reject(identity, "few_regions", f"{len(mine)} usable regions, at least {least} are asked for")
-            continue
+    end = 0
+    for (picture, _), count in zip(known, counts):
+        start, end = end, end + count
+        identity, width, height = _identity(picture), picture.width, picture.height
+        smallest = options.min_side * max(width, height)
+        drawn = 0
         exchanges: list[Exchange] = []
-        smallest = options.min_side * max(picture.width, picture.height)
-        for i in mine[: options.regions_per_image].tolist():
+        for i in order[start:end]:
             r = regions[i]
-            seen = clip((r.x, r.y, r.x + r.width, r.y + r.height), picture.width, picture.height)
-            assert seen is not None
-            if min(seen[2] - seen[0], seen[3] - seen[1]) < smallest:
-                detail = f"region {ids[i]}: a side below {options.min_side} of the image"
-                reject(identity, "box_tiny", detail, exchange=int(ids[i]), record=r)
-            else:
-                exchanges.append(region(r.phrase, seen, bool(grounding[i])))
-        if exchanges:
+            box = (r.x, r.y, r.x + r.width, r.y + r.height)
+            why = box_defect(box, width, height)
+            said = phrase(r.phrase)
+            if why is None and not said:
+                why = "empty_phrase", f"region {ids[i]} has no phrase"
+            if why is None:
+                drawn += 1
+                seen = clip(box, width, height)
+                assert seen is not None
+                if min(seen[2] - seen[0], seen[3] - seen[1]) < smallest:
+                    why = "box_tiny", f"region {ids[i]}: a side below {options.min_side} of the image"
+                else:
+                    exchanges.append(region(said, seen, grounding[i]))
+            if why is not None:
+                reject(identity, *why, exchange=int(ids[i]), record=r)
+            if drawn == options.regions_per_image:
+                break
+        if drawn < least:
+            reject(identity, "few_regions", f"{drawn} usable regions, at least {least} are asked for")
+        elif exchanges:
             yield Conversation(
                 id=identity,
                 source="vg",
                 exchanges=tuple(exchanges),
                 image=f"{identity}.jpg",
-                width=picture.width,
-                height=picture.height,
+                width=width,
+                height=height,
             )
 
 

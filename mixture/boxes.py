@@ -32,6 +32,6 @@ def box_defect(box: Box, width: int, height: int) -> tuple[str, str] | None:
         return "box_reversed", f"box {list(box)} has a corner before its origin"
     if x1 == x2 or y1 == y2:
         return "box_empty", f"box {list(box)} has no area"
-    if clip(box, width, height) is None:
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
         return "box_outside", f"box {list(box)} lies outside the {width}x{height} image"
     return None

@@ -1,6 +1,7 @@
 """The first stage: one source's raw files to an Arrow file of candidates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def convert(job: ConvertJob) -> Converted:
     with atomic(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
         columns: list[list[Any]] = [[] for _ in CANDIDATES]
         for conversation in offered:
-            texts = values(conversation, job.prompts)
+            texts = values(conversation, job.prompts, count_only=True)
             row = (
                 conversation.id,
                 conversation.source,
@@ -126,7 +127,8 @@ def convert(job: ConvertJob) -> Converted:
         why = f"; the first of {len(rejects.rows)} rejects: {rejects.rows[0].detail}" if rejects.rows else ""
         raise VlmixError(f"{job.name}: {folder.folder} gave no usable conversation{why}")
     paths = list(dict.fromkeys(folder.opened))
-    converted = Converted(count, file_digest(job.out), [_input(path, job.raw) for path in paths], rejects.rows)
+    inputs = [_input(path, job.raw, folder.hashes) for path in paths]
+    converted = Converted(count, file_digest(job.out), inputs, rejects.rows)
     state = _State(fingerprint, [_stat(path) for path in paths], converted)
     with atomic(state_path) as file:
         file.write(msgspec.msgpack.encode(state))
@@ -164,9 +166,10 @@ def _stat(path: Path) -> tuple[str, int, int]:
     return str(path), stat.st_size, stat.st_mtime_ns
 
 
-def _input(path: Path, raw: Path) -> Input:
-    inside = path.is_relative_to(raw)
-    return Input(path.relative_to(raw).as_posix() if inside else path.name, path.stat().st_size, sha256(path))
+def _input(path: Path, raw: Path, hashes: Mapping[Path, Future[str]]) -> Input:
+    name = path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
+    digest = hashes[path].result() if path in hashes else sha256(path)
+    return Input(name, path.stat().st_size, digest)
 
 
 class CandidateReader:

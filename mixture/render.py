@@ -29,17 +29,27 @@ class Frame(NamedTuple):
     height: int
 
     def text(self, boxes: tuple[Box, ...]) -> str:
-        return ", ".join(square_text(box, *self) for box in boxes)
+        if len(boxes) == 1:
+            return square_text(boxes[0], self.width, self.height)
+        return ", ".join(square_text(box, self.width, self.height) for box in boxes)
 
 
-def values(conversation: Conversation, style: StyleName = "llava") -> list[str]:
+class Blank(Frame):
+    """Stands in where texts are only counted: as many words, and about as many characters, for a third of the time."""
+
+    def text(self, boxes: tuple[Box, ...]) -> str:
+        return "[0.00, 0.00, 0.00, 0.00]" if len(boxes) == 1 else ", ".join(["[0.00, 0.00, 0.00, 0.00]"] * len(boxes))
+
+
+def values(conversation: Conversation, style: StyleName = "llava", *, count_only: bool = False) -> list[str]:
     """The texts of all turns, question and answer by turns: 2 x len(exchanges) strings.
 
     A format prompt stands where its response format first occurs, which in LLaVA's rows is the first question.
-    The image token joins the first question unless the record says that it is there already.
+    The image token joins the first question unless the record says that it is there already. With `count_only` the
+    numbers of boxes are blanks.
     """
     ask = _ASK[style]
-    frame = Frame(conversation.width, conversation.height)
+    frame = (Blank if count_only else Frame)(conversation.width, conversation.height)
     prompted: set[str] = set()
     texts: list[str] = []
     for exchange in conversation.exchanges:

@@ -110,7 +110,7 @@ class Candidates:
             )
         if not count:
             raise VlmixError(f"sources.{name}: ratio {entry.ratio} of {offered} conversations is none; raise it")
-        order = keyed_order([self.ids[i] for i in members], self.recipe.seed)
+        order = keyed_order([self.ids[i] for i in members.tolist()], self.recipe.seed)
         return np.sort(members[order[:count]])
 
     def _strata(self, positions: Indices) -> dict[str, Indices]:

@@ -6,6 +6,7 @@
 import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from mixture.errors import VlmixError
+from mixture.files import sha256
 from mixture.images import ImageFolder
 from mixture.record import Conversation, ResponseFormat
 from mixture.samples import Reject
@@ -57,6 +59,9 @@ class RawFolder:
         self.source = source
         self.folder = raw / (where or source.name)
         self.opened: list[Path] = []
+        self.hashes: dict[Path, Future[str]] = {}
+        """File -> its sha256, made beside the decoding: hashing leaves the interpreter free."""
+        self._hasher = ThreadPoolExecutor(1)
         self.mended: dict[Path, int] = {}
         """File -> halves of surrogate pairs that were replaced by U+FFFD, because no text can hold them."""
 
@@ -94,6 +99,7 @@ class RawFolder:
         self.opened.append(path)
         try:
             with path.open("rb") as file:
+                self.hashes[path] = self._hasher.submit(sha256, path)
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 return data[3:] if bytes(data[:3]) == b"\xef\xbb\xbf" else data  # an editor's byte order mark
         except ValueError:

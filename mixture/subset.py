@@ -21,7 +21,7 @@ from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
 from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW, open_index, write_rejects
 from mixture.sampling import Indices, choose, exact_share, keyed_order
-from mixture.select import arrange, matching, strata
+from mixture.select import arrange, matching
 from mixture.shards import Row, ShardDone, store_rows
 from mixture.version import VERSION
 
@@ -52,8 +52,8 @@ def select(frame: pl.DataFrame, selection: Selection, seed: int) -> Indices:
     if selection.where is not None:
         kept = kept[matching(frame, selection.where, "where")]
     ids: list[str] = frame["id"].to_list()
-    labels: list[str] = frame["source"].to_list()
-    groups = strata([labels[i] for i in kept], kept)
+    labels = frame["source"].cast(pl.Categorical)
+    groups = _by_source(labels, kept)
     for name, amount in selection.sources.items():
         if name not in groups:
             raise VlmixError(f"no sample of source {name!r} is there{nearest(name, groups)}")
@@ -63,7 +63,7 @@ def select(frame: pl.DataFrame, selection: Selection, seed: int) -> Indices:
         count = exact_share(amount, len(members)) if isinstance(amount, float) else amount
         if count > len(members):
             raise VlmixError(f"source {name}: {count} asks for more than its {len(members)} samples")
-        groups[name] = members[keyed_order([ids[i] for i in members], seed)[:count]]
+        groups[name] = members[keyed_order([ids[i] for i in members.tolist()], seed)[:count]]
     kept = np.sort(np.concatenate([*groups.values(), np.empty(0, dtype=np.int64)]))
     if selection.ratio is None and selection.total is None:
         total = len(kept)
@@ -72,11 +72,19 @@ def select(frame: pl.DataFrame, selection: Selection, seed: int) -> Indices:
     if total > len(kept):
         raise VlmixError(f"total {total} asks for more than the {len(kept)} samples there are")
     if total < len(kept):
-        pools = strata([labels[i] for i in kept], kept) if selection.stratify else {"": kept}
+        pools = _by_source(labels, kept) if selection.stratify else {"": kept}
         kept = choose(pools, ids, seed, total)
     if not len(kept):
         raise VlmixError("the selection keeps no sample; raise the ratio or loosen `where`")
     return kept
+
+
+def _by_source(labels: pl.Series, positions: Indices) -> dict[str, Indices]:
+    """`positions` grouped by their categorical label, labels in the order of their first occurrence."""
+    mine = labels.gather(positions)
+    codes = mine.to_physical().to_numpy()
+    firsts = mine.is_first_distinct().arg_true().to_list()
+    return {mine[first]: positions[codes == codes[first]] for first in firsts}
 
 
 def subsample(

@@ -1,0 +1,84 @@
+"""Opening a mixture of 665,298 samples and producing the first batch of 128: all of it, a view, and a part in memory.
+
+The folder is the one of `views.py`; the members of the first batches are put where the index says, into shards that are
+otherwise empty (sparse). Timed, each in a process of its own: the call of `mixture.open`, the order of the epoch and the
+first batch's members, then what the process took in all, interpreter and imports included; and what the index holds in
+memory per sample.
+"""
+
+import argparse
+import os
+
+from common import TIMES, Clock, Facts, alternate, machine, megabytes, parser, perform, run, spread, table, work_folder
+from views import generate as generate_mixture
+
+BATCH = 128
+LINES = {"whole": "100 %", "view": "view of 10 %", "part": "10 % in memory, drawn anew"}
+
+
+def generate(args: argparse.Namespace) -> Facts:
+    import msgspec
+    import polars as pl
+
+    import mixture
+    from mixture import manifest as manifests
+    from mixture.subset import Selection, subsample
+
+    facts = generate_mixture(args)
+    folder = args.work / "mixture"
+    opened = mixture.open(folder)
+    end = (pl.col("json_offset") + pl.col("json_size")).max()
+    ends = dict(opened.samples.group_by("shard").agg(end).collect().iter_rows())
+    shards = [msgspec.structs.replace(shard, bytes=ends[shard.path]) for shard in opened.manifest.shards]
+    for shard in shards:
+        with (folder / shard.path).open("wb") as file:
+            os.truncate(file.fileno(), shard.bytes)
+    manifests.write(folder, msgspec.structs.replace(opened.manifest, shards=shards))
+    subsample(folder, args.work / "view", Selection(ratio=0.1))
+    return facts
+
+
+def first_batch(args: argparse.Namespace) -> Facts:
+    import mixture
+
+    clock = Clock()
+    opened = mixture.open(args.work / ("view" if args.contender == "view" else "mixture"))
+    if args.contender == "part":
+        opened = opened.subset(ratio=0.1)
+    order = opened.order(BATCH)
+    batch = [opened.raw(position) for position in order.batch(0).tolist()]
+    facts = clock.facts(samples=len(opened), batch=len(batch))
+    places, order_arrays = opened._places, (order._identity, order._images, order._repeat, order.lengths)
+    arrays = [getattr(places, name) for name in places.__struct_fields__] + list(order_arrays)
+    epoch = order.epoch(0)
+    arrays += [epoch.samples, epoch.starts]
+    return {**facts, "index": sum(array.nbytes for array in arrays)}
+
+
+CONTENDERS = {"generate": generate, "whole": first_batch, "view": first_batch, "part": first_batch}
+
+
+def main() -> None:
+    args = parser(__doc__, repeat=3).parse_args()
+    if perform(args, CONTENDERS):
+        return
+    print(machine("vlmix", "pyarrow", "numpy"))
+    with work_folder(args) as work:
+        options = ("--scale", str(args.scale))
+        run("generate", work, *options)
+        measured = alternate(tuple(LINES), args.repeat, lambda name: run(name, work, *options))
+    rows = [
+        [
+            LINES[name],
+            f"{found.facts['samples']:,}",
+            *spread(found),
+            f"{found.facts['index'] / found.facts['samples']:.0f}",
+            megabytes(found.anon),
+        ]
+        for name, found in measured.items()
+    ]
+    print(table(["open and first batch", "samples", *TIMES, "index, bytes/sample", "memory"], rows))
+
+
+if __name__ == "__main__":
+    main()
