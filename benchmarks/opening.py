@@ -1,9 +1,8 @@
 """Opening a mixture of 665,298 samples and producing the first batch of 128: all of it, a view, and a part in memory.
 
-The folder is the one of `views.py`; the members of the first batches are put where the index says, into shards that are
-otherwise empty (sparse). Timed, each in a process of its own: the call of `mixture.open`, the order of the epoch and the
-first batch's members, then what the process took in all, interpreter and imports included; and what the index holds in
-memory per sample.
+The folder is the one of `views.py`; the members of the first batches lie in shards that are otherwise empty (sparse).
+Timed, each in a process of its own, imports excluded: `mixture.open`, the order of the epoch and the members of the
+first batch; and what the index and the order hold in memory per sample.
 """
 
 import argparse

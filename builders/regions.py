@@ -4,8 +4,8 @@ from mixture.record import Box, Exchange
 
 
 def region(phrase: str, box: Box, grounding: bool) -> Exchange:
-    """`phrase` is one that `builders.text.phrase` has cleaned. `grounding`: the box is asked for; else the phrase, which
-    as an answer is `str.capitalize()` and a full stop."""
+    """`phrase` is one that `builders.text.phrase` has cleaned. `grounding`: the box is asked for; else the phrase, as
+    `str.capitalize()` and a full stop."""
     if grounding:
         return Exchange(phrase, "", "grounding", boxes=(box,))
     return Exchange("", f"{phrase.capitalize()}.", "region_caption", boxes=(box,))

@@ -82,10 +82,10 @@ def choose(
 
 def prefixes(strata: Mapping[str, Indices], ids: Sequence[str], seed: int, shares: Mapping[str, int]) -> Indices:
     """Positions (ascending) of the first `shares[name]` samples of each stratum's rank order; all of a smaller one."""
-    chosen = [
-        members[keyed_order([ids[i] for i in members.tolist()], seed)[: shares.get(name, 0)]]
-        for name, members in strata.items()
-    ]
+    chosen = []
+    for name, members in strata.items():
+        order = keyed_order([ids[i] for i in members.tolist()], seed)
+        chosen.append(members[order[: shares.get(name, 0)]])
     return np.sort(np.concatenate([*chosen, np.empty(0, dtype=np.int64)]))
 
 
