@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check interop clean
 
 demo: .venv/run
 	rm -rf demo
@@ -17,8 +17,12 @@ check: .venv/test .venv/check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The exports, read by the peers' own loaders in environments of their own. Not part of `make test`.
+interop: .venv/run
+	$(BIN)/python interop/run.py $(PEERS)
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo .interop
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "vlmix needs Python 3.11 or newer")'

@@ -36,6 +36,23 @@ AnnotationsOnlyOpt = Annotated[bool, typer.Option("--annotations-only", help="Le
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mixture.version import VERSION
+
+        typer.echo(f"vlmix {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Raw vision-language releases in, one reproducible WebDataset mixture out."""
+
+
 @app.command()
 def sources(
     name: Annotated[str | None, typer.Argument(help="Show one source with its files and options.")] = None,
@@ -216,20 +233,25 @@ def batches(
 
 @app.command()
 def export(
-    mixture: FolderArg,
-    to: Annotated[str, typer.Option("--to", help="Form: llava-json.")],
-    out: Annotated[Path, typer.Option("--out", help="New file.")],
-    images: Annotated[Path | None, typer.Option("--images", help="Also write the images below this folder.")] = None,
+    mixture: MixtureArg,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="Form: dali, energon, hf, internvl, llama-factory, llava-json, llava-next, ms-swift, trl or wids.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="New folder; for llava-json, new file.")],
+    images: Annotated[
+        Path | None, typer.Option("--images", help="For llava-json: also write the images below this folder.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write a mixture in another tool's form."""
-    from mixture.errors import nearest
-    from mixture.export import llava_json
+    """Write a mixture or a view in another tool's form; docs/feeding.md says how each is then trained on."""
+    from mixture.export import export as write
 
-    if to != "llava-json":
-        raise VlmixError(f"there is no export {to!r}{nearest(to, ['llava-json'])}")
     with show.progress() as progress:
-        rows = llava_json(mixture, out, images, progress)
+        rows = write(mixture, to, out, images=images, progress=progress)
     show.done(f"{out}: {rows:,} rows", {"out": str(out), "rows": rows}, as_json)
 
 

@@ -1,0 +1,50 @@
+"""DALI's own webdataset reader on `--to dali`, and the same shards indexed by its own wds2idx."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import cases, report, run_docs, same, same_counts, sha256
+from nvidia.dali import fn, pipeline_def, types
+
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None)
+def reader(tars, indexes):
+    jpg, text = fn.readers.webdataset(
+        paths=tars,
+        index_paths=indexes,
+        ext=["jpg", "json"],
+        missing_component_behavior="empty",
+        dtypes=[types.UINT8, types.UINT8],
+        name="reader",
+    )
+    return jpg, text
+
+
+for case, folder, samples in cases("dali"):
+    wanted = {sample["id"]: sample for sample in samples}
+    tars = sorted(str(path) for path in (folder / "train").glob("*.tar"))
+    indexes = [tar.removesuffix(".tar") + ".idx" for tar in tars]
+    if len({sample["repeat"] for sample in samples}) == 1:
+        for tar, index in zip(tars, indexes):
+            with tempfile.TemporaryDirectory() as temporary:
+                own = Path(temporary) / "own.idx"
+                wds2idx = Path(sys.executable).with_name("wds2idx")
+                subprocess.run([sys.executable, str(wds2idx), tar, str(own)], check=True, capture_output=True)
+                same(f"{case}: {index}", Path(index).read_text().split(), own.read_text().split())
+    pipe = reader(tars, indexes)
+    pipe.build()
+    count = pipe.epoch_size("reader")
+    found = []
+    for _ in range(count):
+        jpg, text = (output.at(0).tobytes() for output in pipe.run())
+        row = json.loads(text)
+        found.append(row["id"])
+        same(f"{case}: {row['id']}: texts", row["conversations"], wanted[row["id"]]["conversations"])
+        same(f"{case}: {row['id']}: image", sha256(jpg) if jpg else None, wanted[row["id"]]["sha256"])
+    same_counts(f"{case}: an epoch", found, samples)
+    report("dali", case, samples, count)
+
+run_docs("DALI", {"dali": "whole/dali"})

@@ -1,0 +1,94 @@
+"""`hf`: Parquet for HF datasets, ready for `huggingface-cli upload`.
+
+    OUT/README.md                             card: composition, licences, `configs:`
+    OUT/data/train-00000-of-0000N.parquet     images list<struct<bytes, path>> (`[]` for text), conversations in LLaVA's
+                                              form, formats, boxes in pixels of the stored image, …
+
+The features stand in the files' own metadata under `huggingface`, so that images decode wherever the files are opened
+from. Row groups are of 100 rows, which the Hub's viewer pages through. A sample with `repeat` n is n rows.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from mixture.card import composition
+from mixture.export.folder import new_folder, write_tables
+from mixture.export.rows import open_whole, row_count, rows
+from mixture.manifest import Manifest
+from mixture.pool import Progress
+from mixture.reader import Mixture
+from mixture.samples import SAMPLES
+
+IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+_KEPT = ["id", "source", "width", "height", "words", "conversations", "formats", "boxes"]
+PER_GROUP = 100
+
+
+def write(folder: str | Path, out: Path, progress: Progress) -> int:
+    mixture = open_whole(folder)
+    total = row_count(mixture)
+    fields = {name: SAMPLES.field(name).type for name in _KEPT}
+    schema = featured({"id": fields.pop("id"), "images": IMAGES, **fields})
+    with new_folder(out) as partial:
+
+        def found() -> Iterator[dict[str, Any]]:
+            for row in rows(mixture, progress):
+                kept = {name: row[name] for name in _KEPT}
+                yield from [{**kept, "images": embedded(mixture, row)}] * row["repeat"]
+
+        per_file = int(mixture.manifest.recipe["samples_per_shard"])
+        write_tables(partial / "data", found(), total, per_file, schema, PER_GROUP)
+        (partial / "README.md").write_text(_card(mixture.manifest), encoding="utf-8")
+    return total
+
+
+def embedded(mixture: Mixture, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sample's images with their bytes."""
+    return [{"bytes": mixture.raw(row["position"]).jpeg, "path": row["image"]}] if row["image_size"] else []
+
+
+def featured(fields: dict[str, pa.DataType]) -> pa.Schema:
+    """A schema that tells HF datasets what its columns are; a list of `IMAGES` is a list of images."""
+    features = {name: _feature(type_) for name, type_ in fields.items()}
+    return pa.schema(fields).with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(type_: pa.DataType) -> Any:
+    if type_ == IMAGES:
+        return [{"_type": "Image"}]
+    if pa.types.is_list(type_):
+        return [_feature(type_.value_type)]
+    if pa.types.is_struct(type_):
+        return {field.name: _feature(field.type) for field in type_}
+    return {"dtype": {"double": "float64"}.get(str(type_), str(type_)), "_type": "Value"}
+
+
+def _card(manifest: Manifest) -> str:
+    config = {"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}
+    head = {"configs": [config], "license": "other", "pretty_name": manifest.name}
+    about = (
+        "A vision-language mixture: `images` (empty for text-only samples), `conversations` in LLaVA's form, `boxes` "
+        "in pixels of the image with the number of their exchange. A sample to be seen several times per epoch is as "
+        "many rows."
+    )
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
+            "---",
+            "",
+            f"# {manifest.name}",
+            "",
+            about,
+            "",
+            *composition(manifest),
+            "",
+            "Every source keeps its own licence; the mixture adds none.",
+            "",
+        ]
+    )

@@ -1,0 +1,67 @@
+"""`internvl`: InternVL's meta JSON with one JSONL for each source.
+
+    OUT/meta.json          {source: {root, annotation, data_augment, repeat_time, length}}
+    OUT/<source>.jsonl     id, image?, width?, height?, conversations in LLaVA's form
+    OUT/images/…           `root`
+
+Rules, from `internvl/train/internvl_chat_finetune.py`: `annotation` and `root` are opened relative to the working
+directory, so training starts in OUT; a row without `image` is text; exactly one `<image>` for one image. `repeat_time`
+below 1 takes the head of the file and above 1 must be whole, so it says a source's `repeat` where all its samples have
+the same; else it is 1 and a sample with `repeat` n is n rows. `length` counts the lines of the file.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+
+from mixture.export.folder import IMAGES, file_names, json_text, new_folder, write_json
+from mixture.export.rows import LooseImages, conversations, open_whole, row_count, rows
+from mixture.pool import Progress
+from mixture.reader import Mixture
+
+
+def write(folder: str | Path, out: Path, progress: Progress) -> int:
+    mixture = open_whole(folder)
+    names = file_names(mixture.manifest.sources)
+    times = _times(mixture)
+    lengths: dict[str, int] = {}
+    with new_folder(out) as partial:
+        images = LooseImages(mixture, partial / IMAGES)
+        with ExitStack() as stack:
+            files: dict[str, TextIO] = {}
+            for row in rows(mixture, progress):
+                source = row["source"]
+                if source not in files:
+                    path = partial / f"{names[source]}.jsonl"
+                    files[source] = stack.enter_context(path.open("w", encoding="utf-8"))
+                lines = row["repeat"] // times[source]
+                files[source].write((json_text(_row(row, images)) + "\n") * lines)
+                lengths[source] = lengths.get(source, 0) + lines
+        meta = {
+            source: {
+                "root": f"{IMAGES}/",
+                "annotation": f"{names[source]}.jsonl",
+                "data_augment": False,
+                "repeat_time": times[source],
+                "length": lengths[source],
+            }
+            for source in mixture.manifest.sources
+            if source in lengths
+        }
+        write_json(partial / "meta.json", meta)
+    return row_count(mixture)
+
+
+def _row(row: dict[str, Any], images: LooseImages) -> dict[str, Any]:
+    image = images.add(row)
+    seen = {"image": image, "width": row["width"], "height": row["height"]} if image else {}
+    return {"id": row["id"], **seen, "conversations": conversations(row)}
+
+
+def _times(mixture: Mixture) -> dict[str, int]:
+    """Source -> the `repeat` that all its samples have, else 1."""
+    table = pa.table({"source": mixture.column("source"), "repeat": mixture.column("repeat")})
+    found = table.group_by("source").aggregate([("repeat", "min"), ("repeat", "max")]).to_pylist()
+    return {r["source"]: r["repeat_min"] if r["repeat_min"] == r["repeat_max"] else 1 for r in found}

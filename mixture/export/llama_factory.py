@@ -1,0 +1,48 @@
+"""`llama-factory`: `dataset_info.json` and rows in its ShareGPT form.
+
+    OUT/dataset_info.json                  one data set, called as the mixture
+    OUT/rows/train-00000-of-0000N.parquet  conversations [{from, value}], images [path]
+    OUT/images/…
+
+Rules, from LLaMA-Factory 0.9.5 (`data/parser.py`, `converter.py`, `mm_plugin.py`): the folder is both `dataset_dir` and
+`media_dir`; `images` is a list, `[]` for text; as many `<image>` as images; human and gpt by turns. The rows are
+Parquet because its JSON is typed by the first 10 MB alone, and a list that is empty in all of them breaks the load.
+`num_samples` draws at random with replacement, so a sample with `repeat` n is n rows instead.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mixture.export.folder import IMAGES, new_folder, write_json, write_tables
+from mixture.export.rows import LooseImages, conversations, open_whole, row_count, rows
+from mixture.pool import Progress
+
+_TURN = pa.struct({"from": pa.string(), "value": pa.string()})
+SCHEMA = pa.schema(
+    {"id": pa.string(), "source": pa.string(), "conversations": pa.list_(_TURN), "images": pa.list_(pa.string())}
+)
+_ROWS = "rows"
+_PER_FILE, _PER_GROUP = 100_000, 1000
+
+
+def write(folder: str | Path, out: Path, progress: Progress) -> int:
+    mixture = open_whole(folder)
+    total = row_count(mixture)
+    with new_folder(out) as partial:
+        images = LooseImages(mixture, partial / IMAGES)
+
+        def found() -> Iterator[dict[str, Any]]:
+            for row in rows(mixture, progress):
+                image = images.add(row)
+                listed = [f"{IMAGES}/{image}"] if image else []
+                plain = {"id": row["id"], "source": row["source"], "images": listed}
+                yield from [{**plain, "conversations": conversations(row)}] * row["repeat"]
+
+        write_tables(partial / _ROWS, found(), total, _PER_FILE, SCHEMA, _PER_GROUP)
+        columns = {"messages": "conversations", "images": "images"}
+        entry = {"file_name": _ROWS, "formatting": "sharegpt", "columns": columns}
+        write_json(partial / "dataset_info.json", {mixture.manifest.name: entry})
+    return total

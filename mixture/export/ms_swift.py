@@ -1,0 +1,98 @@
+"""`ms-swift`: one JSONL with `messages`, `images` and `objects`.
+
+    OUT/train.jsonl    {"messages": [{"role", "content"}], "images": [path], "objects": {…} or null, "channel": source}
+    OUT/images/…
+
+Rules, from ms-swift 4.6 (`dataset/preprocessor/core.py`, `template/base.py`): relative images are found below the
+environment's `ROOT_IMAGE_DIR`; as many `<image>` as images. `objects` holds what the placeholders `<ref-object>` and
+`<bbox>` stand for, in their order: `ref` phrases, `bbox` pixel corners of the stored image (`bbox_type` real), which
+ms-swift writes in the notation of the model that it trains. `null` where there are none: an empty object would make a
+text-only row an image row. `channel` is for its loss per source.
+
+Region and grounding turns are taken apart for this: the box text of `mixture.render` becomes `<bbox>`, the phrase
+`<ref-object>`. The file is read as JSON whose types are those of the first 10 MB, so a row with boxes, or else one with
+an image, comes first; all others keep their order. `#N` draws rows at random, so a sample with `repeat` n is n rows.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mixture.boxes import square_text
+from mixture.export.folder import IMAGES, json_text, new_folder
+from mixture.export.rows import LooseImages, messages, open_whole, row_count, rows, spaced, texts
+from mixture.pool import Progress, silent
+from mixture.reader import Mixture
+from mixture.record import Box
+from mixture.render import GROUNDING
+
+REF, BBOX = "<ref-object>", "<bbox>"
+
+
+def write(folder: str | Path, out: Path, progress: Progress) -> int:
+    mixture = open_whole(folder)
+    with new_folder(out) as partial:
+        images = LooseImages(mixture, partial / IMAGES)
+        with (partial / "train.jsonl").open("w", encoding="utf-8") as file:
+            for row in _led(mixture, progress):
+                image = images.add(row)
+                values, objects = with_objects(row)
+                found = {
+                    "messages": messages(values),
+                    "images": [f"{IMAGES}/{image}"] if image else [],
+                    "objects": objects,
+                    "channel": row["source"],
+                }
+                file.write((json_text(found) + "\n") * row["repeat"])
+    return row_count(mixture)
+
+
+def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]:
+    """(texts with placeholders, objects) of a row of samples.parquet; (its texts, None) if it has no boxes."""
+    values = texts(row)
+    boxes: dict[int, list[Box]] = {}
+    for box in row["boxes"]:
+        boxes.setdefault(box["exchange"], []).append((box["x1"], box["y1"], box["x2"], box["y2"]))
+    if not boxes:
+        return values, None
+    values = [value.replace(REF, spaced(REF)).replace(BBOX, spaced(BBOX)) for value in values]
+    refs: list[str] = []
+    found: list[list[float]] = []
+    for exchange, mine in sorted(boxes.items()):
+        question, answer = values[2 * exchange : 2 * exchange + 2]
+        text = ", ".join(square_text(box, row["width"], row["height"]) for box in mine)
+        holes = ", ".join([BBOX] * len(mine))
+        form = row["formats"][exchange]
+        if form == "region_caption" and text in question:
+            refs.append(answer)
+            question, answer = question.replace(text, holes, 1), REF
+        elif form == "grounding" and answer == text and GROUNDING in question:
+            before, _, phrase = question.partition(GROUNDING)
+            phrase, stop, after = phrase.rpartition(".")  # after: "\n<image>" where the token stands behind
+            refs.append(phrase)
+            question, answer = f"{before}{GROUNDING}{REF}{stop}{after}", holes
+        else:
+            continue
+        values[2 * exchange : 2 * exchange + 2] = question, answer
+        found += [list(box) for box in mine]
+    return values, {"ref": refs, "bbox": found, "bbox_type": "real"} if found else None
+
+
+def _led(mixture: Mixture, progress: Progress) -> Iterator[dict[str, Any]]:
+    """All rows, the one that shows every type first."""
+    leader = _leader(mixture)
+    if leader is not None:
+        yield leader
+    for row in rows(mixture, progress):
+        if leader is None or row["position"] != leader["position"]:
+            yield row
+
+
+def _leader(mixture: Mixture) -> dict[str, Any] | None:
+    seen = None
+    for row in rows(mixture, silent):
+        if with_objects(row)[1]:
+            return row
+        if seen is None and row["image"]:
+            seen = row
+    return seen
