@@ -48,7 +48,7 @@ def first_batch(args: argparse.Namespace) -> Facts:
     batch = [opened.raw(position) for position in order.batch(0).tolist()]
     facts = clock.facts(samples=len(opened), batch=len(batch))
     places, order_arrays = opened._places, (order._identity, order._images, order._repeat, order.lengths)
-    arrays = [getattr(places, name) for name in places.__struct_fields__] + list(order_arrays)
+    arrays = [places, *order_arrays]
     epoch = order.epoch(0)
     arrays += [epoch.samples, epoch.starts]
     return {**facts, "index": sum(array.nbytes for array in arrays)}

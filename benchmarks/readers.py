@@ -28,7 +28,7 @@ def generate(args: argparse.Namespace) -> Facts:
 
     from mixture.assembly import merge_counts, seal, write_index
     from mixture.images import content_hash
-    from mixture.manifest import Manifest
+    from mixture.manifest import Manifest, SourceInfo
     from mixture.shards import Row, ShardDone, store_rows
 
     clock = Clock()
@@ -56,13 +56,12 @@ def generate(args: argparse.Namespace) -> Facts:
         kind="mixture",
         name="noise",
         seed=0,
-        recipe={"order": "natural", "prompts": "llava", "samples_per_shard": SHARD},
+        recipe={"name": "noise", "order": "natural", "prompts": "llava", "samples_per_shard": SHARD},
         samples=total,
-        sources={},
+        sources={"x": SourceInfo(licence="", homepage="", counts=merge_counts(done)["x"])},
         shards=[d.shard for d in done if d.shard is not None],
         files={},
     )
-    assert merge_counts(done)["x"].samples == total
     seal(folder, manifest)
     return clock.facts(bytes=sum(shard.bytes for shard in manifest.shards))
 

@@ -64,27 +64,40 @@ def merge(
 ) -> Iterator[Conversation]:
     """One conversation per image, its questions in file order (LLaVA-1.5, appendix A.2)."""
     images: dict[int, list[Exchange]] = {}
-    seen: set[int] = set()
-    for question in questions:
-        if question.question_id in seen:
-            detail = f"question {question.question_id} stands twice in the file"
-            reject(f"{source}/{question.image_id:012d}", "duplicate_question", detail, exchange=0)
-            continue
-        seen.add(question.question_id)
+    for question in _once(source, questions, reject):
         annotation = annotations.pop(question.question_id, None)
-        where = f"{source}/{question.image_id:012d}"
         if annotation is None:
-            reject(where, "no_annotation", f"question {question.question_id} has no annotation", exchange=0)
-            continue
-        text = short(answer(annotation), capitalize)
-        if problem := text_problem(question.question, text):
-            reject(where, problem[0], f"question {question.question_id}: {problem[1]}", exchange=0)
+            problem: tuple[str, str] | None = ("no_annotation", "it has no annotation")
         else:
-            exchange = Exchange(question.question, text, "short_answer")
-            images.setdefault(question.image_id, []).append(exchange)
+            text = short(answer(annotation), capitalize)
+            problem = text_problem(question.question, text)
+        if problem is not None:
+            detail = f"question {question.question_id}: {problem[1]}"
+            reject(f"{source}/{question.image_id:012d}", problem[0], detail, exchange=0)
+            continue
+        exchange = Exchange(question.question, text, "short_answer")
+        if (exchanges := images.get(question.image_id)) is None:
+            images[question.image_id] = [exchange]
+        else:
+            exchanges.append(exchange)
     for question_id in annotations:
         reject(f"{source}/question/{question_id}", "no_question", f"annotation {question_id} has no question")
     for image_id, exchanges in images.items():
         yield Conversation(
             id=f"{source}/{image_id:012d}", source=source, exchanges=tuple(exchanges), image=coco(split, image_id)
         )
+
+
+def _once(source: str, questions: list[Question], reject: Rejects) -> list[Question]:
+    """The questions without those whose id stood in the file before."""
+    unique = {question.question_id: question for question in reversed(questions)}
+    if len(unique) == len(questions):
+        return questions
+    first = []
+    for question in questions:
+        if unique[question.question_id] is question:
+            first.append(question)
+        else:
+            detail = f"question {question.question_id} stands twice in the file"
+            reject(f"{source}/{question.image_id:012d}", "duplicate_question", detail, exchange=0)
+    return first

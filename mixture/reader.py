@@ -50,16 +50,6 @@ class RawSample(Struct, frozen=True):
     json: bytes
 
 
-class _Places(Struct, frozen=True):
-    """Where the samples of a mixture lie, 28 bytes each: number of the shard, offset and size of both members."""
-
-    shard: NDArray[np.int32]
-    image_offset: NDArray[np.int64]
-    image_size: NDArray[np.int32]
-    json_offset: NDArray[np.int64]
-    json_size: NDArray[np.int32]
-
-
 def open(path: str | Path) -> "Mixture":
     """Open a mixture, an annotations-only mixture or a view: a local folder or any URL that fsspec opens.
 
@@ -101,7 +91,8 @@ class Mixture(Sequence[Sample]):
         self.positions = positions
         """Rows of the folder's index that belong to this part; None: all."""
         self._columns: dict[str, pa.ChunkedArray] = {}
-        self._places: _Places | None = None
+        self._places: NDArray[np.int64] | None = None
+        """[N, 6]: number of the shard, offset and size of the image, offset and size of the JSON, row in the root."""
         self._rows: NDArray[np.int64] | None = None
         self._open: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -143,20 +134,22 @@ class Mixture(Sequence[Sample]):
     def raw(self, position: int) -> RawSample:
         """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
         is missing, truncated or no longer the one that the index was made of."""
-        count = len(self)
-        if not -count <= position < count:
-            raise IndexError(f"position {position} of {count} samples")
-        if position < 0:
-            position += count
-        places = self._places or self._load_places()
-        shard = int(places.shard[position])
-        if shard < 0:
-            raise VlmixError(f"{self.root.name} was built with --annotations-only: it has no shards")
-        key = f"{int(self.rows[position]):09d}"
-        size = int(places.image_size[position])
-        jpeg = self._read(shard, int(places.image_offset[position]), size) if size else None
-        text = self._read(shard, int(places.json_offset[position]), int(places.json_size[position]))
-        return RawSample(key, jpeg, text)
+        places = self._places if self._places is not None else self._load_places()
+        shard, image_offset, image_size, json_offset, json_size, row = places[position].tolist()
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = self._open_shard(shard)
+        if descriptor is not None:
+            jpeg = os.pread(descriptor, image_size, image_offset) if image_size else None
+            text = os.pread(descriptor, json_size, json_offset)
+        else:
+            where = self.root.join(self.root_manifest.shards[shard].path)
+            jpeg = where.range(image_offset, image_size) if image_size else None
+            text = where.range(json_offset, json_size)
+        if len(text) != json_size or (jpeg is not None and len(jpeg) != image_size):
+            path = self.root_manifest.shards[shard].path
+            raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
+        return RawSample(f"{row:09d}", jpeg, text)
 
     def find(self, id: str) -> int:
         """Position of the sample with this id. Raises KeyError if there is none."""
@@ -297,37 +290,24 @@ class Mixture(Sequence[Sample]):
             )
         return table
 
-    def _load_places(self) -> _Places:
+    def _load_places(self) -> NDArray[np.int64]:
         names = ["shard", "image_offset", "image_size", "json_offset", "json_size"]
         table = self._table(self.folder, names)
         if self.positions is not None:
             table = table.take(pa.array(self.positions))
         paths = pa.array([shard.path for shard in self.root_manifest.shards], pa.string())
-        shard = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1)
-        self._places = _Places(
-            shard.to_numpy().astype(np.int32),
-            table["image_offset"].to_numpy(),
-            table["image_size"].to_numpy().astype(np.int32),
-            table["json_offset"].to_numpy(),
-            table["json_size"].to_numpy().astype(np.int32),
-        )
-        return self._places
-
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        descriptor = self._open.get(shard)
-        if descriptor is None:
-            descriptor = self._open_shard(shard)
-        if descriptor is not None:
-            data = os.pread(descriptor, size, offset)
-        else:
-            data = self.root.join(self.root_manifest.shards[shard].path).range(offset, size)
-        if len(data) != size:
-            path = self.root_manifest.shards[shard].path
-            raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
-        return data
+        places = np.empty((table.num_rows, 6), dtype=np.int64)
+        places[:, 0] = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1).to_numpy()
+        for column, name in enumerate(names[1:], start=1):
+            places[:, column] = table[name].to_numpy()
+        places[:, 5] = self.rows
+        self._places = places
+        return places
 
     def _open_shard(self, number: int) -> int | None:
         """A descriptor of a local shard that is as long as the manifest says; None where ranges must be asked for."""
+        if number < 0:
+            raise VlmixError(f"{self.root.name} was built with --annotations-only: it has no shards")
         shard = self.root_manifest.shards[number]
         where = self.root.join(shard.path)
         try:

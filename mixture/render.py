@@ -70,7 +70,7 @@ def values(conversation: Conversation, style: StyleName = "llava", *, count_only
 def count_words(texts: list[str]) -> int:
     """Words of a rendered conversation, split at white space, the image token not counted."""
     text = "\n".join(texts)
-    return len(text.split()) - text.count(IMAGE_TOKEN)
+    return len(text.split()) - (text.count(IMAGE_TOKEN) if "<" in text else 0)
 
 
 def _ask_llava(exchange: Exchange, frame: Frame, first: bool, format_prompts: bool = True) -> tuple[str, str]:

@@ -3,6 +3,7 @@ and depend neither on file order, worker count and machine nor on which other so
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ Indices = NDArray[np.int64]
 
 def ranks(ids: Sequence[str], seed: int, purpose: str = "") -> Ranks:
     """[N] uint64: the rank of each id. Another `purpose` gives an independent order from the same seed."""
-    key = _key(seed, purpose)
-    return np.fromiter((xxh3_64_intdigest(i.encode(), key) for i in ids), dtype=np.uint64, count=len(ids))
+    hashes = map(xxh3_64_intdigest, map(str.encode, ids), repeat(_key(seed, purpose)))
+    return np.fromiter(hashes, dtype=np.uint64, count=len(ids))
 
 
 def _key(seed: int, purpose: str) -> int:

@@ -103,16 +103,18 @@ def subsample(
     """
     whole = open_mixture(folder)
     seed = whole.manifest.seed if selection.seed is None else selection.seed
-    kept = whole.part(select(index_of(whole), selection, seed))
+    index = index_of(whole)
+    chosen = select(index, selection, seed)
+    kept, index = whole.part(chosen), index[chosen]
     said = {**msgspec.to_builtins(msgspec.structs.replace(selection, seed=seed)), "of": whole.manifest.name}
     if materialize:
         return save_copy(kept, out, [said], workers=workers, progress=progress)
-    return save_view(kept, out, [said])
+    return save_view(kept, out, [said], index)
 
 
-def save_view(mixture: Mixture, out: Path, subset: list[dict[str, Any]]) -> Manifest:
-    """Write a part of a mixture as the view `out`; `subset` says how it was chosen."""
-    index, root = index_of(mixture), mixture.local_root.absolute()
+def save_view(mixture: Mixture, out: Path, subset: list[dict[str, Any]], index: pl.DataFrame | None = None) -> Manifest:
+    """Write a part of a mixture as the view `out`; `subset` says how it was chosen, `index` is its `index_of`."""
+    index, root = index_of(mixture) if index is None else index, mixture.local_root.absolute()
     with assembling(out) as (partial, _):
         table = index.to_arrow().cast(VIEW)
         write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mixture.errors import VlmixError
 from mixture.files import atomic
@@ -16,6 +15,7 @@ from mixture.pool import Progress
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
 from mixture.record import IMAGE_TOKEN, unsafe_path
+from mixture.samples import open_index
 
 _COLUMNS = [
     "id", "source", "image", "width", "height", "words", "repeat", "ordinal", "image_size", "image_hash",
@@ -38,7 +38,7 @@ def rows(mixture: Mixture, progress: Progress) -> Iterator[dict[str, Any]]:
     is, else in mixture order. One row group is in memory at a time."""
     natural = mixture.manifest.recipe["order"] == "natural"
     wanted = mixture.rows
-    file = pq.ParquetFile(mixture.local_root / SAMPLES_NAME)
+    file = open_index(mixture.local_root / SAMPLES_NAME)
     start, count, total = 0, 0, len(mixture)
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows
