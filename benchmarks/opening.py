@@ -7,6 +7,8 @@ first batch; and what the index and the order hold in memory per sample.
 
 import argparse
 import os
+from pathlib import Path
+from typing import Any
 
 from common import TIMES, Clock, Facts, alternate, machine, megabytes, parser, perform, run, spread, table, work_folder
 from views import generate as generate_mixture
@@ -34,7 +36,23 @@ def generate(args: argparse.Namespace) -> Facts:
             os.truncate(file.fileno(), shard.bytes)
     manifests.write(folder, msgspec.structs.replace(opened.manifest, shards=shards))
     subsample(folder, args.work / "view", Selection(ratio=0.1))
+    whole = mixture.open(folder)
+    for part in (whole, mixture.open(args.work / "view"), whole.subset(ratio=0.1)):
+        _write_headers(folder, part)
     return facts
+
+
+def _write_headers(folder: Path, part: Any) -> None:
+    """The tar headers of the texts of a part's first batch, at which the reader looks when it opens a shard."""
+    from mixture.shards import sample_key
+    from mixture.tar import BLOCK, header
+
+    batch = part.order(BATCH).batch(0)
+    columns = (part.column(name).take(batch).to_pylist() for name in ("shard", "json_offset", "json_size"))
+    for row, shard, offset, size in zip(part.rows[batch].tolist(), *columns):
+        with (folder / shard).open("r+b") as file:
+            file.seek(offset - BLOCK)
+            file.write(header(f"{sample_key(row)}.json", size))
 
 
 def first_batch(args: argparse.Namespace) -> Facts:

@@ -21,6 +21,7 @@ from mixture.location import Local, Location, locate
 from mixture.manifest import SAMPLES_NAME, Manifest
 from mixture.order import Last, Order
 from mixture.samples import SAMPLES, VIEW, SampleJson, Turn
+from mixture.tar import BLOCK
 
 if TYPE_CHECKING:
     import polars as pl
@@ -94,7 +95,8 @@ class Mixture(Sequence[Sample]):
         self._places: NDArray[np.int64] | None = None
         """[N, 6]: number of the shard, offset and size of the image, offset and size of the JSON, row in the root."""
         self._rows: NDArray[np.int64] | None = None
-        self._open: dict[int, int] = {}
+        self._open: dict[int, int | None] = {}
+        """Shards that were looked at -> descriptor; None where ranges are asked for one by one."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -136,9 +138,9 @@ class Mixture(Sequence[Sample]):
         is missing, truncated or no longer the one that the index was made of."""
         places = self._places if self._places is not None else self._load_places()
         shard, image_offset, image_size, json_offset, json_size, row = places[position].tolist()
-        descriptor = self._open.get(shard)
-        if descriptor is None:
-            descriptor = self._open_shard(shard)
+        if shard not in self._open:
+            self._open_shard(shard, json_offset, row)
+        descriptor = self._open[shard]
         if descriptor is not None:
             jpeg = os.pread(descriptor, image_size, image_offset) if image_size else None
             text = os.pread(descriptor, json_size, json_offset)
@@ -265,7 +267,8 @@ class Mixture(Sequence[Sample]):
 
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
     @property
     def _hint(self) -> str:
@@ -304,8 +307,9 @@ class Mixture(Sequence[Sample]):
         self._places = places
         return places
 
-    def _open_shard(self, number: int) -> int | None:
-        """A descriptor of a local shard that is as long as the manifest says; None where ranges must be asked for."""
+    def _open_shard(self, number: int, offset: int, row: int) -> None:
+        """Look at a shard for the first time: it has to be as long as the manifest says, and the member at `offset` to
+        be that of `row`. `vlmix verify` compares all bytes."""
         if number < 0:
             raise VlmixError(f"{self.root.name} was built with --annotations-only: it has no shards")
         shard = self.root_manifest.shards[number]
@@ -319,9 +323,9 @@ class Mixture(Sequence[Sample]):
                 f"{where.name} has {size} bytes, the manifest says {shard.bytes}: it was truncated or changed since "
                 f"the index was made; {self._hint}"
             )
+        if where.range(offset - BLOCK, 100).rstrip(b"\0") != b"%09d.json" % row:
+            raise VlmixError(f"{where.name} was changed since the index was made: {row:09d} is elsewhere; {self._hint}")
         with self._lock:
-            if not isinstance(where, Local) or len(self._open) >= _MOST_OPEN:
-                return None
             if number not in self._open:
-                self._open[number] = os.open(where.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            return self._open[number]
+                few = sum(descriptor is not None for descriptor in self._open.values()) < _MOST_OPEN
+                self._open[number] = os.open(where.path, os.O_RDONLY) if few and isinstance(where, Local) else None
