@@ -69,8 +69,8 @@ class Candidates:
         """
         recipe = self.recipe
         usable = ~(self.missing | self.unusable)
-        offered = np.concatenate([self._pool(name, ~self.missing) for name in self.names])
-        pools = {name: self._pool(name, usable) for name in self.names}
+        offered = np.concatenate(list(self._pools(~self.missing).values()))
+        pools = self._pools(usable)
         everything = np.concatenate(list(pools.values()))
         if recipe.total is None and recipe.ratio is None:
             return everything
@@ -90,6 +90,19 @@ class Candidates:
         if missing := [name for name in recipe.sources if name not in weights]:
             raise VlmixError(f"sources.{missing[0]}: has no `weight` while others do; give every source one")
         return choose(pools, self.ids, recipe.seed, recipe.total, weights)
+
+    def _pools(self, can_be_used: NDArray[np.bool_]) -> dict[str, Indices]:
+        """What each entry gives. Raises one VlmixError that tells all entries that ask for too much."""
+        pools: dict[str, Indices] = {}
+        problems = []
+        for name in self.names:
+            try:
+                pools[name] = self._pool(name, can_be_used)
+            except VlmixError as error:
+                problems.append(str(error))
+        if problems:
+            raise VlmixError("\n".join(problems))
+        return pools
 
     def _pool(self, name: str, can_be_used: NDArray[np.bool_]) -> Indices:
         """Positions (ascending) that an entry gives: its `take` or `ratio` of the members that can be used."""

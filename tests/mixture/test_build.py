@@ -283,6 +283,11 @@ def test_take_is_exact_although_images_are_broken(raw: Path, tmp_path: Path) -> 
         make(raw, tmp_path / "b", {"ocrvqa": {"take": 47}})
 
 
+def test_all_impossible_takes_are_told_at_once(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlmixError, match=r"(?s)sources.okvqa: take 900.*\nsources.gqa: take 800"):
+        make(raw, tmp_path / "x", {"okvqa": {"take": 900}, "vqav2": {}, "gqa": {"take": 800}}, only_text=True)
+
+
 def test_takes_nest_and_do_not_know_of_other_sources(raw: Path, tmp_path: Path) -> None:
     make(raw, tmp_path / "few", {"ocrvqa": {"take": 10}}, only_text=True)
     make(raw, tmp_path / "more", {"okvqa": {}, "ocrvqa": {"take": 30}, "gqa": {}}, only_text=True)
