@@ -1,7 +1,7 @@
 """Raw samples from local shards: stock webdataset and vlmix on the same files.
 
 A mixture of N samples (JPEG-sized noise of 61 KB on average, 0.9 KB of JSON) is written once with vlmix's own writer,
-which is kind to the peer: webdataset reads shards of its own ShardWriter at half the speed. Then, each in a process of
+which is kind to the peer: shards of its own ShardWriter have PAX headers, which it is slow to read. Then, each in a process of
 its own and after one untimed pass that fills the page cache:
 
 - `webdataset.WebDataset(shards, shardshuffle=False)`, its samples taken one by one, nothing decoded;

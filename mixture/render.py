@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 
 class Blank(Frame):
-    """Stands in where texts are only counted: as many words, and about as many characters, for a third of the time."""
+    """Stands in where texts are only counted: as many words, about as many characters, and nothing to round."""
 
     def text(self, boxes: tuple[Box, ...]) -> str:
         return "[0.00, 0.00, 0.00, 0.00]" if len(boxes) == 1 else ", ".join(["[0.00, 0.00, 0.00, 0.00]"] * len(boxes))

@@ -58,7 +58,7 @@ def to_square(
 def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if image.shape[1:] == (height, width):
         return image
-    # Channels last is what makes torch's uint8 kernel four times as fast as Pillow's.
+    # Channels last is what makes torch's uint8 kernel three times as fast as Pillow's.
     batch = image[None].contiguous(memory_format=torch.channels_last)
     return interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
 
