@@ -1,8 +1,8 @@
 """Raw samples from local shards: stock webdataset and vlmix on the same files.
 
 A mixture of N samples (JPEG-sized noise of 61 KB on average, 0.9 KB of JSON) is written once with vlmix's own writer,
-which is kind to the peer: shards of its own ShardWriter have PAX headers, which it is slow to read. Then, each in a process of
-its own and after one untimed pass that fills the page cache:
+which is kind to the peer: shards of its own ShardWriter have PAX headers, which it is slow to read. Then, each in a
+process of its own and after one untimed pass that fills the page cache:
 
 - `webdataset.WebDataset(shards, shardshuffle=False)`, its samples taken one by one, nothing decoded;
 - `mixture.raw(i)` in mixture order, and in a random order, which webdataset has no way to read;

@@ -39,17 +39,7 @@ def card(manifest: Manifest) -> str:
         head["dataset_info"] = {"features": image + _FEATURES}
     else:
         config["data_files"] = [{"split": "train", "path": SAMPLES_NAME}]
-    lines = [
-        "---",
-        yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        "",
-        f"# {manifest.name}",
-        "",
-        _about(manifest),
-        "",
-        *composition(manifest),
-    ]
+    lines = opening(head, manifest, _about(manifest))
     dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
     if dropped:
         lines += ["", f"{dropped:,} records or exchanges were dropped; `rejects.parquet` lists each with its reason."]
@@ -61,6 +51,12 @@ def card(manifest: Manifest) -> str:
         ]
     lines += ["", "Every source keeps its own licence; the mixture adds none."]
     return "\n".join(lines) + "\n"
+
+
+def opening(head: dict[str, Any], manifest: Manifest, about: str) -> list[str]:
+    """The lines with which a card begins: `head` as YAML for the Hub, the name, what it is, the composition."""
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()
+    return ["---", front, "---", "", f"# {manifest.name}", "", about, "", *composition(manifest)]
 
 
 def composition(manifest: Manifest) -> list[str]:

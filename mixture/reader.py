@@ -20,7 +20,7 @@ from mixture.errors import VlmixError
 from mixture.location import Local, Location, locate
 from mixture.manifest import SAMPLES_NAME, Manifest
 from mixture.order import Last, Order
-from mixture.samples import SAMPLES, VIEW, SampleJson, Turn
+from mixture.samples import SAMPLES, VIEW, SampleJson
 from mixture.tar import BLOCK
 
 if TYPE_CHECKING:
@@ -29,18 +29,12 @@ if TYPE_CHECKING:
 _MOST_OPEN = 256  # descriptors kept per process; further shards are opened for each read
 
 
-class Sample(Struct, frozen=True):
-    """One sample. `conversations` are turns in LLaVA's form, `jpeg` the stored image's bytes (None: text only)."""
+class Sample(SampleJson, frozen=True):
+    """One sample: the fields of its `.json` member, `conversations` being turns in LLaVA's form; its key in the shard;
+    and `jpeg`, the stored image's bytes (None: text only)."""
 
-    key: str
-    id: str
-    source: str
-    image: str
-    width: int
-    height: int
-    conversations: list[Turn]
-    origin: str
-    jpeg: bytes | None
+    key: str = ""
+    jpeg: bytes | None = None
 
 
 class RawSample(Struct, frozen=True):
@@ -115,20 +109,10 @@ class Mixture(Sequence[Sample]):
             return self.part(np.arange(len(self))[position])
         raw = self.raw(position)
         try:
-            sample = msgspec.json.decode(raw.json, type=SampleJson)
+            sample = msgspec.json.decode(raw.json, type=Sample)
         except msgspec.DecodeError as error:
             raise VlmixError(f"{self.root.name}: sample {raw.key}: {error}; {self._hint}") from None
-        return Sample(
-            key=raw.key,
-            id=sample.id,
-            source=sample.source,
-            image=sample.image,
-            width=sample.width,
-            height=sample.height,
-            conversations=sample.conversations,
-            origin=sample.origin,
-            jpeg=raw.jpeg,
-        )
+        return msgspec.structs.replace(sample, key=raw.key, jpeg=raw.jpeg)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
-from mixture.card import composition
+from mixture.card import opening
 from mixture.export.folder import new_folder, write_tables
 from mixture.export.rows import open_whole, row_count, rows
 from mixture.manifest import Manifest
@@ -76,19 +75,5 @@ def _card(manifest: Manifest) -> str:
         "in pixels of the image with the number of their exchange. A sample to be seen several times per epoch is as "
         "many rows."
     )
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
-            "---",
-            "",
-            f"# {manifest.name}",
-            "",
-            about,
-            "",
-            *composition(manifest),
-            "",
-            "Every source keeps its own licence; the mixture adds none.",
-            "",
-        ]
-    )
+    lines = opening(head, manifest, about)
+    return "\n".join([*lines, "", "Every source keeps its own licence; the mixture adds none.", ""])
