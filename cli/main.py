@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import show
+from cli.train import train
 from mixture.errors import VlmixError
 
 app = typer.Typer(
@@ -255,6 +256,9 @@ def export(
     show.done(f"{out}: {rows:,} rows", {"out": str(out), "rows": rows}, as_json)
 
 
+app.command()(train)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="New folder for everything that the demo makes.")] = Path("demo"),
@@ -299,3 +303,7 @@ def main() -> None:
     except VlmixError as error:
         print(f"vlmix: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

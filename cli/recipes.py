@@ -12,13 +12,27 @@ def folder() -> Path:
     return installed if installed.is_dir() else here.parent / "recipes"
 
 
+TRAIN = "train"
+"""Folder of the training recipes; all others are data recipes."""
+
+
 def find(name: str) -> Path:
-    """The recipe file that `name` means: a path, or the stem of a packaged recipe."""
+    """The data recipe that `name` means: a path, or the stem of a packaged one."""
+    files = [file for file in folder().glob("**/*.yaml") if TRAIN not in file.relative_to(folder()).parts]
+    return _find(name, {file.relative_to(folder()).with_suffix("").as_posix(): file for file in files})
+
+
+def find_training(name: str) -> Path:
+    """The training recipe that `name` means: a path, or the stem of a packaged one."""
+    return _find(name, {file.stem: file for file in (folder() / TRAIN).glob("*.yaml")})
+
+
+def _find(name: str, packaged: dict[str, Path]) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path
-    packaged = {file.stem: file for file in folder().glob("*.yaml")}
-    packaged |= {f"{file.parent.name}/{file.stem}": file for file in folder().glob("*/*.yaml")}
+        # A recipe of vlmix is found under its place in the sources, too, wherever vlmix is run.
+        at = folder() / path.relative_to("recipes") if path.parts[:1] == ("recipes",) else path
+        return at if not path.exists() and at.exists() else path
     if name not in packaged:
         raise VlmixError(f"there is no recipe {name!r}{nearest(name, packaged)}; or name a YAML file")
     return packaged[name]

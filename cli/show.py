@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,30 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         except KeyboardInterrupt:
             print("vlmix: interrupted; the same command goes on with what is finished", file=sys.stderr)
             raise SystemExit(130) from None
+
+
+@contextmanager
+def training(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A callback for rows of metrics: a bar with the loss on a terminal, else a line every ten seconds."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    told = time.monotonic()
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+
+        def update(row: dict[str, Any]) -> None:
+            nonlocal told
+            text = f"{name}  loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            bar.update(task, completed=row["step"], total=row["of"], description=text)
+            if not _err.is_terminal and (time.monotonic() - told > 10 or row["step"] == row["of"]):
+                told = time.monotonic()
+                note(f"{text}  step {row['step']:,}/{row['of']:,}")
+
+        yield update
+
+
+def note(text: str) -> None:
+    """A line on stderr, above a bar that is being drawn."""
+    _err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def done(text: str, data: Any, as_json: bool) -> None:

@@ -202,6 +202,20 @@ class Mixture(Sequence[Sample]):
         images = pc.not_equal(self._part("image"), "").to_numpy().astype(np.int64)
         return np.asarray(self._part("words").to_numpy() + image_tokens * images, dtype=np.int64)
 
+    def texts(self) -> Iterator[tuple[NDArray[np.int64], list[list[str]]]]:
+        """All texts, by the row group: positions [n], and for each the values of its turns. Order is the shards'."""
+        order = np.argsort(self.rows, kind="stable")
+        rows, start = self.rows[order], 0
+        index = self.root.join(SAMPLES_NAME)
+        with index.arrow() as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=["conversations"]):
+                low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+                mine = batch.column(0).take(pa.array(rows[low:high] - start))
+                values = mine.flatten().field("value").to_pylist()
+                ends = np.cumsum(pc.list_value_length(mine).to_numpy(zero_copy_only=False), dtype=np.int64).tolist()
+                yield order[low:high], [values[a:b] for a, b in zip([0, *ends], ends)]
+                start += batch.num_rows
+
     def _part(self, name: str) -> pa.ChunkedArray:
         """A column of the index for the samples of this part, not kept."""
         column = self._table(self.folder, [name])[name]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 from msgspec import Meta, Struct
 
+from mixture import strict
 from mixture.errors import VlmixError, nearest
 from mixture.render import StyleName
 from mixture.source import Options, Source
@@ -60,52 +60,22 @@ class Recipe(Struct, frozen=True, kw_only=True):
         return plain
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML data; a key that stands twice is an error instead of the last one winning."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
-    return dict(loader.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
 def load(path: Path, known: Mapping[str, Source], overrides: list[str] | None = None) -> Recipe:
     """The recipe in the YAML file at `path`, with `key=value` overrides (`sources.vqav2.take=100`) applied."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise VlmixError(f"recipe {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise VlmixError(f"recipe {path}: not a text file") from None
-    data = _yaml(text, str(path))
-    for override in overrides or []:
-        _override(data, override)
-    return parse(data, known, str(path))
+    return parse(strict.load(path, overrides), known, str(path))
 
 
 def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Recipe:
     """A recipe from plain data. Every error names the key and, for an unknown one, the nearest known."""
     if not isinstance(data, dict):
         raise VlmixError(f"{where}: a recipe is a mapping with `name` and `sources`, this is {type(data).__name__}")
-    _check_keys(data, Recipe, where)
+    strict.check_keys(data, Recipe, where)
     sources = data.get("sources")
     if not isinstance(sources, dict) or not sources:
         raise VlmixError(f"{where}: `sources` must map at least one source to its options, as in `vqav2: {{}}`")
     entries = {str(name): _entry(str(name), entry, known, where) for name, entry in sources.items()}
     plain = {key: value for key, value in data.items() if key != "sources"}
-    recipe: Recipe = _convert({**plain, "sources": {}}, Recipe, where)
+    recipe: Recipe = strict.convert({**plain, "sources": {}}, Recipe, where)
     recipe = msgspec.structs.replace(recipe, sources=entries)
     _check_plan(recipe, where)
     return recipe
@@ -127,9 +97,9 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
     for key in data:
         if key not in own and key not in options:
             raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), [*own, *options])}")
-    parsed = _convert({k: v for k, v in data.items() if k in options}, source.options, where)
+    parsed = strict.convert({k: v for k, v in data.items() if k in options}, source.options, where)
     plain = {k: v for k, v in data.items() if k in own}
-    entry: Entry = _convert({**plain, "builder": builder, "options": {}}, Entry, where)
+    entry: Entry = strict.convert({**plain, "builder": builder, "options": {}}, Entry, where)
     return msgspec.structs.replace(entry, options=parsed)
 
 
@@ -153,43 +123,3 @@ def _check_plan(recipe: Recipe, where: str) -> None:
         raise VlmixError(f"{where}: `stratify: false` needs the mixture's `ratio` or `total`")
     if not recipe.stratify and any(entry.weight for entry in recipe.sources.values()):
         raise VlmixError(f"{where}: `weight` needs `stratify: true`")
-
-
-def _check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
-    for key in data:
-        if key not in struct.__struct_fields__:
-            raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), struct.__struct_fields__)}")
-
-
-def _convert(data: dict[str, Any], struct: Any, where: str) -> Any:
-    try:
-        return msgspec.convert(data, struct)
-    except msgspec.ValidationError as error:
-        message = str(error).replace("`$.", "`").replace("Object missing required field", "missing key")
-        raise VlmixError(f"{where}: {message}") from None
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise VlmixError(f"{where}: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise VlmixError(f"{where}: nested too deeply") from None
-
-
-def _override(data: Any, override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise VlmixError(f"--set {override}: write key=value, for example --set sources.vqav2.take=1000")
-    node = data
-    *parents, leaf = path.split(".")
-    for key in parents:
-        if not isinstance(node, dict):
-            raise VlmixError(f"--set {override}: {key!r} is not a mapping")
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-    if not isinstance(node, dict):
-        raise VlmixError(f"--set {override}: {parents[-1]!r} is not a mapping")
-    node[leaf] = _yaml(text, f"--set {override}")

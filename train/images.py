@@ -6,12 +6,15 @@ colour, along the seam. torch's antialiased bicubic on uint8 is within one grey 
 """
 
 import io
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
+from transformers.image_processing_utils import select_best_resolution
 
 Fitting = Literal["pad", "crop", "stretch"]
 
@@ -61,6 +64,65 @@ def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     # Channels last is what makes torch's uint8 kernel three times as fast as Pillow's.
     batch = image[None].contiguous(memory_format=torch.channels_last)
     return interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
+
+
+@dataclass(frozen=True)
+class Vision:
+    """How images become tokens: pixels of `side`, patches of `patch`, and with `grids` the tiles of LLaVA-NeXT."""
+
+    side: int
+    patch: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    fitting: Fitting = "pad"
+    grids: tuple[tuple[int, int], ...] | None = None
+    """(rows, columns) of tiles that an image may be cut into, beside its global view."""
+
+    @property
+    def pinpoints(self) -> list[list[int]]:
+        """The grids in pixels (height, width), as LlavaNextConfig names them."""
+        return [[rows * self.side, columns * self.side] for rows, columns in self.grids or ()]
+
+    def tokens(self, width: int, height: int) -> int:
+        """Tokens of an image of this size in pixels, row ends included."""
+        edge = self.side // self.patch
+        if self.grids is None:
+            return edge * edge
+        rows, columns = self._grid(width, height)
+        high, wide = rows * edge, columns * edge
+        if width / height > wide / high:
+            high -= (high - int(round(height * (wide / width), 7))) // 2 * 2
+        else:
+            wide -= (wide - int(round(width * (high / height), 7))) // 2 * 2
+        return edge * edge + high * (wide + 1)
+
+    def views(self, image: torch.Tensor) -> torch.Tensor:
+        """[V, 3, side, side] uint8 of an image [3, H, W]: the square alone; or with grids the whole image, stretched,
+        and its tiles row by row, as transformers' LlavaNextImageProcessor makes them."""
+        if self.grids is None:
+            return to_square(image, self.side, self.fitting, self.mean)[None]
+        height, width = image.shape[1:]
+        rows, columns = self._grid(width, height)
+        high, wide = rows * self.side, columns * self.side
+        if wide / width < high / height:
+            size = min(math.ceil(height * (wide / width)), high), wide
+        else:
+            size = high, min(math.ceil(width * (high / height)), wide)
+        canvas = torch.zeros((3, high, wide), dtype=torch.uint8)
+        top, left = (high - size[0]) // 2, (wide - size[1]) // 2
+        canvas[:, top : top + size[0], left : left + size[1]] = _resize(image, *size)
+        tiles = canvas.unflatten(1, (rows, self.side)).unflatten(3, (columns, self.side))
+        tiles = tiles.permute(1, 3, 0, 2, 4).reshape(-1, 3, self.side, self.side)
+        return torch.cat([to_square(image, self.side, "stretch")[None], tiles])
+
+    def blank(self, width: int, height: int) -> torch.Tensor:
+        """The views of an image of this size in pixels that shows nothing."""
+        views = 1 if self.grids is None else 1 + math.prod(self._grid(width, height))
+        return torch.zeros((views, 3, self.side, self.side), dtype=torch.uint8)
+
+    def _grid(self, width: int, height: int) -> tuple[int, int]:
+        high, wide = select_best_resolution((height, width), self.pinpoints)
+        return high // self.side, wide // self.side
 
 
 def normalise(

@@ -1,6 +1,8 @@
 """Steps of training as a dataset: one item is what one rank takes of one step, images decoded."""
 
+import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -11,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from mixture.order import Order
 from mixture.reader import Mixture, Sample
 from train.images import CLIP_MEAN, Fitting, decode, to_square
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Steps(Dataset[StepBatch]):
         return StepBatch(step, positions, samples, pixels)
 
 
-def load(steps: Steps, start: int, end: int, workers: int = 2) -> "DataLoader[StepBatch]":
-    """The steps from `start` to before `end`, in order, prepared by `workers` processes."""
+def load(steps: "Dataset[Item]", start: int, end: int, workers: int = 2) -> "DataLoader[Item]":
+    """The items from `start` to before `end`, in order, prepared by `workers` processes."""
     return DataLoader(
         steps,
         batch_size=None,
@@ -63,4 +67,10 @@ def load(steps: Steps, start: int, end: int, workers: int = 2) -> "DataLoader[St
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_alone,
     )
+
+
+def _alone(worker: int) -> None:
+    """A worker is one thread, and tokenizes as one: the others are busy with the next steps."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

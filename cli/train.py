@@ -1,0 +1,126 @@
+"""`vlmix train`: one process, several on this machine, or one of those that torchrun started."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import recipes, show
+from mixture.errors import VlmixError
+
+if TYPE_CHECKING:
+    from train.config import Recipe
+
+_TRAINED = {"lm": "LM", "tower": "tower", "connector": "connector"}
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a training recipe of vlmix.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data=MIXTURE out=RUN optim.lr=1e-4 …")
+    ] = None,
+    nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the run's folder and its last metrics.")] = False,
+) -> None:
+    """Train a model on a mixture. Interrupted, the same command goes on where it stopped."""
+    parsed = load(recipe, changes)
+    if nproc > 1 and "RANK" not in os.environ:
+        finished = _launch(nproc, recipe, changes or [])
+    else:
+        from train.run import train as run
+
+        with reporting(parsed.name) as report:
+            finished = run(parsed, report)
+    if "RANK" not in os.environ and finished:
+        _summary(parsed, as_json)
+
+
+def load(name: str, changes: list[str] | None) -> "Recipe":
+    """The training recipe `name` with changes. Raises VlmixError also where the trainer is not installed."""
+    try:
+        from train.config import load as load_recipe
+    except ImportError as error:
+        raise VlmixError(f"training needs {error.name}: pip install 'vlmix[train]'") from None
+    return load_recipe(recipes.find_training(name), changes)
+
+
+def _launch(nproc: int, recipe: str, changes: list[str]) -> bool:
+    """Run the same command as `nproc` ranks, by torchrun's agent. True if they got to the end."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Saving a large model takes longer than the half minute after which the agent would kill the ranks.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "cli.main", "train", recipe, *changes)
+    except ChildFailedError as error:
+        raise typer.Exit(1) from error
+    except SignalException as error:
+        raise typer.Exit(128 + int(error.sigval)) from error
+    return True
+
+
+@contextmanager
+def reporting(name: str):  # type: ignore[no-untyped-def]
+    """Shows what a run tells: what it trains on, a bar with the loss, and what needs attention."""
+    with show.training(name) as progress:
+        yield _reporter(progress)
+
+
+def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict[str, Any]], None]:
+    def report(event: str, facts: dict[str, Any]) -> None:
+        if event == "data":
+            show.note(
+                f"{facts['mixture']}: {facts['samples']:,} samples, {facts['tokens']:,} tokens, "
+                f"{facts['trained_tokens']:,} of them trained on; {facts['steps']:,} steps"
+            )
+            if facts["cut_samples"]:
+                show.note(f"{facts['cut_samples']:,} samples are longer than batch.length and are cut")
+            if facts["untrained_samples"]:
+                show.note(f"{facts['untrained_samples']:,} samples train on nothing: empty or cut answers")
+        elif event == "model":
+            parts = (
+                f"{_TRAINED[part]} {'/'.join(f'{n / 1e6:,.1f}M {what}' for what, n in counts.items() if n)}"
+                for part, counts in sorted(facts.items())
+            )
+            show.note("; ".join(parts))
+        elif event == "resumed":
+            show.note(f"goes on from step {facts['step']}")
+        elif event == "step":
+            progress(facts)
+        elif event == "unreadable":
+            show.note(f"images that did not decode: {', '.join(facts['samples'][:5])}")
+        elif event == "stopped":
+            show.note(f"stopped after step {facts['step']} of {facts['of']}; the same command goes on from there")
+        elif event == "done":
+            show.note(f"wrote {facts['out']}")
+
+    return report
+
+
+def _summary(recipe: "Recipe", as_json: bool) -> None:
+    from train.metrics import read
+    from train.run import folder_of
+
+    folder = Path(folder_of(recipe))
+    last = read(folder)[-1]
+    text = f"{folder}: step {last['step']}, loss {last['loss']:.3f}, {last['tokens_per_second']:,.0f} tokens/s per step"
+    show.done(text, {"out": str(folder), "last": last}, as_json)

@@ -1,0 +1,84 @@
+"""Causal attention for packed and padded batches, exact without masks.
+
+Registered with transformers under a name of its own, for which it builds no mask: packed samples are told apart by
+their bounds, whatever `use_cache` or `attention_mask` say, and right padding needs none, as no token looks ahead.
+"""
+
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "vlmix"
+
+
+def register() -> str:
+    """Makes the attention known to transformers; the name to give to `set_attn_implementation`."""
+    AttentionInterface.register(NAME, attend)
+    return NAME
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """[B, T, H, D] of query [B, H, T, D], key and value [B, K, T, D], K dividing H.
+
+    `cu_seq_lens_q` [S + 1] int32: bounds of the samples packed into a batch of one; `max_length_q`: the longest.
+    """
+    if cu_seq_lens_q is None:
+        out = _causal(query, key, value, scaling)
+    elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(query, key, value, scaling, cu_seq_lens_q, int(max_length_q or 0)), None
+    else:
+        bounds = cu_seq_lens_q.tolist()
+        parts = [
+            _causal(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling) for a, b in pairwise(bounds) if b > a
+        ]
+        out = torch.cat(parts, dim=2)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    bounds: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    """torch's flash kernel for ragged batches. Its arguments changed: `is_causal` in 2.10, `window_size` and `scale`
+    later; heads that share keys are repeated, as not every version groups them."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
+    if scaling is not None and "scale" in known:
+        causal["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    groups = query.shape[1] // key.shape[1]
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, _repeat(key, groups), _repeat(value, groups)))
+    out: torch.Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest, **causal)
+    return out[None]
+
+
+def _repeat(heads: torch.Tensor, groups: int) -> torch.Tensor:
+    return heads if groups == 1 else heads.repeat_interleave(groups, dim=1)

@@ -1,0 +1,202 @@
+"""Micro-batches: what one forward pass of one rank takes, padded or packed, as tensors.
+
+All ranks have equally many micro-batches in a step; where samples run out, a micro-batch is one token that trains on
+nothing. Which samples they hold is a function of the step (`mixture.order`).
+"""
+
+import dataclasses
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mixture.errors import VlmixError
+from mixture.order import Order, Positions
+from mixture.reader import Mixture, Sample
+from train.config import Batch
+from train.images import Vision, decode
+from train.tokens import Encoded, Encoder
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass
+class Micro:
+    """B rows of T tokens holding S samples, of which K tokens are trained on. Packed, B is 1."""
+
+    ids: torch.Tensor
+    """[B, T] int64."""
+    positions: torch.Tensor
+    """[B, T] int64: place of each token in its sample."""
+    targets: torch.Tensor
+    """[K] int64: tokens to be predicted."""
+    sites: torch.Tensor
+    """[K] int64: place in B * T of the token before each target."""
+    owners: torch.Tensor
+    """[K] int64: the sample of each target, 0 to S - 1."""
+    images: torch.Tensor
+    """[V, 3, side, side] uint8: the views of all images, in order."""
+    sizes: torch.Tensor
+    """[I, 2] int64: (height, width) of each image in pixels."""
+    bounds: torch.Tensor | None
+    """[S + 1] int32 where packed: where samples begin and end."""
+    longest: int
+    """Tokens of the longest sample."""
+    samples: list[str]
+    """[S] ids in the mixture."""
+    sources: torch.Tensor
+    """[S] int64: number of each sample's source."""
+    lengths: NDArray[np.int64]
+    """[S] tokens of each sample."""
+    image_tokens: int
+    unreadable: list[str] = field(default_factory=list)
+    """Samples whose image did not decode: they show nothing and train on nothing."""
+
+    def to(self, device: torch.device) -> "Micro":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Micro":
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change) -> "Micro":  # type: ignore[no-untyped-def]
+        tensors = {k: v for k, v in self.__dict__.items() if isinstance(v, torch.Tensor)}
+        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+class Collator:
+    """Samples to micro-batches."""
+
+    def __init__(self, encoder: Encoder, vision: Vision, batch: Batch, sources: Sequence[str], pad: int) -> None:
+        self.encoder, self.vision, self.batch, self.pad = encoder, vision, batch, pad
+        self.sources = {name: number for number, name in enumerate(sources)}
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Ids of a sample, cut to batch.length. Raises VlmixError where the cut would go through its image."""
+        values = [turn.value for turn in sample.conversations]
+        tokens = self.vision.tokens(sample.width, sample.height) if sample.image else 0
+        return cut(self.encoder.encode(values, tokens), self.batch.length, tokens, self.encoder.image_id, sample.id)
+
+    def __call__(self, samples: Sequence[Sample], packed: bool) -> Micro:
+        encoded, views, sizes, unreadable = [], [], [], []
+        for sample in samples:
+            tokens = self.encode(sample)
+            if sample.jpeg is not None:
+                try:
+                    image = decode(sample.jpeg)
+                    if image.shape[1:] != (sample.height, sample.width) and self.vision.grids:
+                        raise ValueError(f"the index says {sample.width} x {sample.height}")
+                    views.append(self.vision.views(image))
+                except _UNREADABLE:
+                    unreadable.append(sample.id)
+                    views.append(self.vision.blank(sample.width, sample.height))
+                    tokens = Encoded(tokens.ids, np.zeros_like(tokens.trained))
+                sizes.append((sample.height, sample.width))
+            encoded.append(tokens)
+        if not samples:
+            encoded = [Encoded(np.array([self.pad]), np.array([False]))]
+        lengths = np.array([len(tokens.ids) for tokens in encoded], dtype=np.int64)
+        side = self.vision.side
+        micro = self._packed(encoded, lengths) if packed else self._padded(encoded, lengths)
+        ids, positions, starts = micro
+        targets, sites, owners = [], [], []
+        for number, tokens in enumerate(encoded):
+            places = np.flatnonzero(tokens.trained[1:])
+            targets.append(tokens.ids[places + 1])
+            sites.append(places + starts[number])
+            owners.append(np.full(len(places), number))
+        return Micro(
+            ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(positions),
+            targets=torch.from_numpy(np.concatenate(targets)),
+            sites=torch.from_numpy(np.concatenate(sites)),
+            owners=torch.from_numpy(np.concatenate(owners)),
+            images=torch.cat(views) if views else torch.empty((0, 3, side, side), dtype=torch.uint8),
+            sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+            bounds=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)) if packed else None,
+            longest=int(lengths.max()),
+            samples=[sample.id for sample in samples],
+            sources=torch.tensor([self.sources[sample.source] for sample in samples], dtype=torch.int64),
+            lengths=lengths if samples else lengths[:0],
+            image_tokens=int(sum((tokens.ids == self.encoder.image_id).sum() for tokens in encoded)),
+            unreadable=unreadable,
+        )
+
+    def _padded(self, encoded: list[Encoded], lengths: NDArray[np.int64]):  # type: ignore[no-untyped-def]
+        width = int(lengths.max())
+        ids = np.full((len(encoded), width), self.pad, dtype=np.int64)
+        for row, tokens in zip(ids, encoded):
+            row[: len(tokens.ids)] = tokens.ids
+        positions = np.broadcast_to(np.arange(width), ids.shape).copy()
+        return ids, positions, np.arange(len(encoded)) * width
+
+    def _packed(self, encoded: list[Encoded], lengths: NDArray[np.int64]):  # type: ignore[no-untyped-def]
+        ids = np.concatenate([tokens.ids for tokens in encoded])[None]
+        positions = np.concatenate([np.arange(length) for length in lengths])[None]
+        return ids, positions, np.cumsum(lengths) - lengths
+
+
+def cut(tokens: Encoded, length: int, image_tokens: int, image_id: int, name: str) -> Encoded:
+    """The first `length` tokens. Raises VlmixError if they do not hold the whole image."""
+    if len(tokens.ids) <= length:
+        return tokens
+    tokens = Encoded(tokens.ids[:length], tokens.trained[:length])
+    if image_tokens and (tokens.ids == image_id).sum() != image_tokens:
+        raise VlmixError(
+            f"sample {name}: batch.length {length} cuts through its image of {image_tokens} tokens; raise batch.length"
+        )
+    return tokens
+
+
+class Microbatches(Dataset["list[Micro] | VlmixError"]):
+    """Item k: the micro-batches of one rank in step k. An error that a user can act on comes as an item, so that it
+    crosses the border of a worker process as it is."""
+
+    def __init__(self, mixture: Mixture, order: Order, collator: Collator, rank: int, world: int) -> None:
+        self.mixture, self.order, self.collator = mixture, order, collator
+        self.rank, self.world = rank, world
+
+    def __getitem__(self, step: int) -> "list[Micro] | VlmixError":
+        batch = self.collator.batch
+        try:
+            bins = self._bins(step)
+            return [self.collator([self.mixture[i] for i in members.tolist()], bool(batch.pack)) for members in bins]
+        except VlmixError as error:
+            return error
+
+    def _bins(self, step: int) -> list[Positions]:
+        if self.collator.batch.pack:
+            return self.order.bins(step, self.rank, self.world, self.collator.batch.pack)
+        share = self.order.share(step, self.rank, self.world)
+        micro = self.collator.batch.micro
+        largest = -(-len(self.order.batch(step)) // self.world)
+        return [share[i : i + micro] for i in range(0, largest, micro)]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of every sample of a mixture, [N] int64, as the model takes them."""
+
+    tokens: NDArray[np.int64]
+    trained: NDArray[np.int64]
+    """Of them, those that are trained on."""
+    whole: NDArray[np.int64]
+    """Before they were cut to batch.length."""
+
+
+def lengths(mixture: Mixture, encoder: Encoder, vision: Vision, length: int) -> Lengths:
+    """One pass over all texts of a mixture. Raises VlmixError for a sample whose image would be cut."""
+    images = np.array(mixture.column("image").to_pylist()) != ""
+    sizes = zip(mixture.column("width").to_pylist(), mixture.column("height").to_pylist())
+    image_tokens = np.array([vision.tokens(w, h) if i else 0 for i, (w, h) in zip(images, sizes)], dtype=np.int64)
+    found = np.zeros((3, len(mixture)), dtype=np.int64)
+    for positions, texts in mixture.texts():
+        encoded = encoder.encode_many(texts, image_tokens[positions].tolist())
+        for position, tokens in zip(positions.tolist(), encoded):
+            short = cut(tokens, length, int(image_tokens[position]), encoder.image_id, f"at {position}")
+            found[:, position] = len(short.ids), short.trained[1:].sum(), len(tokens.ids)
+    return Lengths(*found)

@@ -1,0 +1,166 @@
+"""The training recipe: strict YAML into typed records. What a run does stands here, with every default."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mixture import strict
+from mixture.errors import VlmixError
+from train.images import Fitting
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(ge=0)]
+Part = Literal["connector", "lm", "tower"]
+Grid = Annotated[list[Positive], Meta(min_length=2, max_length=2)]
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A LLaVA model: a vision tower, a connector and a causal LM."""
+
+    lm: str | dict[str, Any]
+    """A folder, hub name, .gguf file or package:// file; or the keys of a configuration to be drawn at random."""
+    tower: str | dict[str, Any]
+    """A folder, hub name, .onnx file or package:// file; or the keys of a configuration to be drawn at random."""
+    tokenizer: str | Positive | None = None
+    """A folder or hub name; a number trains one of that many tokens on the mixture; by default the LM's own."""
+    connector: Literal["mlp", "linear"] = "mlp"
+    start: str | None = None
+    """Run of stage one, or its connector.safetensors, that the connector starts from."""
+    layer: int = -2
+    """Hidden state of the tower that is used."""
+    fitting: Fitting = "pad"
+    grids: list[Grid] | None = None
+    """Tile grids (rows, columns) of the tower's side, beside the global view: LLaVA-NeXT's form. None: one view."""
+
+
+class Batch(Struct, frozen=True, kw_only=True):
+    """What makes up a step."""
+
+    samples: Positive = 128
+    """Global batch: samples per step over all ranks."""
+    micro: Positive = 16
+    """Samples of a padded micro-batch."""
+    pack: Count = 0
+    """Tokens of a packed micro-batch; 0: padded micro-batches."""
+    length: Positive = 2048
+    """Tokens of a sample; longer ones are cut at the right."""
+    window: Positive = 1
+    """Global batches that are filled by length together."""
+    last: Literal["short", "drop"] = "short"
+
+
+class Optim(Struct, frozen=True, kw_only=True):
+    """AdamW and its schedule, as Hugging Face's trainer runs them for LLaVA."""
+
+    lr: Annotated[float, Meta(gt=0)]
+    connector_lr: Rate | None = None
+    tower_lr: Rate | None = None
+    weight_decay: Rate = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    clip: Rate = 1.0
+    """Largest norm of the gradient; 0: no clipping."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Meta(ge=0, le=1)] = 0.03
+    """Share of the steps."""
+
+
+class Lora(Struct, frozen=True, kw_only=True):
+    """Low-rank adapters on every linear layer of the LM; they are merged at export."""
+
+    rank: Positive = 128
+    alpha: Annotated[float, Meta(gt=0)] = 256
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.05
+
+
+class Checkpoints(Struct, frozen=True, kw_only=True):
+    """When the state of a run is saved, and how many are kept."""
+
+    every: Count = 500
+    """Steps; 0: only at the end and on a signal."""
+    keep: Positive = 2
+
+
+class Recipe(Struct, frozen=True, kw_only=True):
+    """A parsed training recipe."""
+
+    name: str
+    data: str = ""
+    """The mixture: a folder, a view or a URL."""
+    out: str = ""
+    """Folder of the run; runs/NAME by default."""
+    seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    model: Model
+    template: Literal["vicuna", "plain", "chat"]
+    """vicuna: LLaVA's v1; plain: image and caption (stage one); chat: the LM's own chat template."""
+    train: list[Part]
+    """What is trained; the rest stays as it was, bit for bit."""
+    lora: Lora | None = None
+    batch: Batch = Batch()
+    optim: Optim
+    epochs: Annotated[float, Meta(gt=0)] = 1
+    steps: Count = 0
+    """Number of steps instead of epochs, over as many epochs as that takes."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the computation; weights and the optimizer's state are fp32."""
+    checkpointing: bool = True
+    """Recompute the LM's activations in the backward pass instead of keeping them."""
+    compile: bool = False
+    """torch.compile of every block of the LM."""
+    reshard: bool = True
+    """Give gathered weights back after each block's forward (ZeRO-3) or keep them until backward (ZeRO-2)."""
+    checkpoints: Checkpoints = Checkpoints()
+    log_every: Positive = 1
+    workers: Count = 4
+    """Processes per rank that prepare batches."""
+    max_bad_images: Count = 16
+    """Images that may fail to decode before the run stops."""
+    peak_tflops: Rate | None = None
+    """Dense peak of one device for MFU; known for NVIDIA's A100, H100 and H200."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default written out."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The training recipe in the YAML file at `path`, with `key=value` overrides (`optim.lr=1e-4`) applied.
+
+    Raises VlmixError for unknown keys, naming the nearest, and for what cannot be trained.
+    """
+    return parse(strict.load(path, overrides), str(path))
+
+
+def parse(data: Any, where: str = "recipe") -> Recipe:
+    """A training recipe from plain data."""
+    if not isinstance(data, dict):
+        raise VlmixError(f"{where}: a training recipe is a mapping with `model`, `template`, `train` and `optim`")
+    _check(data, Recipe, where)
+    recipe: Recipe = strict.convert(data, Recipe, where)
+    if not recipe.train or len(set(recipe.train)) != len(recipe.train):
+        raise VlmixError(f"{where}: `train` names what learns, each once: connector, lm, tower")
+    if recipe.lora and "lm" not in recipe.train:
+        raise VlmixError(f"{where}: `lora` trains the LM; add lm to `train`")
+    if recipe.batch.pack and recipe.batch.pack < recipe.batch.length:
+        raise VlmixError(f"{where}: batch.pack {recipe.batch.pack} is less than batch.length {recipe.batch.length}")
+    if isinstance(recipe.model.lm, dict) and recipe.model.tokenizer is None:
+        raise VlmixError(f"{where}: an LM from scratch needs model.tokenizer: a folder, or the size of one to train")
+    if isinstance(recipe.model.tokenizer, int) and isinstance(recipe.model.lm, str):
+        raise VlmixError(f"{where}: a pretrained LM has its tokenizer; take model.tokenizer out")
+    for part in ("lm", "tower"):
+        if isinstance(getattr(recipe.model, part), dict) and part not in recipe.train:
+            raise VlmixError(f"{where}: model.{part} is drawn at random but not trained; add {part} to `train`")
+    return recipe
+
+
+def _check(data: dict[str, Any], struct: type[Struct], where: str) -> None:
+    strict.check_keys(data, struct, where)
+    for key, hint in get_type_hints(struct).items():
+        kinds = [kind for kind in (hint, *getattr(hint, "__args__", ())) if isinstance(kind, type)]
+        section = next((kind for kind in kinds if issubclass(kind, Struct)), None)
+        if section is not None and isinstance(data.get(key), dict):
+            _check(data[key], section, f"{where}: {key}")

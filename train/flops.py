@@ -1,0 +1,83 @@
+"""The arithmetic of a step, for MFU: what the model needs, not what recomputation adds."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from train.batches import Micro
+from train.model import Trainee
+
+PEAKS = {"H100": 989.5, "H200": 989.5, "GH200": 989.5, "A100": 312.0}
+"""Dense bf16 TFLOP/s of one device, by NVIDIA's data sheets."""
+
+
+def peak(device: torch.device) -> float | None:
+    """Peak TFLOP/s of a device, if it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops for key, tflops in PEAKS.items() if key in name), None)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of forward and backward passes: two per weight and token for each product.
+
+    A forward pass is one product; the backward pass is one for the gradient of the inputs, where something before
+    learns, and one for that of the weights, where they learn. Attention counts scores and values over what a token
+    sees: half the square for the LM. The LM's head counts only tokens that are trained on.
+    """
+
+    lm: int
+    """Weights of the LM's linear layers."""
+    head: int
+    connector: int
+    tower: int
+    lm_width: int
+    """Sum over the LM's layers of heads x head width."""
+    tower_width: int
+    tower_tokens: int
+    lm_passes: int
+    tower_passes: int
+
+    @classmethod
+    def of(cls, model: Trainee) -> "Flops":
+        text, eyes = model.hf.config.text_config, model.hf.config.vision_config
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        lm_learns = "lm" in model.parts
+        return cls(
+            lm=_linear(model.hf.model.language_model),
+            head=model.hf.lm_head.in_features * model.hf.lm_head.out_features,
+            connector=_linear(model.hf.model.multi_modal_projector),
+            tower=_linear(model.tower),
+            lm_width=text.num_hidden_layers * text.num_attention_heads * head_width,
+            tower_width=eyes.num_hidden_layers * eyes.hidden_size,
+            tower_tokens=(model.vision.side // model.vision.patch) ** 2 + int(model.has_cls),
+            lm_passes=3 if lm_learns and not _adapted(model) else 2,
+            tower_passes=3 if "tower" in model.parts else 1,
+        )
+
+    def of_micro(self, micro: Micro) -> float:
+        """FLOPs that a micro-batch needs; padding needs none."""
+        tokens, squares = float(micro.lengths.sum()), float((micro.lengths.astype(float) ** 2).sum())
+        attention = 2 * self.lm_width * squares
+        lm = 2 * self.lm * tokens + 2 * self.head * len(micro.targets)
+        seen = len(micro.images) * self.tower_tokens
+        tower = 2 * self.tower * seen + 4 * self.tower_width * self.tower_tokens * seen
+        connector = 2 * self.connector * micro.image_tokens
+        return self.lm_passes * lm + 3 * attention + self.tower_passes * tower + 3 * connector
+
+
+def _linear(module: nn.Module) -> int:
+    found = 0
+    for each in module.modules():
+        if isinstance(each, nn.Linear):
+            found += each.in_features * each.out_features
+        elif isinstance(each, nn.Conv2d):
+            found += each.weight.numel()
+    return found
+
+
+def _adapted(model: Trainee) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())

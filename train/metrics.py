@@ -1,0 +1,70 @@
+"""What a run tells: one JSON line for every logged step, tensorboard where it is installed."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mixture.errors import VlmixError
+
+NAME = "metrics.jsonl"
+
+
+class Metrics:
+    """`RUN/metrics.jsonl`, appended to. A run that goes on from step k begins by taking out what came after k."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / NAME
+        rows = [row for row in read(folder) if row["step"] <= step] if path.exists() else []
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard", step)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in _flat(row):
+                self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics. A last line that a killed run left half written is not one."""
+    path = folder / NAME
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise VlmixError(f"{path}: {error.strerror}; is {folder} a training run?") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [msgspec.json.decode(line)] if line else []
+        except msgspec.DecodeError as error:
+            if number < len(lines):
+                raise VlmixError(f"{path}: line {number}: {error}") from None
+    return rows
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found = []
+    for key, value in row.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            found.append((prefix + key, float(value)))
+    return found
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]

@@ -1,0 +1,280 @@
+"""The model: transformers' Llava or LlavaNext around a vision tower and a causal LM, and its loss."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
+
+from mixture.errors import VlmixError
+from train import attention
+from train.batches import Micro
+from train.config import Lora, Part, Recipe
+from train.images import CLIP_MEAN, CLIP_STD, Vision, normalise
+from train.pretrained import Tower, load_lm, load_tower
+from train.tokens import IMAGE, add_image_token
+
+LlavaModel = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model is built of: transformers' model on the CPU in fp32, and how it sees images."""
+
+    model: LlavaModel
+    vision: Vision
+    has_cls: bool
+
+
+def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Parts, PreTrainedTokenizerBase]:
+    """The model of a recipe and its tokenizer, with `<image>` among its tokens; `tokenizer` for an LM from scratch.
+
+    Weights that are drawn at random follow torch's generator.
+    """
+    if isinstance(recipe.model.lm, str):
+        loaded = load_lm(recipe.model.lm)
+        lm, tokenizer = loaded.model, loaded.tokenizer
+        if isinstance(recipe.model.tokenizer, str):
+            tokenizer = AutoTokenizer.from_pretrained(recipe.model.tokenizer)
+        add_image_token(tokenizer)
+    else:
+        assert tokenizer is not None
+        add_image_token(tokenizer)
+        config = _config(recipe.model.lm, "lm", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+        lm = AutoModelForCausalLM.from_config(config)
+    if len(tokenizer) > lm.config.vocab_size:
+        lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    if getattr(lm.config, "attn_logit_softcapping", None):
+        raise VlmixError(f"model.lm {recipe.model.lm}: its attention caps logits, which vlmix's does not")
+    tower = _tower(recipe)
+    vision = Vision(
+        tower.side,
+        tower.patch,
+        tower.mean,
+        tower.std,
+        recipe.model.fitting,
+        tuple((rows, columns) for rows, columns in recipe.model.grids) if recipe.model.grids else None,
+    )
+    return Parts(_assemble(recipe, lm, tower, vision, tokenizer), vision, tower.has_cls), tokenizer
+
+
+def _tower(recipe: Recipe) -> Tower:
+    if isinstance(recipe.model.tower, str):
+        return load_tower(recipe.model.tower, torch.float32)
+    config = _config(recipe.model.tower, "tower")
+    model = AutoModel.from_config(config)
+    has_cls = "siglip" not in config.model_type
+    return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), has_cls, int(config.patch_size))
+
+
+def _config(keys: dict[str, object], part: str, **more: object):  # type: ignore[no-untyped-def]
+    try:
+        return AutoConfig.for_model(**{**keys, **more})
+    except (ValueError, TypeError) as error:
+        raise VlmixError(f"model.{part}: {str(error).splitlines()[0]}") from None
+
+
+def _assemble(
+    recipe: Recipe, lm: nn.Module, tower: Tower, vision: Vision, tokenizer: PreTrainedTokenizerBase
+) -> LlavaModel:
+    common = {
+        "text_config": lm.config,
+        "vision_config": tower.model.config,
+        "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
+        # A linear connector is the two-layer one whose second half is the identity: exportable as it is.
+        "projector_hidden_act": "gelu" if recipe.model.connector == "mlp" else "linear",
+        "vision_feature_layer": recipe.model.layer,
+        "vision_feature_select_strategy": "default" if tower.has_cls else "full",
+        "tie_word_embeddings": bool(lm.config.tie_word_embeddings),
+    }
+    kind: type[LlavaModel]
+    if vision.grids:
+        kind, config = (
+            LlavaNextForConditionalGeneration,
+            LlavaNextConfig(image_grid_pinpoints=vision.pinpoints, **common),
+        )
+    else:
+        kind = LlavaForConditionalGeneration
+        config = LlavaConfig(image_seq_length=vision.tokens(vision.side, vision.side), **common)
+    with torch.device("meta"):
+        model = kind(config)
+    projector = model.model.multi_modal_projector
+    model.model.multi_modal_projector = type(projector)(config)
+    if recipe.model.connector == "linear":
+        model.model.multi_modal_projector.linear_2 = nn.Identity()
+    if vision.grids:
+        width = config.text_config.hidden_size
+        model.model.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
+    model.model.vision_tower = tower.model
+    model.model.language_model = lm.get_decoder()
+    model.lm_head = lm.get_output_embeddings()
+    model.generation_config = lm.generation_config
+    return model
+
+
+def skeleton(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
+    """A model of the same shapes as one that another process built, its weights unset."""
+    kind = LlavaNextForConditionalGeneration if isinstance(config, LlavaNextConfig) else LlavaForConditionalGeneration
+    with torch.device("meta"):
+        model = kind(config)
+        if config.projector_hidden_act == "linear":
+            model.model.multi_modal_projector.linear_2 = nn.Identity()
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    return model
+
+
+class Trainee(nn.Module):
+    """A model as it is trained: which parts learn, and the loss of a micro-batch."""
+
+    def __init__(self, hf: LlavaModel, vision: Vision, has_cls: bool, recipe: Recipe) -> None:
+        super().__init__()
+        self.hf, self.vision, self.has_cls = hf, vision, has_cls
+        self.parts: frozenset[Part] = frozenset(recipe.train)
+        name = attention.register()
+        hf.model.language_model.set_attn_implementation(name)
+        hf.requires_grad_(False)
+        for part in self.parts:
+            for module in self.modules_of(part):
+                module.requires_grad_(True)
+        if "connector" in self.parts and vision.grids:
+            hf.model.image_newline.requires_grad_(True)
+        if recipe.lora:
+            _adapt(hf.model.language_model, recipe.lora)
+            hf.lm_head.requires_grad_(False)
+        if recipe.checkpointing and {"lm", "connector", "tower"} & self.parts:
+            hf.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if "tower" not in self.parts:
+            self.tower.to(torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
+        self.train()
+
+    def modules_of(self, part: Part) -> list[nn.Module]:
+        inner = self.hf.model
+        return {
+            "connector": [inner.multi_modal_projector],
+            "lm": [inner.language_model, self.hf.lm_head],
+            "tower": [inner.vision_tower],
+        }[part]
+
+    @property
+    def tower(self) -> nn.Module:
+        tower: nn.Module = self.hf.model.vision_tower
+        return tower
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The LM's layers, the units of sharding."""
+        layers: nn.ModuleList = self.hf.model.language_model.layers
+        return layers
+
+    def train(self, mode: bool = True) -> "Trainee":
+        super().train(mode)
+        if "tower" not in self.parts:
+            self.tower.eval()
+        return self
+
+    def forward(self, micro: Micro) -> torch.Tensor:
+        """[S] fp32: the sum of the losses of each sample's trained tokens. A micro-batch without any gives zeros that
+        can be differentiated, so that every rank runs the same passes."""
+        embeds = self.hf.get_input_embeddings()(micro.ids)
+        features = self._features(micro, embeds.dtype)
+        if len(micro.images):
+            at = (micro.ids == self.hf.config.image_token_id)[..., None]
+            embeds = embeds.masked_scatter(at, features)
+        else:
+            embeds = embeds + 0.0 * features.sum()
+        hidden = self.hf.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=micro.positions,
+            use_cache=False,
+            cu_seq_lens_q=micro.bounds,
+            max_length_q=micro.longest,
+        ).last_hidden_state
+        # The head runs where something is learnt, which for short answers is a few tokens in hundreds.
+        logits = self.hf.lm_head(hidden.flatten(0, 1)[micro.sites]).float()
+        losses = cross_entropy(logits, micro.targets, reduction="none")
+        return losses.new_zeros(len(micro.samples)).index_add(0, micro.owners, losses) + 0.0 * logits.sum()
+
+    def _features(self, micro: Micro, dtype: torch.dtype) -> torch.Tensor:
+        """[F, width]: the connector's output for all image tokens; of zeros where there is no image."""
+        inner = self.hf.model
+        learns = "tower" in self.parts
+        if not len(micro.images) and not learns:
+            width = inner.multi_modal_projector.linear_1.in_features
+            features: torch.Tensor = inner.multi_modal_projector(
+                torch.zeros((1, width), device=micro.ids.device, dtype=dtype)
+            )
+            return features + inner.image_newline if self.vision.grids else features
+        pixels = micro.images
+        if not len(pixels):
+            pixels = torch.zeros((1, 3, self.vision.side, self.vision.side), dtype=torch.uint8, device=micro.ids.device)
+        with torch.set_grad_enabled(learns):
+            at = dtype if learns else next(self.tower.parameters()).dtype
+            seen = self.tower(normalise(pixels, self.vision.mean, self.vision.std, at), output_hidden_states=True)
+            hidden = seen.hidden_states[self.hf.config.vision_feature_layer][:, int(self.has_cls) :]
+        projected = inner.multi_modal_projector(hidden.to(dtype))
+        if not self.vision.grids:
+            return projected.flatten(0, 1)
+        if not len(micro.images):
+            return projected.flatten(0, 1) + inner.image_newline
+        views = [len(self.vision.blank(width, height)) for height, width in micro.sizes.tolist()]
+        packed, _ = inner.pack_image_features(
+            projected.split(views),
+            micro.sizes.tolist(),
+            vision_feature_select_strategy=self.hf.config.vision_feature_select_strategy,
+            image_newline=inner.image_newline,
+        )
+        return torch.cat(packed)
+
+
+def _adapt(lm: nn.Module, lora: Lora) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise VlmixError("`lora` needs peft: pip install 'vlmix[lora]'") from None
+    targets = sorted({name.rpartition(".")[2] for name, module in lm.named_modules() if isinstance(module, nn.Linear)})
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    inject_adapter_in_model(config, lm)
+    for name, parameter in lm.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def groups(model: Trainee, recipe: Recipe) -> Iterator[dict[str, object]]:
+    """Parameter groups for AdamW: by learning rate, and by weight decay (none on vectors, such as norms and biases)."""
+    optim = recipe.optim
+    rates = {
+        "connector": optim.lr if optim.connector_lr is None else optim.connector_lr,
+        "tower": optim.lr if optim.tower_lr is None else optim.tower_lr,
+        "lm": optim.lr,
+    }
+    found: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
+    for (part, decays), parameters in sorted(found.items(), key=lambda item: item[0]):
+        yield {
+            "params": parameters,
+            "part": part,
+            "lr": rates[part],
+            "base_lr": rates[part],
+            "weight_decay": optim.weight_decay if decays else 0.0,
+        }
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter belongs to, by its name in the model."""
+    if "vision_tower." in name:
+        return "tower"
+    return "connector" if "multi_modal_projector." in name or name.endswith("image_newline") else "lm"

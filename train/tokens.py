@@ -1,0 +1,248 @@
+"""From conversations to token ids and labels, by construction.
+
+A template lays a conversation out as pieces whose role is known: what is asked, what is answered, what closes the
+answer. The runs of text between special tokens are tokenized whole, and a token is trained on if it begins inside an
+answer. Nothing is searched in the text: `</s>`, `ASSISTANT:` or `<image>` written by a user are ordinary characters.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import AddedToken, PreTrainedTokenizerBase
+
+from mixture.errors import VlmixError
+
+IMAGE = "<image>"
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """opening Q question_end lead A answer_end [next_question Q question_end lead A answer_end …], special tokens
+    written out. Trained are lead, A and answer_end; at inference the model continues after question_end."""
+
+    opening: str
+    question_end: str
+    lead: str
+    answer_end: str
+    next_question: str
+    questions: bool = True
+    """False: of a question only its image stands (LLaVA's `plain`)."""
+
+    def jinja(self) -> str:
+        """The same as a chat template in Jinja, for transformers' processors."""
+        text = {name: json.dumps(getattr(self, name)) for name in ("opening", "question_end", "next_question")}
+        answer = "{{ " + json.dumps(self.lead) + " }}{{ content(m) }}{{ " + json.dumps(self.answer_end) + " }}"
+        return (
+            "{% macro content(m) %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+            "{% for c in m['content'] if c['type'] == 'image' %}" + IMAGE + '{{ "\\n" }}{% endfor %}'
+            "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}{% endmacro %}"
+            "{{ " + text["opening"] + " }}"
+            "{% for m in messages %}{% if m['role'] == 'user' %}"
+            "{% if not loop.first %}{{ " + text["next_question"] + " }}{% endif %}"
+            "{{ content(m) }}{{ " + text["question_end"] + " }}"
+            "{% elif m['role'] == 'assistant' %}" + answer + "{% else %}"
+            "{{ raise_exception('only user and assistant turns') }}{% endif %}{% endfor %}"
+        )
+
+
+def template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """`vicuna` (LLaVA's v1), `plain` (stage one) or `chat` (that of the tokenizer).
+
+    Raises VlmixError if the tokenizer has no end token, or no chat template that lays turns out one after the other.
+    """
+    if name == "plain":
+        return Template("", "", "", "\n", "", questions=False)
+    if name == "vicuna":
+        if tokenizer.eos_token is None:
+            raise VlmixError("the tokenizer has no end token, which the vicuna template closes answers with")
+        return Template(f"{VICUNA} USER: ", " ASSISTANT:", " ", str(tokenizer.eos_token), "USER: ")
+    return _chat(tokenizer)
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase) -> Template:
+    if not tokenizer.chat_template:
+        raise VlmixError("the LM's tokenizer has no chat template; take `template: vicuna`")
+    marks = [f"\ue000{i}\ue001" for i in range(4)]  # private characters, which no template writes by itself
+    roles = ("user", "assistant", "user", "assistant")
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks)]
+    rest, parts = str(tokenizer.apply_chat_template(turns, tokenize=False)), []
+    for mark in marks:
+        before, found, rest = rest.partition(mark)
+        parts.append(before)
+        if not found:
+            raise VlmixError("the LM's chat template does not show every turn; take `template: vicuna`")
+    asked = str(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
+    opening, question_end, between = parts[0], parts[1], parts[2]
+    if parts[3] != question_end or asked != opening + marks[0] + question_end:
+        raise VlmixError("the LM's chat template changes with what follows a turn; take `template: vicuna`")
+    ends = [token for token in tokenizer.all_special_tokens if between.startswith(token)]
+    if not ends:
+        raise VlmixError("the LM's chat template does not close answers with a special token; take `template: vicuna`")
+    end = max(ends, key=len)
+    return Template(opening, question_end, "", end, between[len(end) :])
+
+
+class Encoded(NamedTuple):
+    """Token ids [T] int64 and which of them are trained on [T] bool."""
+
+    ids: NDArray[np.int64]
+    trained: NDArray[np.bool_]
+
+    def cut(self, length: int) -> "Encoded":
+        return Encoded(self.ids[:length], self.trained[:length])
+
+
+class _Run(NamedTuple):
+    """Text between special tokens, and the spans [start, end) of its characters that are trained on."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class _Special(NamedTuple):
+    """A special token; the image's stands for all of its tokens."""
+
+    id: int
+    trained: bool
+
+
+_Piece = _Run | _Special
+
+
+class Encoder:
+    """Encodes conversations with one tokenizer and one template. May be pickled."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: Template) -> None:
+        if not tokenizer.is_fast:
+            raise VlmixError("the tokenizer is not a fast one (tokenizer.json); vlmix needs the places of its tokens")
+        self.layout = layout
+        self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE))
+        self._special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if self._special.get(IMAGE) != self.image_id:
+            raise VlmixError(f"the tokenizer has no special token {IMAGE}")
+        probe = tokenizer("x")["input_ids"]
+        self._begin = [probe[0]] if probe and probe[0] == tokenizer.bos_token_id else []
+        plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        plain.no_truncation()
+        plain.no_padding()
+        plain.encode_special_tokens = True
+        self._text = plain
+
+    def encode(self, values: Sequence[str], image_tokens: int) -> Encoded:
+        """One conversation: its texts, question and answer by turns. An image, which takes `image_tokens` (0: none),
+        stands before the turn that names it, as LLaVA moves it."""
+        return self.encode_many([values], [image_tokens])[0]
+
+    def encode_many(self, conversations: Sequence[Sequence[str]], image_tokens: Sequence[int]) -> list[Encoded]:
+        """Many conversations, tokenized in parallel."""
+        laid = [self._lay(values, bool(tokens)) for values, tokens in zip(conversations, image_tokens)]
+        texts = [piece.text for pieces in laid for piece in pieces if isinstance(piece, _Run)]
+        runs = iter(self._text.encode_batch(texts, add_special_tokens=False))
+        return [self._assemble(pieces, runs, tokens) for pieces, tokens in zip(laid, image_tokens)]
+
+    def _assemble(self, pieces: list[_Piece], runs: Any, image_tokens: int) -> Encoded:
+        ids: list[int] = list(self._begin)
+        trained: list[bool] = [False] * len(ids)
+        for piece in pieces:
+            if isinstance(piece, _Run):
+                run = next(runs)
+                ids += run.ids
+                trained += _inside(run.offsets, piece.spans)
+            else:
+                times = image_tokens if piece.id == self.image_id else 1
+                ids += [piece.id] * times
+                trained += [piece.trained] * times
+        return Encoded(np.array(ids, dtype=np.int64), np.array(trained, dtype=np.bool_))
+
+    def _lay(self, values: Sequence[str], image: bool) -> list[_Piece]:
+        layout, pieces = self.layout, _Pieces(self._special)
+        pieces.literal(layout.opening)
+        for i, value in enumerate(values):
+            if i % 2 == 0:
+                if i:
+                    pieces.literal(layout.next_question)
+                shown = image and IMAGE in value
+                if shown:
+                    value = value.replace(IMAGE, "").strip()
+                    pieces.done.append(_Special(self.image_id, trained=False))
+                if layout.questions:
+                    pieces.text("\n" + value if shown else value)
+                pieces.literal(layout.question_end)
+            else:
+                pieces.text(layout.lead + value, trained=True)
+                pieces.literal(layout.answer_end, trained=True)
+        return pieces.done
+
+
+class _Pieces:
+    """Pieces in the making: neighbouring texts become one run."""
+
+    def __init__(self, special: dict[str, int]) -> None:
+        self.special, self.done = special, list[_Piece]()
+
+    def text(self, text: str, trained: bool = False) -> None:
+        if not text:
+            return
+        if not self.done or not isinstance(self.done[-1], _Run):
+            self.done.append(_Run("", []))
+        last = self.done[-1]
+        assert isinstance(last, _Run)
+        span = [(len(last.text), len(last.text) + len(text))] if trained else []
+        self.done[-1] = _Run(last.text + text, last.spans + span)
+
+    def literal(self, text: str, trained: bool = False) -> None:
+        """A part of the template, whose special tokens are meant as such."""
+        while text:
+            found = [(text.find(token), -len(token), token) for token in self.special if token in text]
+            at, _, token = min(found, default=(len(text), 0, ""))
+            self.text(text[:at], trained)
+            if token:
+                self.done.append(_Special(self.special[token], trained))
+            text = text[at + len(token) :]
+
+
+def _inside(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
+    """Which tokens begin inside one of the spans, which stand in order. A token of no characters, such as a byte
+    after the first of its character, goes with where it stands."""
+    if not spans:
+        return [False] * len(offsets)
+    starts = np.array([start for start, _ in offsets], dtype=np.int64)
+    edges = np.array(spans, dtype=np.int64).reshape(-1)
+    inside: list[bool] = (np.searchsorted(edges, starts, side="right") % 2 == 1).tolist()
+    return inside
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes `<image>` a special token of the tokenizer, and gives it a padding token if it has none."""
+    tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+
+
+def train_tokenizer(texts: Any, size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE of at most `size` tokens, trained on an iterable of texts. Same texts, same tokenizer."""
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **named)
