@@ -184,16 +184,25 @@ def subsample(
     where: Annotated[str | None, typer.Option(help="SQL condition over columns of samples.parquet.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another draw than the mixture's own.")] = None,
     stratify: Annotated[bool, typer.Option(help="Keep the proportions of the sources.")] = True,
+    by: Annotated[
+        str | None, typer.Option(help="Who comes first: a file of ids, hashes or scores, or `lengths`, or `clusters`.")
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="By a file: the lowest scores first.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="By a file: scores from there up; with --ascending, down.")
+    ] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="By clusters: Parquet with id and embedding.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="By clusters: how many; about the root of the samples.")] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
     workers: WorkersOpt = _CORES,
     as_json: JsonOpt = False,
 ) -> None:
     """A nested subset: 10 % lies inside 30 % lies inside the whole."""
-    from mixture.subset import Selection, parse_amounts
-    from mixture.subset import subsample as make
+    from mixture import open as open_mixture
+    from mixture.subset import Selection, draw, parse_amounts, save
 
-    if ratio is None and total is None and not source and where is None:
-        raise VlmixError("say what to keep: --ratio, --total, --source or --where")
+    if ratio is None and total is None and not source and where is None and by is None:
+        raise VlmixError("say what to keep: --ratio, --total, --source, --where or --by")
     selection = Selection(
         ratio=ratio,
         total=total,
@@ -201,10 +210,16 @@ def subsample(
         where=where,
         stratify=stratify,
         seed=seed,
+        by=by,
+        ascending=ascending,
+        threshold=threshold,
+        embeddings=None if embeddings is None else str(embeddings),
+        clusters=clusters,
     )
     with show.progress() as progress:
-        manifest = make(mixture, out, selection, materialize=materialize, workers=workers, progress=progress)
-    show.manifest(out, manifest, as_json)
+        drawn = draw(open_mixture(mixture), selection)
+        manifest = save(drawn, out, materialize=materialize, workers=workers, progress=progress)
+    show.subset(out, manifest, drawn.report, as_json)
 
 
 @app.command()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mixture.manifest import Manifest
     from mixture.order import Order
     from mixture.plan import PlanRow
+    from mixture.rankings import Report
     from mixture.reader import Mixture
     from mixture.source import Source
     from mixture.verify import Verified
@@ -187,6 +188,36 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
     size = sum(shard.bytes for shard in manifest.shards)
     where = f"a view of {manifest.parent.path}" if manifest.parent else f"{len(manifest.shards)} shards, {_bytes(size)}"
     _say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
+
+
+def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: bool) -> None:
+    """A subset's composition, and what came of following something."""
+    if report is None:
+        manifest(folder, made, as_json)
+        return
+    if as_json:
+        _json({**msgspec.to_builtins(made), "report": msgspec.to_builtins(report)})
+        return
+    manifest(folder, made, False)
+    if report.rows:
+        matched = ", ".join(f"{count:,} by {name.replace('_', ' ')}" for name, count in report.matched_by.items())
+        of = "embeddings" if report.by == "clusters" else "rows"
+        _say(f"by {report.by}: {report.rows:,} {of}, matched {matched}")
+        _some("missed, as no sample is theirs", report.missed, report.missed_first)
+        _some("doubled, as another row has their sample", report.doubled, [])
+        _some("ambiguous, as several samples have their id", report.ambiguous, report.ambiguous_first)
+    else:
+        _say(f"by {report.by}")
+    _some(f"in {report.clusters:,} clusters", report.clusters and report.matched, [])
+    _some(f"samples unscored, {report.unscored_kept:,} of them kept", report.unscored, [])
+    _some(f"samples repeat a text or an image, {report.repeated_kept:,} of them kept", report.repeated, [])
+    _say(f"  {100 * report.overlap:.1f} % of the {report.kept:,} would be in a random draw of as many")
+
+
+def _some(what: str, count: int, first: list[str]) -> None:
+    if count:
+        names = f": {', '.join(first)}{', …' if len(first) < count else ''}" if first else ""
+        _say(f"  {count:,} {what}{names}")
 
 
 def one(mixture: "Mixture", id: str, as_json: bool) -> None:

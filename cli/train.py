@@ -51,6 +51,7 @@ def load(name: str, changes: list[str] | None) -> "Recipe":
 def _launch(nproc: int, recipe: str, changes: list[str]) -> bool:
     """Run the same command as `nproc` ranks, by torchrun's agent. True if they got to the end."""
     import logging
+    import uuid
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -61,6 +62,7 @@ def _launch(nproc: int, recipe: str, changes: list[str]) -> bool:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
+        run_id=uuid.uuid4().hex,
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from msgspec import Struct
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -45,6 +46,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
         self.folder, self.keep, self.ranks = folder, keep, ranks
         self._pending: tuple[Path, Future[Any]] | None = None
+        # A save in the background talks among the ranks while training does: in a group of its own.
+        self._group = dist.new_group(backend="gloo")
         if ranks.first:
             for left in folder.glob("*.partial"):
                 shutil.rmtree(left)
@@ -64,11 +67,8 @@ class Checkpoints:
             except OSError as error:
                 problem = self._unwritable(path, error)
         self.ranks.share(problem)
-        tensors = {
-            "model": get_model_state_dict(model, options=_OPTIONS),
-            "optimizer": get_optimizer_state_dict(model, optimizer, options=_OPTIONS),
-        }
-        self._pending = path, dcp.async_save(tensors, checkpoint_id=partial)  # type: ignore[assignment]
+        tensors = _tensors(model, optimizer)
+        self._pending = path, dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)  # type: ignore[assignment]
 
     @property
     def finished(self) -> bool:
@@ -84,7 +84,7 @@ class Checkpoints:
         problem = None
         try:
             future.result()
-        except Exception as error:  # whatever a storage writer raises, on whichever rank
+        except (Exception, CheckpointException) as error:  # whatever a storage writer raises, on whichever rank
             problem = self._unwritable(path, error)
         found = [each for each in self.ranks.gather(problem) if each]
         if self.ranks.first:
@@ -114,13 +114,10 @@ class Checkpoints:
 
     def restore(self, path: Path, model: Trainee, optimizer: torch.optim.Optimizer) -> None:
         """Load a checkpoint into a model and its optimizer, sharded as they are."""
-        tensors = {
-            "model": get_model_state_dict(model, options=_OPTIONS),
-            "optimizer": get_optimizer_state_dict(model, optimizer, options=_OPTIONS),
-        }
+        tensors = _tensors(model, optimizer)
         try:
             dcp.load(tensors, checkpoint_id=path)
-        except Exception as error:  # DCP wraps what happened on each rank
+        except (Exception, CheckpointException) as error:  # DCP wraps what happened on each rank
             what = str(error).strip().splitlines()[-1]
             raise VlmixError(f"{path}: {what}; remove this checkpoint to go on from the one before") from None
         set_model_state_dict(model, tensors["model"], options=_OPTIONS)
@@ -134,6 +131,16 @@ class Checkpoints:
         kept = f"{last[0].name} is kept and the run can go on from it" if last else "none was written before"
         what = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return VlmixError(f"{path}: cannot write the checkpoint: {what}; free some space. {kept}")
+
+
+def _tensors(model: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What learns, and the optimizer's state. (DCP by itself takes a frozen tied embedding for trained.)"""
+    trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    weights = get_model_state_dict(model, options=_OPTIONS)
+    return {
+        "model": {name: tensor for name, tensor in weights.items() if name in trained},
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_OPTIONS),
+    }
 
 
 def _sync(folder: Path) -> None:

@@ -36,6 +36,8 @@ class Parts:
     model: LlavaModel
     vision: Vision
     has_cls: bool
+    unused: frozenset[str]
+    """Weights of the tower after the layer that is used; they would have no gradient, ever."""
 
 
 def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Parts, PreTrainedTokenizerBase]:
@@ -67,7 +69,16 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         recipe.model.fitting,
         tuple((rows, columns) for rows, columns in recipe.model.grids) if recipe.model.grids else None,
     )
-    return Parts(_assemble(recipe, lm, tower, vision, tokenizer), vision, tower.has_cls), tokenizer
+    model = _assemble(recipe, lm, tower, vision, tokenizer)
+    return Parts(model, vision, tower.has_cls, _unused(tower, recipe.model.layer)), tokenizer
+
+
+def _unused(tower: Tower, layer: int) -> frozenset[str]:
+    named = {name: weight.requires_grad_() for name, weight in tower.model.named_parameters()}
+    pixels = torch.zeros((1, 3, tower.side, tower.side))
+    seen = tower.model(pixels, output_hidden_states=True).hidden_states[layer].sum()
+    gradients = torch.autograd.grad(seen, list(named.values()), allow_unused=True)
+    return frozenset(name for name, gradient in zip(named, gradients) if gradient is None)
 
 
 def _tower(recipe: Recipe) -> Tower:
@@ -139,9 +150,10 @@ def skeleton(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
 class Trainee(nn.Module):
     """A model as it is trained: which parts learn, and the loss of a micro-batch."""
 
-    def __init__(self, hf: LlavaModel, vision: Vision, has_cls: bool, recipe: Recipe) -> None:
+    def __init__(self, parts: Parts, recipe: Recipe) -> None:
         super().__init__()
-        self.hf, self.vision, self.has_cls = hf, vision, has_cls
+        hf, vision = parts.model, parts.vision
+        self.hf, self.vision, self.has_cls = hf, vision, parts.has_cls
         self.parts: frozenset[Part] = frozenset(recipe.train)
         name = attention.register()
         hf.model.language_model.set_attn_implementation(name)
@@ -151,6 +163,8 @@ class Trainee(nn.Module):
                 module.requires_grad_(True)
         if "connector" in self.parts and vision.grids:
             hf.model.image_newline.requires_grad_(True)
+        for name, parameter in self.tower.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in parts.unused)
         if recipe.lora:
             _adapt(hf.model.language_model, recipe.lora)
             hf.lm_head.requires_grad_(False)
@@ -159,6 +173,11 @@ class Trainee(nn.Module):
         if "tower" not in self.parts:
             self.tower.to(torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
         self.train()
+
+    def _seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[V, patches, width]: the tower's hidden state of normalised views [V, 3, side, side]."""
+        hidden = self.tower(pixels, output_hidden_states=True).hidden_states[self.hf.config.vision_feature_layer]
+        return hidden[:, int(self.has_cls) :]
 
     def modules_of(self, part: Part) -> list[nn.Module]:
         inner = self.hf.model
@@ -222,8 +241,7 @@ class Trainee(nn.Module):
             pixels = torch.zeros((1, 3, self.vision.side, self.vision.side), dtype=torch.uint8, device=micro.ids.device)
         with torch.set_grad_enabled(learns):
             at = dtype if learns else next(self.tower.parameters()).dtype
-            seen = self.tower(normalise(pixels, self.vision.mean, self.vision.std, at), output_hidden_states=True)
-            hidden = seen.hidden_states[self.hf.config.vision_feature_layer][:, int(self.has_cls) :]
+            hidden = self._seen(normalise(pixels, self.vision.mean, self.vision.std, at))
         projected = inner.multi_modal_projector(hidden.to(dtype))
         if not self.vision.grids:
             return projected.flatten(0, 1)

@@ -6,6 +6,7 @@ dropout, too, is drawn anew from these at every step. So a run goes on where it 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -40,7 +41,7 @@ from train.flops import Flops, peak
 from train.images import Vision
 from train.loader import load
 from train.metrics import Metrics
-from train.model import Trainee, build, groups, part_of, skeleton
+from train.model import Parts, Trainee, build, groups, part_of, skeleton
 from train.parallel import Ranks, full_state, ranks, shard, spread
 from train.tokens import Encoder, Template, template, train_tokenizer
 
@@ -48,7 +49,7 @@ MODEL = "model"
 """Folder of a run that holds the exported model."""
 
 Report = Callable[[str, dict[str, Any]], None]
-"""Told on the first rank what happens, and facts of it: data, model, resumed, step, saved, unreadable, stopped, done."""
+"""Told on the first rank: what happens (data, model, resumed, step, saved, unreadable, stopped or done), and facts."""
 
 _FREE = ("out", "workers", "log_every", "checkpoints", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""
@@ -321,23 +322,23 @@ class _Run:
         """The model, on every rank; its weights on the first one alone."""
         recipe, me = self.recipe, self.me
         home = self.folder / "tokenizer"
-        built = None
+        built: list[Parts] = []
 
-        def first() -> tuple[Any, Vision, bool]:
-            nonlocal built
+        def first() -> tuple[Any, Parts]:
             torch.manual_seed(recipe.seed)
             parts, tokenizer = build(recipe, _own_tokenizer(recipe, mixture, home))
             if recipe.model.start:
                 load_connector(parts.model, recipe.model.start)
             tokenizer.save_pretrained(home)
-            built = parts.model
-            return parts.model.config, parts.vision, parts.has_cls
+            built.append(parts)
+            return parts.model.config, dataclasses.replace(parts, model=None)
 
-        config, vision, has_cls = me.share(_caught(first) if me.first else None)
+        config, described = me.share(_caught(first) if me.first else None)
         tokenizer = AutoTokenizer.from_pretrained(home)
         layout = template(recipe.template, tokenizer)
         torch.manual_seed(recipe.seed + 1)
-        model = Trainee(built if built is not None else skeleton(config), vision, has_cls, recipe)
+        parts = built[0] if built else dataclasses.replace(described, model=skeleton(config))
+        model = Trainee(parts, recipe)
         whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if me.first else {}
         return model, tokenizer, layout, whole
 

@@ -1,0 +1,107 @@
+"""`vlmix score`: a file of answers against official labels, or made ready for a test server."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cli import show
+from mixture.errors import VlmixError, nearest
+
+if TYPE_CHECKING:
+    from train.benchmarks import Answers, Benchmark, Report
+    from train.benchmarks.judge import Judgements
+
+
+def score_command(
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            help="vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, mmbench-cn, seed, llava-bench, mm-vet; "
+            "okvqa, aokvqa, aokvqa-choice, refcoco."
+        ),
+    ],
+    answers: Annotated[
+        Path, typer.Option("--answers", help="JSONL with question_id, prompt and text, or a server's JSON list.")
+    ],
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="Folder of the official files, or the file with the labels.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", help="For --submission: the official question files, if not in --annotations."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Official split; docs/evaluation.md has the defaults.")] = "",
+    submission: Annotated[
+        Path | None, typer.Option("--submission", help="Write the file that the test server takes.")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option("--judge", help="Base URL of an OpenAI-compatible endpoint; key in VLMIX_JUDGE_KEY.")
+    ] = "",
+    judge_model: Annotated[str, typer.Option("--judge-model", help="The judge's name there.")] = "",
+    judgements: Annotated[
+        Path | None,
+        typer.Option("--judgements", help="File of judgements: gone on with under --judge, else scored as it is."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a file of answers by a benchmark's official rule; docs/evaluation.md lists files, splits and oddities."""
+    from train.benchmarks import BENCHMARKS, read_answers
+
+    if benchmark not in BENCHMARKS:
+        raise VlmixError(f"there is no benchmark {benchmark!r}{nearest(benchmark, BENCHMARKS)}")
+    chosen = BENCHMARKS[benchmark]
+    if annotations is None and submission is None:
+        files = "; ".join(f"{file.name}: {file.holds}" for file in chosen.files)
+        raise typer.BadParameter(f"--annotations or --submission is needed; {benchmark} reads {files}")
+    source = questions or annotations
+    if submission is not None and source is None:
+        raise typer.BadParameter("--submission needs --questions, the official question files")
+    given = read_answers(answers)
+    written = ""
+    if submission is not None and source is not None:
+        written = chosen.submission(given, source, submission, split)
+    if annotations is None:
+        show.done(written, {"submission": str(submission), "holds": written}, as_json)
+        return
+    opinions = _judgements(chosen, given, annotations, judge, judge_model, judgements) if chosen.needs_judge else None
+    report = chosen.score(given, annotations, split, opinions)
+    if as_json:
+        show.done("", report, as_json=True)
+        return
+    _show(chosen, report)
+    if written:
+        show.done(written, None, as_json=False)
+
+
+def _judgements(
+    benchmark: "Benchmark", answers: "Answers", data: Path, url: str, model: str, file: Path | None
+) -> "Judgements | None":
+    from train.benchmarks.judge import Endpoint, key_from_environment
+
+    if not url:
+        return None if file is None else benchmark.saved_judgements(answers, data, file)
+    assert answers.path is not None
+    file = file or answers.path.with_suffix(".judgements.jsonl")
+    with show.progress() as progress:
+        return benchmark.judge(answers, data, Endpoint(url, model, key_from_environment()), file, progress)
+
+
+def _show(benchmark: "Benchmark", report: "Report") -> None:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column(f"{benchmark.title}, {report.split}", overflow="fold")
+    table.add_column("score", justify="right")
+    table.add_row(Text(benchmark.metric, style="bold"), Text(f"{report.score:.2f}", style="bold"))
+    for name, value in report.metrics.items():
+        table.add_row(Text(name), f"{value:.2f}")
+    show._out.print(table)
+    counts = [f"{report.answered:,} questions answered"]
+    for name in ("missing", "double", "unknown"):
+        count: Any = getattr(report, name)
+        if count:
+            counts.append(f"{count:,} {name}")
+    show.done(", ".join(counts), None, as_json=False)
+    for note in report.notes:
+        show.done(f"  {note}", None, as_json=False)

@@ -1,0 +1,89 @@
+"""Run by test_parallel.py in every rank: gradients of sharded models against those of a whole one."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from mixture import open as open_mixture
+from tests.train.nano import nano
+from train.batches import Collator, Micro
+from train.config import Recipe
+from train.model import Trainee, build
+from train.parallel import Ranks, ranks, shard, spread
+from train.tokens import Encoder, template, train_tokenizer
+
+CASES = {
+    "everything, tied": {},
+    "everything, untied": {"model": {"lm": {**nano().model.lm, "tie_word_embeddings": False}}},  # type: ignore[dict-item]
+    "frozen tower": {"train": ["connector", "lm"]},
+    "connector alone": {"train": ["connector"]},
+    "recomputed": {"checkpointing": True},
+    "tiles": {"model": {"grids": [[1, 2], [2, 1], [2, 2]]}},
+}
+
+
+def gradients(model: Trainee, micros: list[Micro], scale: float) -> tuple[list[float], dict[str, torch.Tensor]]:
+    losses = []
+    for micro in micros:
+        loss = model(micro)
+        (loss.sum() * scale).backward()
+        losses += loss.tolist()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            grad = parameter.grad
+            found[name] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+    return losses, found
+
+
+def make(recipe: Recipe, tokenizer) -> tuple[Trainee, dict[str, torch.Tensor]]:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    parts, _ = build(recipe, tokenizer)
+    for parameter in parts.model.parameters():  # biases that are zero would hide a part that is not reached
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    model = Trainee(parts, recipe)
+    return model, {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def check(name: str, recipe: Recipe, folder: str, me: Ranks) -> None:
+    mixture = open_mixture(folder)
+    samples = [mixture[i] for i in range(len(mixture))]
+    images = [sample for sample in samples if sample.image][:6]
+    texts = [sample for sample in samples if not sample.image][:6]
+    values = [turn.value for sample in images + texts for turn in sample.conversations]
+    tokenizer = train_tokenizer(values, 400)
+    whole, weights = make(recipe, tokenizer)
+    encoder = Encoder(tokenizer, template("vicuna", tokenizer))
+    sources = sorted({sample.source for sample in samples})
+    collate = Collator(encoder, whole.vision, recipe.batch, sources, 0)
+    # Rank 1 sees text alone, then nothing at all, while rank 0 sees images; then the other way round.
+    plan = [
+        [collate(images[:2], True), collate(images[2:3], False), collate(images[3:4], True)],
+        [collate(texts[:1], True), collate(texts[1:4], False), collate([], True)],
+    ]
+    for shares in (plan, plan[::-1]):
+        whole.zero_grad()
+        tokens = sum(len(micro.targets) for share in shares for micro in share)
+        _, expected = gradients(whole, [micro for share in shares for micro in share], 1 / tokens)
+        sharded, _ = make(recipe, tokenizer)
+        if me.rank:
+            for parameter in sharded.parameters():
+                parameter.data.zero_()
+        shard(sharded, recipe, me)
+        spread(sharded, weights if me.first else {}, me)
+        _, found = gradients(sharded, shares[me.rank], me.world / tokens)
+        assert found.keys() == expected.keys(), (name, found.keys() ^ expected.keys())
+        assert any("connector" in key or "projector" in key for key in found)
+        for key, gradient in expected.items():
+            torch.testing.assert_close(
+                found[key], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, k=key: f"{name} {k} {m}"
+            )
+
+
+if __name__ == "__main__":
+    with ranks() as me:
+        for name, changes in CASES.items():
+            check(name, nano(**changes), sys.argv[1], me)
+        if me.first:
+            Path(sys.argv[2]).write_text("\n".join(CASES))

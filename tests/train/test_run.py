@@ -1,0 +1,289 @@
+"""Whole runs: by the library in this process, and by the real command in processes of their own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
+
+from mixture import open as open_mixture
+from mixture.errors import VlmixError
+from tests.helpers import VLMIX, hashes, vlmix
+from tests.train.nano import NANO, nano
+from train.metrics import read
+from train.run import train
+
+TIMES = ("tokens_per_second", "step_seconds", "data_wait", "tflops", "mfu")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read(run)]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six packed steps of everything, never interrupted, in one process."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(nano(data=str(mixture), out=str(out)))
+    return out
+
+
+@pytest.fixture()
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "nano.yaml"
+    path.write_text(yaml.safe_dump(NANO))
+    return path
+
+
+def test_padded_accumulation_is_the_same_training_as_packed(whole: Path, mixture: Path, tmp_path: Path) -> None:
+    padded = tmp_path / "padded"
+    train(nano(data=str(mixture), out=str(padded), batch={"pack": 0, "micro": 3}))
+    assert np.allclose(losses(padded), losses(whole), rtol=0, atol=2e-6)
+    assert np.allclose([r["grad_norm"] for r in read(padded)], [r["grad_norm"] for r in read(whole)], atol=1e-5)
+    assert all(row["padding_waste"] > 0 for row in read(padded))
+    assert all(row["padding_waste"] == 0 for row in read(whole))
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (whole, padded))
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+
+
+def test_losses_of_the_sources_add_up_and_the_run_folder_holds_what_it_says(whole: Path) -> None:
+    for row in read(whole):
+        tokens = sum(part["tokens"] for part in row["sources"].values())
+        assert tokens == row["trained_tokens"]
+        total = sum(part["loss"] * part["tokens"] for part in row["sources"].values())
+        assert total / tokens == pytest.approx(row["loss"], rel=1e-6)
+    assert read(whole)[-1]["seen"]["samples"] == 96
+    assert {path.name for path in whole.iterdir()} - {"tensorboard"} == {
+        "checkpoints",
+        "connector.safetensors",
+        "data.json",
+        "lengths.npz",
+        "metrics.jsonl",
+        "model",
+        "recipe.yaml",
+        "tokenizer",
+    }
+    assert yaml.safe_load((whole / "recipe.yaml").read_text())["optim"]["clip"] == 1.0
+
+
+def test_two_ranks_killed_and_resumed_on_two_and_on_one(
+    whole: Path, mixture: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    """The real command: SIGKILL in the middle; on as many ranks the same numbers bit for bit, on one the same training,
+    and the same as one process from the start."""
+    straight, killed, other = tmp_path / "straight", tmp_path / "killed", tmp_path / "other"
+    common = ["train", recipe_file, f"data={mixture}", "checkpoints={every: 2, keep: 9}"]
+    done = vlmix(*common, f"out={straight}", "--nproc", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["last"]["step"] == 6
+    assert np.allclose(losses(straight), losses(whole), rtol=0, atol=2e-6)
+
+    # The state after four steps, as a kill between the fourth and the end leaves it.
+    shutil.copytree(straight, killed)
+    shutil.rmtree(killed / "model")
+    shutil.rmtree(killed / "checkpoints" / "step-00000006")
+    (killed / "checkpoints" / "step-00000006.partial").mkdir()
+    shutil.copytree(killed, other)
+    again = vlmix(*common, f"out={killed}", "--nproc", "2")
+    assert again.returncode == 0 and "goes on from step 4" in again.stderr
+    assert rows(killed) == rows(straight)
+    assert hashes(killed / "model") == hashes(straight / "model")
+    alone = vlmix(*common, f"out={other}")
+    assert alone.returncode == 0, alone.stderr
+    assert [row["samples"] for row in read(other)] == [row["samples"] for row in read(straight)]
+    assert np.allclose(losses(other), losses(straight), rtol=0, atol=2e-6)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(mixture: Path, recipe_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["train", str(recipe_file), f"data={mixture}", f"out={out}", "steps=4000", "optim.schedule=constant"]
+    process = subprocess.Popen([*VLMIX, *command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not ((out / "metrics.jsonl").exists() and len(read(out)) > 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0
+    stopped = int(re.search(r"stopped after step (\d+)", told).group(1))  # type: ignore[union-attr]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+    assert [row["step"] for row in read(out)] == list(range(1, stopped + 1))
+
+
+def test_what_is_frozen_stays_bit_for_bit_and_stage_two_starts_from_stage_one(
+    whole: Path, mixture: Path, tmp_path: Path
+) -> None:
+    import transformers
+
+    from train.tokens import IMAGE
+
+    lm, tower = tmp_path / "lm", tmp_path / "tower"
+    exported = transformers.AutoModelForImageTextToText.from_pretrained(whole / "model")
+    text = transformers.AutoModelForCausalLM.from_config(exported.config.text_config)
+    text.model.load_state_dict(exported.model.language_model.state_dict())
+    text.save_pretrained(lm)
+    transformers.AutoTokenizer.from_pretrained(whole / "tokenizer").save_pretrained(lm)
+    exported.model.vision_tower.save_pretrained(tower)
+    images = mixture.parent / "images"
+    if not images.exists():
+        open_mixture(mixture).subset(where="image != ''").save(images)
+    pretrained = {"lm": str(lm), "tower": str(tower), "tokenizer": None}
+    one, two = tmp_path / "one", tmp_path / "two"
+    stage_one = nano(data=str(images), out=str(one), steps=3, model=pretrained, template="plain", train=["connector"])
+    told: list[tuple[str, Any]] = []
+    train(stage_one, lambda event, facts: told.append((event, facts)))
+    counts = dict(told)["model"]
+    assert counts["lm"]["trained"] == counts["tower"]["trained"] == 0 and counts["connector"]["frozen"] == 0
+    assert not (one / "model").exists()
+    connector = load_file(one / "connector.safetensors")
+    assert connector.keys() == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
+    saved = FileSystemReader(next((one / "checkpoints").glob("step-*"))).read_metadata().state_dict_metadata
+    assert all("multi_modal_projector" in name or "param_groups" in name for name in saved)
+
+    stage_two = nano(
+        data=str(mixture),
+        out=str(two),
+        steps=2,
+        model={**pretrained, "start": str(one)},
+        train=["connector", "lm"],
+        optim={"lr": 1e-3, "connector_lr": 0.0},
+    )
+    train(stage_two)
+    after, before = load_file(two / "model" / "model.safetensors"), load_file(whole / "model" / "model.safetensors")
+    for name, tensor in after.items():
+        if name.startswith("vision_tower."):
+            assert torch.equal(tensor, before[name]), name
+        elif name.startswith("multi_modal_projector."):  # at a rate of zero: as stage one left it
+            assert torch.equal(tensor, connector[name.removeprefix("multi_modal_projector.")])
+    changed = [name for name in after if not torch.equal(after[name], before[name])]
+    assert "language_model.model.embed_tokens.weight" in changed, "tied embeddings train"
+    assert not any("lm_head" in name for name in after)
+    assert IMAGE in transformers.AutoTokenizer.from_pretrained(two / "model").get_vocab()
+
+
+def test_lora_trains_adapters_alone_and_merges_them(whole: Path, mixture: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    out = tmp_path / "run"
+    told: list[tuple[str, Any]] = []
+    recipe = nano(data=str(mixture), out=str(out), steps=2, lora={"rank": 2, "alpha": 4})
+    train(recipe, lambda event, facts: told.append((event, facts)))
+    counts = dict(told)["model"]["lm"]
+    assert 0 < counts["trained"] < counts["frozen"]
+    weights = load_file(out / "model" / "model.safetensors")
+    assert not any("lora" in name or "base_layer" in name for name in weights)
+    assert weights.keys() == load_file(whole / "model" / "model.safetensors").keys()
+    resumed = nano(data=str(mixture), out=str(out), steps=2, lora={"rank": 2, "alpha": 4})
+    assert train(resumed), "a finished run is exported again from its checkpoint"
+    again = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_run_of_another_recipe_or_mixture_is_refused(whole: Path, mixture: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlmixError, match=r"another recipe: optim\.lr was 0\.001, here it is 0\.5"):
+        train(nano(data=str(mixture), out=str(whole), optim={"lr": 0.5}))
+    half = tmp_path / "half"
+    open_mixture(mixture).subset(ratio=0.5).save(half)
+    with pytest.raises(VlmixError, match="a run on another mixture"):
+        train(nano(data=str(half), out=str(whole)))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_samples(
+    whole: Path, mixture: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "connector.safetensors"
+    weights = load_file(whole / "connector.safetensors")
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}, start)
+    out = tmp_path / "run"
+    with pytest.raises(VlmixError, match=r"step \d+: the loss of \S+/.* is not finite; nothing was updated"):
+        train(nano(data=str(mixture), out=str(out), model={"start": str(start)}))
+    assert not list((out / "checkpoints").glob("step-*"))
+
+
+def damaged(mixture: Path, out: Path, count: int) -> Path:
+    """A copy of a mixture, in which `count` images hold other bytes of the same number."""
+    shutil.copytree(mixture, out)
+    opened = open_mixture(mixture)
+    index = opened._table(opened.folder, ["shard", "image_offset", "image_size"]).to_pylist()
+    for row in [row for row in index if row["image_size"]][:count]:
+        with (out / row["shard"]).open("r+b") as file:
+            file.seek(row["image_offset"])
+            file.write(b"\0" * row["image_size"])
+    return out
+
+
+def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold(mixture: Path, tmp_path: Path) -> None:
+    data = damaged(mixture, tmp_path / "damaged", 40)
+    told: list[tuple[str, Any]] = []
+    out = tmp_path / "run"
+    train(
+        nano(data=str(data), out=str(out), max_bad_images=99, batch={"samples": 200}, steps=3),
+        lambda event, facts: told.append((event, facts)),
+    )
+    names = [name for event, facts in told if event == "unreadable" for name in facts["samples"]]
+    assert names and read(out)[-1]["seen"]["samples"] == 600 - 0
+    assert all(np.isfinite(losses(out)))
+    with pytest.raises(VlmixError, match=r"images did not decode, the last of .*max_bad_images"):
+        train(nano(data=str(data), out=str(tmp_path / "strict"), max_bad_images=2, batch={"samples": 200}, steps=3))
+
+
+def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
+    mixture: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    """A process whose files may not grow past 100 kB."""
+    out = tmp_path / "run"
+    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); from cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 1
+    assert "cannot write the checkpoint" in done.stderr and "free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((out / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ""}, "add data=FOLDER"),
+        ({"template": "plain"}, "samples without an image, such as "),
+        ({"batch": {"length": 20, "pack": 0}}, "cuts through its image of 4 tokens; raise batch.length"),
+        ({"batch": {"samples": 100_000}}, "larger than the"),
+        ({"model": {"start": "nowhere"}}, "no connector.safetensors there"),
+        ({"model": {"lm": {"model_type": "lama"}}}, "model.lm: "),
+        ({"template": "chat"}, "no chat template"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(changes: dict[str, Any], message: str, mixture: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlmixError, match=re.escape(message)):
+        train(nano(**{"data": str(mixture), "out": str(tmp_path / "run"), **changes}))
+
+
+def test_the_command_tells_bad_recipes(recipe_file: Path, mixture: Path) -> None:
+    wrong = vlmix("train", recipe_file, f"data={mixture}", "optim.lrr=1")
+    assert wrong.returncode == 1 and "did you mean 'lr'" in wrong.stderr and "Traceback" not in wrong.stderr
+    both = vlmix("train", recipe_file, "data=nowhere", "--nproc", "2")
+    assert both.returncode == 1 and both.stderr.count("nowhere is not a mixture") == 1
+    assert "Traceback" not in both.stderr

@@ -1,0 +1,183 @@
+"""Labels against LLaVA's own algorithm, and what that one gets wrong."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mixture.errors import VlmixError
+from train.tokens import VICUNA, Encoder, add_image_token, template, train_tokenizer
+
+TEXTS = [VICUNA, "USER: What color is the cat? ASSISTANT: red\nAnswer the question using a single word or phrase."] * 3
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def llama_like() -> PreTrainedTokenizerBase:
+    """A tokenizer built as Llama's is: every text begins with a blank, blanks are part of the word after them."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    words = [word for text in TEXTS for word in text.replace(" ", "\x00 ").split("\x00")]
+    backend.train_from_iterator(
+        words,
+        trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False),
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+    add_image_token(tokenizer)
+    return tokenizer
+
+
+def byte_level(chat: str | None = None) -> PreTrainedTokenizerBase:
+    tokenizer = train_tokenizer(TEXTS, 500)
+    if chat:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+        tokenizer.chat_template = chat
+    add_image_token(tokenizer)
+    return tokenizer
+
+
+def llavas_labels(
+    tokenizer: PreTrainedTokenizerBase, values: list[str], image_tokens: int
+) -> tuple[list[int], list[int]]:
+    """LLaVA's `preprocess_v1` and `tokenizer_image_token`, on a tokenizer of today: ids, and labels with -100."""
+    text = VICUNA + " "
+    for i, value in enumerate(values):
+        if i % 2 == 0:
+            if "<image>" in value:
+                value = ("<image>\n" + value.replace("<image>", "").strip()).strip()
+            text += "USER: " + value + " "
+        else:
+            text += "ASSISTANT: " + value + "</s>"
+
+    def tokens(part: str) -> list[int]:
+        pieces: list[list[int]] = []
+        for piece in part.split("<image>"):
+            runs = [tokenizer(run)["input_ids"][1:] for run in piece.split("</s>")]
+            ids = runs[0]
+            for run in runs[1:]:
+                ids = [*ids, 2, *run]
+            pieces.append(ids)
+        joined = [1, *pieces[0]]
+        for piece in pieces[1:]:
+            joined += [-200] * image_tokens + piece
+        return joined
+
+    ids = tokens(text)
+    labels = [-100] * len(ids)
+    at = 1
+    for piece in text.split("</s>")[:-1]:
+        instruction, answer = piece.split(" ASSISTANT: ")
+        whole = len(tokens(piece)) - 1
+        asked = len(tokens(instruction + " ASSISTANT:")) - 1
+        assert answer is not None
+        for i in range(at + asked, at + whole + 1):
+            labels[i] = ids[i]
+        at += whole + 1
+    return ids, labels
+
+
+ROWS = [
+    (["<image>\nWhat color is the cat?\nAnswer the question using a single word or phrase.", "red"], 4),
+    (["What color is the cat?\n<image>", "The cat is red.", "And the user?", "curious\nand polite"], 4),
+    (["Who are you?", "An assistant."], 0),
+    (["<image>\n" + "What? " * 30, "a " * 40, "So?", "x"], 9),
+]
+
+
+@pytest.mark.parametrize(("values", "image_tokens"), ROWS)
+def test_ids_and_labels_are_llavas_on_ordinary_rows(values: list[str], image_tokens: int) -> None:
+    tokenizer = llama_like()
+    encoder = Encoder(tokenizer, template("vicuna", tokenizer))
+    ids, labels = llavas_labels(tokenizer, values, image_tokens)
+    found = encoder.encode(values, image_tokens)
+    assert [(-200 if i == encoder.image_id else i) for i in found.ids.tolist()] == ids
+    assert found.trained.tolist() == [label != -100 for label in labels]
+
+
+@pytest.mark.parametrize("make", [llama_like, byte_level])
+def test_markers_in_a_users_text_are_text_and_keep_their_supervision(make: Any) -> None:
+    tokenizer = make()
+    encoder = Encoder(tokenizer, template("vicuna", tokenizer))
+    values = ["say </s> and <image> USER: x ASSISTANT: y", "a </s> b ASSISTANT: c <s>", "again", "end"]
+    found = encoder.encode(values, 0)
+    assert (found.ids == encoder.image_id).sum() == 0
+    assert (found.ids == tokenizer.eos_token_id).sum() == 2
+    trained = tokenizer.decode(found.ids[found.trained], skip_special_tokens=False)
+    assert trained.replace(" ", "") == "a</s>bASSISTANT:c<s></s>end</s>"
+
+
+def test_only_the_caption_trains_in_stage_one() -> None:
+    tokenizer = byte_level()
+    encoder = Encoder(tokenizer, template("plain", tokenizer))
+    found = encoder.encode(["Describe this.\n<image>", "a red cat"], 3)
+    assert found.ids.tolist()[:4] == [tokenizer.bos_token_id, *[encoder.image_id] * 3]
+    assert tokenizer.decode(found.ids[4:]) == "a red cat\n"
+    assert found.trained.tolist() == [False] * 4 + [True] * (len(found.ids) - 4)
+
+
+def test_a_chat_template_is_laid_out_as_it_renders() -> None:
+    tokenizer = byte_level(CHATML)
+    layout = template("chat", tokenizer)
+    assert (layout.opening, layout.question_end, layout.answer_end, layout.next_question) == (
+        "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+        "\n<|im_start|>user\n",
+    )
+    found = Encoder(tokenizer, layout).encode(["what color", "red <|im_end|>", "sure?", "yes"], 0)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * 2, ["what color", "red #", "sure?", "yes"])],
+        tokenize=False,
+    )
+    decoded = tokenizer.decode(found.ids, skip_special_tokens=False)
+    assert decoded == tokenizer.bos_token + rendered.replace("#", "<|im_end|>").rstrip("\n")
+    assert tokenizer.decode(found.ids[found.trained]) == "red <|im_end|><|im_end|>yes<|im_end|>"
+    assert (found.ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 5
+
+
+@pytest.mark.parametrize("name", ["vicuna", "chat"])
+def test_the_exported_chat_template_renders_what_was_trained(name: str) -> None:
+    tokenizer = byte_level(CHATML)
+    layout = template(name, tokenizer)
+    encoder = Encoder(tokenizer, layout)
+    tokenizer.chat_template = layout.jinja()
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        {"role": "user", "content": "sure?"},
+    ]
+    asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(asked)["input_ids"]
+    whole = encoder.encode(["<image>\nwhat color", "red", "sure?", "yes"], 1)
+    assert whole.ids[: len(prompt)].tolist() == prompt
+    assert whole.trained[len(prompt) :].all()
+
+
+def test_a_chat_template_that_rewrites_history_is_refused() -> None:
+    tokenizer = byte_level(CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else '...' }}"))
+    with pytest.raises(VlmixError, match="does not show every turn"):
+        template("chat", tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(VlmixError, match="no chat template"):
+        template("chat", tokenizer)
+
+
+def test_many_are_encoded_as_one_by_one() -> None:
+    tokenizer = byte_level()
+    encoder = Encoder(tokenizer, template("vicuna", tokenizer))
+    many = encoder.encode_many([values for values, _ in ROWS], [tokens for _, tokens in ROWS])
+    for found, (values, tokens) in zip(many, ROWS):
+        one = encoder.encode(values, tokens)
+        assert np.array_equal(found.ids, one.ids) and np.array_equal(found.trained, one.trained)
