@@ -76,7 +76,8 @@ def _varlen(
         query = query * (scaling * query.shape[-1] ** 0.5)
     groups = query.shape[1] // key.shape[1]
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, _repeat(key, groups), _repeat(value, groups)))
-    out: torch.Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest, **causal)
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **causal)
+    assert isinstance(out, torch.Tensor)
     return out[None]
 
 

@@ -6,8 +6,9 @@ nothing. Which samples they hold is a function of the step (`mixture.order`).
 
 import dataclasses
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,10 @@ class Micro:
     """[K] int64: the sample of each target, 0 to S - 1."""
     images: torch.Tensor
     """[V, 3, side, side] uint8: the views of all images, in order."""
-    sizes: torch.Tensor
-    """[I, 2] int64: (height, width) of each image in pixels."""
+    sizes: list[tuple[int, int]]
+    """[I] (height, width) of each image in pixels."""
+    views: list[int]
+    """[I] views of each image."""
     bounds: torch.Tensor | None
     """[S + 1] int32 where packed: where samples begin and end."""
     longest: int
@@ -63,9 +66,13 @@ class Micro:
     def pin_memory(self) -> "Micro":
         return self._each(torch.Tensor.pin_memory)
 
-    def _each(self, change) -> "Micro":  # type: ignore[no-untyped-def]
-        tensors = {k: v for k, v in self.__dict__.items() if isinstance(v, torch.Tensor)}
-        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Micro":
+        tensors = {name: value for name, value in self.__dict__.items() if isinstance(value, torch.Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return dataclasses.replace(self, **changed)
+
+
+_Laid = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # ids, positions, where each sample begins
 
 
 class Collator:
@@ -101,8 +108,7 @@ class Collator:
             encoded = [Encoded(np.array([self.pad]), np.array([False]))]
         lengths = np.array([len(tokens.ids) for tokens in encoded], dtype=np.int64)
         side = self.vision.side
-        micro = self._packed(encoded, lengths) if packed else self._padded(encoded, lengths)
-        ids, positions, starts = micro
+        ids, positions, starts = (self._packed if packed else self._padded)(encoded, lengths)
         targets, sites, owners = [], [], []
         for number, tokens in enumerate(encoded):
             places = np.flatnonzero(tokens.trained[1:])
@@ -116,7 +122,8 @@ class Collator:
             sites=torch.from_numpy(np.concatenate(sites)),
             owners=torch.from_numpy(np.concatenate(owners)),
             images=torch.cat(views) if views else torch.empty((0, 3, side, side), dtype=torch.uint8),
-            sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+            sizes=sizes,
+            views=[len(view) for view in views],
             bounds=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)) if packed else None,
             longest=int(lengths.max()),
             samples=[sample.id for sample in samples],
@@ -126,7 +133,7 @@ class Collator:
             unreadable=unreadable,
         )
 
-    def _padded(self, encoded: list[Encoded], lengths: NDArray[np.int64]):  # type: ignore[no-untyped-def]
+    def _padded(self, encoded: list[Encoded], lengths: NDArray[np.int64]) -> _Laid:
         width = int(lengths.max())
         ids = np.full((len(encoded), width), self.pad, dtype=np.int64)
         for row, tokens in zip(ids, encoded):
@@ -134,7 +141,7 @@ class Collator:
         positions = np.broadcast_to(np.arange(width), ids.shape).copy()
         return ids, positions, np.arange(len(encoded)) * width
 
-    def _packed(self, encoded: list[Encoded], lengths: NDArray[np.int64]):  # type: ignore[no-untyped-def]
+    def _packed(self, encoded: list[Encoded], lengths: NDArray[np.int64]) -> _Laid:
         ids = np.concatenate([tokens.ids for tokens in encoded])[None]
         positions = np.concatenate([np.arange(length) for length in lengths])[None]
         return ids, positions, np.cumsum(lengths) - lengths

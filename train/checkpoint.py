@@ -68,7 +68,7 @@ class Checkpoints:
                 problem = self._unwritable(path, error)
         self.ranks.share(problem)
         tensors = _tensors(model, optimizer)
-        self._pending = path, dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)  # type: ignore[assignment]
+        self._pending = path, dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)
 
     @property
     def finished(self) -> bool:

@@ -146,14 +146,13 @@ def _tokenizer(file: _Gguf) -> PreTrainedTokenizerFast:
     if file.header.get("tokenizer.ggml.add_bos_token", False):
         bos = special["bos_token"]
         backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, ids["bos_token"])])
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=file.header.get("tokenizer.chat_template"),
         model_max_length=file["llama.context_length"],
         clean_up_tokenization_spaces=False,
         **special,
     )
-    return tokenizer
 
 
 def _refuse(file: _Gguf, key: str, value: Any, known: tuple[Any, ...]) -> None:

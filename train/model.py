@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ from train.images import CLIP_MEAN, CLIP_STD, Vision, normalise
 from train.pretrained import Tower, load_lm, load_tower
 from train.tokens import IMAGE, add_image_token
 
-LlavaModel = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+LlavaModel: TypeAlias = Any
+"""LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,14 @@ def _tower(recipe: Recipe) -> Tower:
     return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), has_cls, int(config.patch_size))
 
 
-def _config(keys: dict[str, object], part: str, **more: object):  # type: ignore[no-untyped-def]
+def _config(keys: dict[str, Any], part: str, **more: Any) -> Any:
     try:
         return AutoConfig.for_model(**{**keys, **more})
     except (ValueError, TypeError) as error:
         raise VlmixError(f"model.{part}: {str(error).splitlines()[0]}") from None
 
 
-def _assemble(
-    recipe: Recipe, lm: nn.Module, tower: Tower, vision: Vision, tokenizer: PreTrainedTokenizerBase
-) -> LlavaModel:
+def _assemble(recipe: Recipe, lm: Any, tower: Tower, vision: Vision, tokenizer: PreTrainedTokenizerBase) -> LlavaModel:
     common = {
         "text_config": lm.config,
         "vision_config": tower.model.config,
@@ -110,7 +110,6 @@ def _assemble(
         "vision_feature_select_strategy": "default" if tower.has_cls else "full",
         "tie_word_embeddings": bool(lm.config.tie_word_embeddings),
     }
-    kind: type[LlavaModel]
     if vision.grids:
         kind, config = (
             LlavaNextForConditionalGeneration,
@@ -150,6 +149,8 @@ def skeleton(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
 class Trainee(nn.Module):
     """A model as it is trained: which parts learn, and the loss of a micro-batch."""
 
+    hf: LlavaModel
+
     def __init__(self, parts: Parts, recipe: Recipe) -> None:
         super().__init__()
         hf, vision = parts.model, parts.vision
@@ -176,7 +177,9 @@ class Trainee(nn.Module):
 
     def _seen(self, pixels: torch.Tensor) -> torch.Tensor:
         """[V, patches, width]: the tower's hidden state of normalised views [V, 3, side, side]."""
-        hidden = self.tower(pixels, output_hidden_states=True).hidden_states[self.hf.config.vision_feature_layer]
+        hidden: torch.Tensor = self.tower(pixels, output_hidden_states=True).hidden_states[
+            self.hf.config.vision_feature_layer
+        ]
         return hidden[:, int(self.has_cls) :]
 
     def modules_of(self, part: Part) -> list[nn.Module]:
@@ -223,8 +226,9 @@ class Trainee(nn.Module):
         ).last_hidden_state
         # The head runs where something is learnt, which for short answers is a few tokens in hundreds.
         logits = self.hf.lm_head(hidden.flatten(0, 1)[micro.sites]).float()
-        losses = cross_entropy(logits, micro.targets, reduction="none")
-        return losses.new_zeros(len(micro.samples)).index_add(0, micro.owners, losses) + 0.0 * logits.sum()
+        losses: torch.Tensor = cross_entropy(logits, micro.targets, reduction="none")
+        per_sample = losses.new_zeros(len(micro.samples)).index_add(0, micro.owners, losses)
+        return per_sample + 0.0 * logits.sum()
 
     def _features(self, micro: Micro, dtype: torch.dtype) -> torch.Tensor:
         """[F, width]: the connector's output for all image tokens; of zeros where there is no image."""
@@ -235,26 +239,28 @@ class Trainee(nn.Module):
             features: torch.Tensor = inner.multi_modal_projector(
                 torch.zeros((1, width), device=micro.ids.device, dtype=dtype)
             )
-            return features + inner.image_newline if self.vision.grids else features
+            return self._with_newline(features)
         pixels = micro.images
         if not len(pixels):
             pixels = torch.zeros((1, 3, self.vision.side, self.vision.side), dtype=torch.uint8, device=micro.ids.device)
         with torch.set_grad_enabled(learns):
             at = dtype if learns else next(self.tower.parameters()).dtype
             hidden = self._seen(normalise(pixels, self.vision.mean, self.vision.std, at))
-        projected = inner.multi_modal_projector(hidden.to(dtype))
+        projected: torch.Tensor = inner.multi_modal_projector(hidden.to(dtype))
+        if not len(micro.images):
+            return self._with_newline(projected.flatten(0, 1))
         if not self.vision.grids:
             return projected.flatten(0, 1)
-        if not len(micro.images):
-            return projected.flatten(0, 1) + inner.image_newline
-        views = [len(self.vision.blank(width, height)) for height, width in micro.sizes.tolist()]
         packed, _ = inner.pack_image_features(
-            projected.split(views),
-            micro.sizes.tolist(),
+            projected.split(micro.views),
+            micro.sizes,
             vision_feature_select_strategy=self.hf.config.vision_feature_select_strategy,
             image_newline=inner.image_newline,
         )
         return torch.cat(packed)
+
+    def _with_newline(self, features: torch.Tensor) -> torch.Tensor:
+        return features + self.hf.model.image_newline if self.vision.grids else features
 
 
 def _adapt(lm: nn.Module, lora: Lora) -> None:
