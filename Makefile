@@ -33,7 +33,7 @@ clean:
 	touch $@
 
 .venv/test: .venv/run
-	$(PIP) -e '.[train,test]'
+	$(PIP) -e '.[train,lora,smol,sweep,test]'
 	touch $@
 
 .venv/check: .venv/run

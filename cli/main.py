@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from cli import show
+from cli.evaluate import evaluate
+from cli.score import score_command
+from cli.sweep import embed, sweep
 from cli.train import train
 from mixture.errors import VlmixError
 
@@ -272,6 +275,10 @@ def export(
 
 
 app.command()(train)
+app.command()(evaluate)
+app.command("score")(score_command)
+app.command()(sweep)
+app.command()(embed)
 
 
 @app.command()

@@ -12,19 +12,20 @@ def folder() -> Path:
     return installed if installed.is_dir() else here.parent / "recipes"
 
 
-TRAIN = "train"
-"""Folder of the training recipes; all others are data recipes."""
+TRAIN, SWEEP = "train", "sweep"
+"""Folders of the training recipes and of the sweeps; all others are data recipes."""
 
 
 def find(name: str) -> Path:
     """The data recipe that `name` means: a path, or the stem of a packaged one."""
-    files = [file for file in folder().glob("**/*.yaml") if TRAIN not in file.relative_to(folder()).parts]
-    return _find(name, {file.relative_to(folder()).with_suffix("").as_posix(): file for file in files})
+    files = [file.relative_to(folder()) for file in folder().glob("**/*.yaml")]
+    data = [file for file in files if file.parts[0] not in (TRAIN, SWEEP)]
+    return _find(name, {file.with_suffix("").as_posix(): folder() / file for file in data})
 
 
-def find_training(name: str) -> Path:
-    """The training recipe that `name` means: a path, or the stem of a packaged one."""
-    return _find(name, {file.stem: file for file in (folder() / TRAIN).glob("*.yaml")})
+def find_in(kind: str, name: str) -> Path:
+    """The training recipe or sweep that `name` means: a path, or the stem of a packaged one."""
+    return _find(name, {file.stem: file for file in (folder() / kind).glob("*.yaml")})
 
 
 def _find(name: str, packaged: dict[str, Path]) -> Path:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mixture.reader import Mixture
     from mixture.source import Source
     from mixture.verify import Verified
+    from train.benchmarks import Report as Score
 
 # Into a pipe, tables keep their natural width.
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -208,8 +209,9 @@ def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: boo
         _some("ambiguous, as several samples have their id", report.ambiguous, report.ambiguous_first)
     else:
         _say(f"by {report.by}")
-    _some(f"in {report.clusters:,} clusters", report.clusters and report.matched, [])
-    _some(f"samples unscored, {report.unscored_kept:,} of them kept", report.unscored, [])
+    _some(f"samples in {report.filled:,} clusters", report.filled and report.matched, [])
+    lacking = "an embedding" if report.filled else "a score"
+    _some(f"samples without {lacking}, {report.unscored_kept:,} of them kept", report.unscored, [])
     _some(f"samples repeat a text or an image, {report.repeated_kept:,} of them kept", report.repeated, [])
     _say(f"  {100 * report.overlap:.1f} % of the {report.kept:,} would be in a random draw of as many")
 
@@ -299,6 +301,31 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
         _say(problem)
     state = f"{len(report.problems)} problems" if report.problems else "sound"
     _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
+
+
+def evaluated(answers: dict[str, Path], reports: "list[Score | None]", as_json: bool) -> None:
+    """Scores by benchmark, with where the answers lie."""
+    if as_json:
+        _json(dict(zip(answers, reports)))
+        return
+    table = _table("benchmark", "score", "answered", "missing")
+    for name, report in zip(answers, reports):
+        if report is None:
+            table.add_row(name, "-", "", "")
+        else:
+            table.add_row(name, f"{report.score:,.2f}", f"{report.answered:,}", f"{report.missing:,}")
+    _out.print(table)
+    for name, report in zip(answers, reports):
+        if report is None:
+            _say(f"{name} has no public labels or needs a judge: vlmix score {name} --answers {answers[name]}")
+
+
+def rows(header: list[str], cells: list[list[str]]) -> None:
+    """A table of text."""
+    table = _table(*header)
+    for row in cells:
+        table.add_row(*row)
+    _out.print(table)
 
 
 def _table(*columns: str) -> Table:

@@ -29,7 +29,7 @@ def train(
     """Train a model on a mixture. Interrupted, the same command goes on where it stopped."""
     parsed = load(recipe, changes)
     if nproc > 1 and "RANK" not in os.environ:
-        finished = _launch(nproc, recipe, changes or [])
+        finished = launch(nproc, ["train", recipe, *(changes or [])])
     else:
         from train.run import train as run
 
@@ -45,11 +45,11 @@ def load(name: str, changes: list[str] | None) -> "Recipe":
         from train.config import load as load_recipe
     except ImportError as error:
         raise VlmixError(f"training needs {error.name}: pip install 'vlmix[train]'") from None
-    return load_recipe(recipes.find_training(name), changes)
+    return load_recipe(recipes.find_in(recipes.TRAIN, name), changes)
 
 
-def _launch(nproc: int, recipe: str, changes: list[str]) -> bool:
-    """Run the same command as `nproc` ranks, by torchrun's agent. True if they got to the end."""
+def launch(nproc: int, arguments: list[str]) -> bool:
+    """Run a command of vlmix as `nproc` ranks, by torchrun's agent. True if they got to the end."""
     import logging
     import uuid
 
@@ -72,7 +72,7 @@ def _launch(nproc: int, recipe: str, changes: list[str]) -> bool:
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "cli.main", "train", recipe, *changes)
+        elastic_launch(config, sys.executable)("-m", "cli.main", *arguments)
     except ChildFailedError as error:
         raise typer.Exit(1) from error
     except SignalException as error:

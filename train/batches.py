@@ -23,7 +23,8 @@ from train.config import Batch
 from train.images import Vision, decode
 from train.tokens import Encoded, Encoder
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What decoding raises for bytes that are no image."""
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Collator:
                     if image.shape[1:] != (sample.height, sample.width) and self.vision.grids:
                         raise ValueError(f"the index says {sample.width} x {sample.height}")
                     views.append(self.vision.views(image))
-                except _UNREADABLE:
+                except UNREADABLE:
                     unreadable.append(sample.id)
                     views.append(self.vision.blank(sample.width, sample.height))
                     tokens = Encoded(tokens.ids, np.zeros_like(tokens.trained))

@@ -22,6 +22,8 @@ from train.model import LlavaModel
 from train.tokens import Template
 
 CONNECTOR = "connector.safetensors"
+MODEL = "model"
+"""Folder of a run that holds its export."""
 _SHARD = 5 * 2**30  # bytes of one file of weights
 _PREFIXED = ("clip_vision_model", "siglip_vision_model")
 State = dict[str, torch.Tensor]

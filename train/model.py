@@ -228,7 +228,8 @@ class Trainee(nn.Module):
         logits = self.hf.lm_head(hidden.flatten(0, 1)[micro.sites]).float()
         losses: torch.Tensor = cross_entropy(logits, micro.targets, reduction="none")
         per_sample = losses.new_zeros(len(micro.samples)).index_add(0, micro.owners, losses)
-        return per_sample + 0.0 * logits.sum()
+        total: torch.Tensor = per_sample + 0.0 * logits.sum()
+        return total
 
     def _features(self, micro: Micro, dtype: torch.dtype) -> torch.Tensor:
         """[F, width]: the connector's output for all image tokens; of zeros where there is no image."""

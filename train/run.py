@@ -24,16 +24,13 @@ from train.batches import Collator, Lengths, Microbatches
 from train.batches import lengths as measure
 from train.checkpoint import Checkpoints, State
 from train.config import Recipe
-from train.export import CONNECTOR, load_connector, write, write_connector
+from train.export import CONNECTOR, MODEL, load_connector, write, write_connector
 from train.flops import Flops
 from train.images import Vision
 from train.loop import Loop, Report
 from train.model import Parts, Trainee, build, groups, part_of, skeleton
 from train.parallel import Ranks, full_state, ranks, shard, spread
 from train.tokens import Encoder, Template, template, train_tokenizer
-
-MODEL = "model"
-"""Folder of a run that holds the exported model."""
 
 _FREE = ("out", "workers", "log_every", "checkpoints", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""

@@ -1,0 +1,55 @@
+"""`vlmix evaluate`: a model's answers to benchmarks, and their scores."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import show
+from cli.train import launch
+
+
+def evaluate(
+    benchmark: Annotated[list[str], typer.Argument(help="Benchmarks, as `vlmix score --help` lists them.")],
+    model: Annotated[str, typer.Option("--model", help="A run's folder, a Hugging Face folder or a hub name.")],
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder of the official files, or one with a folder per benchmark.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for answers and reports. What is there is gone on with.")],
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Official split; docs/evaluation.md has the defaults.")] = "",
+    batch: Annotated[int, typer.Option(help="Questions answered together.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer; 0: as LLaVA-1.5 had it.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="The first so many questions alone; 0: all.", min=0)] = 0,
+    nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Answer benchmarks with a model, and score the answers. Interrupted, the same command goes on."""
+    if nproc > 1 and "RANK" not in os.environ:
+        arguments = [*benchmark, "--model", model, "--data", str(data), "--out", str(out), "--split", split]
+        arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]
+        arguments += [part for root in images or [] for part in ("--images", str(root))]
+        launch(nproc, ["evaluate", *arguments, *(["--json"] if as_json else [])])
+        return
+    from train.evaluate import ANSWERS, Task
+    from train.evaluate import evaluate as run
+
+    tasks = [
+        Task(
+            benchmark=name,
+            data=data,
+            images=tuple(images or ()),
+            split=split,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+        )
+        for name in benchmark
+    ]
+    with show.progress() as progress:
+        reports = run(model, tasks, out, progress)
+    if os.environ.get("RANK", "0") == "0":
+        show.evaluated({name: out / name / ANSWERS for name in benchmark}, reports, as_json)

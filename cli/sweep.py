@@ -1,0 +1,174 @@
+"""`vlmix sweep` and `vlmix embed`: how much of a mixture, and which part, a model needs."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import recipes, show
+from cli.train import launch
+from mixture.errors import VlmixError
+
+if TYPE_CHECKING:
+    from train.benchmarks import Report
+    from train.config import Recipe
+    from train.evaluate import Task
+    from train.sweep import Build, Sweep
+
+
+def sweep(
+    sweep: Annotated[str, typer.Argument(help="A YAML file, or the name of a sweep of vlmix.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="seeds=[0,1,2] changes.epochs=2 …")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the sweep. What is there is gone on with.")] = Path(
+        "sweep"
+    ),
+    workers: Annotated[int, typer.Option(help="Runs at a time on this machine.", min=1)] = 1,
+    nproc: Annotated[int, typer.Option(help="Processes of each run, one per GPU.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the rows of all runs.")] = False,
+) -> None:
+    """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Interrupted, the same command
+    goes on; on several machines with one folder, they share the work."""
+    try:
+        from train.report import aggregate, table, write
+        from train.sweep import load, run
+    except ImportError as error:
+        raise VlmixError(f"a sweep needs {error.name}: pip install 'vlmix[train,sweep]'") from None
+    found = recipes.find_in(recipes.SWEEP, sweep)
+    parsed = load(found, changes)
+    if workers > 1:
+        _share([sweep, *(changes or []), "--out", str(out), "--nproc", str(nproc)], workers, nproc)
+    with show.progress() as progress:
+        told: dict[str, int] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if told.get("done") != done:
+                show.note(f"{done} of {total} runs")
+            told["done"] = done
+            progress("runs", done, total)
+
+        rows = run(parsed, out, _doers(nproc), tell)
+    if "VLMIX_SWEEP_WORKER" in os.environ:
+        return
+    report = write(out, parsed.name, rows, _facts(parsed))
+    if as_json:
+        show.done("", rows, as_json=True)
+        return
+    header, cells = table(aggregate(rows))
+    show.rows(header, cells)
+    show.done(f"report: {report}", None, as_json=False)
+
+
+def embed(
+    mixture: Annotated[str, typer.Argument(help="A mixture folder or a view.")],
+    tower: Annotated[str, typer.Option("--tower", help="A tower as a training recipe names it, or a run's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="New Parquet file with id and embedding.")],
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Embed a mixture's images with a vision tower, for `vlmix subsample --by clusters`."""
+    from train.embed import embed as run
+
+    with show.progress() as progress:
+        rows = run(mixture, tower, out, batch, progress)
+    show.done(f"{out}: {rows:,} embeddings", {"out": str(out), "rows": rows}, as_json)
+
+
+def _doers(nproc: int) -> Any:
+    from train.sweep import Doers
+
+    return Doers(
+        build=_build,
+        train=lambda recipe: _train(recipe, nproc),
+        evaluate=lambda model, tasks, out: _evaluate(model, tasks, out, nproc),
+        recipe=_plain,
+    )
+
+
+def _build(wanted: "Build", changes: dict[str, Any], out: Path) -> None:
+    import json
+
+    from builders import known
+    from mixture.build import build
+    from mixture.recipe import load
+
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    recipe = load(recipes.find(wanted.recipe), known(), overrides)
+    build(recipe, known(), Path(wanted.raw), out, images=[Path(root) for root in wanted.images])
+
+
+def _train(recipe: "Recipe", nproc: int) -> bool:
+    if nproc == 1:
+        from train.run import train
+
+        return train(recipe)
+    import yaml
+
+    file = Path(recipe.out).with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False))
+    return launch(nproc, ["train", str(file)])
+
+
+def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[Report | None]":
+    from train.evaluate import evaluate
+
+    if nproc > 1:  # the answers, by several processes for each benchmark; then scored here
+        for task in tasks:
+            arguments = [task.benchmark, "--model", model, "--data", str(task.data), "--out", str(out)]
+            arguments += ["--split", task.split, "--batch", str(task.batch), "--limit", str(task.limit)]
+            arguments += [part for root in task.images for part in ("--images", str(root))]
+            launch(nproc, ["evaluate", *arguments])
+    return evaluate(model, tasks, out)
+
+
+def _plain(name: str) -> Any:
+    from mixture import strict
+
+    return strict.load(recipes.find_in(recipes.TRAIN, name))
+
+
+def _facts(parsed: "Sweep") -> dict[str, Any]:
+    from mixture.version import VERSION
+
+    return {
+        "training recipe": parsed.recipe,
+        "changes": ", ".join(f"{key}={value}" for key, value in parsed.changes.items()) or "none",
+        "mixture": Path(parsed.mixture).name or (parsed.build.recipe if parsed.build else ""),
+        "seeds": ", ".join(str(seed) for seed in parsed.seeds),
+        "subsets are trained for": f"the same number of {parsed.same}",
+        "benchmarks": ", ".join(parsed.evaluate),
+        "vlmix": VERSION,
+    }
+
+
+def _share(arguments: list[str], workers: int, nproc: int) -> None:
+    """Let processes of their own do the runs, each with its share of cores and GPUs."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    command = [sys.executable, "-m", "cli.main", "sweep", *arguments]
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for number in range(workers):
+            mine = {"VLMIX_SWEEP_WORKER": str(number), "OMP_NUM_THREADS": threads}
+            if gpus:
+                mine["CUDA_VISIBLE_DEVICES"] = ",".join(str((number * nproc + i) % gpus) for i in range(nproc))
+            started.append(subprocess.Popen(command, env={**os.environ, **mine}))
+        while any(process.poll() is None for process in started):
+            if any(process.poll() for process in started):
+                break
+            time.sleep(0.2)
+        if failed := [process.returncode for process in started if process.poll()]:
+            raise typer.Exit(failed[0] if failed[0] > 0 else 128 - failed[0])
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+        for process in started:
+            process.wait()

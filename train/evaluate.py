@@ -1,0 +1,165 @@
+"""A model on benchmarks: questions answered in batches by one or several processes, resumable, then scored.
+
+`OUT/<benchmark>/` gets `answers.jsonl` in LLaVA's form and, where labels are public, `report.json`. Every rank appends
+to a file of its own as it goes; a question that any of them has answered is not asked again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from PIL import Image
+
+from mixture.errors import VlmixError, nearest
+from mixture.files import disk_errors, write_text
+from mixture.images import ImageIndex
+from train.benchmarks import BENCHMARKS, Benchmark, Question, Report, read_answers
+from train.generate import Generator
+from train.parallel import Ranks, ranks
+
+ANSWERS, REPORT = "answers.jsonl", "report.json"
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done: (benchmark, questions answered on this rank, questions of this rank)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked, and how."""
+
+    benchmark: str
+    data: Path
+    """The official files: a folder that holds them, or one with a folder of the benchmark's name."""
+    images: tuple[Path, ...] = ()
+    """Roots in LLaVA's layout, looked into before `data`."""
+    split: str = ""
+    batch: int = 16
+    max_new_tokens: int = 0
+    """0: what LLaVA-1.5 allowed the benchmark."""
+    limit: int = 0
+    """The first so many questions; 0: all. A score of a part is one of that part."""
+
+
+def evaluate(model: str, tasks: Sequence[Task], out: Path, progress: Progress = lambda *_: None) -> list[Report | None]:
+    """The reports of a model on benchmarks, None where the labels are not public or a judge is needed.
+
+    With several ranks (torchrun) all get the same reports. Raises VlmixError for benchmarks that cannot be asked, and
+    where `out` holds answers of another model or to other questions.
+    """
+    for task in tasks:
+        if task.benchmark not in BENCHMARKS:
+            raise VlmixError(f"there is no benchmark {task.benchmark!r}{nearest(task.benchmark, BENCHMARKS)}")
+    with ranks() as me:
+        generator = Generator(model, me.device)
+        return [_one(generator, model, task, out / task.benchmark, me, progress) for task in tasks]
+
+
+def _one(generator: Generator, model: str, task: Task, folder: Path, me: Ranks, progress: Progress) -> Report | None:
+    benchmark = BENCHMARKS[task.benchmark]
+    data = task.data / task.benchmark if (task.data / task.benchmark).is_dir() else task.data
+    questions = benchmark.questions(data, task.split)
+    questions = questions[: task.limit] if task.limit else questions
+    if me.first:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    me.share(_same(folder, _identity(generator, task, questions)) if me.first else None)
+    done: set[str] = me.share(_answered(folder) if me.first else None)
+    # Long prompts first: a batch holds similar lengths, and what does not fit shows at once.
+    pending = sorted((q for q in questions if q.id not in done), key=lambda q: (-len(q.text), q.id))
+    mine = pending[me.rank :: me.world]
+    index = ImageIndex([*task.images, task.data if task.data.is_dir() else task.data.parent], benchmark.images)
+    with (folder / f"part-{me.rank:05d}.jsonl").open("a", encoding="utf-8") as file:
+        for start in range(0, len(mine), task.batch):
+            batch = mine[start : start + task.batch]
+            asked = [(question.text, _image(question, index, benchmark)) for question in batch]
+            texts = generator.answers(asked, task.max_new_tokens or benchmark.max_new_tokens)
+            for question, text in zip(batch, texts):
+                row = {"question_id": question.id, "prompt": question.text, "text": text, "model_id": model}
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+            progress(task.benchmark, start + len(batch), len(mine))
+    me.gather(None)
+    report: Report | VlmixError | None = _finish(benchmark, questions, data, task, folder) if me.first else None
+    found: Report | None = me.share(report)
+    return found
+
+
+def _finish(
+    benchmark: Benchmark, questions: list[Question], data: Path, task: Task, folder: Path
+) -> Report | VlmixError | None:
+    """One file of answers in the questions' order, and the score."""
+    texts = {row.question_id: row for part in _parts(folder) for row in read_answers(part, strict=False).rows}
+    rows = [{"question_id": q.id, "prompt": q.text, "text": texts[q.id].text} for q in questions if q.id in texts]
+    write_text(folder / ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))
+    if benchmark.needs_judge:
+        return None
+    try:
+        report = benchmark.score(read_answers(folder / ANSWERS), data, task.split)
+    except VlmixError as error:
+        if benchmark.submit is not None:  # the labels stay with the test server
+            return None
+        return error
+    write_text(folder / REPORT, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
+    return report
+
+
+def _image(question: Question, index: ImageIndex, benchmark: Benchmark) -> bytes | None:
+    if question.image_bytes is not None or not question.image:
+        return question.image_bytes
+    for path in index.candidates(question.image):
+        try:
+            data = path.read_bytes()
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError):
+            continue
+        return data
+    roots = ", ".join(str(root) for root in index.roots)
+    raise VlmixError(
+        f"{benchmark.name}: question {question.id}: no readable image {question.image} below {roots}; "
+        "--images names the folder that holds it"
+    )
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("part-*.jsonl")) if path.stat().st_size]
+
+
+def _answered(folder: Path) -> set[str]:
+    """Ids that have an answer. A line that a killed process left half written is closed, and its question asked
+    again."""
+    for part in _parts(folder):
+        data = part.read_bytes()
+        if not data.endswith(b"\n"):
+            part.write_bytes(data[: data.rfind(b"\n") + 1])
+    return {row.question_id for part in _parts(folder) for row in read_answers(part, strict=False).rows}
+
+
+def _identity(generator: Generator, task: Task, questions: list[Question]) -> dict[str, str]:
+    """What answers belong to: the model's weights, the questions, and how long answers may be."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(generator.model.state_dict().items()):
+        # A sample of every weight tells models apart without reading tens of gigabytes.
+        flat = tensor.flatten()
+        few = flat[:: max(1, len(flat) // 64)].float().cpu()
+        weights.update(name.encode() + str(tuple(tensor.shape)).encode() + few.numpy().tobytes())
+    asked = hashlib.sha256("\n".join(f"{question.id}\t{question.text}" for question in questions).encode())
+    return {
+        "model": weights.hexdigest(),
+        "questions": asked.hexdigest(),
+        "max_new_tokens": str(task.max_new_tokens or BENCHMARKS[task.benchmark].max_new_tokens),
+    }
+
+
+def _same(folder: Path, identity: dict[str, str]) -> VlmixError | None:
+    path = folder / "asked.json"
+    if not path.exists():
+        write_text(path, json.dumps(identity, indent=1) + "\n")
+        return None
+    before = json.loads(path.read_text())
+    if other := sorted(key for key in identity if before.get(key) != identity[key]):
+        return VlmixError(f"{folder} holds answers with other {' and '.join(other)}; choose another --out")
+    return None

@@ -1,0 +1,304 @@
+"""Sweeps: nested subsets of a mixture, each trained on and evaluated, over seeds, selections and recipe keys.
+
+SWEEP/
+  sweep.json               what is swept; another sweep is refused
+  data/<digest>/           mixtures built for keys of the data recipe
+  runs/<name>/subset       the view that a run trains on
+  runs/<name>/run          the training run, answers/ its answers, result.json its row
+  results.jsonl, report.html, curve.png
+
+A run that has its row is not repeated; one that was interrupted goes on. Any number of processes may work on one
+folder: each takes runs that nobody holds, by a lock that dies with its holder.
+"""
+
+import fcntl
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mixture import open as open_mixture
+from mixture import strict
+from mixture.errors import VlmixError
+from mixture.files import disk_errors, write_text
+from train.benchmarks import BENCHMARKS, Report
+from train.config import Recipe, parse
+from train.evaluate import Task
+from train.metrics import read as read_metrics
+from train.report import Result
+
+RESULTS, SPEC = "results.jsonl", "sweep.json"
+Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class Build(Struct, frozen=True, kw_only=True):
+    """A mixture to be built by the sweep, so that keys of its recipe can be swept."""
+
+    recipe: str
+    raw: str
+    images: list[str] = []
+
+
+class Exam(Struct, frozen=True, kw_only=True):
+    """One benchmark of the sweep."""
+
+    data: str
+    """Folder of the official files."""
+    images: list[str] = []
+    split: str = ""
+    limit: Annotated[int, Meta(ge=0)] = 0
+
+
+class Sweep(Struct, frozen=True, kw_only=True):
+    """What is swept: every combination of `axes`, `select`, `ratios` and `seeds` is one run."""
+
+    name: str
+    mixture: str = ""
+    """A mixture, or `build`."""
+    build: Build | None = None
+    recipe: str
+    """The training recipe: a file or a packaged one."""
+    changes: dict[str, Any] = {}
+    """Keys of the training recipe for all runs."""
+    ratios: Annotated[list[Share], Meta(min_length=1)] = [0.1, 0.3, 0.5, 1.0]
+    seeds: Annotated[list[int], Meta(min_length=1)] = [0]
+    select: Annotated[list[str], Meta(min_length=1)] = ["random"]
+    """random, lengths, clusters, or a file of scores or ids (docs/selection.md)."""
+    embeddings: str = ""
+    """For clusters: the file that `vlmix embed` writes."""
+    same: Literal["epochs", "steps"] = "epochs"
+    """Whether a subset is trained for as many epochs as the whole, or for as many steps."""
+    axes: dict[str, Annotated[list[Any], Meta(min_length=1)]] = {}
+    """Recipe key -> values. `data.KEY` is a key of the data recipe, others are of the training recipe."""
+    evaluate: Annotated[dict[str, Exam], Meta(min_length=1)]
+    batch: Annotated[int, Meta(ge=1)] = 16
+    """Questions answered together."""
+
+
+class Cell(Struct, frozen=True, kw_only=True):
+    """One run of a sweep."""
+
+    axes: dict[str, Any]
+    select: str
+    ratio: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells what the run is."""
+        values = [f"{key.rpartition('.')[2]}={value}" for key, value in self.axes.items()]
+        parts = [*values, Path(self.select).stem, f"{self.ratio:g}", f"seed{self.seed}"]
+        plain = "-".join("".join(c if c.isalnum() or c in "._=" else "_" for c in part) for part in parts)
+        return plain if len(plain) < 100 else f"{plain[:80]}-{sha256(plain.encode()).hexdigest()[:12]}"
+
+
+class Doers(Struct, frozen=True):
+    """The work of a run, as whoever runs the sweep does it: in this process or in others."""
+
+    build: Callable[[Build, dict[str, Any], Path], None]
+    """Build a mixture with changes to its recipe into a folder."""
+    train: Callable[[Recipe], bool]
+    """True if the run got to its end."""
+    evaluate: Callable[[str, list[Task], Path], list[Report | None]]
+    recipe: Callable[[str], Any]
+    """Plain data of a training recipe by its name."""
+
+
+Tell = Callable[[str, int, int], None]
+"""Told about runs: (what happens, runs that are done, runs in all)."""
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Sweep:
+    """The sweep in the YAML file at `path`, with `key=value` overrides. Raises VlmixError that names the key."""
+    data = strict.load(path, overrides)
+    if not isinstance(data, dict):
+        raise VlmixError(f"{path}: a sweep is a mapping with `name`, `mixture`, `recipe` and `evaluate`")
+    strict.check_keys(data, Sweep, str(path))
+    sweep: Sweep = strict.convert(data, Sweep, str(path))
+    if bool(sweep.mixture) == (sweep.build is not None):
+        raise VlmixError(f"{path}: a sweep has either a `mixture` or a `build`")
+    if unknown := sorted(name for name in sweep.evaluate if name not in BENCHMARKS):
+        raise VlmixError(f"{path}: there is no benchmark {unknown[0]!r}")
+    if judged := sorted(name for name in sweep.evaluate if BENCHMARKS[name].needs_judge):
+        raise VlmixError(f"{path}: {judged[0]} needs a judge; a sweep evaluates what can be scored by itself")
+    if sweep.build is None and (fixed := sorted(key for key in sweep.axes if key.startswith("data."))):
+        raise VlmixError(f"{path}: axes.{fixed[0]} is a key of the data recipe; give `build` instead of `mixture`")
+    if "clusters" in sweep.select and not sweep.embeddings:
+        raise VlmixError(f"{path}: `select: clusters` needs `embeddings`, the file that `vlmix embed` writes")
+    return sweep
+
+
+def cells(sweep: Sweep) -> list[Cell]:
+    """All runs of a sweep, the largest first, so that several workers end together. The whole mixture is the same
+    under every selection: it is trained on once per seed."""
+    found: dict[str, Cell] = {}
+    for values in itertools.product(*sweep.axes.values()):
+        for select, ratio, seed in itertools.product(sweep.select, sweep.ratios, sweep.seeds):
+            chosen = "random" if ratio == 1 else select
+            cell = Cell(axes=dict(zip(sweep.axes, values)), select=chosen, ratio=ratio, seed=seed)
+            found.setdefault(cell.name, cell)
+    return sorted(found.values(), key=lambda cell: -cell.ratio)
+
+
+def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> list[Result]:
+    """Do what is left of a sweep, beside other processes that work on the same folder; the rows of all runs.
+
+    Raises VlmixError where `out` holds another sweep, and for a run that fails; what is done stays.
+    """
+    _claim(sweep, out)
+    left = cells(sweep)
+    count = len(left)
+    while left:
+        held = []
+        for cell in left:
+            home = out / "runs" / cell.name
+            if (home / "result.json").exists():
+                continue
+            with _alone(home) as mine:
+                if not mine:
+                    held.append(cell)
+                elif not (home / "result.json").exists():
+                    tell(cell.name, count - len(_rows(out)), count)
+                    _run_one(sweep, cell, out, home, doers)
+            tell(cell.name, len(_rows(out)), count)
+        if held and len(held) == len(left):
+            time.sleep(0.5)  # the others hold them all; they may end without a result
+        left = held
+    rows = _rows(out)
+    text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+    write_text(out / RESULTS, text.decode())
+    return rows
+
+
+def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> None:
+    whole = _mixture(sweep, cell, out, doers)
+    data = whole if cell.ratio == 1 else _subset(sweep, cell, whole, home / "subset")
+    plain = doers.recipe(sweep.recipe)
+    changes = sweep.changes | {key: value for key, value in cell.axes.items() if not key.startswith("data.")}
+    for key, value in changes.items():
+        _set(plain, key, value)
+    plain |= {"data": str(data), "out": str(home / "run"), "seed": cell.seed}
+    recipe = parse(plain, f"sweep {sweep.name}")
+    if sweep.same == "steps" and not recipe.steps:
+        batch = recipe.batch
+        full = open_mixture(whole).order(batch.samples, window=batch.window, last=batch.last).steps_per_epoch
+        recipe = msgspec.structs.replace(recipe, steps=math.ceil(recipe.epochs * full))
+    began = time.monotonic()
+    if not doers.train(recipe):
+        raise SystemExit(130)
+    trained = time.monotonic()
+    tasks = [
+        Task(
+            benchmark=name,
+            data=Path(exam.data),
+            images=tuple(Path(root) for root in exam.images),
+            split=exam.split,
+            limit=exam.limit,
+            batch=sweep.batch,
+        )
+        for name, exam in sweep.evaluate.items()
+    ]
+    reports = doers.evaluate(str(home / "run"), tasks, home / "answers")
+    scored = {name: report for name, report in zip(sweep.evaluate, reports) if report is not None}
+    opened, last = open_mixture(data), read_metrics(home / "run")[-1]
+    result = Result(
+        run=cell.name,
+        axes=cell.axes,
+        select=Path(cell.select).stem,
+        ratio=cell.ratio,
+        seed=cell.seed,
+        samples=len(opened),
+        sources={name: info.counts.samples for name, info in sorted(opened.manifest.sources.items())},
+        steps=last["step"],
+        loss=last["loss"],
+        train_seconds=round(trained - began, 1),
+        evaluate_seconds=round(time.monotonic() - trained, 1),
+        scores={name: report.score for name, report in scored.items()},
+        metrics={name: report.metrics for name, report in scored.items()},
+        questions={name: report.answered + report.missing for name, report in scored.items()},
+    )
+    write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
+
+
+def _mixture(sweep: Sweep, cell: Cell, out: Path, doers: Doers) -> Path:
+    """The whole mixture of a cell, built where keys of its recipe are swept."""
+    if sweep.build is None:
+        return Path(sweep.mixture)
+    changes = {key.removeprefix("data."): value for key, value in cell.axes.items() if key.startswith("data.")}
+    digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
+    folder = out / "data" / digest
+    with _alone(folder, wait=True):
+        if not (folder / "mixture").is_dir():
+            doers.build(sweep.build, changes, folder / "mixture")
+    return folder / "mixture"
+
+
+def _subset(sweep: Sweep, cell: Cell, whole: Path, view: Path) -> Path:
+    """A view of part of a mixture, drawn by the cell's seed: parts of one seed nest."""
+    from mixture.subset import Selection, subsample
+
+    if view.exists():  # of a run that was interrupted: the same, and quickly made
+        shutil.rmtree(view)
+    selection = Selection(
+        ratio=cell.ratio,
+        seed=cell.seed,
+        by=None if cell.select == "random" else cell.select,
+        embeddings=sweep.embeddings if cell.select == "clusters" else None,
+    )
+    subsample(whole, view, selection)
+    return view
+
+
+def _set(data: Any, key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+    data[leaf] = value
+
+
+def _claim(sweep: Sweep, out: Path) -> None:
+    """Make the folder this sweep's."""
+    plain = json.loads(msgspec.json.encode(sweep))
+    path = out / SPEC
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with _alone(out, wait=True):
+        if not path.exists():
+            if any(file.name != "lock" for file in out.iterdir()):
+                raise VlmixError(f"{out} is not empty and no sweep; choose another --out")
+            write_text(path, json.dumps(plain, indent=1) + "\n")
+            return
+        before = json.loads(path.read_text())
+    if other := sorted(key for key in plain.keys() | before.keys() if plain.get(key) != before.get(key)):
+        told = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
+        raise VlmixError(f"{out} holds another sweep: {told}. Choose another --out")
+
+
+def _rows(out: Path) -> list[Result]:
+    files = sorted((out / "runs").glob("*/result.json"))
+    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
+    return sorted(rows, key=lambda row: (json.dumps(row.axes), row.select, row.ratio, row.seed))
+
+
+@contextmanager
+def _alone(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder's lock: True if nobody else does. It is given back when the process ends, however it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
