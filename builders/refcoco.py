@@ -8,11 +8,11 @@ from msgspec import Meta, Struct
 
 from builders import layout
 from builders.layout import coco
-from builders.pickles import load_plain
 from builders.regions import region
 from builders.text import phrase
 from mixture.boxes import box_defect, clip
 from mixture.errors import VlmixError
+from mixture.pickles import load_plain
 from mixture.record import Conversation, Exchange
 from mixture.sampling import keyed_order, ranks
 from mixture.source import Options, RawFile, RawFolder, Rejects, Source
@@ -84,7 +84,7 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
         boxes = {annotation.id: annotation.bbox for annotation in instances.annotations}
         del instances
         path = raw.require(f"{folder}/refs({author}).p")
-        refs = _refs(raw, load_plain(raw, path), path)
+        refs = _refs(raw, load_plain(raw.read(path), path), path)
         if options.split not in (splits := sorted({ref.split for ref in refs})):
             raise VlmixError(f"{path}: it has no split {options.split!r}, only {', '.join(splits)}")
         for ref in refs:

@@ -5,11 +5,13 @@ of them is at most the product of their norms (Cauchy-Schwarz), which is below 2
 in whatever order a BLAS adds.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -45,14 +47,14 @@ def read_embeddings(path: Path) -> Embeddings:
     embedding that is not finite or has no direction.
     """
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # else the whole file is held in memory
         digest = sha256(path)
-        width = _check_schema(path, file)
+        _check_schema(path, file)
         ids: list[str] = []
-        vectors = np.empty((file.metadata.num_rows, width or 0), dtype=np.int16)
+        vectors = np.empty((0, 0), dtype=np.int16)
         for batch in file.iter_batches(_BLOCK, columns=["id", "embedding"]):
             rows = _matrix(path, batch, len(ids), vectors.shape[1])
-            if not vectors.shape[1]:
+            if not ids:
                 vectors = np.empty((file.metadata.num_rows, rows.shape[1]), dtype=np.int16)
             vectors[len(ids) : len(ids) + len(rows)] = _directions(path, rows, len(ids))
             ids += batch.column("id").to_pylist()
@@ -69,8 +71,7 @@ def read_embeddings(path: Path) -> Embeddings:
     return Embeddings(path.name, digest, ids, vectors)
 
 
-def _check_schema(path: Path, file: pq.ParquetFile) -> int | None:
-    """The width of the embeddings, None if the schema does not tell."""
+def _check_schema(path: Path, file: pq.ParquetFile) -> None:
     schema = file.schema_arrow
     for name in ("id", "embedding"):
         if name not in schema.names:
@@ -81,31 +82,35 @@ def _check_schema(path: Path, file: pq.ParquetFile) -> int | None:
         raise VlmixError(f"{path}: column embedding is {kind}; it should be a list of float32")
     if not (pa.types.is_string(schema.field("id").type) or pa.types.is_large_string(schema.field("id").type)):
         raise VlmixError(f"{path}: column id is {schema.field('id').type}; it should be a string")
-    return kind.list_size if pa.types.is_fixed_size_list(kind) else None
 
 
 def _matrix(path: Path, batch: pa.RecordBatch, first: int, width: int) -> NDArray[np.float64]:
-    """[n, D] the embeddings of a batch whose first row is row `first` of the file; width 0 takes that of the first."""
+    """[n, D] the embeddings of a batch that begins with row `first` of the file; `width` 0 if no row was read yet."""
     column, ids = batch.column("embedding"), batch.column("id")
     if column.null_count or ids.null_count:
         raise VlmixError(f"{path}: a row from {first + 1} on has no id or no embedding; leave it out")
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    lengths = np.asarray(column.value_lengths())
+    lengths = pc.list_value_length(column).to_numpy()
     width = width or int(lengths[0])
     odd = np.flatnonzero(lengths != width)
     if len(odd):
         raise VlmixError(f"{path}: row {first + odd[0] + 1} has {lengths[odd[0]]} components, others have {width}")
     if not 0 < width <= _WIDEST:
         raise VlmixError(f"{path}: embeddings of {width} components; 1 to {_WIDEST:,} can be clustered")
-    return flat.reshape(-1, width)
+    rows: NDArray[np.float64] = flat.reshape(-1, width)
+    return rows
 
 
 def _directions(path: Path, rows: NDArray[np.float64], first: int) -> Vectors:
     odd = np.flatnonzero(~np.isfinite(rows).all(axis=1) | ~rows.any(axis=1))
     if len(odd):
         raise VlmixError(f"{path}: the embedding of row {first + odd[0] + 1} is zero or not finite; leave it out")
-    rows = rows / np.abs(rows).max(axis=1, keepdims=True)  # so that squares neither overflow nor vanish
-    return np.rint(rows * (_SCALE / np.sqrt(_square_sums(rows)))[:, None]).astype(np.int16)
+    return _whole(rows / np.abs(rows).max(axis=1, keepdims=True))  # else squares may overflow, or vanish
+
+
+def _whole(rows: NDArray[np.float64]) -> Vectors:
+    scaled = rows * (_SCALE / np.sqrt(_square_sums(rows)))[:, None]
+    return np.rint(scaled).astype(np.int16)
 
 
 def _square_sums(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -120,7 +125,7 @@ def _square_sums(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def cluster_count(samples: int) -> int:
     """How many clusters `samples` embeddings get by default: their square root, at most 1,024."""
-    return max(1, min(round(samples**0.5), _MOST_CLUSTERS))
+    return max(1, min(round(math.sqrt(samples)), _MOST_CLUSTERS))
 
 
 def spherical_kmeans(ids: list[str], vectors: Vectors, clusters: int, seed: int) -> NDArray[np.int64]:
@@ -132,8 +137,12 @@ def spherical_kmeans(ids: list[str], vectors: Vectors, clusters: int, seed: int)
     """
     order = keyed_order(ids, seed, "clusters")
     seen = vectors[order[: clusters * _SAMPLES_PER_CLUSTER]]
-    _, firsts = np.unique(seen, axis=0, return_index=True)
-    centres = seen[np.sort(firsts)[:clusters]]
+    starts: dict[bytes, int] = {}
+    for row in range(len(seen)):
+        starts.setdefault(seen[row].tobytes(), row)
+        if len(starts) == clusters:
+            break
+    centres = seen[list(starts.values())]
     labels = _nearest(seen, centres)
     for _ in range(_ITERATIONS):
         centres = _centres(seen, labels, centres)
@@ -161,5 +170,5 @@ def _centres(vectors: Vectors, labels: NDArray[np.int64], before: Vectors) -> Ve
         # Sums of whole numbers below 2^53: exact in any order.
         total = vectors[members].sum(axis=0, dtype=np.int64).astype(np.float64)[None]
         if total.any():
-            centres[cluster] = np.rint(total * (_SCALE / np.sqrt(_square_sums(total)))[:, None])[0].astype(np.int16)
+            centres[cluster] = _whole(total)[0]
     return centres

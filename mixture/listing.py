@@ -96,7 +96,8 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         raise VlmixError(f"{path}: {_first(error)}; the file is damaged") from None
     for name in ("id", "hash", "image"):
         if name in frame.columns and not (
-            frame[name].dtype in (pl.String, pl.Categorical, pl.Null) or (name == "id" and frame[name].dtype.is_integer())
+            frame[name].dtype in (pl.String, pl.Categorical, pl.Null)
+            or (name == "id" and frame[name].dtype.is_integer())
         ):
             raise VlmixError(f"{path}: column {name} is {frame[name].dtype}, not text; write it as text")
     if "score" in frame.columns and not frame["score"].dtype.is_numeric():
@@ -264,5 +265,3 @@ def _read_txt(path: Path) -> pl.DataFrame:
 
 def _first(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-

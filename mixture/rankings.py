@@ -1,10 +1,17 @@
-"""Built-in rankings. A ranking gives every sample a priority, and a subset takes the highest of each source first (see
-`mixture.subset`); so subsets of one ranking nest."""
+"""Rankings: what a selection goes by, if not by the keyed rank alone. A ranking gives every sample a priority, and a
+subset takes the highest of each source first (see `mixture.subset`); so subsets of one ranking nest."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
+from mixture.clusters import Embeddings, cluster_count, spherical_kmeans
+from mixture.errors import VlmixError
 from mixture.mixing import mix64
 from mixture.reader import Mixture
 from mixture.record import IMAGE_TOKEN
@@ -16,7 +23,116 @@ Priorities = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 
-def by_lengths(mixture: Mixture, frame: pl.DataFrame, seed: int, *, stratify: bool) -> tuple[Priorities, Indices]:
+class Report(Struct, frozen=True, kw_only=True):
+    """What came of a selection `by` something.
+
+    The `rows` of a file named a sample (`matched_by` id, hash or llava_id: see `mixture.selection`), or `missed`: their
+    sample is not there. `unscored` samples of the mixture have no score or embedding, of which `unscored_kept` were
+    kept. `overlap` is the share of the kept samples that a random draw of as many, with the same seed, `where`,
+    `sources` and stratification, would have kept.
+    """
+
+    by: str
+    sha256: str = ""
+    """Of the file of scores, ids or embeddings."""
+    rows: int = 0
+    matched_by: dict[str, int] = {}
+    missed: int = 0
+    missed_first: list[str] = []
+    doubled: int = 0
+    """Rows whose sample another row had taken."""
+    ambiguous: int = 0
+    """Matched rows for which another sample would have done as well, as LLaVA's ids are not unique."""
+    ambiguous_first: list[str] = []
+    unscored: int = 0
+    unscored_kept: int = 0
+    repeated: int = 0
+    """By lengths: samples whose text or image another one of their source has shown."""
+    repeated_kept: int = 0
+    filled: int = 0
+    """Clusters that are not empty."""
+    kept: int = 0
+    overlap: float = 0.0
+
+    @property
+    def matched(self) -> int:
+        return sum(self.matched_by.values())
+
+    def counts(self) -> dict[str, Any]:
+        """What a manifest records: all but the names of single rows and zeros."""
+        plain = msgspec.to_builtins(self)
+        return {key: value for key, value in plain.items() if value and key != "by" and not key.endswith("_first")}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a selection goes by. All [N]: who comes first, who may be kept at all, who has no score or embedding, who
+    repeats another sample; and the report as far as it goes before anything is kept."""
+
+    priority: Priorities
+    stays: NDArray[np.bool_]
+    unscored: NDArray[np.bool_]
+    repeated: NDArray[np.bool_]
+    report: Report
+
+    def outcome(self, kept: Indices, random: Indices) -> Report:
+        """The report once the samples at `kept` are kept, those at `random` being as many drawn at random."""
+        return msgspec.structs.replace(
+            self.report,
+            unscored=int(self.unscored.sum()),
+            unscored_kept=int(self.unscored[kept].sum()),
+            repeated=int(self.repeated.sum()),
+            repeated_kept=int(self.repeated[kept].sum()),
+            kept=len(kept),
+            overlap=round(len(np.intersect1d(kept, random, assume_unique=True)) / len(kept), 4),
+        )
+
+
+def rank_lengths(mixture: Mixture, frame: pl.DataFrame, seed: int, *, stratify: bool = True) -> Ranking:
+    """The ranking `lengths` of `mixture`, whose index is `frame`: see `by_lengths`."""
+    priority, rounds = by_lengths(frame, _texts(mixture), seed, stratify=stratify)
+    everybody, nobody = np.ones(len(frame), dtype=np.bool_), np.zeros(len(frame), dtype=np.bool_)
+    return Ranking(priority, everybody, nobody, rounds > 0, Report(by="lengths"))
+
+
+def rank_clusters(
+    embeddings: Embeddings,
+    index: pl.DataFrame,
+    offered: Indices,
+    seed: int,
+    *,
+    clusters: int | None = None,
+    stratify: bool = True,
+) -> Ranking:
+    """The ranking `clusters` of the rows `offered` of an index: see `by_clusters`.
+
+    The clusters are those of the whole embedding file, so they do not depend on how much of a mixture is offered.
+    Raises VlmixError if no sample of the index has an embedding.
+    """
+    labels = spherical_kmeans(embeddings.ids, embeddings.vectors, clusters or cluster_count(len(embeddings.ids)), seed)
+    known = pl.DataFrame({"id": embeddings.ids, "label": labels})
+    mine = index.select("id").join(known, on="id", how="left", maintain_order="left")["label"]
+    matched = len(mine) - mine.null_count()
+    if not matched:
+        raise VlmixError(
+            f"{embeddings.name}: no sample has an embedding in it; its first id is {embeddings.ids[0]!r}, the first "
+            f"sample's is {index['id'][0]!r}"
+        )
+    of_sample = mine.fill_null(-1).to_numpy().astype(np.int64)[offered]
+    report = Report(
+        by="clusters",
+        sha256=embeddings.sha256,
+        rows=len(embeddings.ids),
+        matched_by={"id": matched},
+        missed=len(embeddings.ids) - matched,
+        filled=len(np.unique(labels)),
+    )
+    everybody, nobody = np.ones(len(offered), dtype=np.bool_), np.zeros(len(offered), dtype=np.bool_)
+    priority = by_clusters(index[offered], of_sample, seed, stratify=stratify)
+    return Ranking(priority, everybody, of_sample < 0, nobody, report)
+
+
+def by_lengths(frame: pl.DataFrame, texts: Ranks, seed: int, *, stratify: bool = True) -> tuple[Priorities, Indices]:
     """Priorities that leave repetition for last and keep the lengths of the source, and [N] the rounds.
 
     A sample's round is the number of samples of its source that come before it in the keyed rank and have the same
@@ -26,7 +142,8 @@ def by_lengths(mixture: Mixture, frame: pl.DataFrame, seed: int, *, stratify: bo
     of the first m samples, every stretch of the lengths that holds a share p of the round gets m p, give or take the
     logarithm of m. So a subset that is filled from round 0 has the length distribution of one sample per image.
 
-    `frame` is the index of `mixture`. With `stratify` False the mixture counts as one source.
+    `frame` is the index; `texts` [N] are equal for samples of the same text. With `stratify` False the mixture counts
+    as one source.
     """
     codes, names = _groups(frame, stratify)
     ids: list[str] = frame["id"].to_list()
@@ -35,14 +152,14 @@ def by_lengths(mixture: Mixture, frame: pl.DataFrame, seed: int, *, stratify: bo
     pictured = (frame["image"] != "").to_numpy()
     # A text-only sample is alone with its image: minus its own number.
     images = np.where(pictured, images, -1 - np.arange(len(images)))
-    rounds = np.maximum(_earlier(rank, codes, _texts(mixture)), _earlier(rank, codes, images))
+    rounds = np.maximum(_earlier(rank, codes, texts), _earlier(rank, codes, images))
     words = frame["words"].to_numpy().astype(np.int64)
     place = _places(codes, rounds, order=np.lexsort((rank, words, rounds, codes)))
     keys = mix64(ranks(names, seed, "lengths")[codes] + rounds.astype(np.uint64))
     return _quantiles(codes, np.lexsort((_scrambled(place, keys), rounds, codes))), rounds
 
 
-def by_clusters(frame: pl.DataFrame, labels: Codes, seed: int, *, stratify: bool) -> Priorities:
+def by_clusters(frame: pl.DataFrame, labels: Codes, seed: int, *, stratify: bool = True) -> Priorities:
     """Priorities that go round the clusters: from each cluster its first sample in the keyed rank, then from each its
     second, and so on; a round takes the clusters in the keyed rank of their samples.
 
@@ -76,7 +193,7 @@ def _inverse(order: Indices) -> Indices:
     return places
 
 
-def _starts(sorted_codes: tuple[Codes, ...]) -> Indices:
+def _starts(sorted_codes: list[NDArray[Any]]) -> Indices:
     """[N] for rows in sorted order, where the run of equal codes begins that each belongs to."""
     changes = np.zeros(len(sorted_codes[0]), dtype=np.bool_)
     for codes in sorted_codes:
@@ -84,14 +201,14 @@ def _starts(sorted_codes: tuple[Codes, ...]) -> Indices:
     return np.maximum.accumulate(np.where(changes, np.arange(len(changes)), 0))
 
 
-def _places(*codes: Codes, order: Indices) -> Indices:
+def _places(*codes: NDArray[Any], order: Indices) -> Indices:
     """[N] place of each sample among those that share all its `codes`, in `order`, which keeps these together."""
     places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order)) - _starts(tuple(column[order] for column in codes))
+    places[order] = np.arange(len(order)) - _starts([column[order] for column in codes])
     return places
 
 
-def _earlier(rank: Indices, codes: Codes, keys: NDArray[np.integer]) -> Indices:
+def _earlier(rank: Indices, codes: Codes, keys: NDArray[Any]) -> Indices:
     """[N] how many samples with the same code and key stand before each in the rank."""
     return _places(codes, keys, order=np.lexsort((rank, keys, codes)))
 
@@ -122,15 +239,11 @@ def _scrambled(places: Indices, keys: Ranks) -> Ranks:
 def _texts(mixture: Mixture) -> Ranks:
     """[N] uint64: equal for samples whose turns are equal but for case, white space, punctuation and image token."""
     result = np.zeros(len(mixture), dtype=np.uint64)
-    for positions, texts in mixture.texts():
-        if not len(positions):
-            continue
-        lengths = np.array([len(values) for values in texts])
-        ends = np.cumsum(lengths)
-        values = pl.Series([value for values in texts for value in values], dtype=pl.String)
-        plain = values.str.replace(IMAGE_TOKEN, "", literal=True).str.to_lowercase()
-        hashes = plain.str.replace_all(r"[^\p{L}\p{N}]+", " ").str.strip_chars(" ").hash().to_numpy()
-        # The place of a turn is part of its hash: the sum of a sample's turns does not depend on their order.
-        turn = np.arange(len(hashes)) - np.repeat(ends - lengths, lengths)
-        result[positions] = np.add.reduceat(mix64(hashes + turn.astype(np.uint64)), ends - lengths)
+    for positions, values, lengths in mixture.turns():
+        texts = pl.Series(values, dtype=pl.String).str.replace_all(IMAGE_TOKEN, "", literal=True).str.to_lowercase()
+        hashes = texts.str.replace_all(r"[^\p{L}\p{N}]+", " ").str.strip_chars(" ").hash().to_numpy()
+        # The place of a turn is part of its hash, because a sum does not depend on the order.
+        starts = np.cumsum(lengths) - lengths
+        place = np.arange(len(hashes)) - np.repeat(starts, lengths)
+        result[positions] = np.add.reduceat(mix64(hashes + place.astype(np.uint64)), starts)
     return result

@@ -187,34 +187,58 @@ class Mixture(Sequence[Sample]):
         where: str | None = None,
         stratify: bool = True,
         seed: int | None = None,
+        by: str | Path | None = None,
+        ascending: bool = False,
+        threshold: float | None = None,
+        embeddings: str | Path | None = None,
+        clusters: int | None = None,
     ) -> "Mixture":
-        """A nested subset, as `vlmix subsample` draws it: a prefix of the keyed rank order, in mixture order."""
-        from mixture.subset import Selection, index_of, select
+        """A nested subset, as `vlmix subsample` draws it: a prefix of the keyed rank order, or of the ranking `by`, in
+        mixture order (see `mixture.subset.Selection`)."""
+        from mixture.subset import Selection, draw
 
         selection = Selection(
-            ratio=ratio, total=total, sources=sources or {}, where=where, stratify=stratify, seed=seed
+            ratio=ratio,
+            total=total,
+            sources=sources or {},
+            where=where,
+            stratify=stratify,
+            seed=seed,
+            by=None if by is None else str(by),
+            ascending=ascending,
+            threshold=threshold,
+            embeddings=None if embeddings is None else str(embeddings),
+            clusters=clusters,
         )
-        chosen = self.manifest.seed if seed is None else seed
-        return self.part(select(index_of(self), selection, chosen))
+        return draw(self, selection).part
 
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
         """[N] int64: words of each sample, plus `image_tokens` for an image."""
         images = pc.not_equal(self._part("image"), "").to_numpy().astype(np.int64)
         return np.asarray(self._part("words").to_numpy() + image_tokens * images, dtype=np.int64)
 
-    def texts(self) -> Iterator[tuple[NDArray[np.int64], list[list[str]]]]:
-        """All texts, by the row group: positions [n], and for each the values of its turns. Order is the shards'."""
+    def turns(self) -> Iterator[tuple[NDArray[np.int64], pa.StringArray, NDArray[np.int64]]]:
+        """All texts, a row group at a time in the root's order: [n] positions, the turns of all of them in one array,
+        [n] how many each has."""
         order = np.argsort(self.rows, kind="stable")
         rows, start = self.rows[order], 0
-        index = self.root.join(SAMPLES_NAME)
-        with index.arrow() as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["conversations"]):
-                low, high = np.searchsorted(rows, [start, start + batch.num_rows])
-                mine = batch.column(0).take(pa.array(rows[low:high] - start))
-                values = mine.flatten().field("value").to_pylist()
-                ends = np.cumsum(pc.list_value_length(mine).to_numpy(zero_copy_only=False), dtype=np.int64).tolist()
-                yield order[low:high], [values[a:b] for a, b in zip([0, *ends], ends)]
-                start += batch.num_rows
+        with self.root.join(SAMPLES_NAME).arrow() as opened:
+            file = pq.ParquetFile(opened)
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(rows, [start, start + size])
+                if low < high:
+                    column = file.read_row_group(group, columns=["conversations"])["conversations"].combine_chunks()
+                    mine = column.take(pa.array(rows[low:high] - start))
+                    counts = pc.list_value_length(mine).to_numpy().astype(np.int64)
+                    yield order[low:high], mine.flatten().field("value"), counts
+                start += size
+
+    def texts(self) -> Iterator[tuple[NDArray[np.int64], list[list[str]]]]:
+        """The same as Python's strings: [n] positions, and for each the values of its turns."""
+        for positions, values, counts in self.turns():
+            plain, ends = values.to_pylist(), np.cumsum(counts).tolist()
+            yield positions, [plain[a:b] for a, b in zip([0, *ends], ends)]
 
     def _part(self, name: str) -> pa.ChunkedArray:
         """A column of the index for the samples of this part, not kept."""

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from mixture.errors import VlmixError
 from mixture.listing import Listing, content_hash, image_path
 from mixture.manifest import SAMPLES_NAME
+from mixture.rankings import Ranking, Report
 from mixture.reader import Mixture
 from mixture.samples import open_index
-from mixture.sampling import keyed_order
+from mixture.sampling import Indices, keyed_order
 
 _NAMED = 5  # rows of a kind that a report names
 
@@ -32,24 +33,22 @@ class Matched(Struct, frozen=True, kw_only=True):
     ambiguous: int
     ambiguous_first: list[str]
 
-    @property
-    def matched(self) -> int:
-        return sum(self.matched_by.values())
-
 
 def match(listing: Listing, mixture: Mixture, seed: int, *, ascending: bool = False) -> Matched:
     """Find the samples of `mixture` that the rows of `listing` name.
 
     A row is matched by its id, if that is a sample's; else by its content hash, given or made of its conversations;
     a row that has neither by LLaVA's id, and by its image too if the rows tell images. Where samples share such a key,
-    the rows take them in the order of the keyed rank, the best score first, each row one.
+    the rows take them in the order of a keyed rank, the best score first, each row one.
     Raises VlmixError if nothing matches or an id has two scores.
     """
     ids: list[str] = mixture.column("id").to_pylist()
-    order = keyed_order(ids, seed)
+    order = keyed_order(ids, seed, "match")  # unlike the rank of a random draw, which the result is held against
     samples = pl.DataFrame({"sample": order, "key": pl.Series(ids, dtype=pl.String).gather(order)})
     # A stable sort: rows of one score keep the order of the file.
-    rows = listing.rows.with_row_index("row").sort("score", descending=not ascending, nulls_last=True, maintain_order=True)
+    rows = listing.rows.with_row_index("row").sort(
+        "score", descending=not ascending, nulls_last=True, maintain_order=True
+    )
     found = {"id": _pair(rows.with_columns(key="id"), samples)}
     _refuse_two_scores(listing, found["id"])
     rest = rows.filter(~pl.col("row").is_in(found["id"]["row"].implode()))
@@ -65,6 +64,36 @@ def match(listing: Listing, mixture: Mixture, seed: int, *, ascending: bool = Fa
         found["llava_id"] = _pair(without.with_columns(key=key), samples.with_columns(key=keys))
     pairs = pl.concat([frame.with_columns(by=pl.lit(by)) for by, frame in found.items()])
     return _account(listing, mixture, rows, pairs, len(ids))
+
+
+def follow(
+    listing: Listing, matched: Matched, offered: Indices, *, ascending: bool = False, threshold: float | None = None
+) -> Ranking:
+    """The ranking by a file, for the `offered` samples of the mixture that it was matched with.
+
+    With scores, the best come first and samples without one last; a `threshold` keeps scores from there on. Without
+    scores, the samples that are named stay. Raises VlmixError if the file lacks the scores that are asked for.
+    """
+    if not listing.scored and (ascending or threshold is not None):
+        raise VlmixError(f"{listing.name}: it has no `score`, which ascending and threshold need")
+    report = Report(
+        by=listing.name,
+        sha256=listing.sha256,
+        rows=len(listing.rows),
+        matched_by=matched.matched_by,
+        missed=matched.missed,
+        missed_first=matched.missed_first,
+        doubled=matched.doubled,
+        ambiguous=matched.ambiguous,
+        ambiguous_first=matched.ambiguous_first,
+    )
+    named, nobody = matched.named[offered], np.zeros(len(offered), dtype=np.bool_)
+    if not listing.scored:
+        return Ranking(np.zeros(len(offered)), named, nobody, nobody, report)
+    sign = -1.0 if ascending else 1.0
+    priority = np.where(named, sign * matched.scores[offered], -np.inf)
+    stays = ~nobody if threshold is None else named & (priority >= sign * threshold)
+    return Ranking(priority, stays, ~named, nobody, report)
 
 
 def _pair(rows: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
@@ -92,20 +121,23 @@ def _refuse_two_scores(listing: Listing, pairs: pl.DataFrame) -> None:
         raise VlmixError(f"{listing.name}: {id} has the scores {scores[0]} and {scores[1]}; keep one row for it")
 
 
-def _account(
-    listing: Listing, mixture: Mixture, rows: pl.DataFrame, pairs: pl.DataFrame, count: int
-) -> Matched:
+def _account(listing: Listing, mixture: Mixture, rows: pl.DataFrame, pairs: pl.DataFrame, count: int) -> Matched:
     missed = rows.filter(~pl.col("row").is_in(pairs["row"].implode())).sort("row")
     taken = pairs.filter(pl.col("sample").is_not_null()).unique("sample", keep="first", maintain_order=True)
     if not len(taken):
         raise _nothing(listing, mixture)
-    if len(missed) > len(taken) and rows["id"].str.contains(r"^(0|[1-9]\d*)$").all():
+    bare = rows.select(
+        pl.col("hash").is_null() & pl.col("id").str.contains(r"^(0|[1-9]\d*)$").fill_null(False)
+    ).to_series()
+    if len(missed) > len(taken) and bare.all():
         raise VlmixError(
             f"{listing.name}: {len(missed):,} of its {len(rows):,} ids name no sample, and all are whole numbers: they "
             "look like row numbers of a JSON file; write the rows themselves, docs/selection.md shows how"
         )
     unsure = taken.filter(
-        (pl.col("by") == "llava_id") & (pl.col("held") > 1) & ((pl.col("named") < pl.col("held")) | (pl.col("kinds") > 1))
+        (pl.col("by") == "llava_id")
+        & (pl.col("held") > 1)
+        & ((pl.col("named") < pl.col("held")) | (pl.col("kinds") > 1))
     ).sort("row")
     named, scores = np.zeros(count, dtype=np.bool_), np.full(count, np.nan)
     positions = taken["sample"].to_numpy()
@@ -148,9 +180,11 @@ def sample_hashes(mixture: Mixture) -> list[str]:
     """[N] content hashes of the samples, as rows of `vlmix export --to llava-json`."""
     images = [image for _, image in _llava_names(mixture)]
     hashes = [""] * len(images)
-    for positions, texts in mixture.texts():
-        for position, values in zip(positions.tolist(), texts):
-            hashes[position] = content_hash(images[position], values)
+    for positions, values, lengths in mixture.turns():
+        texts, end = values.to_pylist(), 0
+        for position, length in zip(positions.tolist(), lengths.tolist()):
+            start, end = end, end + length
+            hashes[position] = content_hash(images[position], texts[start:end])
     return hashes
 
 

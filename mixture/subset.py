@@ -1,7 +1,9 @@
-"""Subsets: prefixes of the keyed rank order, as a view that refers to the shards or with shards of their own."""
+"""Subsets: prefixes of the keyed rank order, or of a ranking, as a view that refers to the shards or with shards of
+their own."""
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,19 @@ from msgspec import Struct
 
 from mixture import manifest as manifests
 from mixture.assembly import assembling, merge_counts, run_shards, seal, write_index
+from mixture.clusters import read_embeddings
 from mixture.errors import VlmixError, nearest
 from mixture.files import sha256, write_parquet
+from mixture.listing import read_listing
 from mixture.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Parent
 from mixture.pool import Pool, Progress, silent
+from mixture.rankings import Priorities, Report, rank_clusters, rank_lengths
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
 from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW, open_index, write_rejects
-from mixture.sampling import Indices, choose, exact_share, keyed_order
+from mixture.sampling import Indices, apportion, exact_share, prefixes
 from mixture.select import arrange, matching
+from mixture.selection import follow, match
 from mixture.shards import Row, ShardDone, store_rows
 from mixture.version import VERSION
 
@@ -29,8 +35,16 @@ _INDEX = [name for name in SAMPLES.names if name not in TEXT_COLUMNS]
 
 
 class Selection(Struct, frozen=True, kw_only=True):
-    """What to keep: first `where`, then each source in `sources` cut to a count (int) or share (float), then `ratio`
-    or `total` of the rest, stratified by source unless told otherwise. `seed` None takes the mixture's."""
+    """What to keep: first `where`, then what a list in `by` names, then each source in `sources` cut to a count (int)
+    or share (float), then `ratio` or `total` of the rest, stratified by source unless told otherwise. `seed` None
+    takes the mixture's.
+
+    `by` says who comes first: None, the keyed rank alone; a file (see `mixture.listing`); `"lengths"` or `"clusters"`
+    (see `mixture.rankings`). A file with scores ranks by them, the highest first, or the lowest if `ascending`;
+    samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
+    without scores keeps the samples that it names. `"clusters"` reads the file `embeddings` and makes `clusters` of
+    them, by default about the square root of their number.
+    """
 
     ratio: float | None = None
     total: int | None = None
@@ -38,16 +52,107 @@ class Selection(Struct, frozen=True, kw_only=True):
     where: str | None = None
     stratify: bool = True
     seed: int | None = None
+    by: str | None = None
+    ascending: bool = False
+    threshold: float | None = None
+    embeddings: str | None = None
+    clusters: int | None = None
 
 
-def select(frame: pl.DataFrame, selection: Selection, seed: int) -> Indices:
-    """Row numbers (ascending) of the samples that `selection` keeps."""
+@dataclass(frozen=True)
+class Drawn:
+    """A selection from a mixture: its part, the index of that (see `index_of`), the entry for the manifest, and the
+    report of a selection `by` something."""
+
+    part: Mixture
+    index: pl.DataFrame
+    entry: dict[str, Any]
+    report: Report | None
+
+
+def draw(mixture: Mixture, selection: Selection) -> Drawn:
+    """Select from `mixture`; writes nothing.
+
+    Raises VlmixError for a selection that asks for more than there is, or for nothing, and for a file that is damaged,
+    of another form, or names no sample.
+    """
+    seed = mixture.manifest.seed if selection.seed is None else selection.seed
+    index = index_of(mixture)
+    _check_by(selection)
+    if selection.by is None:
+        kept, report = select(index, selection, seed), None
+    else:
+        kept, report = _select_by(mixture, index, selection, selection.by, seed)
+    entry = {name: getattr(selection, name) for name in ("ratio", "total", "sources", "where", "stratify")}
+    entry |= {"seed": seed, "of": mixture.manifest.name}
+    if report is not None:
+        said = {"by": report.by, "ascending": selection.ascending, "threshold": selection.threshold}
+        if selection.embeddings is not None:
+            said |= {"embeddings": Path(selection.embeddings).name, "clusters": selection.clusters}
+        entry |= {**said, **report.counts()}
+    return Drawn(mixture.part(kept), index[kept], entry, report)
+
+
+def _check_by(selection: Selection) -> None:
+    """Raises VlmixError for options that go with another `by`, and for a ranking of which no amount is asked."""
+    if selection.by in (None, "lengths", "clusters") and (selection.ascending or selection.threshold is not None):
+        raise VlmixError("ascending and threshold go with a file of scores: name it with `by`")
+    if selection.by != "clusters" and (selection.embeddings is not None or selection.clusters is not None):
+        raise VlmixError("embeddings and a number of clusters go with `by` clusters alone")
+    if selection.by == "clusters" and selection.embeddings is None:
+        raise VlmixError("clusters of what? name an embedding file: Parquet with the columns id and embedding")
+    if selection.clusters is not None and selection.clusters < 1:
+        raise VlmixError(f"{selection.clusters} clusters: at least 1")
+    if selection.by in ("lengths", "clusters"):
+        _check_amount(selection, selection.by)
+
+
+def _check_amount(selection: Selection, by: str) -> None:
+    if selection.ratio is None and selection.total is None and not selection.sources:
+        raise VlmixError(f"by {by}: say how much to keep: a ratio, a total, or the amount of a source")
+
+
+def _select_by(
+    mixture: Mixture, index: pl.DataFrame, selection: Selection, by: str, seed: int
+) -> tuple[Indices, Report]:
+    """Row numbers (ascending) of `index` that a selection by something keeps, and what came of it."""
+    offered = np.arange(len(index), dtype=np.int64)
+    if selection.where is not None:
+        offered = offered[matching(index, selection.where, "where")]
+        if not len(offered):
+            raise VlmixError("the selection keeps no sample; loosen `where`")
+    frame = index[offered]
+    if by == "lengths":
+        ranking = rank_lengths(mixture.part(offered), frame, seed, stratify=selection.stratify)
+    elif by == "clusters":
+        embeddings = read_embeddings(Path(selection.embeddings or ""))
+        count, stratify = selection.clusters, selection.stratify
+        ranking = rank_clusters(embeddings, index, offered, seed, clusters=count, stratify=stratify)
+    else:
+        listing = read_listing(Path(by))
+        if listing.scored and selection.threshold is None:
+            _check_amount(selection, listing.name)
+        found = match(listing, mixture, seed, ascending=selection.ascending)
+        ranking = follow(listing, found, offered, ascending=selection.ascending, threshold=selection.threshold)
+    stays = np.flatnonzero(ranking.stays)
+    if not len(stays):
+        raise VlmixError(f"{Path(by).name}: no sample that is offered passes; loosen the threshold or `where`")
+    plain = msgspec.structs.replace(selection, where=None)
+    chosen = stays[select(frame[stays], plain, seed, ranking.priority[stays])]
+    as_many = msgspec.structs.replace(plain, ratio=None, total=len(chosen))
+    return offered[chosen], ranking.outcome(chosen, select(frame, as_many, seed))
+
+
+def select(frame: pl.DataFrame, selection: Selection, seed: int, priority: Priorities | None = None) -> Indices:
+    """Row numbers (ascending) of the samples that `selection` keeps, its `by` aside: of those that compete, the ones
+    with the highest `priority` [N], equal ones in the keyed rank."""
     if selection.ratio is not None and selection.total is not None:
         raise VlmixError("ratio and total exclude each other")
     if selection.ratio is not None and not 0 < selection.ratio <= 1:
         raise VlmixError(f"ratio {selection.ratio}: it must be above 0 and at most 1")
     if selection.total is not None and selection.total < 1:
         raise VlmixError(f"total {selection.total}: at least 1")
+    priority = np.zeros(len(frame)) if priority is None else priority
     kept = np.arange(len(frame), dtype=np.int64)
     if selection.where is not None:
         kept = kept[matching(frame, selection.where, "where")]
@@ -63,7 +168,7 @@ def select(frame: pl.DataFrame, selection: Selection, seed: int) -> Indices:
         count = exact_share(amount, len(members)) if isinstance(amount, float) else amount
         if count > len(members):
             raise VlmixError(f"source {name}: {count} asks for more than its {len(members)} samples")
-        groups[name] = members[keyed_order([ids[i] for i in members.tolist()], seed)[:count]]
+        groups[name] = _highest({name: members}, priority, ids, seed, {name: count})
     kept = np.sort(np.concatenate([*groups.values(), np.empty(0, dtype=np.int64)]))
     if selection.ratio is None and selection.total is None:
         total = len(kept)
@@ -73,10 +178,26 @@ def select(frame: pl.DataFrame, selection: Selection, seed: int) -> Indices:
         raise VlmixError(f"total {total} asks for more than the {len(kept)} samples there are")
     if total < len(kept):
         pools = _by_source(labels, kept) if selection.stratify else {"": kept}
-        kept = choose(pools, ids, seed, total)
+        shares = apportion(total, {name: len(members) for name, members in pools.items()})
+        kept = _highest(pools, priority, ids, seed, shares)
     if not len(kept):
         raise VlmixError("the selection keeps no sample; raise the ratio or loosen `where`")
     return kept
+
+
+def _highest(
+    pools: Mapping[str, Indices], priority: Priorities, ids: list[str], seed: int, shares: Mapping[str, int]
+) -> Indices:
+    """Positions (ascending) of the `shares[name]` members of each pool with the highest priority. Where the last ones
+    are equal, they are a prefix of the keyed rank."""
+    sure, equal, left = [], {}, {}
+    for name, members in pools.items():
+        if count := shares[name]:
+            mine = priority[members]
+            last = np.partition(mine, len(mine) - count)[len(mine) - count]
+            sure.append(members[mine > last])
+            equal[name], left[name] = members[mine == last], count - len(sure[-1])
+    return np.sort(np.concatenate([*sure, prefixes(equal, ids, seed, left)]))
 
 
 def _by_source(labels: pl.Series, positions: Indices) -> dict[str, Indices]:
@@ -101,15 +222,16 @@ def subsample(
     A view holds no shards: its index refers to the root's. Raises VlmixError for a selection that asks for more than
     there is, or for nothing.
     """
-    whole = open_mixture(folder)
-    seed = whole.manifest.seed if selection.seed is None else selection.seed
-    index = index_of(whole)
-    chosen = select(index, selection, seed)
-    kept, index = whole.part(chosen), index[chosen]
-    said = {**msgspec.to_builtins(msgspec.structs.replace(selection, seed=seed)), "of": whole.manifest.name}
+    return save(draw(open_mixture(folder), selection), out, materialize=materialize, workers=workers, progress=progress)
+
+
+def save(
+    drawn: Drawn, out: Path, *, materialize: bool = False, workers: int = 1, progress: Progress = silent
+) -> Manifest:
+    """Make the new folder `out` of what was drawn: a view, or with `materialize` shards of its own."""
     if materialize:
-        return save_copy(kept, out, [said], workers=workers, progress=progress)
-    return save_view(kept, out, [said], index)
+        return save_copy(drawn.part, out, [drawn.entry], workers=workers, progress=progress)
+    return save_view(drawn.part, out, [drawn.entry], drawn.index)
 
 
 def save_view(mixture: Mixture, out: Path, subset: list[dict[str, Any]], index: pl.DataFrame | None = None) -> Manifest:

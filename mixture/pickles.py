@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mixture.errors import VlmixError
-from mixture.source import RawFolder
 
 
 class _PlainData(pickle.Unpickler):
@@ -17,10 +16,11 @@ class _PlainData(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
-def load_plain(raw: RawFolder, path: Path) -> Any:
-    """The lists, dicts, strings and numbers of a pickle, Python 2's included. Anything else in it is refused."""
+def load_plain(data: bytes | memoryview, path: Path) -> Any:
+    """The lists, dicts, strings and numbers of a pickle's bytes, Python 2's included. Anything else in it is refused;
+    errors name `path`."""
     try:
-        return _PlainData(io.BytesIO(raw.read(path)), encoding="latin1").load()
+        return _PlainData(io.BytesIO(data), encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise VlmixError(f"{path}: refused, the pickle is not plain data: {error}") from None
     except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
