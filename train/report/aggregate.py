@@ -1,0 +1,189 @@
+"""From runs to points: means and spreads over seeds, and scores relative to the full mixture.
+
+What comes out depends on the rows, not on their order.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+FULL = "full mixture"
+"""`select` of the points of the full mixture, which serves every selection of its axes."""
+
+_BUILT_IN = ("random", "lengths", "clusters")
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """One trained and evaluated model. `sources` are the samples of its subset; `train_seconds` and
+    `evaluate_seconds` are wall clock; `questions` counts those asked per benchmark."""
+
+    run: str
+    axes: dict[str, Any]
+    """Recipe keys that the sweep varies, with this run's values."""
+    select: str
+    """How the subset was chosen: random, lengths, clusters or a file's name. Of no meaning at ratio 1."""
+    ratio: float
+    """Share of the mixture's samples; 1.0: the full mixture."""
+    seed: int
+    samples: int
+    sources: dict[str, int]
+    steps: int
+    loss: float
+    train_seconds: float
+    evaluate_seconds: float
+    scores: dict[str, float]
+    """Benchmark -> main number. A score that is not finite counts as missing."""
+    metrics: dict[str, dict[str, float]]
+    """Benchmark -> sub-scores."""
+    questions: dict[str, int]
+
+
+class Spread(Struct, frozen=True, kw_only=True):
+    """A number over seeds. `sd` is the sample standard deviation (n - 1), None for one seed: unknown, not 0."""
+
+    mean: float
+    sd: float | None
+    by_seed: dict[int, float]
+
+
+class Point(Struct, frozen=True, kw_only=True):
+    """What the runs of one (axes, select, ratio) say.
+
+    `relative` is in percent. Per seed it is the mean over benchmarks of score / mean over seeds of the full mixture's
+    score of the same axes; mean and spread are taken over seeds, so the spread leaves out that of the reference. A
+    seed counts only if it has every benchmark of the reference. None: no full run, or no seed that counts.
+    `left_out` are benchmarks that cannot be relative, as the full mixture scores 0 (or less) in them.
+    """
+
+    axes: dict[str, Any]
+    select: str
+    ratio: float
+    seeds: int
+    samples: int
+    """Mean over seeds, rounded."""
+    scores: dict[str, Spread]
+    relative: Spread | None
+    left_out: list[str]
+
+    @property
+    def full(self) -> bool:
+        return self.ratio == 1
+
+
+class Series(NamedTuple):
+    """Points of one (axes, select) by rising ratio, the full mixture's last, if there is one."""
+
+    axes: dict[str, Any]
+    select: str
+    points: list[Point]
+
+
+def ordered(rows: Iterable[Result]) -> list[Result]:
+    """By axes, selection (random first, the full mixture last), ratio, seed and run."""
+    return sorted(rows, key=lambda row: (_place(row), row.seed, row.run, msgspec.json.encode(row, order="sorted")))
+
+
+def grouped(rows: Iterable[Result]) -> list[list[Result]]:
+    """The rows of each point, in the order of `aggregate`."""
+    groups: dict[Any, list[Result]] = {}
+    for row in ordered(rows):
+        groups.setdefault(_place(row), []).append(row)
+    return list(groups.values())
+
+
+def aggregate(rows: Iterable[Result]) -> list[Point]:
+    """One point for each (axes, select, ratio); rows of ratio 1 make one point for each axes, with select `FULL`.
+
+    Runs that share a point and a seed count as one, by their mean.
+    """
+    groups = grouped(rows)
+    references = {axes_key(group[0].axes): _scores(group) for group in groups if group[0].ratio == 1}
+    points = []
+    for group in groups:
+        first = group[0]
+        reference = references.get(axes_key(first.axes), {})
+        usable = {name: full.mean for name, full in reference.items() if full.mean > 0}
+        points.append(
+            Point(
+                axes=first.axes,
+                select=FULL if first.ratio == 1 else first.select,
+                ratio=first.ratio,
+                seeds=len({row.seed for row in group}),
+                samples=round(fmean(row.samples for row in group)),
+                scores=_scores(group),
+                relative=spread(group, lambda row, full=usable: _relative(row, full)),  # type: ignore[misc]
+                left_out=[name for name in reference if name not in usable],
+            )
+        )
+    return points
+
+
+def series(points: list[Point]) -> list[Series]:
+    """The lines of a curve. Axes with nothing but the full mixture make a line of that point, with select `FULL`."""
+    lines: dict[Any, Series] = {}
+    full = {axes_key(point.axes): point for point in points if point.full}
+    for point in points:
+        if not point.full:
+            key = (axes_key(point.axes), point.select)
+            lines.setdefault(key, Series(point.axes, point.select, [])).points.append(point)
+    for (axes, _), line in lines.items():
+        line.points.extend([full[axes]] if axes in full else [])
+    lonely = [(key, point) for key, point in full.items() if key not in {axes for axes, _ in lines}]
+    lines |= {(key, FULL): Series(point.axes, FULL, [point]) for key, point in lonely}
+    return sorted(lines.values(), key=lambda line: (axes_key(line.axes), _select_key(line.select)))
+
+
+def spread(rows: Iterable[Result], value: Callable[[Result], float | None]) -> Spread | None:
+    """`value` over the seeds of `rows`; None if no row has one."""
+    by_seed: dict[int, list[float]] = {}
+    for row in rows:
+        if (found := value(row)) is not None and math.isfinite(found):
+            by_seed.setdefault(row.seed, []).append(found)
+    means = {seed: fmean(values) for seed, values in sorted(by_seed.items())}
+    if not means:
+        return None
+    return Spread(
+        mean=fmean(means.values()), sd=stdev(means.values()) if len(means) > 1 else None, by_seed=means
+    )
+
+
+def benchmarks(points: Iterable[Point]) -> list[str]:
+    """All benchmarks that some point has a score in, by name."""
+    return sorted({name for point in points for name in point.scores})
+
+
+def axes_key(axes: dict[str, Any]) -> tuple[tuple[str, bool, float, bytes], ...]:
+    """Equal for equal axes; sorts numbers by value and before everything else."""
+    return tuple((name, *_value_key(value)) for name, value in sorted(axes.items()))
+
+
+def _value_key(value: Any) -> tuple[bool, float, bytes]:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return not number, float(value) if number else 0.0, msgspec.json.encode(value, order="deterministic")
+
+
+def _place(row: Result) -> tuple[Any, ...]:
+    select = FULL if row.ratio == 1 else row.select
+    return axes_key(row.axes), _select_key(select), row.ratio
+
+
+def _select_key(select: str) -> tuple[int, str]:
+    rank = len(_BUILT_IN) + 1 if select == FULL else _BUILT_IN.index(select) if select in _BUILT_IN else len(_BUILT_IN)
+    return rank, select
+
+
+def _scores(group: list[Result]) -> dict[str, Spread]:
+    names = sorted({name for row in group for name in row.scores})
+    spreads = {name: spread(group, lambda row, name=name: row.scores.get(name)) for name in names}  # type: ignore[misc]
+    return {name: found for name, found in spreads.items() if found is not None}
+
+
+def _relative(row: Result, full: dict[str, float]) -> float | None:
+    """Percent; None where the row lacks one of the benchmarks, as means over different ones do not compare."""
+    if not full or not all(name in row.scores for name in full):
+        return None
+    return 100 * fmean(row.scores[name] / mean for name, mean in full.items())
