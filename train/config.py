@@ -94,8 +94,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """Folder of the run; runs/NAME by default."""
     seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
     model: Model
-    template: Literal["vicuna", "plain", "chat"]
-    """vicuna: LLaVA's v1; plain: image and caption (stage one); chat: the LM's own chat template."""
+    template: Literal["vicuna", "bare", "plain", "chat"]
+    """vicuna: LLaVA's v1; bare: the same without its system message; plain: image and caption (stage one); chat: the
+    LM's own chat template."""
     train: list[Part]
     """What is trained; the rest stays as it was, bit for bit."""
     lora: Lora | None = None

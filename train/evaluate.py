@@ -70,7 +70,8 @@ def _one(generator: Generator, model: str, task: Task, folder: Path, me: Ranks, 
     # Long prompts first: a batch holds similar lengths, and what does not fit shows at once.
     pending = sorted((q for q in questions if q.id not in done), key=lambda q: (-len(q.text), q.id))
     mine = pending[me.rank :: me.world]
-    index = ImageIndex([*task.images, task.data if task.data.is_dir() else task.data.parent], benchmark.images)
+    near = (folder if folder.is_dir() else folder.parent for folder in (task.data, data))
+    index = ImageIndex([*task.images, *near], benchmark.images)
     with (folder / f"part-{me.rank:05d}.jsonl").open("a", encoding="utf-8") as file:
         for start in range(0, len(mine), task.batch):
             batch = mine[start : start + task.batch]
@@ -109,7 +110,8 @@ def _finish(
 def _image(question: Question, index: ImageIndex, benchmark: Benchmark) -> bytes | None:
     if question.image_bytes is not None or not question.image:
         return question.image_bytes
-    for path in index.candidates(question.image):
+    plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
+    for path in [*index.candidates(question.image), *(path for path in plain if path.is_file())]:
         try:
             data = path.read_bytes()
             with Image.open(path) as image:

@@ -1,6 +1,7 @@
 """Steps of training as a dataset: one item is what one rank takes of one step, images decoded."""
 
 import os
+import signal
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -72,5 +73,8 @@ def load(steps: "Dataset[Item]", start: int, end: int, workers: int = 2) -> "Dat
 
 
 def _alone(worker: int) -> None:
-    """A worker is one thread, and tokenizes as one: the others are busy with the next steps."""
+    """A worker tokenizes as one thread, as others are busy with the next steps. A signal that ends the run reaches
+    workers as well, from a terminal or a scheduler: they go on, for the step in progress needs them."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -70,9 +70,9 @@ class Sweep(Struct, frozen=True, kw_only=True):
     """The training recipe: a file or a packaged one."""
     changes: dict[str, Any] = {}
     """Keys of the training recipe for all runs."""
-    ratios: Annotated[list[Share], Meta(min_length=1)] = [0.1, 0.3, 0.5, 1.0]
-    seeds: Annotated[list[int], Meta(min_length=1)] = [0]
-    select: Annotated[list[str], Meta(min_length=1)] = ["random"]
+    ratios: Annotated[tuple[Share, ...], Meta(min_length=1)] = (0.1, 0.3, 0.5, 1.0)
+    seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
+    select: Annotated[tuple[str, ...], Meta(min_length=1)] = ("random",)
     """random, lengths, clusters, or a file of scores or ids (docs/selection.md)."""
     embeddings: str = ""
     """For clusters: the file that `vlmix embed` writes."""

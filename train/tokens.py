@@ -55,16 +55,18 @@ class Template:
 
 
 def template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """`vicuna` (LLaVA's v1), `plain` (stage one) or `chat` (that of the tokenizer).
+    """`vicuna` (LLaVA's v1), `bare` (the same without its system message), `plain` (stage one) or `chat` (that of the
+    tokenizer).
 
     Raises VlmixError if the tokenizer has no end token, or no chat template that lays turns out one after the other.
     """
     if name == "plain":
         return Template("", "", "", "\n", "", questions=False)
-    if name == "vicuna":
+    if name in ("vicuna", "bare"):
         if tokenizer.eos_token is None:
-            raise VlmixError("the tokenizer has no end token, which the vicuna template closes answers with")
-        return Template(f"{VICUNA} USER: ", " ASSISTANT:", " ", str(tokenizer.eos_token), "USER: ")
+            raise VlmixError(f"the tokenizer has no end token, which the {name} template closes answers with")
+        system = f"{VICUNA} " if name == "vicuna" else ""
+        return Template(f"{system}USER: ", " ASSISTANT:", " ", str(tokenizer.eos_token), "USER: ")
     return _chat(tokenizer)
 
 

@@ -26,7 +26,7 @@ def test_builder_options_stand_beside_the_sampling_keys(tmp_path: Path) -> None:
 
 
 def test_every_packaged_recipe_parses(recipes: Path) -> None:
-    files = sorted(recipes.rglob("*.yaml"))
+    files = sorted(file for file in recipes.rglob("*.yaml") if file.parent.name not in ("train", "sweep"))
     assert {"llava-1.5-665k", "lcs-558k", "llava-json", "sample"} <= {file.stem for file in files}
     assert len([file for file in files if file.parent.name == "ablation"]) == 7
     for file in files:

@@ -113,16 +113,20 @@ def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     assert np.allclose(losses(other), losses(straight), rtol=0, atol=2e-6)
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(mixture: Path, recipe_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_saves_and_leaves(
+    number: signal.Signals, group: bool, mixture: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    """SIGTERM to the process; Ctrl-C, which a terminal sends to the workers of the loader as well."""
     out = tmp_path / "run"
-    command = ["train", str(recipe_file), f"data={mixture}", f"out={out}", "steps=4000", "optim.schedule=constant"]
-    process = subprocess.Popen([*VLMIX, *command], stderr=subprocess.PIPE, text=True)
+    command = ["train", str(recipe_file), f"data={mixture}", f"out={out}", "steps=4000", "workers=1"]
+    process = subprocess.Popen([*VLMIX, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 100
     while not ((out / "metrics.jsonl").exists() and len(read(out)) > 3) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if group else os.kill)(process.pid, number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 0, told
     stopped = int(re.search(r"stopped after step (\d+)", told).group(1))  # type: ignore[union-attr]
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
     assert [row["step"] for row in read(out)] == list(range(1, stopped + 1))

@@ -1,0 +1,70 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from mixture.errors import VlmixError
+from tests.train.nano import NANO
+from train.config import Recipe, load, parse
+from train.loop import rate
+from train.sweep import load as load_sweep
+
+
+def test_every_packaged_training_recipe_and_sweep_parses(recipes: Path) -> None:
+    found = {file.stem: load(file) for file in sorted((recipes / "train").glob("*.yaml"))}
+    assert all(recipe.name == name for name, recipe in found.items())
+    for size in ("7b", "13b"):
+        one, two = found[f"llava-1.5-{size}-pretrain"], found[f"llava-1.5-{size}"]
+        lora = found[f"llava-1.5-{size}-lora"]
+        assert (one.batch.samples, one.optim.lr, one.template, one.train) == (256, 1e-3, "plain", ["connector"])
+        assert (two.batch.samples, two.optim.lr, two.template, two.train) == (128, 2e-5, "vicuna", ["connector", "lm"])
+        assert lora.lora is not None
+        assert (lora.lora.rank, lora.lora.alpha, lora.lora.dropout) == (128, 256, 0.05)
+        assert (lora.optim.lr, lora.optim.connector_lr) == (2e-4, 2e-5)
+        for recipe in (one, two, lora):
+            assert (recipe.optim.warmup, recipe.optim.schedule, recipe.optim.weight_decay) == (0.03, "cosine", 0)
+            assert (recipe.batch.length, recipe.epochs, recipe.model.layer) == (2048, 1, -2)
+    assert [load_sweep(file).name for file in sorted((recipes / "sweep").glob("*.yaml"))] == ["demo", "half", "prompts"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optm": {}}, "unknown key 'optm'; did you mean 'optim'"),
+        ({"optim": {"lr": 1e-3, "warmpu": 1}}, "optim: unknown key 'warmpu'; did you mean 'warmup'"),
+        ({"optim": {"lr": 0}}, r"optim\.lr"),
+        ({"train": []}, "`train` names what learns"),
+        ({"train": ["lm", "lm"]}, "each once"),
+        ({"train": ["connector"], "lora": {}}, "`lora` trains the LM"),
+        ({"batch": {"pack": 100, "length": 200}}, "batch.pack 100 is less than batch.length 200"),
+        ({"model": {"lm": "x", "tower": "y", "tokenizer": 100}}, "a pretrained LM has its tokenizer"),
+        ({"model": {"lm": {"model_type": "llama"}, "tower": "y"}}, "needs model.tokenizer"),
+        ({"template": "vicunia"}, "template"),
+        ({"precision": "fp16"}, "precision"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(VlmixError, match=message):
+        parse({**NANO, **changes})
+
+
+def test_overrides_are_numbers_as_people_write_them(tmp_path: Path, recipes: Path) -> None:
+    changed = load(recipes / "train" / "tiny.yaml", ["optim.lr=2e-5", "batch.pack=0", "model.grids=[[1, 2]]"])
+    assert (changed.optim.lr, changed.batch.pack, changed.model.grids) == (2e-5, 0, [[1, 2]])
+
+
+def test_the_rate_is_that_of_hugging_faces_schedules() -> None:
+    import torch
+    from transformers import get_scheduler
+
+    for name in ("cosine", "linear", "constant_with_warmup"):
+        kind = name.removesuffix("_with_warmup")
+        recipe: Recipe = parse({**NANO, "optim": {"lr": 1.0, "warmup": 0.1, "schedule": kind}})
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=50)
+        for step in range(50):
+            assert rate(step, 50, recipe) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+            optimizer.step()
+            theirs.step()

@@ -1,0 +1,74 @@
+"""Evaluation over the miniature releases, with a model that is real and small."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from mixture.errors import VlmixError
+from tests.train.nano import nano
+from train.benchmarks import BENCHMARKS
+from train.evaluate import Task, evaluate
+from train.run import train
+
+
+@pytest.fixture(scope="module")
+def model(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "run"
+    train(nano(data=str(mixture), out=str(out), steps=2))
+    return out
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_batched_answers_are_those_of_one_at_a_time_and_come_in_the_questions_order(
+    model: Path, raw: Path, tmp_path: Path
+) -> None:
+    def ask(batch: int) -> list[dict[str, Any]]:
+        out = tmp_path / str(batch)
+        task = Task(benchmark="vqav2", data=raw, limit=20, batch=batch, max_new_tokens=6)
+        (report,) = evaluate(str(model), [task], out)
+        assert report is not None and report.answered == 20
+        return answers(out / "vqav2")
+
+    alone, together = ask(1), ask(7)
+    assert alone == together
+    questions = BENCHMARKS["vqav2"].questions(raw / "vqav2")[:20]
+    assert [row["question_id"] for row in alone] == [question.id for question in questions]
+
+
+def test_an_interrupted_evaluation_asks_only_what_is_left(model: Path, raw: Path, tmp_path: Path) -> None:
+    task = Task(benchmark="gqa", data=raw, limit=12, batch=4, max_new_tokens=4)
+    evaluate(str(model), [task], tmp_path)
+    folder = tmp_path / "gqa"
+    whole = answers(folder)
+    part = folder / "part-00000.jsonl"
+    lines = part.read_text().splitlines(keepends=True)
+    part.write_text("".join(lines[:5]) + lines[5][:20])  # as a kill in the middle of a line leaves it
+    asked: list[int] = []
+    evaluate(str(model), [task], tmp_path, lambda name, done, total: asked.append(total))
+    assert set(asked) == {7}
+    assert answers(folder) == whole
+
+
+def test_answers_of_another_model_are_not_mixed_in(model: Path, mixture: Path, raw: Path, tmp_path: Path) -> None:
+    task = Task(benchmark="gqa", data=raw, limit=2, max_new_tokens=2)
+    evaluate(str(model), [task], tmp_path)
+    other = tmp_path / "other"
+    train(nano(data=str(mixture), out=str(other), steps=1, seed=3))
+    with pytest.raises(VlmixError, match="holds answers with other model; choose another --out"):
+        evaluate(str(other), [task], tmp_path)
+    with pytest.raises(VlmixError, match="other max_new_tokens and questions"):
+        evaluate(str(model), [Task(benchmark="gqa", data=raw, limit=3, max_new_tokens=3)], tmp_path)
+
+
+def test_an_image_that_is_not_there_is_named(model: Path, raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "gqa", tmp_path / "data" / "gqa", ignore=shutil.ignore_patterns("images"))
+    with pytest.raises(VlmixError, match="no readable image gqa/images/.* --images names the folder"):
+        evaluate(str(model), [Task(benchmark="gqa", data=tmp_path / "data")], tmp_path / "out")
