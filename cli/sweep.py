@@ -35,10 +35,11 @@ def sweep(
     """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Interrupted, the same command
     goes on; on several machines with one folder, they share the work."""
     try:
-        from train.report import aggregate, table, write
+        from train.report import aggregate, require, table, write
         from train.sweep import load, run
     except ImportError as error:
         raise VlmixError(f"a sweep needs {error.name}: pip install 'vlmix[train,sweep]'") from None
+    require()
     found = recipes.find_in(recipes.SWEEP, sweep)
     parsed = load(found, changes)
     if workers > 1:
@@ -136,14 +137,19 @@ def _facts(parsed: "Sweep") -> dict[str, Any]:
     from mixture.version import VERSION
 
     return {
-        "training recipe": parsed.recipe,
-        "changes": ", ".join(f"{key}={value}" for key, value in parsed.changes.items()) or "none",
-        "mixture": Path(parsed.mixture).name or (parsed.build.recipe if parsed.build else ""),
+        "training recipe": Path(parsed.recipe).stem,
+        "changes": ", ".join(f"{key}={_bare(value)}" for key, value in parsed.changes.items()) or "none",
+        "mixture": Path(parsed.mixture or (parsed.build.recipe if parsed.build else "")).stem,
         "seeds": ", ".join(str(seed) for seed in parsed.seeds),
         "subsets are trained for": f"the same number of {parsed.same}",
         "benchmarks": ", ".join(parsed.evaluate),
         "vlmix": VERSION,
     }
+
+
+def _bare(value: Any) -> Any:
+    """A value without the folders of a path, which belong to one machine."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _share(arguments: list[str], workers: int, nproc: int) -> None:

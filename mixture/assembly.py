@@ -1,8 +1,6 @@
 """Putting a mixture folder together: in `OUT.partial`, shard by shard, so that it appears whole or not at all, and a
 killed run continues."""
 
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from xxhash import xxh3_128_hexdigest
 from mixture import manifest as manifests
 from mixture.card import card
 from mixture.errors import VlmixError
-from mixture.files import disk_errors, file_digest, sha256, write_parquet, write_text
+from mixture.files import alone, disk_errors, file_digest, sha256, write_parquet, write_text
 from mixture.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
 from mixture.pool import Pool, Progress
 from mixture.samples import SAMPLES
@@ -47,28 +45,24 @@ def assembling(out: Path) -> Iterator[tuple[Path, Path]]:
     work = partial / "work"
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
-    try:
+    with alone(partial) as mine:
+        if not mine:
+            raise VlmixError(f"{partial} is being written by another run; wait for it or stop it")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise VlmixError(f"{partial} is being written by another run; wait for it or stop it") from None
-        if out.exists():
-            raise VlmixError(f"{out} was made by another run meanwhile")
-        with disk_errors(partial):
-            work.mkdir(exist_ok=True)
-        for leftover in partial.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        yield partial, work
-        with disk_errors(out):
-            shutil.rmtree(work)
-            partial.replace(out)
-    except BaseException:
-        if not any(path.is_file() for path in partial.rglob("*")):
-            shutil.rmtree(partial, ignore_errors=True)  # nothing was made that a next run could use
-        raise
-    finally:
-        os.close(lock)
+            if out.exists():
+                raise VlmixError(f"{out} was made by another run meanwhile")
+            with disk_errors(partial):
+                work.mkdir(exist_ok=True)
+            for leftover in partial.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield partial, work
+            with disk_errors(out):
+                shutil.rmtree(work)
+                partial.replace(out)
+        except BaseException:
+            if not any(path.is_file() for path in partial.rglob("*")):
+                shutil.rmtree(partial, ignore_errors=True)  # nothing was made that a next run could use
+            raise
 
 
 def run_shards(

@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -36,6 +37,22 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space and run the same command again; what is finished is kept" if full else "check it"
         raise VlmixError(f"{path}: cannot write: {error.strerror or error}; {remedy}") from error
+
+
+@contextmanager
+def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder: True if no other process does, or when none does any more with `wait`. The hold ends with the
+    block, or with the process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

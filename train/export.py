@@ -6,45 +6,55 @@ and transformers 4 would then draw the tower at random with a warning only.
 """
 
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
+from tokenizers import Tokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedTokenizerBase,
+)
+from transformers import __version__ as transformers_version
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging
 
 from mixture.errors import VlmixError
-from mixture.files import disk_errors
+from mixture.files import atomic, disk_errors
 from train.config import Recipe
 from train.images import Vision
 from train.model import LlavaModel
-from train.tokens import Template
+from train.tokens import IMAGE, Template
 
-CONNECTOR = "connector.safetensors"
 MODEL = "model"
 """Folder of a run that holds its export."""
-_SHARD = 5 * 2**30  # bytes of one file of weights
+CONNECTOR = "connector.safetensors"
+SHARD_BYTES = 5 * 2**30
+"""Most bytes of one file of weights, unless a single tensor has more."""
 _PREFIXED = ("clip_vision_model", "siglip_vision_model")
 State = dict[str, torch.Tensor]
 
 
-def legacy_names(state: State, tower_type: str, tied: bool) -> State:
-    """Weights by the names of llava-hf's checkpoints, from those that a model has in memory."""
-    inner = "vision_tower.vision_model." if tower_type in _PREFIXED else "vision_tower."
-    named: State = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("hf.")
-        if name == "lm_head.weight":
-            if tied:
-                continue
-            name = "language_model.lm_head.weight"
-        name = name.removeprefix("model.")
-        if name.startswith("vision_tower."):
-            name = inner + name.removeprefix("vision_tower.").removeprefix("vision_model.")
-        elif name.startswith("language_model.") and not name.startswith("language_model.lm_head."):
-            name = "language_model.model." + name.removeprefix("language_model.")
-        named[name] = tensor
+def legacy_names(state: State, model: LlavaModel) -> State:
+    """Weights by the names of llava-hf's checkpoints, from those that `model` has in memory."""
+    # transformers knows which of its names are not those of its checkpoints, such as DINOv2's since 5.18, but for the
+    # level `vision_model.` of a tower that it did not itself load.
+    named: State = revert_weight_conversion(model, state)
+    if model.config.tie_word_embeddings:
+        named.pop("language_model.lm_head.weight", None)
+    if model.config.vision_config.model_type in _PREFIXED:
+        inner = "vision_tower.vision_model."
+        named = {re.sub(r"^vision_tower\.(vision_model\.)?", inner, name): tensor for name, tensor in named.items()}
     return named
 
 
@@ -65,8 +75,7 @@ def merge_adapters(state: State, scale: float) -> State:
 def with_identity(state: State, width: int) -> State:
     """A linear connector as the two-layer one of which the second is the identity."""
     name = "model.multi_modal_projector.linear_2"
-    prefix = "hf." if any(key.startswith("hf.") for key in state) else ""
-    return {**state, f"{prefix}{name}.weight": torch.eye(width), f"{prefix}{name}.bias": torch.zeros(width)}
+    return {**state, f"{name}.weight": torch.eye(width), f"{name}.bias": torch.zeros(width)}
 
 
 def write(
@@ -78,66 +87,133 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     layout: Template,
     recipe: Recipe,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """A folder with weights, configuration, processor and chat template; read back before it takes its name.
 
-    `state` holds the whole weights by their names in `model`. Raises VlmixError if transformers misses a weight in it
-    or finds one that it does not expect.
+    `state` holds the whole weights by their names in Trainee. Raises VlmixError, and leaves what stood at `out`, if
+    the disk is full, or if transformers misses a weight, finds one that it does not expect or has another value for it.
     """
+    state = {name.removeprefix("hf."): tensor for name, tensor in state.items()}
     if recipe.lora:
         state = merge_adapters(state, recipe.lora.alpha / recipe.lora.rank)
     if recipe.model.connector == "linear":
         state = with_identity(state, model.config.text_config.hidden_size)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    tied = bool(model.config.tie_word_embeddings)
-    named = legacy_names(state, model.config.vision_config.model_type, tied)
-    named = {name: tensor.to(dtype).contiguous() for name, tensor in named.items()}
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with disk_errors(out):
-        partial.mkdir(parents=True)
-        _write_weights(partial, named)
-        config = model.config
-        config.architectures = [type(model).__name__]
-        config.dtype = dtype
-        config.save_pretrained(partial)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(partial)
-        _write_processor(partial, vision, has_cls, tokenizer, layout)
-        _check(partial)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+    partial, old = (out.with_name(f"{out.name}.{what}") for what in ("partial", "old"))
+    try:
+        with disk_errors(out):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write_weights(partial, legacy_names(state, model), dtype, shard_bytes)
+            _write_json(partial / "config.json", _config(model, vision, dtype))
+            _write_json(partial / "generation_config.json", _generation(model, tokenizer, layout))
+            _write_tokenizer(partial, tokenizer, layout)
+            _write_processor(partial, vision, has_cls)
+            _check(partial, out, state, dtype, tokenizer)
+            shutil.rmtree(old, ignore_errors=True)
+            if out.exists():
+                out.rename(old)
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_weights(folder: Path, named: State) -> None:
+def _write_weights(folder: Path, named: State, dtype: torch.dtype, shard_bytes: int) -> None:
     shards: list[State] = [{}]
-    size = 0
+    size = total = 0
     for name, tensor in named.items():
-        if size + tensor.nbytes > _SHARD and shards[-1]:
+        nbytes = tensor.numel() * dtype.itemsize
+        if size + nbytes > shard_bytes and shards[-1]:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", {"format": "pt"})
-        return
-    places = {}
+        size += nbytes
+        total += nbytes
+    places: dict[str, str] = {}
     for number, part in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(part, folder / file, {"format": "pt"})
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save({name: tensor.to(dtype).contiguous() for name, tensor in part.items()}, folder / file)
         places |= dict.fromkeys(part, file)
-    total = sum(tensor.nbytes for tensor in named.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+    if len(shards) > 1:
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def _write_processor(
-    folder: Path, vision: Vision, has_cls: bool, tokenizer: PreTrainedTokenizerBase, layout: Template
-) -> None:
+def _save(tensors: State, path: Path) -> None:
+    """As `save_file`, but what the system refuses is an OSError."""
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
+
+
+def _config(model: LlavaModel, vision: Vision, dtype: torch.dtype) -> dict[str, Any]:
+    """transformers 5's configuration, and in older words what transformers 4 and the converters would not find in it:
+    they would take their own defaults, silently."""
+    told: dict[str, Any] = json.loads(model.config.to_json_string())
+    text, tower = told["text_config"], told["vision_config"]
+    told["architectures"] = [type(model).__name__]
+    text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config.text_config)].__name__]
+    told["tie_word_embeddings"] = text["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
+    told["image_seq_length"] = (vision.side // vision.patch) ** 2
+    told["torch_dtype"] = str(dtype).removeprefix("torch.")
+    for part in (told, text, tower):
+        part["dtype"] = told["torch_dtype"]
+        part.pop("_name_or_path", None)
+    rope = dict(text.get("rope_parameters") or {})
+    text |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if rope.get("rope_type", "default") != "default":
+        text["rope_scaling"] = rope
+    return told
+
+
+def _generation(model: LlavaModel, tokenizer: PreTrainedTokenizerBase, layout: Template) -> dict[str, Any]:
+    """Greedy, and to the end of an answer as it was trained, or what ends the LM's own texts. The LM's settings for
+    sampling are left out: transformers refuses to load or save many of them."""
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = [special.get(layout.answer_end), tokenizer.eos_token_id]
+    # Those of a configuration that was written by hand may be its defaults, which mean nothing in this vocabulary.
+    ends += [end for end in (own if isinstance(own, list) else [own]) if end in special.values()]
+    ends = [end for end in dict.fromkeys(ends) if end is not None]
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, layout: Template) -> None:
+    """transformers 5's `save_pretrained` would name a class, and list special tokens in a way, that 4 cannot read."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(layout.jinja(), encoding="utf-8")
+    more = [str(token) for token in tokenizer.extra_special_tokens]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left",
+        "model_max_length": tokenizer.model_max_length,
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+        "additional_special_tokens": list(dict.fromkeys([IMAGE, *more])),
+    }
+    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    _write_json(folder / "tokenizer_config.json", settings | named)
+
+
+def _write_processor(folder: Path, vision: Vision, has_cls: bool) -> None:
     """The files are written here, not by `save_pretrained`: without torchvision that would name an image processor
     which transformers 4 does not have."""
-    tokenizer.chat_template = layout.jinja()
-    tokenizer.save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(layout.jinja(), encoding="utf-8")
     side = {"height": vision.side, "width": vision.side}
     kind = "LlavaNext" if vision.grids else "Llava"
     images: dict[str, Any] = {
@@ -164,17 +240,50 @@ def _write_processor(
         "patch_size": vision.patch,
         "vision_feature_select_strategy": "default" if has_cls else "full",
         "num_additional_image_tokens": int(has_cls),
-        "image_token": "<image>",
+        "image_token": IMAGE,
     }
     _write_json(folder / "processor_config.json", processor)
 
 
-def _check(folder: Path) -> None:
-    AutoProcessor.from_pretrained(folder)
-    _, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, dtype="auto")
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[what]:
-            raise VlmixError(f"{folder}: the export does not load back: {what} {sorted(report[what])[:5]}")
+def _check(folder: Path, out: Path, state: State, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises VlmixError if what transformers reads from `folder` is not the model with the weights `state`."""
+    with _quiet():
+        try:
+            read = AutoProcessor.from_pretrained(folder).tokenizer
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, dtype="auto"
+            )
+        except Exception as error:  # of every kind
+            raise VlmixError(f"{out}: the export does not load back: {error}") from error
+    troubles = {what: sorted(map(str, report[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    found = model.state_dict()
+    troubles["other values"] = [
+        name
+        for name, tensor in state.items()
+        if name not in found or not torch.equal(found[name].to(dtype), tensor.to(dtype))
+    ]
+    probe = f"{IMAGE}\nWhat is it? {tokenizer.eos_token or ''} 1 é\n"
+    if read(probe)["input_ids"] != tokenizer(probe)["input_ids"]:
+        troubles["other tokens"] = [f"for {probe!r}"]
+    for what, names in troubles.items():
+        if names:
+            raise VlmixError(
+                f"{out}: the export does not load back in transformers {transformers_version}: {what} {names[:5]}; the "
+                "run's checkpoint stands"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without warnings and progress bars; afterwards as before."""
+    level = logging.get_verbosity()
+    hook = logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True}))
+    logging.set_verbosity(ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.set_tqdm_hook(hook)
 
 
 def write_connector(path: Path, state: State) -> None:
@@ -184,10 +293,8 @@ def write_connector(path: Path, state: State) -> None:
         name = name.removeprefix("hf.").removeprefix("model.")
         if name.startswith("multi_modal_projector.") or name == "image_newline":
             mine[name.removeprefix("multi_modal_projector.")] = tensor.float().contiguous()
-    temporary = path.with_suffix(".partial")
-    with disk_errors(path):
-        save_file(mine, temporary, {"format": "pt"})
-        temporary.rename(path)
+    with atomic(path) as file:
+        file.write(save(mine, {"format": "pt"}))
 
 
 def load_connector(model: LlavaModel, start: str) -> None:
@@ -213,4 +320,4 @@ def load_connector(model: LlavaModel, start: str) -> None:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")

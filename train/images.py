@@ -1,8 +1,8 @@
 """The image path: from a stored JPEG to the uint8 square that a vision tower's device normalises.
 
-Images stay uint8 until the device, a quarter of the bytes to move. The picture is resized first and padded afterwards,
-which spares resizing the padding; it differs from LLaVA's pad-then-resize only where bicubic would mix picture and pad
-colour, along the seam. torch's antialiased bicubic on uint8 is within one grey level of Pillow's, two at hard edges.
+Images stay uint8 until the device, a quarter of the bytes to move. The geometry is that of transformers' processors, to
+the pixel, so that an exported model sees what was trained on. torch's antialiased bicubic on uint8 is within one grey
+level of Pillow's, a few at hard edges.
 """
 
 import io
@@ -35,27 +35,36 @@ def to_square(
 ) -> torch.Tensor:
     """[3, side, side] uint8 of an image [3, H, W] uint8.
 
-    `pad`: the whole picture in the middle, the rest in the colour int(255 * mean) (LLaVA's `expand2square`);
-    `crop`: the short side fills the square, the middle is kept (LLaVA's stage 1); `stretch`: both sides fill it.
+    `pad`: the whole picture in the middle of a square of the colour int(255 * mean), then resized (LLaVA's
+    `expand2square`); `crop`: the short side fills the square, the middle is kept (LLaVA's stage 1); `stretch`: both
+    sides fill it.
     """
     height, width = image.shape[1:]
     if fitting == "stretch":
         return _resize(image, side, side)
     if fitting == "crop":
         short = min(height, width)
-        resized = _resize(image, max(side, round(height * side / short)), max(side, round(width * side / short)))
+        resized = _resize(image, int(side * height / short), int(side * width / short))
         top, left = (resized.shape[1] - side) // 2, (resized.shape[2] - side) // 2
         return resized[:, top : top + side, left : left + side]
-    long = max(height, width)
-    inner = _resize(image, max(1, round(height * side / long)), max(1, round(width * side / long)))
+    return _resize(_squared(image, side, mean), side, side)
+
+
+def _squared(image: torch.Tensor, side: int, mean: tuple[float, float, float]) -> torch.Tensor:
+    """The image [3, H, W] in the middle of a square. Of a banner, whose square would be mostly padding, the long side
+    is resized to `side` already."""
+    height, width = image.shape[1:]
+    long, short = max(height, width), min(height, width)
     if height == width:
-        return inner
-    square = torch.empty((side, side, 3), dtype=torch.uint8).permute(2, 0, 1)
-    square[:] = torch.tensor([int(255 * m) for m in mean], dtype=torch.uint8)[:, None, None]
-    top, left = (round((long - size) // 2 * side / long) for size in (height, width))
-    top, left = min(top, side - inner.shape[1]), min(left, side - inner.shape[2])
-    square[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
-    return square
+        return image
+    wide = width > height
+    if long > 2 * short:
+        image = _resize(image, height, side) if wide else _resize(image, side, width)
+    rows, columns = (long, image.shape[2]) if wide else (image.shape[1], long)
+    colour = torch.tensor([int(255 * m) for m in mean], dtype=torch.uint8)
+    canvas = colour.repeat(columns).expand(rows, -1).contiguous().view(rows, columns, 3)
+    canvas.narrow(0 if wide else 1, (long - short) // 2, short).copy_(image.permute(1, 2, 0))
+    return canvas.permute(2, 0, 1)
 
 
 def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

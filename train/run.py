@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mixture import manifest as manifests
 from mixture import open as open_mixture
 from mixture.errors import VlmixError
-from mixture.files import disk_errors, write_text
+from mixture.files import alone, disk_errors, write_text
 from mixture.order import ORDER_VERSION, Order
 from mixture.reader import Mixture
 from train.batches import Collator, Lengths, Microbatches
@@ -62,8 +63,15 @@ class _Run:
         self.folder = folder_of(recipe)
 
     def go(self) -> bool:
-        recipe, me = self.recipe, self.me
+        me = self.me
         me.share(_caught(self._prepare) if me.first else None)
+        with alone(self.folder) if me.first else nullcontext(True) as mine:
+            busy = VlmixError(f"{self.folder} is being written by another run; wait for it or choose another out=")
+            me.share(None if mine else busy)
+            return self._go()
+
+    def _go(self) -> bool:
+        recipe, me = self.recipe, self.me
         mixture = open_mixture(recipe.data)
         model, tokenizer, layout, whole = self._model(mixture)
         encoder = Encoder(tokenizer, layout)

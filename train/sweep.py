@@ -11,11 +11,9 @@ A run that has its row is not repeated; one that was interrupted goes on. Any nu
 folder: each takes runs that nobody holds, by a lock that dies with its holder.
 """
 
-import fcntl
 import itertools
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +28,7 @@ from msgspec import Meta, Struct
 from mixture import open as open_mixture
 from mixture import strict
 from mixture.errors import VlmixError
-from mixture.files import disk_errors, write_text
+from mixture.files import alone, disk_errors, write_text
 from train.benchmarks import BENCHMARKS, Report
 from train.config import Recipe, parse
 from train.evaluate import Task
@@ -97,7 +95,7 @@ class Cell(Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """A folder name that tells what the run is."""
         values = [f"{key.rpartition('.')[2]}={value}" for key, value in self.axes.items()]
-        parts = [*values, Path(self.select).stem, f"{self.ratio:g}", f"seed{self.seed}"]
+        parts = [*values, Path(self.select).name, f"{self.ratio:g}", f"seed{self.seed}"]
         plain = "-".join("".join(c if c.isalnum() or c in "._=" else "_" for c in part) for part in parts)
         return plain if len(plain) < 100 else f"{plain[:80]}-{sha256(plain.encode()).hexdigest()[:12]}"
 
@@ -164,7 +162,7 @@ def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> 
             home = out / "runs" / cell.name
             if (home / "result.json").exists():
                 continue
-            with _alone(home) as mine:
+            with _held(home) as mine:
                 if not mine:
                     held.append(cell)
                 elif not (home / "result.json").exists():
@@ -214,7 +212,7 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
     result = Result(
         run=cell.name,
         axes=cell.axes,
-        select=Path(cell.select).stem,
+        select=Path(cell.select).name,
         ratio=cell.ratio,
         seed=cell.seed,
         samples=len(opened),
@@ -237,7 +235,7 @@ def _mixture(sweep: Sweep, cell: Cell, out: Path, doers: Doers) -> Path:
     changes = {key.removeprefix("data."): value for key, value in cell.axes.items() if key.startswith("data.")}
     digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
     folder = out / "data" / digest
-    with _alone(folder, wait=True):
+    with _held(folder, wait=True):
         if not (folder / "mixture").is_dir():
             doers.build(sweep.build, changes, folder / "mixture")
     return folder / "mixture"
@@ -272,9 +270,9 @@ def _claim(sweep: Sweep, out: Path) -> None:
     path = out / SPEC
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    with _alone(out, wait=True):
+    with _held(out, wait=True):
         if not path.exists():
-            if any(file.name != "lock" for file in out.iterdir()):
+            if any(out.iterdir()):
                 raise VlmixError(f"{out} is not empty and no sweep; choose another --out")
             write_text(path, json.dumps(plain, indent=1) + "\n")
             return
@@ -291,14 +289,7 @@ def _rows(out: Path) -> list[Result]:
 
 
 @contextmanager
-def _alone(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a folder's lock: True if nobody else does. It is given back when the process ends, however it does."""
+def _held(folder: Path, wait: bool = False) -> Iterator[bool]:
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(descriptor)
+    with alone(folder, wait) as mine:
+        yield mine

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from mixture import open as open_mixture
 from mixture.errors import VlmixError
+from mixture.files import alone
 from tests.helpers import VLMIX, hashes, vlmix
 from tests.train.nano import NANO, nano
 from train.metrics import read
@@ -207,6 +208,13 @@ def test_a_run_of_another_recipe_or_mixture_is_refused(whole: Path, mixture: Pat
     open_mixture(mixture).subset(ratio=0.5).save(half)
     with pytest.raises(VlmixError, match="a run on another mixture"):
         train(nano(data=str(half), out=str(whole)))
+
+
+def test_two_runs_in_one_folder_are_refused(mixture: Path, tmp_path: Path) -> None:
+    with alone(tmp_path) as mine:
+        assert mine
+        with pytest.raises(VlmixError, match="is being written by another run"):
+            train(nano(data=str(mixture), out=str(tmp_path)))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_samples(

@@ -4,9 +4,9 @@ What comes out depends on the rows, not on their order.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 from msgspec import Struct
@@ -18,8 +18,11 @@ _BUILT_IN = ("random", "lengths", "clusters")
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """One trained and evaluated model. `sources` are the samples of its subset; `train_seconds` and
-    `evaluate_seconds` are wall clock; `questions` counts those asked per benchmark."""
+    """One trained and evaluated model.
+
+    `sources` are the samples of its subset, `train_seconds` and `evaluate_seconds` are wall clock, `questions` counts
+    those asked per benchmark. Losses and scores may be NaN, or None, which NaN becomes on its way through JSON.
+    """
 
     run: str
     axes: dict[str, Any]
@@ -32,12 +35,12 @@ class Result(Struct, frozen=True, kw_only=True):
     samples: int
     sources: dict[str, int]
     steps: int
-    loss: float
+    loss: float | None
     train_seconds: float
     evaluate_seconds: float
-    scores: dict[str, float]
-    """Benchmark -> main number. A score that is not finite counts as missing."""
-    metrics: dict[str, dict[str, float]]
+    scores: Mapping[str, float | None]
+    """Benchmark -> main number. A score that is not a finite number counts as missing."""
+    metrics: Mapping[str, Mapping[str, float | None]]
     """Benchmark -> sub-scores."""
     questions: dict[str, int]
 
@@ -141,14 +144,21 @@ def spread(rows: Iterable[Result], value: Callable[[Result], float | None]) -> S
     """`value` over the seeds of `rows`; None if no row has one."""
     by_seed: dict[int, list[float]] = {}
     for row in rows:
-        if (found := value(row)) is not None and math.isfinite(found):
+        if is_number(found := value(row)):
             by_seed.setdefault(row.seed, []).append(found)
     means = {seed: fmean(values) for seed, values in sorted(by_seed.items())}
     if not means:
         return None
-    return Spread(
-        mean=fmean(means.values()), sd=stdev(means.values()) if len(means) > 1 else None, by_seed=means
-    )
+    return Spread(mean=fmean(means.values()), sd=stdev(means.values()) if len(means) > 1 else None, by_seed=means)
+
+
+def is_number(item: float | None) -> TypeGuard[float]:
+    return item is not None and math.isfinite(item)
+
+
+def is_relative(points: Iterable[Point]) -> bool:
+    """Whether there is something to read off beyond the full mixture's own 100 %."""
+    return any(point.relative and not point.full for point in points)
 
 
 def benchmarks(points: Iterable[Point]) -> list[str]:
@@ -184,6 +194,7 @@ def _scores(group: list[Result]) -> dict[str, Spread]:
 
 def _relative(row: Result, full: dict[str, float]) -> float | None:
     """Percent; None where the row lacks one of the benchmarks, as means over different ones do not compare."""
-    if not full or not all(name in row.scores for name in full):
+    scores = {name: score for name, score in row.scores.items() if is_number(score)}
+    if not full or not full.keys() <= scores.keys():
         return None
-    return 100 * fmean(row.scores[name] / mean for name, mean in full.items())
+    return 100 * fmean(scores[name] / mean for name, mean in full.items())

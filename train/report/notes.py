@@ -1,10 +1,9 @@
 """What the numbers of a report leave out, and what is odd about its runs."""
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from train.report.aggregate import Point, Result, aggregate, axes_key, benchmarks, grouped
+from train.report.aggregate import Point, Result, aggregate, axes_key, benchmarks, grouped, is_number
 from train.report.words import Namer, listed
 
 
@@ -45,7 +44,7 @@ def _references(points: list[Point], full: dict[Any, Point]) -> Iterator[str]:
 
 
 def _run(row: Result, asked: set[str], reference: Point | None) -> Iterator[str]:
-    finite = {name for name, score in row.scores.items() if math.isfinite(score)}
+    finite = {name for name, score in row.scores.items() if is_number(score)}
     if broken := sorted(set(row.scores) - finite):
         yield f"{row.run}: the score in {listed(broken)} is not a number and counts as missing."
     if missing := sorted(asked - set(row.scores)):
@@ -54,6 +53,6 @@ def _run(row: Result, asked: set[str], reference: Point | None) -> Iterator[str]
     if counted - finite:
         yield f"{row.run} does not count in the relative score, which takes a mean over the same benchmarks for all."
     if reference and (more := sorted(finite - set(reference.scores))):
-        yield f"{row.run}: no run on the full mixture has a score in {listed(more)}, so it is not in the relative score."
-    if not math.isfinite(row.loss):
+        yield f"{row.run}: no run on the full mixture has {listed(more)}, which is left out of the relative score."
+    if not is_number(row.loss):
         yield f"{row.run}: the last loss is not a number; the training diverged."

@@ -1,12 +1,11 @@
 """Points in words and in cells of text, for the terminal, the page and the picture alike."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from train.report.aggregate import FULL, Point, Series, Spread, axes_key, benchmarks, series
+from train.report.aggregate import FULL, Point, Series, Spread, axes_key, benchmarks, is_number, is_relative, series
 
 NOTHING = "–"
 UNKNOWN = "?"
@@ -50,7 +49,7 @@ def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
     """Header and rows. Numbers are mean ± standard deviation over seeds, `± ?` for one seed; `(2 of 3)` behind a
     number says how many of the seeds have it; `–`: there is none."""
     namer, names = Namer(points), benchmarks(points)
-    relative = any(point.relative and not point.full for point in points)
+    relative = is_relative(points)
     header = [*namer.keys, "selection", "share", "samples", "seeds", *["relative %"] * relative, *names]
     rows = []
     for point in points:
@@ -69,57 +68,58 @@ def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
 
 
 def headline(points: list[Point]) -> list[str]:
-    """What the points say, in sentences: the lead series first, then the smallest share of every other one."""
-    namer, lines = Namer(points), series(points)
-    measured = [(line, [p for p in line.points if p.relative and not p.full]) for line in lines]
-    measured = [(line, kept) for line, kept in measured if kept]
-    if not measured:
+    """What the points say, in sentences: for each series what its smallest share keeps, then which share suffices."""
+    namer = Namer(points)
+    lines = [line._replace(points=[p for p in line.points if p.relative and not p.full]) for line in series(points)]
+    lines = [line for line in lines if line.points]
+    if not lines:
         return _absolute(points, namer)
-    selects = {line.select for line, _ in measured}
-    sentences = []
-    for line, kept in measured:
-        sentences.append(_keeps(line, kept[0], namer, len(selects) > 1))
-        if len(sentences) == 1:
-            sentences.append(_enough(kept))
-    return sentences
+    several = len({line.select for line in lines}) > 1
+    return [*(_keeps(line, namer, several) for line in lines), _enough(lines, namer)]
 
 
-def _keeps(line: Series, point: Point, namer: Namer, several: bool) -> str:
+def _keeps(line: Series, namer: Namer, several: bool) -> str:
+    point = line.points[0]
     assert point.relative
     whose = f"{namer.axes(line.axes)}: with" if namer.varied else "With"
     chosen = f", {_CHOSEN.get(line.select, f'chosen by {line.select}')}," if several else ""
+    count = len(point.relative.by_seed)
+    seeds = f"{count} seeds" if count > 1 else "1 seed, so the spread is unknown"
     return (
         f"{whose} {share(point.ratio)} of the samples{chosen} the model keeps {percent(point.relative)} "
-        f"of the score of the full mixture ({seeds(point.relative)})."
+        f"of the score of the full mixture ({seeds})."
     )
 
 
-def _enough(kept: list[Point]) -> str:
-    enough = next((point for point in kept if point.relative and point.relative.mean >= KEEPS), None)
-    if enough is None or enough.relative is None:
-        return f"No share that was measured keeps {KEEPS:g} %."
-    return (
-        f"The smallest share that keeps {KEEPS:g} % is {share(enough.ratio)} of the samples "
-        f"({percent(enough.relative)})."
-    )
+def _enough(lines: list[Series], namer: Namer) -> str:
+    found = [next((p for p in line.points if p.relative and p.relative.mean >= KEEPS), None) for line in lines]
+    if not any(found):
+        return f"No smaller share that was measured keeps {KEEPS:g} %, LLaVA-1.5's mark for half of its mixture."
+    told = [
+        f"{share(point.ratio)} of the samples ({percent(point.relative)})" if point and point.relative else "none"
+        for point in found
+    ]
+    if len(lines) > 1:
+        told = [f"{namer.series(line.axes, line.select)}: {what}" for line, what in zip(lines, told)]
+    return f"The smallest share measured that keeps {KEEPS:g} %: {'; '.join(told)}."
 
 
 def _absolute(points: list[Point], namer: Namer) -> list[str]:
-    names = benchmarks(points)
-    ratios = {point.ratio for point in points}
+    names, ratios = benchmarks(points), {point.ratio for point in points}
     if not names:
         return ["No run has been evaluated yet."]
     if len(ratios) > 1:
-        return ["No run on the full mixture can be compared with yet: the scores are absolute."]
+        return ["No smaller share can be compared with the full mixture yet: the scores are absolute."]
     where = "the full mixture" if ratios == {1.0} else f"{share(points[0].ratio)} of the samples"
     if len(points) == 1:
         found = points[0].scores
         return [f"On {where} the model scores {listed([f'{number(found[name])} in {name}' for name in names])}."]
-    best = []
+    best: dict[str, list[str]] = {}
     for name in names:
         point = max((p for p in points if name in p.scores), key=lambda p: p.scores[name].mean)
-        best.append(f"{name} {number(point.scores[name])} ({namer.series(point.axes, point.select)})")
-    return [f"{len(points)} variants on {where}. Highest scores: {listed(best)}."]
+        best.setdefault(namer.series(point.axes, point.select), []).append(name)
+    told = [f"{whose} is highest in {listed(highest)}" for whose, highest in best.items()]
+    return [f"{len(points)} variants on {where}: {'; '.join(told)}."]
 
 
 def number(found: Spread | None) -> str:
@@ -132,11 +132,6 @@ def percent(found: Spread) -> str:
     return f"{found.mean:.1f} %" if found.sd is None else f"{number(found)} %"
 
 
-def seeds(found: Spread) -> str:
-    count = len(found.by_seed)
-    return "1 seed, so the spread is unknown" if count == 1 else f"{count} seeds"
-
-
 def share(ratio: float) -> str:
     """`12.5 %`."""
     return f"{100 * ratio:.4g} %"
@@ -147,8 +142,8 @@ def value(item: Any) -> str:
     return item if isinstance(item, str) else msgspec.json.encode(item, order="deterministic").decode()
 
 
-def real(item: float, digits: int) -> str:
-    return f"{item:,.{digits}f}" if math.isfinite(item) else "not a number"
+def real(item: float | None, digits: int) -> str:
+    return f"{item:,.{digits}f}" if is_number(item) else "not a number"
 
 
 def listed(items: Iterable[str]) -> str:

@@ -1,0 +1,418 @@
+import math
+import random
+import shutil
+import subprocess
+from math import sqrt
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from PIL import Image, ImageColor
+
+from mixture.errors import VlmixError
+from train.report import Result, aggregate, headline, require, series, table, write
+from train.report.aggregate import FULL
+from train.report.canvas import DARK, LIGHT, clean
+from train.report.curve import curve, scores
+from train.report.notes import notes
+from train.report.page import page
+
+HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
+
+
+def row(ratio=1.0, seed=0, select="random", axes=None, **changes):
+    given = {
+        "run": f"{select}-{ratio:g}-{seed}",
+        "axes": axes or {},
+        "select": select,
+        "ratio": ratio,
+        "seed": seed,
+        "samples": round(1000 * ratio),
+        "sources": {"vqav2": round(600 * ratio), "vg": round(400 * ratio)},
+        "steps": 10,
+        "loss": 1.25,
+        "train_seconds": 12.5,
+        "evaluate_seconds": 3.25,
+        "scores": {"gqa": 60.0},
+        "metrics": {"gqa": {"open": 40.0}},
+        "questions": {"gqa": 100},
+    }
+    return Result(**given | changes)
+
+
+def at(points, ratio, select="random"):
+    (found,) = [point for point in points if point.ratio == ratio and point.select in (select, FULL)]
+    return found
+
+
+BOTH = [
+    row(1.0, 0, scores={"gqa": 50.0, "pope": 80.0}),
+    row(1.0, 1, scores={"gqa": 70.0, "pope": 80.0}),
+    row(0.1, 0, scores={"gqa": 30.0, "pope": 60.0}),  # 30/60 and 60/80: 62.5 %
+    row(0.1, 1, scores={"gqa": 36.0, "pope": 64.0}),  # 36/60 and 64/80: 70 %
+]
+
+
+def test_scores_and_relative_scores_are_means_over_seeds_with_the_sample_deviation():
+    point = at(aggregate(BOTH), 0.1)
+    assert point.seeds == 2 and point.samples == 100
+    assert point.scores["gqa"].mean == 33.0 and point.scores["gqa"].sd == pytest.approx(6 / sqrt(2))
+    assert point.relative.by_seed == pytest.approx({0: 62.5, 1: 70.0})
+    assert point.relative.mean == pytest.approx(66.25) and point.relative.sd == pytest.approx(7.5 / sqrt(2))
+
+
+def test_the_full_mixture_is_100_percent_with_the_spread_of_its_own_seeds():
+    full = at(aggregate(BOTH), 1.0)
+    assert full.select == FULL
+    assert full.relative.by_seed == pytest.approx({0: 100 * (50 / 60 + 1) / 2, 1: 100 * (70 / 60 + 1) / 2})
+    assert full.relative.mean == pytest.approx(100)
+
+
+def test_the_full_mixture_serves_every_selection_of_its_axes_and_no_other_axes():
+    plain = {"data.prompts": "plain"}
+    points = aggregate(
+        [
+            row(1.0, select="random"),
+            row(0.5, select="lengths", scores={"gqa": 45.0}),
+            row(0.5, axes=plain, scores={"gqa": 45.0}),
+            row(0.5, select="mine.parquet", scores={"gqa": 54.0}),
+        ]
+    )
+    assert [(p.axes, p.select, p.ratio, p.relative and p.relative.mean) for p in points] == [
+        ({}, "lengths", 0.5, 75.0),
+        ({}, "mine.parquet", 0.5, 90.0),
+        ({}, FULL, 1.0, 100.0),
+        (plain, "random", 0.5, None),
+    ]
+    assert [(line.axes, line.select, [p.ratio for p in line.points]) for line in series(points)] == [
+        ({}, "lengths", [0.5, 1.0]),
+        ({}, "mine.parquet", [0.5, 1.0]),
+        (plain, "random", [0.5]),
+    ]
+
+
+def test_axes_that_are_numbers_sort_by_value_and_words_after_them():
+    values = [10, 9.5, "9", True, 2e-5, None]
+    points = aggregate([row(axes={"optim.lr": value}) for value in values])
+    assert [point.axes["optim.lr"] for point in points] == [2e-5, 9.5, 10, "9", None, True]
+
+
+def test_one_seed_has_no_spread_and_says_so_everywhere():
+    rows = [row(1.0, 0), row(1.0, 1), row(0.1, 0, scores={"gqa": 45.0})]
+    points = aggregate(rows)
+    assert at(points, 0.1).relative.sd is None and at(points, 0.1).scores["gqa"].sd is None
+    header, cells = table(points)
+    assert header == ["selection", "share", "samples", "seeds", "relative %", "gqa"]
+    assert cells[0] == ["random", "10 %", "100", "1", "75.0 ± ?", "45.0 ± ?"]
+    assert cells[1] == [FULL, "100 %", "1,000", "2", "100.0 ± 0.0", "60.0 ± 0.0"]
+    assert headline(points)[0] == (
+        "With 10 % of the samples the model keeps 75.0 % of the score of the full mixture "
+        "(1 seed, so the spread is unknown)."
+    )
+    assert "± ?: there is one seed, so the spread is unknown." in notes(rows)
+
+
+def test_a_small_spread_is_not_written_as_none():
+    points = aggregate([row(1.0, 0), row(1.0, 1, scores={"gqa": 60.01})])
+    assert table(points)[1][0][-1] == "60.0 ± 0.007"
+
+
+def test_without_a_full_run_scores_are_absolute():
+    rows = [row(0.1), row(0.5, scores={"gqa": 70.0})]
+    points = aggregate(rows)
+    assert [point.relative for point in points] == [None, None]
+    assert table(points)[0] == ["selection", "share", "samples", "seeds", "gqa"]
+    assert headline(points) == ["No smaller share can be compared with the full mixture yet: the scores are absolute."]
+    assert "There is no run on the full mixture yet, so nothing is relative to it." in notes(rows)
+
+
+def test_a_benchmark_in_which_the_full_mixture_scores_nothing_is_left_out_and_named():
+    rows = [row(scores={"gqa": 60.0, "mme": 0.0}), row(0.5, scores={"gqa": 30.0, "mme": 5.0})]
+    point = at(aggregate(rows), 0.5)
+    assert point.left_out == ["mme"] and point.relative.mean == 50.0 and point.scores["mme"].mean == 5.0
+    (told,) = [note for note in notes(rows) if note.startswith("mme cannot be relative")]
+    assert "the full mixture scores 0" in told
+    only = aggregate([row(scores={"mme": 0.0}), row(0.5, scores={"mme": 5.0})])
+    assert at(only, 0.5).relative is None and at(only, 1.0).relative is None
+
+
+def test_a_run_that_lacks_a_benchmark_counts_where_it_has_scores_but_not_in_the_relative_score():
+    rows = [*BOTH[:3], row(0.1, 1, scores={"pope": 64.0})]
+    point = at(aggregate(rows), 0.1)
+    assert point.relative.by_seed == pytest.approx({0: 62.5})
+    assert table(aggregate(rows))[1][0] == [
+        "random",
+        "10 %",
+        "100",
+        "2",
+        "62.5 ± ? (1 of 2)",
+        "30.0 ± ? (1 of 2)",
+        "62.0 ± 2.8",
+    ]
+    told = list(notes(rows))
+    assert "random-0.1-1 has no score in gqa yet." in told
+    assert any(note.startswith("random-0.1-1 does not count in the relative score") for note in told)
+
+
+def test_a_benchmark_that_no_full_run_has_stays_out_of_the_relative_score():
+    rows = [row(), row(0.5, scores={"gqa": 30.0, "pope": 80.0})]
+    assert at(aggregate(rows), 0.5).relative.mean == 50.0
+    assert "random-0.5-0: no run on the full mixture has pope, which is left out of the relative score." in notes(rows)
+
+
+def test_a_score_that_is_not_a_number_counts_as_missing(tmp_path):
+    rows = [row(), row(0.5, loss=math.nan, scores={"gqa": math.nan})]
+    point = at(aggregate(rows), 0.5)
+    assert point.scores == {} and point.relative is None
+    told = list(notes(rows))
+    assert "random-0.5-0: the score in gqa is not a number and counts as missing." in told
+    assert "random-0.5-0: the last loss is not a number; the training diverged." in told
+    assert write(tmp_path, "diverged", rows, {}).read_text().count("not a number") >= 4
+
+
+def test_runs_of_one_point_and_seed_count_once():
+    rows = [row(0.5, 0, scores={"gqa": 10.0}), row(0.5, 0, run="again", scores={"gqa": 20.0}), row(0.5, 1), row(1.0)]
+    point = at(aggregate(rows), 0.5)
+    assert point.seeds == 2 and point.scores["gqa"].by_seed == {0: 15.0, 1: 60.0}
+    assert any(note.startswith("again and random-0.5-0 are runs of one point and one seed") for note in notes(rows))
+
+
+def test_runs_that_were_asked_other_numbers_of_questions_are_told():
+    rows = [row(), row(0.5, questions={"gqa": 12578})]
+    assert any(
+        note.startswith("gqa: runs were asked different numbers of questions (100 and 12,578)") for note in notes(rows)
+    )
+
+
+def test_the_headline_names_the_smallest_share_that_keeps_98_percent():
+    rows = [
+        row(ratio, seed, scores={"gqa": score}) for seed in (0, 1) for ratio, score in ((0.1, 30), (0.3, 59), (1, 60))
+    ]
+    assert headline(aggregate(rows)) == [
+        "With 10 % of the samples the model keeps 50.0 ± 0.0 % of the score of the full mixture (2 seeds).",
+        "The smallest share measured that keeps 98 %: 30 % of the samples (98.3 ± 0.0 %).",
+    ]
+
+
+def test_the_headline_tells_selections_and_axes_apart():
+    rows = [row(), row(0.1, scores={"gqa": 30.0}), row(0.1, select="lengths", scores={"gqa": 59.0})]
+    assert headline(aggregate(rows))[1:] == [
+        "With 10 % of the samples, chosen by lengths, the model keeps 98.3 % of the score of the full mixture "
+        "(1 seed, so the spread is unknown).",
+        "The smallest share measured that keeps 98 %: random: none; lengths: 10 % of the samples (98.3 %).",
+    ]
+    both = [msgspec.structs.replace(r, axes={"data.prompts": p}) for r in rows[:2] for p in ("llava", "plain")]
+    assert [sentence[:19] for sentence in headline(aggregate(both))[:2]] == [
+        "prompts=llava: with",
+        "prompts=plain: with",
+    ]
+
+
+def ladder():
+    steps = [("linear", "plain", 50.0), ("mlp", "plain", 55.0), ("mlp", "llava", 60.0)]
+    return [
+        row(1.0, seed, axes={"model.connector": c, "data.prompts": p}, scores={"gqa": s + seed, "pope": s})
+        for c, p, s in steps
+        for seed in (0, 1)
+    ]
+
+
+def test_recipes_on_the_full_mixture_alone_are_compared_by_their_scores():
+    points = aggregate(ladder())
+    header, cells = table(points)
+    assert header == ["data.prompts", "model.connector", "selection", "share", "samples", "seeds", "gqa", "pope"]
+    assert [line[:2] for line in cells] == [["llava", "mlp"], ["plain", "linear"], ["plain", "mlp"]]
+    assert headline(points) == [
+        "3 variants on the full mixture: prompts=llava, connector=mlp is highest in gqa and pope."
+    ]
+    assert scores(points) is None
+
+
+def size(png):
+    assert png.startswith(b"\x89PNG")
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+def test_the_picture_of_recipes_grows_with_their_number():
+    points = aggregate(ladder())
+    assert size(curve(points))[1] > size(curve(points[:1]))[1]
+
+
+def chunks(png):
+    found, place = [], 8
+    while place < len(png):
+        found.append(png[place + 4 : place + 8])
+        place += 12 + int.from_bytes(png[place : place + 4], "big")
+    return set(found)
+
+
+def test_the_picture_holds_pixels_and_no_metadata():
+    assert chunks(curve(aggregate(BOTH))) <= {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"PLTE"}
+
+
+def test_the_picture_ignores_settings_of_the_user_and_leaves_them():
+    import matplotlib
+
+    points = aggregate(BOTH)
+    plain = curve(points)
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
+        assert curve(points) == plain
+        assert matplotlib.rcParams["font.size"] == 30
+    assert curve(points, DARK) != plain
+
+
+def test_equal_rows_in_another_order_give_equal_bytes(tmp_path):
+    rows = [
+        row(r, s, select=how, scores={"gqa": 50 * r + s + 0.1})
+        for r in (0.1, 1.0)
+        for s in (0, 1, 2)
+        for how in ("random", "lengths")
+    ]
+    other = random.Random(0).sample(rows, len(rows))
+    other = [msgspec.structs.replace(r, sources=dict(reversed(r.sources.items()))) for r in other]
+    for name, given in (("a", rows), ("b", other)):
+        write(tmp_path / name, "order", given, {"steps": "same"})
+    for name in ("curve.png", "report.html"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["curve.png", "report.html"]
+    assert str(tmp_path) not in (tmp_path / "a" / "report.html").read_text()
+
+
+def parsed(rows, title="a sweep", facts=None):
+    picture = b"\x89PNG" + bytes(20)
+    return ElementTree.fromstring(page(title, rows, facts or {}, (picture, picture), None))
+
+
+def texts(root, tag):
+    return ["".join(found.itertext()) for found in root.iter(tag)]
+
+
+def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
+    text = write(tmp_path, "Half the data", BOTH, {"recipe": "tiny.yaml", "versions": {"torch": "2.13"}}).read_text()
+    root = ElementTree.fromstring(text)
+    assert texts(root, "h1") == ["Half the data"]
+    assert "With 10 % of the samples the model keeps 66.2 ± 5.3 % of the score of the full mixture (2 seeds)." in texts(
+        root, "p"
+    )
+    images = list(root.iter("img"))
+    assert len(images) == 2 and all(image.get("alt") and int(image.get("width")) > 300 for image in images)
+    assert "random, 10 %: 66.2 ± 5.3 %" in images[0].get("alt")
+    links = [found.get(name) for found in root.iter() for name in ("src", "srcset", "href") if found.get(name)]
+    assert len(links) == 4 and all(link.startswith("data:image/png;base64,") for link in links)
+    assert not list(root.iter("script")) and "http://" not in text and "https://" not in text and "url(" not in text
+    assert len(list(root.iter("table"))) == 5  # scores, subsets, runs, sub-scores, facts
+    assert all(head.get("scope") in ("col", "row") for head in root.iter("th"))
+    cells = texts(root, "td")
+    assert "66.2 ± 5.3" in cells and "12.5" in cells and "1.2500" in cells and "tiny.yaml" in cells and "2.13" in cells
+    assert "versions.torch" in texts(root, "th") and "random-0.1-1" in texts(root, "th")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium here")
+def test_a_browser_shows_the_picture_and_the_bars(tmp_path):
+    report = write(tmp_path / "report", "in a browser", [*BOTH, row(0.1, select="lengths", scores=BOTH[2].scores)], {})
+    shot, profile = tmp_path / "shot.png", tmp_path / "profile"
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1800"]
+    command += [f"--user-data-dir={profile}", f"--screenshot={shot}", report.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    with Image.open(shot) as picture:
+        seen = {colour: count for count, colour in picture.convert("RGB").getcolors(2**24)}
+    assert seen.get(ImageColor.getrgb(LIGHT.series[1]), 0) > 100  # the second line of the curve
+    assert seen.get((0xE6, 0x9F, 0x00), 0) > 300  # the smaller source in the bars
+
+
+def test_hostile_names_are_text_wherever_they_stand(tmp_path):
+    rows = [
+        row(
+            r,
+            run=HOSTILE,
+            select=HOSTILE,
+            axes={HOSTILE: HOSTILE},
+            sources={HOSTILE: 5},
+            scores={HOSTILE: 5.0},
+            metrics={HOSTILE: {HOSTILE: 1.0}},
+            questions={HOSTILE: 1},
+        )
+        for r in (0.5, 1.0)
+    ] + [row(axes={HOSTILE: "other"})]
+    text = write(tmp_path, HOSTILE, rows, {HOSTILE: [HOSTILE], "more": {HOSTILE: {"deep": HOSTILE}}}).read_text()
+    root = ElementTree.fromstring(text)
+    assert not list(root.iter("script")) and "\x1b" not in text and "\u202e" not in text
+    shown = "<script>alert('1')</script> & \"$x_1$\" [31m "
+    assert texts(root, "h1") == [shown]
+    assert shown in texts(root, "th") and shown in texts(root, "td")
+
+
+@pytest.mark.parametrize("name", ["_hidden", "$\\frac{", "", "a" * 300, "x\ny\x00", "混合物"])
+def test_any_name_can_be_drawn(name):
+    assert "\n" not in clean(name, 400) and clean(name)[0] != "_" and len(clean(name)) <= 90
+    rows = [row(r, select=name, axes={"a": name}, scores={name: 5.0}) for r in (0.5, 1.0)] + [row(axes={"a": "b"})]
+    size(curve(aggregate(rows)))
+
+
+def test_the_composition_shows_each_subset_once_and_the_range_where_seeds_differ():
+    rows = [
+        row(r, s, axes={"optim.lr": lr}, sources={"vqav2": round(600 * r) + s, "vg": round(400 * r)})
+        for r in (0.5, 1.0)
+        for s in (0, 2)
+        for lr in (0.1, 0.2)
+    ]
+    root = parsed(rows)
+    (body,) = [t for t in root.iter("table") if "".join(t.find("caption").itertext()).startswith("Samples by source")]
+    lines = [[("".join(cell.itertext())) for cell in line] for line in body.find("tbody")]
+    assert lines == [
+        ["random, 50 %", "", "501", "301 (300 to 302)", "200"],
+        [FULL, "", "1,001", "601 (600 to 602)", "400"],
+    ]
+    bar = body.find(".//div[@role='img']")
+    assert bar.get("aria-label") == "vqav2 60.1 %, vg 39.9 %"
+    assert [part.get("style") for part in bar] == ["flex-grow:0.60080", "flex-grow:0.39920"]
+
+
+def test_a_source_keeps_its_colour_in_subsets_that_lack_another():
+    rows = [row(), row(0.5, select="mine.txt", sources={"vg": 500})]
+    root = parsed(rows)
+    colours = {part.get("title"): set() for part in root.iter("span") if part.get("title")}
+    for part in root.iter("span"):
+        if part.get("title"):
+            colours[part.get("title")].add(part.get("class"))
+    assert colours == {"vqav2": {"s1"}, "vg": {"s0"}}
+
+
+def test_subsets_that_depend_on_the_axes_are_shown_for_each():
+    rows = [row(axes={"data.total": n}, sources={"vg": n}) for n in (10, 20)]
+    heads = texts(parsed(rows), "th")
+    assert "total=10, full mixture" in heads and "total=20, full mixture" in heads
+
+
+def test_shares_below_ten_percent_and_many_of_them_are_drawn():
+    shares = [0.001, 0.0011, 0.01, 0.1, 0.11, 0.5, 1.0]
+    size(curve(aggregate([row(ratio, scores={"gqa": 60 * ratio}) for ratio in shares])))
+
+
+def test_runs_without_any_score_are_listed(tmp_path):
+    rows = [row(0.5, scores={}, metrics={}), row(1.0, scores={}, metrics={})]
+    text = write(tmp_path, "early", rows, {}).read_text()
+    assert "No run has been evaluated yet." in text and "random-0.5-0" in text
+    ElementTree.fromstring(text)
+
+
+def test_a_report_without_runs_is_refused(tmp_path):
+    with pytest.raises(VlmixError, match="no finished runs"):
+        write(tmp_path, "none", [], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_the_remedy_is_told_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    for call in (require, lambda: write(tmp_path, "bare", BOTH, {})):
+        with pytest.raises(VlmixError, match=r"pip install 'vlmix\[sweep\]'"):
+            call()
+    assert not list(tmp_path.iterdir())
+    assert table(aggregate(BOTH))[1][0][4] == "66.2 ± 5.3"
+
+
+def test_rows_survive_the_way_through_json():
+    rows = [*BOTH, row(0.5, loss=math.nan, scores={"gqa": math.nan}, metrics={"gqa": {"open": math.inf}})]
+    back = msgspec.json.decode(msgspec.json.encode(rows), type=list[Result])
+    assert aggregate(back) == aggregate(rows) and list(notes(back)) == list(notes(rows))
+    assert parsed(back) is not None

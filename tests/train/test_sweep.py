@@ -1,0 +1,120 @@
+"""Sweeps over the miniature mixture, with models that are real and small."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("transformers")
+
+import yaml
+
+from mixture import open as open_mixture
+from mixture.errors import VlmixError
+from tests.helpers import VLMIX, vlmix
+from tests.train.nano import NANO
+from train.report import Result
+from train.sweep import Cell, Exam, Sweep, cells, load
+
+
+@pytest.fixture()
+def spec(mixture: Path, raw: Path, tmp_path: Path) -> Path:
+    """Three runs of two steps: two parts and all of the mixture."""
+    recipe = tmp_path / "nano.yaml"
+    recipe.write_text(yaml.safe_dump({**NANO, "batch": {"samples": 64, "pack": 2048, "length": 512}}))
+    path = tmp_path / "sweep.yaml"
+    data = {
+        "name": "small",
+        "mixture": str(mixture),
+        "recipe": str(recipe),
+        "changes": {"steps": 2},
+        "ratios": [0.1, 0.3, 1.0],
+        "seeds": [0],
+        "evaluate": {"vqav2": {"data": str(raw), "limit": 8}},
+    }
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec: Path, tmp_path: Path) -> None:
+    """The real command, two workers; SIGKILL to all of them as soon as one run is done."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    done = vlmix("sweep", spec, "--out", straight, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"report: {straight / 'report.html'}" in done.stdout
+    process = subprocess.Popen(
+        [*VLMIX, "sweep", str(spec), "--out", str(killed), "--workers", "2"],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 100
+    while not list(killed.glob("runs/*/result.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/result.json")}
+    assert 0 < len(finished) < 3
+    again = vlmix("sweep", spec, "--out", killed, "--workers", "2", "--json")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "runs that exist are not repeated"
+
+    def rows(folder: Path) -> list[dict[str, Any]]:
+        lines = (folder / "results.jsonl").read_bytes().splitlines()
+        found = [msgspec.to_builtins(msgspec.json.decode(line, type=Result)) for line in lines]
+        return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in found]
+
+    assert len(rows(killed)) == 3
+    assert rows(killed) == rows(straight)
+    assert (killed / "curve.png").stat().st_size > 1000
+    small, large = (
+        set(open_mixture(straight / "runs" / f"random-{ratio}-seed0" / "subset").column("id").to_pylist())
+        for ratio in (0.1, 0.3)
+    )
+    assert small < large, "subsets nest"
+
+    other = vlmix("sweep", spec, "seeds=[1]", "--out", killed)
+    assert other.returncode == 1 and "holds another sweep: seeds was [0], here it is [1]" in other.stderr
+
+
+def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
+    sweep = Sweep(
+        name="x",
+        mixture="m",
+        recipe="tiny",
+        ratios=[0.1, 1.0],
+        seeds=[0, 1],
+        select=["random", "lengths"],
+        axes={"optim.lr": [1e-3, 2e-3]},
+        evaluate={"gqa": Exam(data="x")},
+    )
+    found = cells(sweep)
+    assert len(found) == len({cell.name for cell in found}) == 2 * (2 * 2 + 2)
+    assert [cell.ratio for cell in found[:4]] == [1.0] * 4, "the longest first"
+    assert (
+        Cell(axes={"data.prompts": "plain"}, select="a/b.parquet", ratio=0.25, seed=3).name
+        == "prompts=plain-b.parquet-0.25-seed3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratio": [1]}, "did you mean 'ratios'"),
+        ({"mixture": ""}, "either a `mixture` or a `build`"),
+        ({"evaluate": {"vqa2": {"data": "x"}}}, "no benchmark 'vqa2'"),
+        ({"evaluate": {"mm-vet": {"data": "x"}}}, "needs a judge"),
+        ({"axes": {"data.prompts": ["plain"]}}, "give `build` instead of `mixture`"),
+        ({"select": ["clusters"]}, "needs `embeddings`"),
+        ({"ratios": [0.0]}, "ratios"),
+    ],
+)
+def test_what_cannot_be_swept_is_told(changes: dict[str, Any], message: str, spec: Path) -> None:
+    data = yaml.safe_load(spec.read_text())
+    spec.write_text(yaml.safe_dump({**data, **changes}))
+    with pytest.raises(VlmixError, match=message):
+        load(spec)
