@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: demo test check interop clean
 
-demo: .venv/run
+demo: .venv/demo
 	rm -rf demo
 	$(BIN)/vlmix demo demo
 
@@ -30,6 +30,10 @@ clean:
 
 .venv/run: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e .
+	touch $@
+
+.venv/demo: .venv/run
+	$(PIP) -e '.[train,sweep]'
 	touch $@
 
 .venv/test: .venv/run

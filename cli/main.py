@@ -11,6 +11,7 @@ from cli import show
 from cli.evaluate import evaluate
 from cli.score import score_command
 from cli.sweep import embed, sweep
+from cli.sweep import require as require_sweep
 from cli.train import train
 from mixture.errors import VlmixError
 
@@ -286,12 +287,11 @@ def demo(
     out: Annotated[Path, typer.Argument(help="New folder for everything that the demo makes.")] = Path("demo"),
     workers: WorkersOpt = _CORES,
 ) -> None:
-    """Sample, build, verify, subsample and inspect, on the miniature releases."""
-    from mixture import open as open_mixture
-
+    """Sample, build, verify, subsample, train, evaluate and sweep, on the miniature releases."""
     if out.exists():
         raise VlmixError(f"{out} exists already; remove it or name another folder")
-    raw, full, tenth = out / "raw", out / "mixture", out / "mixture-10"
+    require_sweep()
+    raw, full, part, run, at = out / "raw", out / "mixture", out / "questions", out / "run", out / "sweep"
     # Each step is the command that a user would type.
     show.step(f"vlmix sample {raw}")
     sample(raw)
@@ -301,13 +301,18 @@ def demo(
     build("sample", raw, full, workers=workers)
     show.step(f"vlmix verify {full}")
     verify(full, workers=workers)
-    show.step(f"vlmix subsample {full} --ratio 0.1 --out {tenth}")
-    subsample(full, tenth, ratio=0.1, workers=workers)
     show.step(f"vlmix inspect {full} --rejects")
     inspect(str(full), rejects=True)
-    first = open_mixture(full)[0].id
-    show.step(f"vlmix inspect {full} --id {first}")
-    inspect(str(full), id=first)
+    where = "source IN ('vqav2', 'gqa')"
+    show.step(f'vlmix subsample {full} --where "{where}" --out {part}')
+    subsample(full, part, where=where, workers=workers)
+    show.step(f"vlmix train tiny data={part} out={run}")
+    train("tiny", [f"data={part}", f"out={run}"])
+    show.step(f"vlmix evaluate vqav2 gqa --model {run} --data {raw} --out {out / 'answers'}")
+    evaluate(["vqav2", "gqa"], str(run), raw, out / "answers")
+    examined = f"evaluate={{vqav2: {{data: {raw}}}, gqa: {{data: {raw}}}}}"
+    show.step(f'vlmix sweep demo mixture={part} "{examined}" --out {at} --workers {min(workers, 6)}')
+    sweep("demo", [f"mixture={part}", examined], at, workers=min(workers, 6))
 
 
 def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]

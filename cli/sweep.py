@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,35 +35,46 @@ def sweep(
 ) -> None:
     """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Interrupted, the same command
     goes on; on several machines with one folder, they share the work."""
-    try:
-        from train.report import aggregate, require, table, write
-        from train.sweep import load, run
-    except ImportError as error:
-        raise VlmixError(f"a sweep needs {error.name}: pip install 'vlmix[train,sweep]'") from None
     require()
+    from train.report import aggregate, table, write
+    from train.sweep import cells, finished, load, run
+
     found = recipes.find_in(recipes.SWEEP, sweep)
     parsed = load(found, changes)
-    if workers > 1:
-        _share([sweep, *(changes or []), "--out", str(out), "--nproc", str(nproc)], workers, nproc)
+    inner = "VLMIX_SWEEP_WORKER" in os.environ
     with show.progress() as progress:
-        told: dict[str, int] = {}
+        told = -1
 
         def tell(what: str, done: int, total: int) -> None:
-            if told.get("done") != done:
+            nonlocal told
+            if done > told and not inner:
                 show.note(f"{done} of {total} runs")
-            told["done"] = done
+            told = max(told, done)
             progress("runs", done, total)
 
+        if workers > 1:
+            count = len(cells(parsed))
+            arguments = [sweep, *(changes or []), "--out", str(out), "--nproc", str(nproc)]
+            _share(arguments, workers, nproc, lambda: tell("", finished(out), count))
         rows = run(parsed, out, _doers(nproc), tell)
-    if "VLMIX_SWEEP_WORKER" in os.environ:
+    if inner:
         return
     report = write(out, parsed.name, rows, _facts(parsed))
     if as_json:
         show.done("", rows, as_json=True)
         return
-    header, cells = table(aggregate(rows))
-    show.rows(header, cells)
+    show.rows(*table(aggregate(rows)))
     show.done(f"report: {report}", None, as_json=False)
+
+
+def require() -> None:
+    """Raise VlmixError where what a sweep needs is not installed, before hours are spent."""
+    try:
+        from train.report import require as picture
+        from train.sweep import run  # noqa: F401
+    except ImportError as error:
+        raise VlmixError(f"this needs {error.name}: pip install 'vlmix[train,sweep]'") from None
+    picture()
 
 
 def embed(
@@ -152,7 +164,7 @@ def _bare(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _share(arguments: list[str], workers: int, nproc: int) -> None:
+def _share(arguments: list[str], workers: int, nproc: int, look: Callable[[], None]) -> None:
     """Let processes of their own do the runs, each with its share of cores and GPUs."""
     import torch
 
@@ -169,6 +181,7 @@ def _share(arguments: list[str], workers: int, nproc: int) -> None:
         while any(process.poll() is None for process in started):
             if any(process.poll() for process in started):
                 break
+            look()
             time.sleep(0.2)
         if failed := [process.returncode for process in started if process.poll()]:
             raise typer.Exit(failed[0] if failed[0] > 0 else 128 - failed[0])

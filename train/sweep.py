@@ -166,9 +166,9 @@ def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> 
                 if not mine:
                     held.append(cell)
                 elif not (home / "result.json").exists():
-                    tell(cell.name, count - len(_rows(out)), count)
+                    tell(cell.name, finished(out), count)
                     _run_one(sweep, cell, out, home, doers)
-            tell(cell.name, len(_rows(out)), count)
+            tell(cell.name, finished(out), count)
         if held and len(held) == len(left):
             time.sleep(0.5)  # the others hold them all; they may end without a result
         left = held
@@ -280,6 +280,11 @@ def _claim(sweep: Sweep, out: Path) -> None:
     if other := sorted(key for key in plain.keys() | before.keys() if plain.get(key) != before.get(key)):
         told = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
         raise VlmixError(f"{out} holds another sweep: {told}. Choose another --out")
+
+
+def finished(out: Path) -> int:
+    """How many runs of the sweep in a folder have their result."""
+    return len(list((out / "runs").glob("*/result.json")))
 
 
 def _rows(out: Path) -> list[Result]:
