@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 MADE = ROOT / ".interop" / "made"
+MODELS = ROOT / ".interop" / "models"
 
 
 def cases(form: str) -> Iterator[tuple[str, Path, list[dict[str, Any]]]]:

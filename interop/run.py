@@ -1,8 +1,10 @@
-"""Check the exports with the peers' own loaders: `make interop`, or `python interop/run.py [PEER ...]`.
+"""Check the exports of mixtures and of models with the peers' own loaders: `make interop`, or
+`python interop/run.py [PEER ...]`.
 
 Every peer has an environment of its own, `.interop/<peer>`, made from `requirements-<peer>.txt` and, without their
 dependencies, `requirements-<peer>.no-deps.txt`. Environments are kept until those files change, exports until the code
-does. A peer that cannot be installed is named and is no failure; a check that fails is.
+does. A peer that cannot be installed is named and is no failure; a check that fails is. Models are exported by this
+interpreter, which needs vlmix[train] for it.
 
 On Linux, PyPI's torch brings CUDA; tell pip about PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL) to do without.
 """
@@ -13,23 +15,35 @@ import subprocess
 import sys
 import time
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 WORK = ROOT / ".interop"
 PEERS = sorted(path.stem.removeprefix("check_") for path in HERE.glob("check_*.py"))
+MODEL_PEERS = ("transformers4",)
+"""Those that read exported models; the others read exported mixtures."""
 
 
 def main(peers: list[str]) -> int:
     if unknown := [peer for peer in peers if peer not in PEERS]:
         sys.exit(f"there is no check of {unknown[0]!r}; known: {', '.join(PEERS)}")
+    peers = peers or PEERS
     WORK.mkdir(exist_ok=True)
-    make()
+    if set(peers) - set(MODEL_PEERS):
+        make("make.py", "made", "the miniature mixtures and their exports", "mixture", "builders", "recipes", "cli")
+    trains = find_spec("transformers") is not None
+    if trains and set(peers) & set(MODEL_PEERS):
+        make("make_models.py", "models", "small models and exporting them", "train")
     results = {}
-    for peer in peers or PEERS:
+    for peer in peers:
         print(f"== {peer}", flush=True)
         started = time.monotonic()
+        if peer in MODEL_PEERS and not trains:
+            print("no models to read: vlmix[train] is not installed here", flush=True)
+            results[peer] = "not installed"
+            continue
         python = environment(peer)
         if python is None:
             results[peer] = "not installed"
@@ -42,13 +56,13 @@ def main(peers: list[str]) -> int:
     return int(any(result.startswith("failed") for result in results.values()))
 
 
-def make() -> None:
-    """The exports that all checks read, anew whenever the code that makes them changed."""
-    code = [path for room in ("mixture", "builders", "recipes", "cli") for path in (ROOT / room).rglob("*.*")]
-    stamp, state = WORK / "made.stamp", digest([*code, HERE / "make.py"])
-    if not (WORK / "made").is_dir() or not stamp.exists() or stamp.read_text() != state:
-        print("== building the miniature mixtures and their exports", flush=True)
-        subprocess.run([sys.executable, HERE / "make.py", WORK / "made"], check=True)
+def make(script: str, name: str, what: str, *rooms: str) -> None:
+    """What checks read, `.interop/<name>`, anew whenever the code in `rooms` that makes it changed."""
+    code = [path for room in rooms for path in (ROOT / room).rglob("*.*")]
+    stamp, state = WORK / f"{name}.stamp", digest([*code, HERE / script])
+    if not (WORK / name).is_dir() or not stamp.exists() or stamp.read_text() != state:
+        print(f"== building {what}", flush=True)
+        subprocess.run([sys.executable, HERE / script, WORK / name], check=True)
         stamp.write_text(state)
 
 

@@ -47,7 +47,7 @@ State = dict[str, torch.Tensor]
 
 def legacy_names(state: State, model: LlavaModel) -> State:
     """Weights by the names of llava-hf's checkpoints, from those that `model` has in memory."""
-    # transformers knows which of its names are not those of its checkpoints, such as DINOv2's since 5.18, but for the
+    # transformers knows which of its names are not those of its checkpoints, such as DINOv2's in 5.23, but for the
     # level `vision_model.` of a tower that it did not itself load.
     named: State = revert_weight_conversion(model, state)
     if model.config.tie_word_embeddings:
@@ -161,6 +161,7 @@ def _config(model: LlavaModel, vision: Vision, dtype: torch.dtype) -> dict[str, 
     text, tower = told["text_config"], told["vision_config"]
     told["architectures"] = [type(model).__name__]
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config.text_config)].__name__]
+    tower.pop("architectures", None)
     told["tie_word_embeddings"] = text["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
     told["image_seq_length"] = (vision.side // vision.patch) ** 2
     told["torch_dtype"] = str(dtype).removeprefix("torch.")
