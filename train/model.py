@@ -71,6 +71,12 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         recipe.model.fitting,
         tuple((rows, columns) for rows, columns in recipe.model.grids) if recipe.model.grids else None,
     )
+    if vision.grids and tower.model.config.image_size != tower.side:
+        # LlavaNext takes the size of a tile from the tower's configuration.
+        raise VlmixError(
+            f"model.grids: the tower {recipe.model.tower} is configured for {tower.model.config.image_size} pixels and "
+            f"used at {tower.side}; tiles need a tower whose configuration says what it takes"
+        )
     model = _assemble(recipe, lm, tower, vision, tokenizer)
     return Parts(model, vision, tower.has_cls, _unused(tower, recipe.model.layer)), tokenizer
 

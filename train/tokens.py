@@ -41,14 +41,18 @@ class Template:
         """The same as a chat template in Jinja, for transformers' processors."""
         text = {name: json.dumps(getattr(self, name)) for name in ("opening", "question_end", "next_question")}
         answer = "{{ " + json.dumps(self.lead) + " }}{{ content(m) }}{{ " + json.dumps(self.answer_end) + " }}"
+        newline = json.dumps("\n" if self.questions else "")
+        question = "content(m)" if self.questions else "images(m)"
         return (
-            "{% macro content(m) %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-            "{% for c in m['content'] if c['type'] == 'image' %}" + IMAGE + '{{ "\\n" }}{% endfor %}'
+            "{% macro images(m) %}{% for c in m['content'] if c['type'] == 'image' %}"
+            f"{IMAGE}{{{{ {newline} }}}}"
+            "{% endfor %}{% endmacro %}"
+            "{% macro content(m) %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ images(m) }}"
             "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}{% endmacro %}"
             "{{ " + text["opening"] + " }}"
             "{% for m in messages %}{% if m['role'] == 'user' %}"
             "{% if not loop.first %}{{ " + text["next_question"] + " }}{% endif %}"
-            "{{ content(m) }}{{ " + text["question_end"] + " }}"
+            "{{ " + question + " }}{{ " + text["question_end"] + " }}"
             "{% elif m['role'] == 'assistant' %}" + answer + "{% else %}"
             "{{ raise_exception('only user and assistant turns') }}{% endif %}{% endfor %}"
         )
@@ -99,9 +103,6 @@ class Encoded(NamedTuple):
     ids: NDArray[np.int64]
     trained: NDArray[np.bool_]
 
-    def cut(self, length: int) -> "Encoded":
-        return Encoded(self.ids[:length], self.trained[:length])
-
 
 class _Run(NamedTuple):
     """Text between special tokens, and the spans [start, end) of its characters that are trained on."""
@@ -132,7 +133,10 @@ class Encoder:
         if self._special.get(IMAGE) != self.image_id:
             raise VlmixError(f"the tokenizer has no special token {IMAGE}")
         probe = tokenizer("x")["input_ids"]
-        self._begin = [probe[0]] if probe and probe[0] == tokenizer.bos_token_id else []
+        begins = bool(probe) and probe[0] == tokenizer.bos_token_id
+        # A chat template may write the begin token itself, as Llama 3's does.
+        written = tokenizer.bos_token is not None and layout.opening.startswith(str(tokenizer.bos_token))
+        self._begin = [probe[0]] if begins and not written else []
         plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         plain.no_truncation()
         plain.no_padding()

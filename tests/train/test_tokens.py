@@ -147,7 +147,7 @@ def test_a_chat_template_is_laid_out_as_it_renders() -> None:
     assert (found.ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 5
 
 
-@pytest.mark.parametrize("name", ["vicuna", "chat"])
+@pytest.mark.parametrize("name", ["vicuna", "bare", "plain", "chat"])
 def test_the_exported_chat_template_renders_what_was_trained(name: str) -> None:
     tokenizer = byte_level(CHATML)
     layout = template(name, tokenizer)
@@ -160,9 +160,19 @@ def test_the_exported_chat_template_renders_what_was_trained(name: str) -> None:
     ]
     asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(asked)["input_ids"]
-    whole = encoder.encode(["<image>\nwhat color", "red", "sure?", "yes"], 1)
+    if name == "plain":
+        turns, asked = turns[:1], tokenizer.apply_chat_template(turns[:1], tokenize=False)
+        prompt = tokenizer(asked)["input_ids"]
+    whole = encoder.encode(["<image>\nwhat color", "red", "sure?", "yes"][: len(turns) + 1], 1)
     assert whole.ids[: len(prompt)].tolist() == prompt
     assert whole.trained[len(prompt) :].all()
+
+
+def test_a_chat_template_that_begins_by_itself_begins_once() -> None:
+    tokenizer = byte_level("{{ '<s>' }}" + CHATML)
+    layout = template("chat", tokenizer)
+    found = Encoder(tokenizer, layout).encode(["what color", "red"], 0)
+    assert (found.ids == tokenizer.bos_token_id).sum() == 1
 
 
 def test_a_chat_template_that_rewrites_history_is_refused() -> None:
