@@ -8,12 +8,13 @@ from msgspec import Meta, Struct
 
 from mixture import strict
 from mixture.errors import VlmixError
-from train.images import Fitting
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(ge=0)]
 Part = Literal["connector", "lm", "tower"]
+Fitting = Literal["pad", "crop", "stretch"]
+"""How a picture becomes a square: `train.images.to_square`."""
 Grid = Annotated[list[Positive], Meta(min_length=2, max_length=2)]
 
 

@@ -8,7 +8,6 @@ level of Pillow's, a few at hard edges.
 import io
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from transformers.image_processing_utils import select_best_resolution
 
-Fitting = Literal["pad", "crop", "stretch"]
+from train.config import Fitting
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixture.order import Order
 from mixture.reader import Mixture, Sample
-from train.images import CLIP_MEAN, Fitting, decode, to_square
+from train.config import Fitting
+from train.images import CLIP_MEAN, decode, to_square
 
 Item = TypeVar("Item")
 

@@ -145,7 +145,7 @@ class Encoder:
 
     def encode(self, values: Sequence[str], image_tokens: int) -> Encoded:
         """One conversation: its texts, question and answer by turns. An image, which takes `image_tokens` (0: none),
-        stands before the turn that names it, as LLaVA moves it."""
+        stands once, before the first question that names it, as LLaVA moves it, or the first of all."""
         return self.encode_many([values], [image_tokens])[0]
 
     def encode_many(self, conversations: Sequence[Sequence[str]], image_tokens: Sequence[int]) -> list[Encoded]:
@@ -171,17 +171,19 @@ class Encoder:
 
     def _lay(self, values: Sequence[str], image: bool) -> list[_Piece]:
         layout, pieces = self.layout, _Pieces(self._special)
+        # An image stands once, however often the text names it: there is one set of features for it.
+        named = next((i for i in range(0, len(values), 2) if IMAGE in values[i]), 0) if image else -1
         pieces.literal(layout.opening)
         for i, value in enumerate(values):
             if i % 2 == 0:
                 if i:
                     pieces.literal(layout.next_question)
-                shown = image and IMAGE in value
-                if shown:
-                    value = value.replace(IMAGE, "").strip()
+                if image:
+                    value = value.replace(IMAGE, "").strip() if IMAGE in value else value
+                if i == named:
                     pieces.done.append(_Special(self.image_id, trained=False))
                 if layout.questions:
-                    pieces.text("\n" + value if shown else value)
+                    pieces.text("\n" + value if i == named else value)
                 pieces.literal(layout.question_end)
             else:
                 pieces.text(layout.lead + value, trained=True)
