@@ -176,7 +176,10 @@ class Trainee(nn.Module):
             _adapt(hf.model.language_model, recipe.lora)
             hf.lm_head.requires_grad_(False)
         if recipe.checkpointing and {"lm", "connector", "tower"} & self.parts:
-            hf.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            lm = hf.model.language_model
+            # transformers 5.23 gave it another name.
+            enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         if "tower" not in self.parts:
             self.tower.to(torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
         self.train()

@@ -33,7 +33,7 @@ from train.model import Parts, Trainee, build, groups, part_of, skeleton
 from train.parallel import Ranks, full_state, ranks, shard, spread
 from train.tokens import Encoder, Template, template, train_tokenizer
 
-_FREE = ("out", "workers", "log_every", "checkpoints", "max_bad_images", "peak_tflops")
+_FREE = ("out", "workers", "log_every", "checkpoints", "threads", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""
 
 
@@ -49,6 +49,8 @@ def train(recipe: Recipe, report: Report = silent) -> bool:
     """
     if not recipe.data:
         raise VlmixError("no mixture to train on: add data=FOLDER")
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
     with ranks() as me:
         return _Run(recipe, me, report if me.first else silent).go()
 
