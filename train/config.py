@@ -119,7 +119,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     workers: Count = 4
     """Processes per rank that prepare batches."""
     threads: Count = 0
-    """CPU threads of a process; 0: torch's choice. Small models are slower with several, above all on a busy machine."""
+    """CPU threads of a process; 0: torch's choice. Small models are slower with several."""
     max_bad_images: Count = 16
     """Images that may fail to decode before the run stops."""
     peak_tflops: Rate | None = None
