@@ -286,6 +286,7 @@ app.command()(embed)
 def demo(
     out: Annotated[Path, typer.Argument(help="New folder for everything that the demo makes.")] = Path("demo"),
     workers: WorkersOpt = _CORES,
+    epochs: Annotated[int, typer.Option(help="Of every model that is trained.", min=1)] = 12,
 ) -> None:
     """Sample, build, verify, subsample, train, evaluate and sweep, on the miniature releases."""
     if out.exists():
@@ -306,13 +307,14 @@ def demo(
     where = "source IN ('vqav2', 'gqa')"
     show.step(f'vlmix subsample {full} --where "{where}" --out {part}')
     subsample(full, part, where=where, workers=workers)
-    show.step(f"vlmix train tiny data={part} out={run}")
-    train("tiny", [f"data={part}", f"out={run}"])
+    show.step(f"vlmix train tiny data={part} out={run} epochs={epochs}")
+    train("tiny", [f"data={part}", f"out={run}", f"epochs={epochs}"])
     show.step(f"vlmix evaluate vqav2 gqa --model {run} --data {raw} --out {out / 'answers'}")
     evaluate(["vqav2", "gqa"], str(run), raw, out / "answers")
     examined = f"evaluate={{vqav2: {{data: {raw}}}, gqa: {{data: {raw}}}}}"
-    show.step(f'vlmix sweep demo mixture={part} "{examined}" --out {at} --workers {min(workers, 6)}')
-    sweep("demo", [f"mixture={part}", examined], at, workers=min(workers, 6))
+    each = f"changes.epochs={epochs}"
+    show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --workers {min(workers, 6)}')
+    sweep("demo", [f"mixture={part}", examined, each], at, workers=min(workers, 6))
 
 
 def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]

@@ -170,7 +170,7 @@ def _share(arguments: list[str], workers: int, nproc: int, look: Callable[[], No
 
     gpus = torch.cuda.device_count()
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    command = [sys.executable, "-m", "cli.main", "sweep", *arguments]
+    command = [sys.executable, "-P", "-m", "cli.main", "sweep", *arguments]
     started: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(workers):

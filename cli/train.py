@@ -72,7 +72,7 @@ def launch(nproc: int, arguments: list[str]) -> bool:
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "cli.main", *arguments)
+        elastic_launch(config, sys.executable)("-P", "-m", "cli.main", *arguments)
     except ChildFailedError as error:
         raise typer.Exit(1) from error
     except SignalException as error:

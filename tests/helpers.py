@@ -52,6 +52,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def vlmix(*arguments: object, **popen: Any) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
     environment = {**os.environ, "COLUMNS": "200", **popen.pop("env", {})}
+    limit = popen.pop("timeout", 240)
     return subprocess.run(
-        [*VLMIX, *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment, **popen
+        [*VLMIX, *map(str, arguments)], capture_output=True, text=True, timeout=limit, env=environment, **popen
     )

@@ -52,8 +52,9 @@ def attend(
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    if query.shape[1] != key.shape[1]:  # written out: torch.compile stops at a flag that it does not know
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
 
 
 def _varlen(

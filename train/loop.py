@@ -68,7 +68,11 @@ class Loop:
     def run(self, data: Microbatches, state: State, steps: int) -> State:
         """From a state to the end, or to a signal; the state there, saved."""
         with self._signals():
-            return self._run(data, state, steps)
+            try:
+                return self._run(data, state, steps)
+            except (VlmixError, SystemExit):  # agreed on by all ranks: a save in progress is finished first
+                self.checkpoints.wait()
+                raise
 
     def _run(self, data: Microbatches, state: State, steps: int) -> State:
         recipe, me, model, optimizer = self.recipe, self.me, self.model, self.optimizer

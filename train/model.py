@@ -31,6 +31,10 @@ LlavaModel: TypeAlias = Any
 """LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
 
 
+_UNBOUND = ("stablelm", "nemotron", "falcon_h1")
+"""LMs of transformers that do not pass the bounds of packed samples on to their attention, or keep a state."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a model is built of: transformers' model on the CPU in fp32, and how it sees images."""
@@ -62,6 +66,16 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     if getattr(lm.config, "attn_logit_softcapping", None):
         raise VlmixError(f"model.lm {recipe.model.lm}: its attention caps logits, which vlmix's does not")
+    window = getattr(lm.config, "sliding_window", None)
+    if window and window < recipe.batch.length:
+        raise VlmixError(
+            f"model.lm {recipe.model.lm}: its attention looks back {window} tokens, vlmix's over the whole sample; "
+            f"take batch.length={window} or less"
+        )
+    if recipe.batch.pack and lm.config.model_type in _UNBOUND:
+        raise VlmixError(
+            f"model.lm: a {lm.config.model_type} would let packed samples see each other; take batch.pack=0"
+        )
     tower = _tower(recipe)
     vision = Vision(
         tower.side,

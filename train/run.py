@@ -35,6 +35,8 @@ from train.tokens import Encoder, Template, template, train_tokenizer
 
 _FREE = ("out", "workers", "log_every", "checkpoints", "threads", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""
+_KNOBS = ("batch.pack", "batch.micro", "checkpointing", "reshard", "compile")
+"""What saves memory or time: it may change, too, and then the sums are rounded differently."""
 
 
 def silent(event: str, facts: dict[str, Any]) -> None:
@@ -223,7 +225,7 @@ def _own_tokenizer(recipe: Recipe, mixture: Mixture, home: Path) -> PreTrainedTo
     """For an LM from scratch: the tokenizer that the run has already, that of the recipe, or one to be trained."""
     if isinstance(recipe.model.lm, str):
         return None
-    if home.is_dir():
+    if home.is_dir() and any(home.parent.glob("checkpoints/step-*")):
         return AutoTokenizer.from_pretrained(home)
     if isinstance(recipe.model.tokenizer, str):
         return AutoTokenizer.from_pretrained(recipe.model.tokenizer)
@@ -238,9 +240,11 @@ def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in plain.items():
         section = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{key}.{inner}".rstrip("."): json.dumps(part) for inner, part in section.items()}
+        flat |= {f"{key}.{inner}".rstrip("."): json.dumps(part, sort_keys=True) for inner, part in section.items()}
     index = mixture.manifest.files.get(manifests.SAMPLES_NAME, "")
     digest = hashlib.sha256(msgspec.json.encode([index, mixture.rows.tolist()])).hexdigest()
+    for key in _KNOBS:
+        flat.pop(key, None)
     return flat | {"mixture": digest, "order": str(ORDER_VERSION)}
 
 

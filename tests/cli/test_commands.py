@@ -115,10 +115,11 @@ def test_problems_make_verify_fail(mixture: Path, tmp_path: Path) -> None:
 
 
 def test_demo_runs_the_commands_in_order(tmp_path: Path) -> None:
-    done = vlmix("demo", tmp_path / "demo")
+    done = vlmix("demo", tmp_path / "demo", "--epochs", "1")
     assert done.returncode == 0, done.stderr
-    for step in ("sample", "plan", "build", "verify", "subsample", "inspect"):
+    for step in ("sample", "plan", "build", "verify", "inspect", "subsample", "train", "evaluate", "sweep"):
         assert f"$ vlmix {step} " in done.stdout
+    assert f"report: {tmp_path / 'demo' / 'sweep' / 'report.html'}" in done.stdout
     assert "sound" in done.stdout and vlmix("demo", tmp_path / "demo").returncode == 1
 
 
