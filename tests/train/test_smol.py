@@ -17,13 +17,13 @@ def test_the_connector_alone_teaches_a_frozen_lm_to_read_digits(tmp_path: Path) 
     assert not missing, f"benchmarks/digits.py says how to install {missing}"
     script = Path(__file__).parents[2] / "benchmarks" / "digits.py"
     done = subprocess.run(
-        [sys.executable, script, "--json", "--both-steps", "0", "--work", tmp_path],
+        [sys.executable, script, "--json", "--work", tmp_path],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         timeout=7200,
     )
-    learnt = json.loads(done.stdout)["stages"]["connector"]
+    learnt = json.loads(done.stdout)
     # Chance is 0.1 with a deviation of 0.02 over 200 digits.
     assert learnt["chosen"] > 0.3, learnt
     assert learnt["generated"] > 0.3, learnt
