@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mixture.errors import VlmixError
 from mixture.mixing import derive_key, mix64
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 
 Positions = NDArray[np.int64]
 Lengths = NDArray[np.int64]
@@ -135,7 +135,7 @@ def shares(lengths: Lengths, world: int) -> list[NDArray[np.int64]]:
 
 
 def pack(lengths: Lengths, capacity: int) -> list[NDArray[np.int64]]:
-    """Bins of indices into `lengths` whose sums are at most `capacity`, by best fit in order of falling length.
+    """As few bins of indices into `lengths`, of sums up to `capacity`, as best fit in order of falling length makes.
 
     A sample longer than the capacity has a bin of its own; the trainer truncates it.
     """
@@ -157,11 +157,38 @@ def pack(lengths: Lengths, capacity: int) -> list[NDArray[np.int64]]:
 
 
 def packed_shares(lengths: Lengths, world: int, capacity: int) -> list[list[NDArray[np.int64]]]:
-    """The bins of a batch over `world` ranks: as many for every rank (some may be empty), balanced by their fill."""
-    bins = pack(lengths, capacity)
-    bins += [np.empty(0, dtype=np.int64)] * (-len(bins) % world)
-    fill = np.array([np.minimum(lengths[members], capacity).sum() for members in bins], dtype=np.int64)
-    return [[bins[i] for i in mine] for mine in shares(fill, world)]
+    """The bins of a batch over `world` ranks, as many for every rank, the fullest first; some may be empty.
+
+    There are as few as best fit finds, rounded up to a multiple of `world`, and the batch is spread evenly over them:
+    ranks that wait for each other have about as many tokens in all, and in their k-th bins.
+    """
+    tight = pack(lengths, capacity)
+    count = -(-len(tight) // world) * world
+    need = np.minimum(lengths, capacity)
+    bins = _level(need, count, capacity) or tight + [np.empty(0, dtype=np.int64)] * (count - len(tight))
+    fill = np.array([need[members].sum() for members in bins], dtype=np.int64)
+    taken: list[list[NDArray[np.int64]]] = [[] for _ in range(world)]
+    total = np.zeros(world, dtype=np.int64)
+    for alike in np.argsort(-fill, kind="stable").reshape(-1, world):
+        ranks = np.argsort(total, kind="stable")
+        for rank, chosen in zip(ranks.tolist(), alike.tolist()):
+            taken[rank].append(bins[chosen])
+        total[ranks] += fill[alike]
+    return taken
+
+
+def _level(need: Lengths, count: int, capacity: int) -> list[NDArray[np.int64]] | None:
+    """`count` bins of about equal sums, the longest sample first into the emptiest bin; None where one overflows."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    emptiest = [(0, chosen) for chosen in range(count)]
+    for index in np.argsort(-need, kind="stable").tolist():
+        total, chosen = heappop(emptiest)
+        total += int(need[index])
+        if total > capacity:
+            return None
+        bins[chosen].append(index)
+        heappush(emptiest, (total, chosen))
+    return [np.asarray(members, dtype=np.int64) for members in bins]
 
 
 def waste(bins: Sequence[NDArray[np.int64]], lengths: Lengths, capacity: int) -> float:

@@ -36,7 +36,7 @@ Report = Callable[[str, dict[str, Any]], None]
 
 @dataclass
 class _Counted:
-    """Sums over the ranks of one step, in this order."""
+    """Sums over the ranks of one step."""
 
     trained: float
     tokens: float
@@ -48,6 +48,8 @@ class _Counted:
     stops: float
     saved: float
     errors: float
+    fullest: float
+    """Not a sum: positions of the rank that computes most."""
 
 
 @dataclass
@@ -145,22 +147,24 @@ class Loop:
     def _count(self, micros: list[Micro] | VlmixError) -> _Counted:
         failed = isinstance(micros, VlmixError)
         mine = [] if isinstance(micros, VlmixError) else micros
-        return _Counted(
-            *self.me.total(
-                [
-                    sum(len(micro.targets) for micro in mine),
-                    sum(int(micro.lengths.sum()) for micro in mine),
-                    sum(micro.image_tokens for micro in mine),
-                    sum(micro.ids.numel() for micro in mine),
-                    sum(len(micro.samples) for micro in mine),
-                    sum(len(micro.unreadable) for micro in mine),
-                    sum(self.flops.of_micro(micro) for micro in mine),
-                    self.stopping,
-                    self.checkpoints.finished,
-                    failed,
-                ]
-            )
+        slots = sum(micro.ids.numel() for micro in mine)
+        sums = self.me.total(
+            [
+                sum(len(micro.targets) for micro in mine),
+                sum(int(micro.lengths.sum()) for micro in mine),
+                sum(micro.image_tokens for micro in mine),
+                slots,
+                sum(len(micro.samples) for micro in mine),
+                sum(len(micro.unreadable) for micro in mine),
+                sum(self.flops.of_micro(micro) for micro in mine),
+                self.stopping,
+                self.checkpoints.finished,
+                failed,
+                *(slots if rank == self.me.rank else 0 for rank in range(self.me.world)),
+            ]
         )
+        shared = len(sums) - self.me.world
+        return _Counted(*sums[:shared], max(sums[shared:]))
 
     def _row(
         self,
@@ -190,6 +194,7 @@ class Loop:
             "image_tokens": int(total["image_tokens"]),
             "trained_tokens": int(total["trained"]),
             "padding_waste": round(1 - total["tokens"] / max(total["slots"], 1), 4),
+            "imbalance": round(total["fullest"] * self.me.world / max(total["slots"], 1), 4),
             "tokens_per_second": round(total["tokens"] / seconds, 1),
             "step_seconds": round(seconds / len(logged), 4),
             "data_wait": round(waited / seconds, 4),

@@ -258,6 +258,11 @@ def _latest(checkpoints: Checkpoints, identity: dict[str, str], folder: Path) ->
 def _same(there: dict[str, str], here: dict[str, str], folder: Path) -> None:
     if there.get("mixture") != here["mixture"]:
         raise VlmixError(f"{folder} is a run on another mixture; name the one that it was begun with, or another out=")
+    if there.get("order") != here["order"]:
+        raise VlmixError(
+            f"{folder} was begun by a vlmix that takes samples in another order (its number {there.get('order')}, here "
+            f"{here['order']}); finish it with that one, or choose another out="
+        )
     other = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if other:
         told = "; ".join(f"{key} was {there.get(key)}, here it is {here.get(key)}" for key in other[:4])

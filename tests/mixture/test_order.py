@@ -1,6 +1,7 @@
 """The order: exact, the same for any number of ranks, resumable at any step. The golden tests pin it."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -126,6 +127,30 @@ def test_bins_hold_everything_once_and_are_never_too_full(lengths: list[int], ca
     over = packed_shares(array, world, capacity)
     assert len({len(mine) for mine in over}) == 1, "every rank has as many micro-batches"
     assert sorted(i for mine in over for members in mine for i in members.tolist()) == list(range(len(lengths)))
+    fills = [[int(np.minimum(array, capacity)[members].sum()) for members in mine] for mine in over]
+    assert all(fill <= capacity for mine in fills for fill in mine)
+    assert sum(map(len, over)) == -(-len(bins) // world) * world, "no more bins than best fit and an even share take"
+    for fuller, emptier in pairwise(zip(*fills, strict=True)):
+        assert min(fuller) >= max(emptier), "bins of like fill have the same turn"
+
+
+def test_packed_ranks_have_equally_much_to_do() -> None:
+    """Best fit alone would leave one of two ranks with a full bin and the other with a tenth of one."""
+    lengths = np.array([50, 50, 10], dtype=np.int64)
+    assert [[members.tolist() for members in mine] for mine in packed_shares(lengths, 2, 100)] == [[[0, 2]], [[1]]]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(600, 1_200, 128)
+        totals = [sum(lengths[members].sum() for members in mine) for mine in packed_shares(lengths, 8, 4_096)]
+        assert max(totals) <= 1.02 * np.mean(totals)
+
+
+def test_a_batch_that_fits_only_tightly_is_packed_tightly() -> None:
+    lengths = np.array([50, 50, 40, 40, 20], dtype=np.int64)  # longest first into the emptiest: 90 and 20 more
+    assert [[sorted(lengths[members].tolist()) for members in mine] for mine in packed_shares(lengths, 2, 100)] == [
+        [[50, 50]],
+        [[20, 40, 40]],
+    ]
 
 
 def test_packing_is_tight_where_it_can_be() -> None:
@@ -146,7 +171,7 @@ def small() -> dict[str, object]:
 
 def test_the_order_is_pinned() -> None:
     """What comes out here is what a paper's runs saw. A change needs a new ORDER_VERSION and a word in the manifest."""
-    assert ORDER_VERSION == 1
+    assert ORDER_VERSION == 2
     order = Order(**small(), seed=0, global_batch=2)
     assert [order.batch(step).tolist() for step in range(order.steps_per_epoch)] == [
         [3, 2],
@@ -158,6 +183,9 @@ def test_the_order_is_pinned() -> None:
     ]
     assert order.epoch(1).samples.tolist() == [0, 3, 5, 4, 1, 2, 6, 2, 9, 7, 8]
     assert [order.share(0, rank, 2).tolist() for rank in (0, 1)] == [[3], [2]]
+    large = Order(**small(), seed=0, global_batch=8)
+    assert large.batch(0).tolist() == [4, 6, 2, 1, 3, 2, 5, 0]
+    assert [[b.tolist() for b in large.bins(0, rank, 2, 12)] for rank in (0, 1)] == [[[5, 2], [0, 6, 4]], [[1], [3, 2]]]
     windowed = Order(**small(), seed=0, global_batch=2, window=3)
     assert windowed.epoch(0).samples.tolist() == [2, 4, 6, 2, 1, 3, 5, 0, 8, 7, 9]
 
