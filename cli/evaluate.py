@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import show
-from cli.train import launch
+from cli.train import launch, launched
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Answer benchmarks with a model, and score the answers. Interrupted, the same command goes on."""
-    if nproc > 1 and "RANK" not in os.environ:
+    if nproc > 1 and not launched():
         arguments = [*benchmark, "--model", model, "--data", str(data), "--out", str(out), "--split", split]
         arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]
         arguments += [part for root in images or [] for part in ("--images", str(root))]

@@ -292,6 +292,7 @@ def demo(
     if out.exists():
         raise VlmixError(f"{out} exists already; remove it or name another folder")
     require_sweep()
+    show.without_bars()
     raw, full, part, run, at = out / "raw", out / "mixture", out / "questions", out / "run", out / "sweep"
     # Each step is the command that a user would type.
     show.step(f"vlmix sample {raw}")
@@ -327,6 +328,8 @@ def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-
 
 def main() -> None:
     """Entry point: bad input ends with one message and exit 1, wrong usage with exit 2."""
+    if not sys.stderr.isatty():
+        show.without_bars()
     try:
         app()
     except VlmixError as error:

@@ -1,6 +1,7 @@
 """What commands print: tables for people on stdout, JSON with --json, progress on stderr."""
 
 import dataclasses
+import os
 import sys
 import time
 import typing
@@ -71,6 +72,11 @@ def training(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
                 note(f"{text}  step {row['step']:,}/{row['of']:,}")
 
         yield update
+
+
+def without_bars() -> None:
+    """Keeps Hugging Face's libraries, before they are imported, from drawing bars of their own."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def note(text: str) -> None:

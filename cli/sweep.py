@@ -35,6 +35,7 @@ def sweep(
 ) -> None:
     """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Interrupted, the same command
     goes on; on several machines with one folder, they share the work."""
+    show.without_bars()
     require()
     from train.report import aggregate, table, write
     from train.sweep import cells, finished, load, run
@@ -115,7 +116,7 @@ def _build(wanted: "Build", changes: dict[str, Any], out: Path) -> None:
     build(recipe, known(), Path(wanted.raw), out, images=[Path(root) for root in wanted.images])
 
 
-def _train(recipe: "Recipe", nproc: int) -> bool:
+def _train(recipe: "Recipe", nproc: int) -> int:
     if nproc == 1:
         from train.run import train
 
@@ -124,7 +125,8 @@ def _train(recipe: "Recipe", nproc: int) -> bool:
 
     file = Path(recipe.out).with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False))
-    return launch(nproc, ["train", str(file)])
+    launch(nproc, ["train", str(file)])
+    return 0
 
 
 def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[Report | None]":

@@ -28,14 +28,16 @@ def train(
 ) -> None:
     """Train a model on a mixture. Interrupted, the same command goes on where it stopped."""
     parsed = load(recipe, changes)
-    if nproc > 1 and "RANK" not in os.environ:
-        finished = launch(nproc, ["train", recipe, *(changes or [])])
+    if nproc > 1 and not launched():
+        launch(nproc, ["train", recipe, *(changes or [])])
     else:
         from train.run import train as run
 
         with reporting(parsed.name) as report:
-            finished = run(parsed, report)
-    if "RANK" not in os.environ and finished:
+            stopped = run(parsed, report)
+        if stopped:
+            raise typer.Exit(128 + stopped)
+    if not launched():
         _summary(parsed, as_json)
 
 
@@ -48,8 +50,14 @@ def load(name: str, changes: list[str] | None) -> "Recipe":
     return load_recipe(recipes.find_in(recipes.TRAIN, name), changes)
 
 
-def launch(nproc: int, arguments: list[str]) -> bool:
-    """Run a command of vlmix as `nproc` ranks, by torchrun's agent. True if they got to the end."""
+def launched() -> bool:
+    """Whether this process is a rank. (RANK alone may be what a cluster numbers its machines with.)"""
+    return "LOCAL_RANK" in os.environ
+
+
+def launch(nproc: int, arguments: list[str]) -> None:
+    """Run a command of vlmix as `nproc` ranks, by torchrun's agent, to the end. Raises typer.Exit with the status of
+    the first rank that fails, or with 128 and the number of the signal."""
     import logging
     import uuid
 
@@ -57,7 +65,8 @@ def launch(nproc: int, arguments: list[str]) -> bool:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Saving a large model takes longer than the half minute after which the agent would kill the ranks.
+    # Saving a large model takes longer than the half minute after which the agent would kill the ranks. (torch 2.11
+    # does not know this.)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -74,10 +83,10 @@ def launch(nproc: int, arguments: list[str]) -> bool:
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "cli.main", *arguments)
     except ChildFailedError as error:
-        raise typer.Exit(1) from error
+        code = error.get_first_failure()[1].exitcode
+        raise typer.Exit(code if code > 0 else 128 - code) from error
     except SignalException as error:
         raise typer.Exit(128 + int(error.sigval)) from error
-    return True
 
 
 @contextmanager
@@ -123,6 +132,8 @@ def _summary(recipe: "Recipe", as_json: bool) -> None:
     from train.run import folder_of
 
     folder = Path(folder_of(recipe))
-    last = read(folder)[-1]
-    text = f"{folder}: step {last['step']}, loss {last['loss']:.3f}, {last['tokens_per_second']:,.0f} tokens/s per step"
+    last = next(reversed(read(folder)), None)
+    text = f"{folder}: finished before"
+    if last:
+        text = f"{folder}: step {last['step']}, loss {last['loss']:.3f}, {last['tokens_per_second']:,.0f} tokens/s"
     show.done(text, {"out": str(folder), "last": last}, as_json)

@@ -10,10 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "vlmix"
+
+# Its arguments changed: `is_causal` in torch 2.10, `window_size` and `scale` later.
+_KNOWN = inspect.signature(varlen_attn).parameters
+_CAUSAL: dict[str, Any] = {"is_causal": True} if "is_causal" in _KNOWN else {"window_size": (-1, 0)}
+_SCALES = "scale" in _KNOWN
 
 
 def register() -> str:
@@ -65,19 +71,15 @@ def _varlen(
     bounds: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    """torch's flash kernel for ragged batches. Its arguments changed: `is_causal` in 2.10, `window_size` and `scale`
-    later; heads that share keys are repeated, as not every version groups them."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
-    if scaling is not None and "scale" in known:
-        causal["scale"] = scaling
+    """torch's flash kernel for ragged batches. Heads that share keys are repeated, as not every version groups them."""
+    more = dict(_CAUSAL)
+    if scaling is not None and _SCALES:
+        more["scale"] = scaling
     elif scaling is not None:
         query = query * (scaling * query.shape[-1] ** 0.5)
     groups = query.shape[1] // key.shape[1]
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, _repeat(key, groups), _repeat(value, groups)))
-    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **causal)
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **more)
     assert isinstance(out, torch.Tensor)
     return out[None]
 

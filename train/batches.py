@@ -205,6 +205,7 @@ def lengths(mixture: Mixture, encoder: Encoder, vision: Vision, length: int) -> 
     for positions, texts in mixture.texts():
         encoded = encoder.encode_many(texts, image_tokens[positions].tolist())
         for position, tokens in zip(positions.tolist(), encoded):
-            short = cut(tokens, length, int(image_tokens[position]), encoder.image_id, f"at {position}")
+            name = mixture.column("id")[position].as_py() if len(tokens.ids) > length else ""
+            short = cut(tokens, length, int(image_tokens[position]), encoder.image_id, name)
             found[:, position] = len(short.ids), short.trained[1:].sum(), len(tokens.ids)
     return Lengths(*found)

@@ -38,6 +38,8 @@ class State(Struct, frozen=True):
     counted: dict[str, float]
     identity: dict[str, str]
     """What must be the same to go on: name -> value."""
+    unreadable: tuple[str, ...] = ()
+    """Samples whose image did not decode."""
 
 
 class Checkpoints:
@@ -59,14 +61,15 @@ class Checkpoints:
         self.wait()
         path = self.folder / f"step-{state.step:08d}"
         partial = path.with_suffix(".partial")
-        problem: VlmixError | None = None
-        if self.ranks.first:
+
+        def begin() -> None:
             try:
                 partial.mkdir(parents=True)
                 (partial / "state.json").write_bytes(msgspec.json.format(msgspec.json.encode(state)))
             except OSError as error:
-                problem = self._unwritable(path, error)
-        self.ranks.share(problem)
+                raise self._unwritable(path, error) from None
+
+        self.ranks.once(begin)
         tensors = _tensors(model, optimizer)
         self._pending = path, dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)
 
@@ -100,7 +103,7 @@ class Checkpoints:
                     shutil.rmtree(old)
         dist.barrier()
         if found:
-            self.ranks.agree(found[0])
+            self.ranks.end(found[0])
 
     def latest(self) -> tuple[Path, State] | None:
         """The last whole checkpoint. Raises VlmixError if its state cannot be read."""

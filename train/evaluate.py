@@ -53,44 +53,41 @@ def evaluate(model: str, tasks: Sequence[Task], out: Path, progress: Progress = 
         if task.benchmark not in BENCHMARKS:
             raise VlmixError(f"there is no benchmark {task.benchmark!r}{nearest(task.benchmark, BENCHMARKS)}")
     with ranks() as me:
-        generator = Generator(model, me.device)
+        generator = me.each(lambda: Generator(model, me.device))
         return [_one(generator, model, task, out / task.benchmark, me, progress) for task in tasks]
 
 
 def _one(generator: Generator, model: str, task: Task, folder: Path, me: Ranks, progress: Progress) -> Report | None:
     benchmark = BENCHMARKS[task.benchmark]
     data = task.data / task.benchmark if (task.data / task.benchmark).is_dir() else task.data
-    questions = benchmark.questions(data, task.split)
+    questions: list[Question] = me.each(lambda: benchmark.questions(data, task.split))
     questions = questions[: task.limit] if task.limit else questions
-    if me.first:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    me.share(_same(folder, _identity(generator, task, questions)) if me.first else None)
-    done: set[str] = me.share(_answered(folder) if me.first else None)
+    done: set[str] = me.once(lambda: _begin(folder, _identity(generator, task, questions)))
     # Long prompts first: a batch holds similar lengths, and what does not fit shows at once.
     pending = sorted((q for q in questions if q.id not in done), key=lambda q: (-len(q.text), q.id))
     mine = pending[me.rank :: me.world]
     near = (folder if folder.is_dir() else folder.parent for folder in (task.data, data))
     index = ImageIndex([*task.images, *near], benchmark.images)
-    with (folder / f"part-{me.rank:05d}.jsonl").open("a", encoding="utf-8") as file:
-        for start in range(0, len(mine), task.batch):
-            batch = mine[start : start + task.batch]
-            asked = [(question.text, _image(question, index, benchmark)) for question in batch]
-            texts = generator.answers(asked, task.max_new_tokens or benchmark.max_new_tokens)
-            for question, text in zip(batch, texts):
-                row = {"question_id": question.id, "prompt": question.text, "text": text, "model_id": model}
-                file.write(json.dumps(row) + "\n")
-            file.flush()
-            progress(task.benchmark, start + len(batch), len(mine))
-    me.gather(None)
-    report: Report | VlmixError | None = _finish(benchmark, questions, data, task, folder) if me.first else None
-    found: Report | None = me.share(report)
-    return found
+
+    def answer() -> None:
+        part = folder / f"part-{me.rank:05d}.jsonl"
+        with disk_errors(part), part.open("a", encoding="utf-8") as file:
+            for start in range(0, len(mine), task.batch):
+                batch = mine[start : start + task.batch]
+                asked = [(question.text, _image(question, index, benchmark)) for question in batch]
+                texts = generator.answers(asked, task.max_new_tokens or benchmark.max_new_tokens)
+                for question, text in zip(batch, texts):
+                    row = {"question_id": question.id, "prompt": question.text, "text": text, "model_id": model}
+                    file.write(json.dumps(row) + "\n")
+                file.flush()
+                progress(task.benchmark, start + len(batch), len(mine))
+
+    me.each(answer)
+    report: Report | None = me.once(lambda: _finish(benchmark, questions, data, task, folder))
+    return report
 
 
-def _finish(
-    benchmark: Benchmark, questions: list[Question], data: Path, task: Task, folder: Path
-) -> Report | VlmixError | None:
+def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: Task, folder: Path) -> Report | None:
     """One file of answers in the questions' order, and the score."""
     texts = {row.question_id: row for part in _parts(folder) for row in read_answers(part, strict=False).rows}
     rows = [{"question_id": q.id, "prompt": q.text, "text": texts[q.id].text} for q in questions if q.id in texts]
@@ -99,10 +96,10 @@ def _finish(
         return None
     try:
         report = benchmark.score(read_answers(folder / ANSWERS), data, task.split)
-    except VlmixError as error:
+    except VlmixError:
         if benchmark.submit is not None:  # the labels stay with the test server
             return None
-        return error
+        raise
     write_text(folder / REPORT, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
     return report
 
@@ -156,12 +153,14 @@ def _identity(generator: Generator, task: Task, questions: list[Question]) -> di
     }
 
 
-def _same(folder: Path, identity: dict[str, str]) -> VlmixError | None:
+def _begin(folder: Path, identity: dict[str, str]) -> set[str]:
+    """Ids that have an answer already. Raises VlmixError if the folder's answers are not of this identity."""
     path = folder / "asked.json"
-    if not path.exists():
-        write_text(path, json.dumps(identity, indent=1) + "\n")
-        return None
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_text(path, json.dumps(identity, indent=1) + "\n")
     before = json.loads(path.read_text())
     if other := sorted(key for key in identity if before.get(key) != identity[key]):
-        return VlmixError(f"{folder} holds answers with other {' and '.join(other)}; choose another --out")
-    return None
+        raise VlmixError(f"{folder} holds answers with other {' and '.join(other)}; choose another --out")
+    return _answered(folder)

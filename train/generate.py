@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging
 
 from mixture.errors import VlmixError
 from train.export import MODEL
@@ -26,7 +25,6 @@ class Generator:
         elif path.is_dir() and not (path / "config.json").exists():
             raise VlmixError(f"{where} holds no model: neither a finished run nor a Hugging Face folder")
         name = str(path) if path.is_dir() else where
-        logging.disable_progress_bar()
         try:
             dtype: Any = "auto" if device.type == "cuda" else torch.float32
             model, report = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, dtype=dtype)

@@ -2,7 +2,8 @@
 
 A step fetches all its micro-batches, counts the tokens that train over all ranks, runs them, clips, looks whether
 everything is finite, and only then updates. What a step does depends on (recipe, mixture, step, number of ranks) alone;
-dropout, too, is drawn anew from these at every step. So a run goes on where it stopped, bit for bit.
+dropout, too, is drawn anew from these at every step. So a run goes on where it stopped: on the CPU bit for bit, on
+GPUs as far as their kernels repeat themselves.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,23 +67,25 @@ class Loop:
     checkpoints: Checkpoints
     flops: Flops
     sources: list[str]
-    stopping: bool = False
+    stopping: int = 0
+    """The signal that asked for the end."""
 
     def run(self, data: Microbatches, state: State, steps: int) -> State:
         """From a state to the end, or to a signal; the state there, saved."""
         with self._signals():
             try:
                 return self._run(data, state, steps)
-            except (VlmixError, SystemExit):  # agreed on by all ranks: a save in progress is finished first
+            except (VlmixError, SystemExit):  # known to all ranks: a save in progress is finished first
                 self.checkpoints.wait()
                 raise
 
     def _run(self, data: Microbatches, state: State, steps: int) -> State:
         recipe, me, model, optimizer = self.recipe, self.me, self.model, self.optimizer
         names, checkpoints = self.sources, self.checkpoints
-        metrics = Metrics(self.folder, state.step) if me.first else None
+        metrics: Metrics | None = me.each(lambda: Metrics(self.folder, state.step) if me.first else None)
+        keep = metrics.add if metrics else lambda row: None
         sums = torch.zeros((2, len(names)), device=me.device)  # loss and trained tokens per source since the last row
-        counted = dict(state.counted)
+        counted, unreadable = dict(state.counted), state.unreadable
         batches = iter(load(data, state.step, steps, recipe.workers))
         began = time.perf_counter()
         waited, logged, last_saved = 0.0, list[_Counted](), state.step
@@ -91,10 +95,10 @@ class Loop:
             waited += time.perf_counter() - asked
             count = self._count(micros)
             if count.errors:
-                me.agree(next(error for error in me.gather(micros) if isinstance(error, VlmixError)))
+                me.agree(micros)
             assert not isinstance(micros, VlmixError)
             if count.unreadable:
-                self._unreadable(micros, counted, count)
+                unreadable = self._unreadable(micros, unreadable)
             if count.saved == me.world:
                 checkpoints.wait()
             torch.manual_seed(int(derive_key(recipe.seed, step, me.rank)) & (2**63 - 1))
@@ -107,7 +111,7 @@ class Loop:
                 losses.append((micro, loss.detach()))
             norm = _clip(model, recipe.optim.clip)
             if not math.isfinite(norm):
-                me.agree(self._not_finite(step, losses))
+                me.end(self._not_finite(step, losses))
             factor = rate(step, steps, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
@@ -124,13 +128,13 @@ class Loop:
             if done % recipe.log_every == 0 or done == steps or count.stops:
                 dist.all_reduce(sums)
                 seconds = time.perf_counter() - began
-                if metrics is not None:
-                    row = self._row(done, data.order, norm, sums, logged, seconds, waited)
-                    metrics.add(row | {"seen": dict(counted)})
-                    self.report("step", row | {"of": steps})
+                row = self._row(done, data.order, norm, sums, logged, seconds, waited)
+                row["seen"] = {**counted, "unreadable": len(unreadable)}
+                me.each(partial(keep, row))
+                self.report("step", row | {"of": steps})
                 sums.zero_()
                 waited, logged, began = 0.0, [], time.perf_counter()
-            state = State(done, dict(counted), state.identity)
+            state = State(done, dict(counted), state.identity, unreadable)
             every = recipe.checkpoints.every
             if (every and done % every == 0) or done == steps or count.stops:
                 checkpoints.save(model, optimizer, state)
@@ -157,14 +161,15 @@ class Loop:
                 sum(len(micro.samples) for micro in mine),
                 sum(len(micro.unreadable) for micro in mine),
                 sum(self.flops.of_micro(micro) for micro in mine),
-                self.stopping,
+                bool(self.stopping),
                 self.checkpoints.finished,
                 failed,
                 *(slots if rank == self.me.rank else 0 for rank in range(self.me.world)),
             ]
         )
         shared = len(sums) - self.me.world
-        return _Counted(*sums[:shared], max(sums[shared:]))
+        sums[shared:] = [max(sums[shared:])]
+        return _Counted(*sums)
 
     def _row(
         self,
@@ -209,18 +214,22 @@ class Loop:
         for group in self.optimizer.param_groups:
             yield group["part"], group["lr"]
 
-    def _unreadable(self, micros: list[Micro], counted: dict[str, float], count: _Counted) -> None:
-        named = [name for names in self.me.gather([n for micro in micros for n in micro.unreadable]) for name in names]
-        counted["unreadable"] = counted.get("unreadable", 0) + count.unreadable
-        self.report("unreadable", {"samples": named})
-        if counted["unreadable"] > self.recipe.max_bad_images:
-            what = f"{int(counted['unreadable'])} images did not decode, the last of {', '.join(named[:5])}"
-            self.me.agree(
+    def _unreadable(self, micros: list[Micro], before: tuple[str, ...]) -> tuple[str, ...]:
+        """All samples so far whose image did not decode. Ends the run where they are too many."""
+        found = [name for names in self.me.gather([n for micro in micros for n in micro.unreadable]) for name in names]
+        new = sorted(set(found) - set(before))
+        if new:
+            self.report("unreadable", {"samples": new})
+        every = (*before, *new)
+        if len(every) > self.recipe.max_bad_images:
+            self.me.end(
                 VlmixError(
-                    f"{what}; `vlmix verify {self.recipe.data}` lists the damage, max_bad_images={len(named)} or more "
-                    "goes on without them"
+                    f"{len(every)} images did not decode so far, the last of {', '.join(every[-5:])}; "
+                    f"`vlmix verify {self.recipe.data}` lists the damage, max_bad_images=N with a larger N goes on "
+                    "without them"
                 )
             )
+        return every
 
     def _not_finite(self, step: int, losses: list[tuple[Micro, torch.Tensor]]) -> VlmixError:
         bad = [
@@ -251,7 +260,7 @@ class Loop:
                 signal.signal(number, before[signal.Signals(number)])
                 signal.raise_signal(number)
             asked[0] = asked[0] if self.stopping else time.monotonic()
-            self.stopping = True
+            self.stopping = number
 
         for kind in kinds:
             signal.signal(kind, stop)

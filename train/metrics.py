@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from mixture.errors import VlmixError
+from mixture.files import disk_errors, write_text
 
 NAME = "metrics.jsonl"
 
@@ -16,18 +17,21 @@ class Metrics:
     """`RUN/metrics.jsonl`, appended to. A run that goes on from step k begins by taking out what came after k."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        path = folder / NAME
-        rows = [row for row in read(folder) if row["step"] <= step] if path.exists() else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._board = _tensorboard(folder / "tensorboard", step)
+        self.path = folder / NAME
+        rows = [row for row in read(folder) if row["step"] <= step] if self.path.exists() else []
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        with disk_errors(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = _tensorboard(folder / "tensorboard", step)
 
     def add(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in _flat(row):
-                self._board.add_scalar(name, value, row["step"])
+        """Append a row. Raises VlmixError where the disk is full."""
+        with disk_errors(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for name, value in _flat(row):
+                    self._board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         self._file.close()

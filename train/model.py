@@ -64,18 +64,7 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         lm = AutoModelForCausalLM.from_config(config)
     if len(tokenizer) > lm.config.vocab_size:
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-    if getattr(lm.config, "attn_logit_softcapping", None):
-        raise VlmixError(f"model.lm {recipe.model.lm}: its attention caps logits, which vlmix's does not")
-    window = getattr(lm.config, "sliding_window", None)
-    if window and window < recipe.batch.length:
-        raise VlmixError(
-            f"model.lm {recipe.model.lm}: its attention looks back {window} tokens, vlmix's over the whole sample; "
-            f"take batch.length={window} or less"
-        )
-    if recipe.batch.pack and lm.config.model_type in _UNBOUND:
-        raise VlmixError(
-            f"model.lm: a {lm.config.model_type} would let packed samples see each other; take batch.pack=0"
-        )
+    _check_lm(recipe, lm)
     tower = _tower(recipe)
     vision = Vision(
         tower.side,
@@ -95,11 +84,39 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
     return Parts(model, vision, tower.has_cls, _unused(tower, recipe.model.layer)), tokenizer
 
 
+def _check_lm(recipe: Recipe, lm: Any) -> None:
+    """Raises VlmixError for an LM that would not be trained as it was made, or not as samples of their own."""
+    name, config, length = recipe.model.lm, lm.config, recipe.batch.length
+    if isinstance(name, dict):
+        name = name["model_type"]
+    if not isinstance(getattr(lm.get_decoder(), "layers", None), nn.ModuleList):
+        raise VlmixError(
+            f"model.lm {name}: it has no `layers`, which vlmix shards one by one; take one built as Llama is"
+        )
+    if getattr(config, "attn_logit_softcapping", None):
+        raise VlmixError(f"model.lm {name}: its attention caps logits, which vlmix's does not")
+    window = getattr(config, "sliding_window", None)
+    if window and window < length:
+        raise VlmixError(
+            f"model.lm {name}: its attention looks back {window} tokens, vlmix's over the whole sample; "
+            f"take batch.length={window} or less"
+        )
+    most = getattr(config, "max_position_embeddings", None)
+    if most and most < length:
+        raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.length={most} or less")
+    if recipe.batch.pack and config.model_type in _UNBOUND:
+        raise VlmixError(
+            f"model.lm {name}: a {config.model_type} would let packed samples see each other; take batch.pack=0"
+        )
+
+
 def _unused(tower: Tower, layer: int) -> frozenset[str]:
     named = {name: weight.requires_grad_() for name, weight in tower.model.named_parameters()}
     pixels = torch.zeros((1, 3, tower.side, tower.side))
-    seen = tower.model(pixels, output_hidden_states=True).hidden_states[layer].sum()
-    gradients = torch.autograd.grad(seen, list(named.values()), allow_unused=True)
+    states = tower.model(pixels, output_hidden_states=True).hidden_states
+    if not -len(states) <= layer < len(states):
+        raise VlmixError(f"model.layer {layer}: the tower has {len(states)} hidden states, {-len(states)} to -1")
+    gradients = torch.autograd.grad(states[layer].sum(), list(named.values()), allow_unused=True)
     return frozenset(name for name, gradient in zip(named, gradients) if gradient is None)
 
 

@@ -1,11 +1,11 @@
 """Processes, devices and FSDP2. One process is a group of one, so that there is one way to train."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -37,17 +37,28 @@ class Ranks:
         dist.all_reduce(sums)
         return list(sums.tolist())
 
-    def share(self, value: Any) -> Any:
-        """The first rank's value, on all. An error that it met ends all of them."""
-        box = [value]
+    def once(self, call: Callable[[], Any]) -> Any:
+        """What the first rank's call returns, on all. A VlmixError that it raises ends all of them."""
+        box = [_caught(call) if self.first else None]
         dist.broadcast_object_list(box, src=0)
-        return self.agree(box[0])
+        if isinstance(box[0], VlmixError):
+            self.end(box[0])
+        return box[0]
+
+    def each(self, call: Callable[[], Any]) -> Any:
+        """What this rank's call returns. A VlmixError that it raises on any rank ends all of them."""
+        return self.agree(_caught(call))
 
     def agree(self, value: Any) -> Any:
-        """A value that all ranks have. If it is an error all of them end, and the first one tells it."""
-        if isinstance(value, VlmixError):
-            raise value if self.first else SystemExit(1)
+        """This rank's value. If it is a VlmixError on any rank, that ends all of them."""
+        errors = [error for error in self.gather(value if isinstance(value, VlmixError) else None) if error]
+        if errors:
+            self.end(errors[0])
         return value
+
+    def end(self, error: VlmixError) -> NoReturn:
+        """End all ranks, which all know the error. The first one tells it."""
+        raise error if self.first else SystemExit(1)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on all."""
@@ -56,10 +67,18 @@ class Ranks:
         return found
 
 
+def _caught(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except VlmixError as error:
+        return error
+
+
 @contextmanager
 def ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    joined = "LOCAL_RANK" in os.environ  # RANK alone may be a cluster's name for a machine
+    rank, world = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if joined else (0, 1)
     local = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     if cuda and local >= torch.cuda.device_count():
@@ -71,7 +90,7 @@ def ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    if "RANK" in os.environ:
+    if joined:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

@@ -1,10 +1,11 @@
 """A training run: from a recipe to a folder with metrics, checkpoints and the model."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+import zipfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mixture import manifest as manifests
 from mixture import open as open_mixture
 from mixture.errors import VlmixError
-from mixture.files import alone, disk_errors, write_text
+from mixture.files import alone, atomic, disk_errors, write_text
 from mixture.order import ORDER_VERSION, Order
 from mixture.reader import Mixture
+from mixture.version import VERSION
 from train.batches import Collator, Lengths, Microbatches
 from train.batches import lengths as measure
 from train.checkpoint import Checkpoints, State
@@ -43,8 +45,8 @@ def silent(event: str, facts: dict[str, Any]) -> None:
     """No report."""
 
 
-def train(recipe: Recipe, report: Report = silent) -> bool:
-    """Run a recipe to its end; True if it got there, False if a signal stopped it, its state saved.
+def train(recipe: Recipe, report: Report = silent) -> int:
+    """Run a recipe to its end: 0 if it got there, or the number of the signal that stopped it, its state saved.
 
     The run's folder is `recipe.out`; what stands there of the same recipe goes on. Raises VlmixError for input that
     cannot be trained on, on every rank.
@@ -66,31 +68,24 @@ class _Run:
         self.recipe, self.me, self.report = recipe, me, report
         self.folder = folder_of(recipe)
 
-    def go(self) -> bool:
+    def go(self) -> int:
         me = self.me
-        me.share(_caught(self._prepare) if me.first else None)
+        me.once(self._prepare)
         with alone(self.folder) if me.first else nullcontext(True) as mine:
-            busy = VlmixError(f"{self.folder} is being written by another run; wait for it or choose another out=")
-            me.share(None if mine else busy)
+            me.once(lambda: self._check_alone(mine))
             return self._go()
 
-    def _go(self) -> bool:
+    def _go(self) -> int:
         recipe, me = self.recipe, self.me
-        mixture = open_mixture(recipe.data)
+        mixture: Mixture = me.each(lambda: open_mixture(recipe.data))
         model, tokenizer, layout, whole = self._model(mixture)
         encoder = Encoder(tokenizer, layout)
         found = self._lengths(mixture, encoder, model.vision)
-        order = mixture.order(
-            recipe.batch.samples,
-            seed=recipe.seed,
-            lengths=found.tokens,
-            window=recipe.batch.window,
-            last=recipe.batch.last,
-        )
+        order: Order = me.each(lambda: self._order(mixture, found))
         steps = recipe.steps or math.ceil(recipe.epochs * order.steps_per_epoch)
-        self._tell_data(mixture, found, order, steps)
+        facts = {**self._tell_data(mixture, found, order, steps), "parts": self._tell_model(model)}
+        me.once(lambda: write_text(self.folder / "data.json", json.dumps(facts, indent=1) + "\n"))
         flops = Flops.of(model)
-        self._tell_model(model)
         shard(model, recipe, me)
         spread(model, whole, me)
         whole.clear()
@@ -100,12 +95,12 @@ class _Run:
         identity = _identity(recipe, mixture)
         checkpoints = Checkpoints(self.folder / "checkpoints", recipe.checkpoints.keep, me)
         state = State(0, {}, identity)
-        if latest := me.share(_caught(lambda: _latest(checkpoints, identity, self.folder)) if me.first else None):
+        if latest := me.once(lambda: _latest(checkpoints, identity, self.folder)):
             path, state = latest
-            checkpoints.restore(path, model, optimizer)
+            me.each(lambda: checkpoints.restore(path, model, optimizer))
             self.report("resumed", {"step": state.step})
-        if me.first:
-            write_text(self.folder / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
+        resolved = yaml.safe_dump(recipe.resolved(), sort_keys=False)
+        me.once(lambda: write_text(self.folder / "recipe.yaml", resolved))
         names = sorted(set(mixture.column("source").to_pylist()))
         pad = tokenizer.pad_token_id
         collator = Collator(encoder, model.vision, recipe.batch, names, 0 if pad is None else int(pad))
@@ -114,14 +109,26 @@ class _Run:
         state = loop.run(data, state, steps)
         if state.step < steps:
             self.report("stopped", {"step": state.step, "of": steps})
-            return False
+            return loop.stopping
         self._export(model, tokenizer, layout)
-        return True
+        return 0
 
     def _prepare(self) -> None:
         _check_data(open_mixture(self.recipe.data), self.recipe)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _check_alone(self, mine: bool) -> None:
+        if not mine:
+            raise VlmixError(f"{self.folder} is being written by another run; wait for it or choose another out=")
+
+    def _order(self, mixture: Mixture, found: Lengths) -> Order:
+        batch = self.recipe.batch
+        order = mixture.order(
+            batch.samples, seed=self.recipe.seed, lengths=found.tokens, window=batch.window, last=batch.last
+        )
+        order.share(0, self.me.rank, self.me.world)  # the batch has to be a multiple of the ranks
+        return order
 
     def _model(self, mixture: Mixture):  # type: ignore[no-untyped-def]
         """The model, on every rank; its weights on the first one alone."""
@@ -134,13 +141,14 @@ class _Run:
             parts, tokenizer = build(recipe, _own_tokenizer(recipe, mixture, home))
             if recipe.model.start:
                 load_connector(parts.model, recipe.model.start)
-            tokenizer.save_pretrained(home)
+            with disk_errors(home):
+                tokenizer.save_pretrained(home)
             built.append(parts)
             return parts.model.config, dataclasses.replace(parts, model=None)
 
-        config, described = me.share(_caught(first) if me.first else None)
+        config, described = me.once(first)
         tokenizer = AutoTokenizer.from_pretrained(home)
-        layout = template(recipe.template, tokenizer)
+        layout: Template = me.each(lambda: template(recipe.template, tokenizer))
         torch.manual_seed(recipe.seed + 1)
         parts = built[0] if built else dataclasses.replace(described, model=skeleton(config))
         model = Trainee(parts, recipe)
@@ -148,21 +156,27 @@ class _Run:
         return model, tokenizer, layout, whole
 
     def _lengths(self, mixture: Mixture, encoder: Encoder, vision: Vision) -> Lengths:
-        """Token lengths, measured by the first rank and kept in the run's folder."""
+        """Token lengths, measured by the first rank and kept in the run's folder for the next start."""
         path = self.folder / "lengths.npz"
 
         def first() -> None:
+            words = [file.read_bytes() for file in sorted((self.folder / "tokenizer").iterdir())]
+            eyes = [vision.side, vision.patch, vision.grids]
+            settings = [VERSION, _digest(mixture), self.recipe.template, self.recipe.batch.length, eyes]
+            key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
+            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+                if np.load(path)["key"] == key:
+                    return
             found = measure(mixture, encoder, vision, self.recipe.batch.length)
-            with path.with_suffix(".partial").open("wb") as file:
-                np.savez(file, tokens=found.tokens, trained=found.trained, whole=found.whole)
-            path.with_suffix(".partial").rename(path)
+            with atomic(path) as file:
+                np.savez(file, key=key, tokens=found.tokens, trained=found.trained, whole=found.whole)
 
-        self.me.share(_caught(first) if self.me.first else None)
+        self.me.once(first)
         kept = np.load(path)
         return Lengths(kept["tokens"], kept["trained"], kept["whole"])
 
-    def _tell_data(self, mixture: Mixture, found: Lengths, order: Order, steps: int) -> None:
-        facts = {
+    def _tell_data(self, mixture: Mixture, found: Lengths, order: Order, steps: int) -> dict[str, Any]:
+        facts: dict[str, Any] = {
             "mixture": mixture.manifest.name,
             "samples": len(mixture),
             "steps": steps,
@@ -173,19 +187,19 @@ class _Run:
             "untrained_samples": int((found.trained == 0).sum()),
         }
         if not facts["trained_tokens"]:
-            self.me.agree(
+            self.me.end(
                 VlmixError(f"{self.recipe.data}: none of its tokens would train; all answers are empty or cut off")
             )
-        if self.me.first:
-            write_text(self.folder / "data.json", json.dumps(facts, indent=1) + "\n")
         self.report("data", facts)
+        return facts
 
-    def _tell_model(self, model: Trainee) -> None:
+    def _tell_model(self, model: Trainee) -> dict[str, dict[str, int]]:
         facts: dict[str, dict[str, int]] = {}
         for name, parameter in model.named_parameters():
             part = facts.setdefault(part_of(name), {"trained": 0, "frozen": 0})
             part["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
         self.report("model", facts)
+        return facts
 
     def _export(self, model: Trainee, tokenizer: PreTrainedTokenizerBase, layout: Template) -> None:
         only_connector = set(self.recipe.train) == {"connector"}
@@ -199,16 +213,8 @@ class _Run:
             write(out, state, model.hf, model.vision, model.has_cls, tokenizer, layout, self.recipe)
             return MODEL
 
-        written = self.me.share(_caught(first) if self.me.first else None)
+        written = self.me.once(first)
         self.report("done", {"out": str(self.folder / written)})
-
-
-def _caught(call: Callable[[], Any]) -> Any:
-    """A call's value, or the VlmixError that it raised, to be shared with the other ranks."""
-    try:
-        return call()
-    except VlmixError as error:
-        return error
 
 
 def _check_data(mixture: Mixture, recipe: Recipe) -> None:
@@ -241,11 +247,14 @@ def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
     for key, value in plain.items():
         section = value if isinstance(value, dict) else {"": value}
         flat |= {f"{key}.{inner}".rstrip("."): json.dumps(part, sort_keys=True) for inner, part in section.items()}
-    index = mixture.manifest.files.get(manifests.SAMPLES_NAME, "")
-    digest = hashlib.sha256(msgspec.json.encode([index, mixture.rows.tolist()])).hexdigest()
     for key in _KNOBS:
         flat.pop(key, None)
-    return flat | {"mixture": digest, "order": str(ORDER_VERSION)}
+    return flat | {"mixture": _digest(mixture), "order": str(ORDER_VERSION)}
+
+
+def _digest(mixture: Mixture) -> str:
+    index = mixture.manifest.files.get(manifests.SAMPLES_NAME, "")
+    return hashlib.sha256(msgspec.json.encode([index, mixture.rows.tolist()])).hexdigest()
 
 
 def _latest(checkpoints: Checkpoints, identity: dict[str, str], folder: Path) -> tuple[Path, State] | None:

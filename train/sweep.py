@@ -105,8 +105,8 @@ class Doers(Struct, frozen=True):
 
     build: Callable[[Build, dict[str, Any], Path], None]
     """Build a mixture with changes to its recipe into a folder."""
-    train: Callable[[Recipe], bool]
-    """True if the run got to its end."""
+    train: Callable[[Recipe], int]
+    """0 if the run got to its end, else the signal that stopped it."""
     evaluate: Callable[[str, list[Task], Path], list[Report | None]]
     recipe: Callable[[str], Any]
     """Plain data of a training recipe by its name."""
@@ -192,8 +192,8 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
         full = open_mixture(whole).order(batch.samples, window=batch.window, last=batch.last).steps_per_epoch
         recipe = msgspec.structs.replace(recipe, steps=math.ceil(recipe.epochs * full))
     began = time.monotonic()
-    if not doers.train(recipe):
-        raise SystemExit(130)
+    if stopped := doers.train(recipe):
+        raise SystemExit(128 + stopped)
     trained = time.monotonic()
     tasks = [
         Task(

@@ -20,6 +20,8 @@ CASES = {
     "connector alone": {"train": ["connector"]},
     "recomputed": {"checkpointing": True},
     "tiles": {"model": {"grids": [[1, 2], [2, 1], [2, 2]]}},
+    "adapters": {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}},
+    "bf16, frozen tower": {"precision": "bf16", "train": ["connector", "lm"]},
 }
 
 
@@ -76,6 +78,9 @@ def check(name: str, recipe: Recipe, folder: str, me: Ranks) -> None:
         assert found.keys() == expected.keys(), (name, found.keys() ^ expected.keys())
         assert any("connector" in key or "projector" in key for key in found)
         for key, gradient in expected.items():
+            if recipe.precision == "bf16":  # the whole model computes in fp32
+                assert (found[key] - gradient).norm() < 0.03 * gradient.norm() + 1e-4, (name, key)
+                continue
             torch.testing.assert_close(
                 found[key], gradient, rtol=1e-5, atol=1e-6, msg=lambda m, k=key: f"{name} {k} {m}"
             )

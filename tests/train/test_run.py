@@ -44,7 +44,7 @@ def losses(run: Path) -> list[float]:
 def whole(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six packed steps of everything, never interrupted, in one process."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(nano(data=str(mixture), out=str(out)))
+    assert train(nano(data=str(mixture), out=str(out))) == 0
     return out
 
 
@@ -83,29 +83,36 @@ def test_losses_of_the_sources_add_up_and_the_run_folder_holds_what_it_says(whol
         "recipe.yaml",
         "tokenizer",
     }
+    parts = json.loads((whole / "data.json").read_text())["parts"]
+    assert parts.keys() == {"connector", "lm", "tower"} and all(part["trained"] for part in parts.values())
     assert yaml.safe_load((whole / "recipe.yaml").read_text())["optim"]["clip"] == 1.0
 
 
 def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     whole: Path, mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    """The real command: SIGKILL in the middle; on as many ranks the same numbers bit for bit, on one the same training,
-    and the same as one process from the start."""
+    """The real command: SIGKILL to all in the middle; on as many ranks the same numbers bit for bit, on one the same
+    training, and the same as one process from the start."""
     straight, killed, other = tmp_path / "straight", tmp_path / "killed", tmp_path / "other"
-    common = ["train", recipe_file, f"data={mixture}", "checkpoints={every: 2, keep: 9}"]
+    common = ["train", str(recipe_file), f"data={mixture}", "checkpoints={every: 2, keep: 9}"]
     done = vlmix(*common, f"out={straight}", "--nproc", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["last"]["step"] == 6
     assert np.allclose(losses(straight), losses(whole), rtol=0, atol=2e-6)
 
-    # The state after four steps, as a kill between the fourth and the end leaves it.
-    shutil.copytree(straight, killed)
-    shutil.rmtree(killed / "model")
-    shutil.rmtree(killed / "checkpoints" / "step-00000006")
-    (killed / "checkpoints" / "step-00000006.partial").mkdir()
+    process = subprocess.Popen([*VLMIX, *common, f"out={killed}", "--nproc", "2"], stderr=subprocess.DEVNULL)
+    while not (killed / "checkpoints" / "step-00000002").exists() and process.poll() is None:
+        time.sleep(0.005)
+    assert process.poll() is None
+    for member in running_with(f"out={killed}"):
+        os.kill(member, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "checkpoints" / "step-00000006").exists()
     shutil.copytree(killed, other)
-    again = vlmix(*common, f"out={killed}", "--nproc", "2")
-    assert again.returncode == 0 and "goes on from step 4" in again.stderr
+    # Started by torchrun, it is the same run.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    again = subprocess.run([*torchrun, *VLMIX, *common, f"out={killed}"], capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0 and re.search("goes on from step [24]", again.stderr), again.stderr[-3000:]
     assert rows(killed) == rows(straight)
     assert hashes(killed / "model") == hashes(straight / "model")
     train(nano(data=str(mixture), out=str(other), checkpoints={"every": 2, "keep": 9}))
@@ -113,20 +120,32 @@ def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     assert np.allclose(losses(other), losses(straight), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def running_with(argument: str) -> list[int]:
+    """Processes that were started with an argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if argument.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+@pytest.mark.parametrize(("number", "group", "nproc"), [(signal.SIGTERM, False, "2"), (signal.SIGINT, True, "1")])
 def test_a_signal_saves_and_leaves(
-    number: signal.Signals, group: bool, mixture: Path, recipe_file: Path, tmp_path: Path
+    number: signal.Signals, group: bool, nproc: str, mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM to the process; Ctrl-C, which a terminal sends to the workers of the loader as well."""
+    """SIGTERM to the process that started two ranks; Ctrl-C, which a terminal sends to the loader's workers as well."""
     out = tmp_path / "run"
-    command = ["train", str(recipe_file), f"data={mixture}", f"out={out}", "steps=4000", "workers=1"]
+    command = ["train", str(recipe_file), f"data={mixture}", f"out={out}", "steps=4000", "workers=1", "--nproc", nproc]
     process = subprocess.Popen([*VLMIX, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 100
     while not ((out / "metrics.jsonl").exists() and len(read(out)) > 3) and time.monotonic() < deadline:
         time.sleep(0.1)
     (os.killpg if group else os.kill)(process.pid, number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
+    assert process.returncode == 128 + number, told
     stopped = int(re.search(r"stopped after step (\d+)", told).group(1))  # type: ignore[union-attr]
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
     assert [row["step"] for row in read(out)] == list(range(1, stopped + 1))
@@ -195,7 +214,7 @@ def test_lora_trains_adapters_alone_and_merges_them(whole: Path, mixture: Path, 
     assert not any("lora" in name or "base_layer" in name for name in weights)
     assert weights.keys() == load_file(whole / "model" / "model.safetensors").keys()
     resumed = nano(data=str(mixture), out=str(out), steps=2, lora={"rank": 2, "alpha": 4})
-    assert train(resumed), "a finished run is exported again from its checkpoint"
+    assert train(resumed) == 0, "a finished run is exported again from its checkpoint"
     again = load_file(out / "model" / "model.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
@@ -244,15 +263,23 @@ def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold
     data = damaged(mixture, tmp_path / "damaged", 40)
     told: list[tuple[str, Any]] = []
     out = tmp_path / "run"
-    train(
-        nano(data=str(data), out=str(out), max_bad_images=99, batch={"samples": 200}, steps=3),
-        lambda event, facts: told.append((event, facts)),
-    )
+    every = {"every": 1, "keep": 9}
+    recipe = nano(data=str(data), out=str(out), max_bad_images=99, batch={"samples": 200}, steps=3, checkpoints=every)
+    train(recipe, lambda event, facts: told.append((event, facts)))
     names = [name for event, facts in told if event == "unreadable" for name in facts["samples"]]
-    assert names and read(out)[-1]["seen"]["samples"] == 600 - 0
+    assert names and len(names) == len(set(names)), "an image is told once, however often it comes"
+    seen = read(out)[-1]["seen"]
+    assert seen["samples"] == 600 and seen["unreadable"] == len(names)
     assert all(np.isfinite(losses(out)))
-    with pytest.raises(VlmixError, match=r"images did not decode, the last of .*max_bad_images"):
+    with pytest.raises(VlmixError, match=r"\d+ images did not decode so far, the last of .*max_bad_images"):
         train(nano(data=str(data), out=str(tmp_path / "strict"), max_bad_images=2, batch={"samples": 200}, steps=3))
+    # Gone on with, it knows those of before.
+    shutil.rmtree(out / "checkpoints" / "step-00000003")
+    again: list[tuple[str, Any]] = []
+    assert train(recipe, lambda event, facts: again.append((event, facts))) == 0
+    assert dict(again)["resumed"]["step"] == 2
+    assert read(out)[-1]["seen"] == seen
+    assert [facts for event, facts in again if event == "unreadable"] == [dict(told)["unreadable"]]
 
 
 def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
@@ -285,6 +312,9 @@ def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
         ({"model": {"start": "nowhere"}}, "no connector.safetensors there"),
         ({"model": {"lm": {"model_type": "lama"}}}, "model.lm: "),
         ({"template": "chat"}, "no chat template"),
+        ({"model": {"layer": -4}}, "model.layer -4: the tower has 3 hidden states, -3 to -1"),
+        ({"model": {"lm": {**NANO["model"]["lm"], "max_position_embeddings": 64}}}, "knows 64 positions"),
+        ({"model": {"lm": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}}}, "gpt2: it has no `layers`"),
     ],
 )
 def test_what_cannot_be_trained_is_told(changes: dict[str, Any], message: str, mixture: Path, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""What `compile` sees: every block of the LM as one graph, and the CUDA kernel's call, traced without a GPU."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.train.nano import nano
+from train.attention import _varlen
+from train.model import Trainee, build
+from train.tokens import train_tokenizer
+
+
+def test_a_block_is_one_graph_for_batches_of_all_sizes() -> None:
+    parts, _ = build(nano(), train_tokenizer(["some words"], 300))
+    lm = Trainee(parts, nano()).hf.model.language_model
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    whole = [lm(inputs_embeds=embeds, use_cache=False).last_hidden_state for embeds in EMBEDS]
+    for block in lm.layers:
+        block.compile(dynamic=True, fullgraph=True, backend=keep)
+    compiled = [lm(inputs_embeds=embeds, use_cache=False).last_hidden_state for embeds in EMBEDS]
+    for one, other in zip(whole, compiled, strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(graphs) == len(lm.layers), "no graph is made again for another length"
+
+
+EMBEDS = [torch.randn(2, length, 32) for length in (9, 12, 31)]
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_kernel_for_packed_samples_is_part_of_the_graph(kv_heads: int) -> None:
+    """Its arguments are those that this version of torch takes; it computes on CUDA alone."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(_varlen, fullgraph=True, dynamic=True, backend=keep)
+    with FakeTensorMode():
+        query = torch.empty(1, 4, 100, 64, dtype=torch.bfloat16)
+        key = torch.empty(1, kv_heads, 100, 64, dtype=torch.bfloat16)
+        out = compiled(query, key, key, 0.125, torch.empty(3, dtype=torch.int32), 60)
+    assert out.shape == (1, 100, 4, 64)
+    (graph,) = graphs
+    (call,) = [node for node in graph.graph.nodes if "varlen" in str(node.target)]
+    assert [-1, 0] in call.args, "nobody looks ahead"
