@@ -310,9 +310,9 @@ def demo(
     subsample(full, part, where=where, workers=workers)
     show.step(f"vlmix train tiny data={part} out={run} epochs={epochs}")
     train("tiny", [f"data={part}", f"out={run}", f"epochs={epochs}"])
-    show.step(f"vlmix evaluate vqav2 gqa --model {run} --data {raw} --out {out / 'answers'}")
-    evaluate(["vqav2", "gqa"], str(run), raw, out / "answers")
-    examined = f"evaluate={{vqav2: {{data: {raw}}}, gqa: {{data: {raw}}}}}"
+    show.step(f"vlmix evaluate vqav2 gqa --model {run} --data {raw} --out {out / 'answers'} --max-new-tokens 10")
+    evaluate(["vqav2", "gqa"], str(run), raw, out / "answers", max_new_tokens=10)
+    examined = f"evaluate={{vqav2: {{data: {raw}, max_new_tokens: 10}}, gqa: {{data: {raw}, max_new_tokens: 10}}}}"
     each = f"changes.epochs={epochs}"
     show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --workers {min(workers, 6)}')
     sweep("demo", [f"mixture={part}", examined, each], at, workers=min(workers, 6))

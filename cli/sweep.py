@@ -136,6 +136,7 @@ def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[R
         for task in tasks:
             arguments = [task.benchmark, "--model", model, "--data", str(task.data), "--out", str(out)]
             arguments += ["--split", task.split, "--batch", str(task.batch), "--limit", str(task.limit)]
+            arguments += ["--max-new-tokens", str(task.max_new_tokens)]
             arguments += [part for root in task.images for part in ("--images", str(root))]
             launch(nproc, ["evaluate", *arguments])
     return evaluate(model, tasks, out)

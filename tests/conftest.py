@@ -9,6 +9,7 @@ from mixture.build import build
 from mixture.recipe import load
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that share a core wait for each other
 
 
 @pytest.fixture(scope="session")

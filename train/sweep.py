@@ -55,6 +55,9 @@ class Exam(Struct, frozen=True, kw_only=True):
     images: list[str] = []
     split: str = ""
     limit: Annotated[int, Meta(ge=0)] = 0
+    """The first so many questions; 0: all."""
+    max_new_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Of an answer; 0: what LLaVA-1.5 allowed the benchmark."""
 
 
 class Sweep(Struct, frozen=True, kw_only=True):
@@ -202,6 +205,7 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
             images=tuple(Path(root) for root in exam.images),
             split=exam.split,
             limit=exam.limit,
+            max_new_tokens=exam.max_new_tokens,
             batch=sweep.batch,
         )
         for name, exam in sweep.evaluate.items()
