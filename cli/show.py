@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mixture.source import Source
     from mixture.verify import Verified
     from train.benchmarks import Report as Score
+    from train.evaluate import Unscored
 
 # Into a pipe, tables keep their natural width.
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -309,21 +310,23 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
     _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
 
 
-def evaluated(answers: dict[str, Path], reports: "list[Score | None]", as_json: bool) -> None:
+def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_json: bool) -> None:
     """Scores by benchmark, with where the answers lie."""
+    from train.evaluate import Unscored
+
     if as_json:
         _json(dict(zip(answers, reports)))
         return
     table = _table("benchmark", "score", "answered", "missing")
     for name, report in zip(answers, reports):
-        if report is None:
+        if isinstance(report, Unscored):
             table.add_row(name, "-", "", "")
         else:
             table.add_row(name, f"{report.score:,.2f}", f"{report.answered:,}", f"{report.missing:,}")
     _out.print(table)
     for name, report in zip(answers, reports):
-        if report is None:
-            _say(f"{name} has no public labels or needs a judge: vlmix score {name} --answers {answers[name]}")
+        if isinstance(report, Unscored):
+            _say(f"{name} has answers, {answers[name]}, and no score: {report.why}")
 
 
 def rows(header: list[str], cells: list[list[str]]) -> None:

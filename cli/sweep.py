@@ -17,7 +17,7 @@ from mixture.errors import VlmixError
 if TYPE_CHECKING:
     from train.benchmarks import Report
     from train.config import Recipe
-    from train.evaluate import Task
+    from train.evaluate import Task, Unscored
     from train.sweep import Build, Sweep
 
 
@@ -129,7 +129,7 @@ def _train(recipe: "Recipe", nproc: int) -> int:
     return 0
 
 
-def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[Report | None]":
+def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[Report | Unscored]":
     from train.evaluate import evaluate
 
     if nproc > 1:  # the answers, by several processes for each benchmark; then scored here

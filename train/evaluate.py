@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 from PIL import Image
 
 from mixture.errors import VlmixError, nearest
@@ -42,9 +43,23 @@ class Task:
     limit: int = 0
     """The first so many questions; 0: all. A score of a part is one of that part."""
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the benchmark's own files."""
+        inner = self.data / self.benchmark
+        return inner if inner.is_dir() else self.data
 
-def evaluate(model: str, tasks: Sequence[Task], out: Path, progress: Progress = lambda *_: None) -> list[Report | None]:
-    """The reports of a model on benchmarks, None where the labels are not public or a judge is needed.
+
+class Unscored(Struct, frozen=True):
+    """Answers without a score."""
+
+    why: str
+
+
+def evaluate(
+    model: str, tasks: Sequence[Task], out: Path, progress: Progress = lambda *_: None
+) -> list[Report | Unscored]:
+    """The reports of a model on benchmarks; unscored where a judge is needed or the labels are not there.
 
     With several ranks (torchrun) all get the same reports. Raises VlmixError for benchmarks that cannot be asked, and
     where `out` holds answers of another model or to other questions.
@@ -57,9 +72,11 @@ def evaluate(model: str, tasks: Sequence[Task], out: Path, progress: Progress = 
         return [_one(generator, model, task, out / task.benchmark, me, progress) for task in tasks]
 
 
-def _one(generator: Generator, model: str, task: Task, folder: Path, me: Ranks, progress: Progress) -> Report | None:
+def _one(
+    generator: Generator, model: str, task: Task, folder: Path, me: Ranks, progress: Progress
+) -> Report | Unscored:
     benchmark = BENCHMARKS[task.benchmark]
-    data = task.data / task.benchmark if (task.data / task.benchmark).is_dir() else task.data
+    data = task.folder
     questions: list[Question] = me.each(lambda: benchmark.questions(data, task.split))
     questions = questions[: task.limit] if task.limit else questions
     done: set[str] = me.once(lambda: _begin(folder, _identity(generator, task, questions)))
@@ -83,22 +100,22 @@ def _one(generator: Generator, model: str, task: Task, folder: Path, me: Ranks, 
                 progress(task.benchmark, start + len(batch), len(mine))
 
     me.each(answer)
-    report: Report | None = me.once(lambda: _finish(benchmark, questions, data, task, folder))
+    report: Report | Unscored = me.once(lambda: _finish(benchmark, questions, data, task, folder))
     return report
 
 
-def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: Task, folder: Path) -> Report | None:
+def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: Task, folder: Path) -> Report | Unscored:
     """One file of answers in the questions' order, and the score."""
     texts = {row.question_id: row for part in _parts(folder) for row in read_answers(part, strict=False).rows}
     rows = [{"question_id": q.id, "prompt": q.text, "text": texts[q.id].text} for q in questions if q.id in texts]
     write_text(folder / ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))
     if benchmark.needs_judge:
-        return None
+        return Unscored(f"a judge says what answers are worth; vlmix score {benchmark.name} asks one")
     try:
         report = benchmark.score(read_answers(folder / ANSWERS), data, task.split)
-    except VlmixError:
-        if benchmark.submit is not None:  # the labels stay with the test server
-            return None
+    except VlmixError as error:
+        if benchmark.submit is not None:  # the labels may stay with the test server
+            return Unscored(str(error))
         raise
     write_text(folder / REPORT, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
     return report

@@ -31,7 +31,7 @@ from mixture.errors import VlmixError
 from mixture.files import alone, disk_errors, write_text
 from train.benchmarks import BENCHMARKS, Report
 from train.config import Recipe, parse
-from train.evaluate import Task
+from train.evaluate import Task, Unscored
 from train.metrics import read as read_metrics
 from train.report import Result
 
@@ -110,7 +110,7 @@ class Doers(Struct, frozen=True):
     """Build a mixture with changes to its recipe into a folder."""
     train: Callable[[Recipe], int]
     """0 if the run got to its end, else the signal that stopped it."""
-    evaluate: Callable[[str, list[Task], Path], list[Report | None]]
+    evaluate: Callable[[str, list[Task], Path], list[Report | Unscored]]
     recipe: Callable[[str], Any]
     """Plain data of a training recipe by its name."""
 
@@ -154,8 +154,11 @@ def cells(sweep: Sweep) -> list[Cell]:
 def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> list[Result]:
     """Do what is left of a sweep, beside other processes that work on the same folder; the rows of all runs.
 
-    Raises VlmixError where `out` holds another sweep, and for a run that fails; what is done stays.
+    Raises VlmixError where `out` holds another sweep, before the first run where a benchmark's questions cannot be
+    read, and for a run that fails; what is done stays.
     """
+    for task in _tasks(sweep):
+        BENCHMARKS[task.benchmark].questions(task.folder, task.split)
     _claim(sweep, out)
     left = cells(sweep)
     count = len(left)
@@ -198,20 +201,12 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
     if stopped := doers.train(recipe):
         raise SystemExit(128 + stopped)
     trained = time.monotonic()
-    tasks = [
-        Task(
-            benchmark=name,
-            data=Path(exam.data),
-            images=tuple(Path(root) for root in exam.images),
-            split=exam.split,
-            limit=exam.limit,
-            max_new_tokens=exam.max_new_tokens,
-            batch=sweep.batch,
-        )
-        for name, exam in sweep.evaluate.items()
-    ]
-    reports = doers.evaluate(str(home / "run"), tasks, home / "answers")
-    scored = {name: report for name, report in zip(sweep.evaluate, reports) if report is not None}
+    reports = doers.evaluate(str(home / "run"), _tasks(sweep), home / "answers")
+    scored: dict[str, Report] = {}
+    for name, report in zip(sweep.evaluate, reports, strict=True):
+        if isinstance(report, Unscored):
+            raise VlmixError(f"{home}: no score for {name}: {report.why}")
+        scored[name] = report
     opened, last = open_mixture(data), read_metrics(home / "run")[-1]
     result = Result(
         run=cell.name,
@@ -230,6 +225,21 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
         questions={name: report.answered + report.missing for name, report in scored.items()},
     )
     write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
+
+
+def _tasks(sweep: Sweep) -> list[Task]:
+    return [
+        Task(
+            benchmark=name,
+            data=Path(exam.data),
+            images=tuple(Path(root) for root in exam.images),
+            split=exam.split,
+            limit=exam.limit,
+            max_new_tokens=exam.max_new_tokens,
+            batch=sweep.batch,
+        )
+        for name, exam in sweep.evaluate.items()
+    ]
 
 
 def _mixture(sweep: Sweep, cell: Cell, out: Path, doers: Doers) -> Path:

@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 
 from mixture.errors import VlmixError
 from tests.train.nano import nano
-from train.benchmarks import BENCHMARKS
-from train.evaluate import Task, evaluate
+from train.benchmarks import BENCHMARKS, Report
+from train.evaluate import Task, Unscored, evaluate
 from train.run import train
 
 
@@ -34,7 +34,7 @@ def test_batched_answers_are_those_of_one_at_a_time_and_come_in_the_questions_or
         out = tmp_path / str(batch)
         task = Task(benchmark="vqav2", data=raw, limit=20, batch=batch, max_new_tokens=6)
         (report,) = evaluate(str(model), [task], out)
-        assert report is not None and report.answered == 20
+        assert isinstance(report, Report) and report.answered == 20
         return answers(out / "vqav2")
 
     alone, together = ask(1), ask(7)
@@ -72,3 +72,17 @@ def test_an_image_that_is_not_there_is_named(model: Path, raw: Path, tmp_path: P
     shutil.copytree(raw / "gqa", tmp_path / "data" / "gqa", ignore=shutil.ignore_patterns("images"))
     with pytest.raises(VlmixError, match="no readable image gqa/images/.* --images names the folder"):
         evaluate(str(model), [Task(benchmark="gqa", data=tmp_path / "data")], tmp_path / "out")
+
+
+def test_answers_whose_labels_are_not_there_are_kept_and_the_reason_told(
+    model: Path, raw: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "gqa"
+    data.mkdir()
+    rows = json.loads((raw / "gqa" / "testdev_balanced_questions.json").read_text())
+    few = {key: {k: v for k, v in row.items() if k != "answer"} for key, row in list(rows.items())[:3]}
+    (data / "testdev_balanced_questions.json").write_text(json.dumps(few))
+    task = Task(benchmark="gqa", data=data, images=(raw,), max_new_tokens=2)
+    (found,) = evaluate(str(model), [task], tmp_path / "out")
+    assert isinstance(found, Unscored) and "answer" in found.why, found
+    assert len(answers(tmp_path / "out" / "gqa")) == 3

@@ -119,3 +119,11 @@ def test_what_cannot_be_swept_is_told(changes: dict[str, Any], message: str, spe
     spec.write_text(yaml.safe_dump({**data, **changes}))
     with pytest.raises(VlmixError, match=message):
         load(spec)
+
+
+def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spec: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(spec.read_text())
+    spec.write_text(yaml.safe_dump({**data, "evaluate": {"vqav2": {"data": str(tmp_path / "nowhere")}}}))
+    with pytest.raises(VlmixError, match="nowhere does not exist"):
+        run(load(spec), tmp_path / "out", _doers(1))
+    assert not (tmp_path / "out").exists()
