@@ -127,7 +127,9 @@ def test_the_lm_alone_is_counted_to_the_last_product(
     # Without an image the connector sees one row of zeros, which the step does not need: no gradient before it.
     zeros = 2 * (2 * 16 * 32 + 3 * 32 * 32)
     for micro in (collate(texts[:1], False), collate(texts, True)):
-        assert flops.of_micro(micro) == counted(model, micro) - other_halves(flops, micro) - zeros
+        angles = 2 * 4 * micro.ids.numel()  # transformers before 5.23 makes those of the positions by a product
+        more = counted(model, micro) - other_halves(flops, micro) - zeros - flops.of_micro(micro)
+        assert more in (0, angles)
 
 
 def test_packed_samples_cost_the_sum_of_each_and_padding_nothing(
