@@ -26,13 +26,14 @@ def evaluate(
     limit: Annotated[int, typer.Option(help="The first so many questions alone; 0: all.", min=0)] = 0,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no scores.")] = False,
 ) -> None:
     """Answer benchmarks with a model, and score the answers. Interrupted, the same command goes on."""
     if nproc > 1 and not launched():
         arguments = [*benchmark, "--model", model, "--data", str(data), "--out", str(out), "--split", split]
         arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]
         arguments += [part for root in images or [] for part in ("--images", str(root))]
-        launch(nproc, ["evaluate", *arguments, *(["--json"] if as_json else [])])
+        launch(nproc, ["evaluate", *arguments, *(["--json"] if as_json else []), *(["--quiet"] if quiet else [])])
         return
     from train.evaluate import ANSWERS, Task
     from train.evaluate import evaluate as run
@@ -51,5 +52,5 @@ def evaluate(
     ]
     with show.progress() as progress:
         reports = run(model, tasks, out, progress)
-    if os.environ.get("RANK", "0") == "0":
+    if not quiet and (not launched() or os.environ["RANK"] == "0"):
         show.evaluated({name: out / name / ANSWERS for name in benchmark}, reports, as_json)

@@ -1,6 +1,7 @@
 """`vlmix sweep` and `vlmix embed`: how much of a mixture, and which part, a model needs."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,14 +50,16 @@ def sweep(
         def tell(what: str, done: int, total: int) -> None:
             nonlocal told
             if done > told and not inner:
-                show.note(f"{done} of {total} runs")
+                show.note(f"{done} of {total} runs{f', {what}' if what and done < total else ''}")
             told = max(told, done)
             progress("runs", done, total)
 
+        if inner:
+            _end_with_parent()
         if workers > 1:
-            count = len(cells(parsed))
+            names = [cell.name for cell in cells(parsed)]
             arguments = [sweep, *(changes or []), "--out", str(out), "--nproc", str(nproc)]
-            _share(arguments, workers, nproc, lambda: tell("", finished(out), count))
+            _share(arguments, workers, nproc, lambda: tell("", finished(out, names), len(names)))
         rows = run(parsed, out, _doers(nproc), tell)
     if inner:
         return
@@ -138,7 +141,7 @@ def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[R
             arguments += ["--split", task.split, "--batch", str(task.batch), "--limit", str(task.limit)]
             arguments += ["--max-new-tokens", str(task.max_new_tokens)]
             arguments += [part for root in task.images for part in ("--images", str(root))]
-            launch(nproc, ["evaluate", *arguments])
+            launch(nproc, ["evaluate", *arguments, "--quiet"])
     return evaluate(model, tasks, out)
 
 
@@ -167,6 +170,15 @@ def _bare(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
+def _end_with_parent() -> None:
+    """Linux: a worker is told to end when the process that started it does, however that ends."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
 def _share(arguments: list[str], workers: int, nproc: int, look: Callable[[], None]) -> None:
     """Let processes of their own do the runs, each with its share of cores and GPUs."""
     import torch
@@ -175,6 +187,11 @@ def _share(arguments: list[str], workers: int, nproc: int, look: Callable[[], No
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     command = [sys.executable, "-P", "-m", "cli.main", "sweep", *arguments]
     started: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         for number in range(workers):
             mine = {"VLMIX_SWEEP_WORKER": str(number), "OMP_NUM_THREADS": threads}
@@ -194,3 +211,4 @@ def _share(arguments: list[str], workers: int, nproc: int, look: Callable[[], No
                 process.terminate()
         for process in started:
             process.wait()
+        signal.signal(signal.SIGTERM, before)

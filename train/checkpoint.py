@@ -90,20 +90,24 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:  # whatever a storage writer raises, on whichever rank
             problem = self._unwritable(path, error)
         found = [each for each in self.ranks.gather(problem) if each]
-        if self.ranks.first:
-            partial = path.with_suffix(".partial")
-            if found:
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
+        self.ranks.once(lambda: self._finish(path, found[0] if found else None))
+
+    def _finish(self, path: Path, problem: VlmixError | None) -> None:
+        """Give a save its name, or take it away."""
+        partial = path.with_suffix(".partial")
+        try:
+            if problem is None:
                 _sync(partial)
                 if path.exists():
                     shutil.rmtree(path)
                 partial.rename(path)
                 for old in self._whole()[: -self.keep]:
                     shutil.rmtree(old)
-        dist.barrier()
-        if found:
-            self.ranks.end(found[0])
+        except OSError as error:
+            problem = self._unwritable(path, error)
+        if problem is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise problem
 
     def latest(self) -> tuple[Path, State] | None:
         """The last whole checkpoint. Raises VlmixError if its state cannot be read."""

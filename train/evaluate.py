@@ -7,18 +7,20 @@ to a file of its own as it goes; a question that any of them has answered is not
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
-from PIL import Image
 
 from mixture.errors import VlmixError, nearest
-from mixture.files import disk_errors, write_text
+from mixture.files import alone, disk_errors, write_text
 from mixture.images import ImageIndex
+from train.batches import UNREADABLE
 from train.benchmarks import BENCHMARKS, Benchmark, Question, Report, read_answers
 from train.generate import Generator
+from train.images import decode
 from train.parallel import Ranks, ranks
 
 ANSWERS, REPORT = "answers.jsonl", "report.json"
@@ -79,7 +81,24 @@ def _one(
     data = task.folder
     questions: list[Question] = me.each(lambda: benchmark.questions(data, task.split))
     questions = questions[: task.limit] if task.limit else questions
-    done: set[str] = me.once(lambda: _begin(folder, _identity(generator, task, questions)))
+    identity = _identity(generator, task, questions)
+    me.once(lambda: _make(folder))
+    with alone(folder) if me.first else nullcontext(True) as mine:
+        done: set[str] = me.once(lambda: _begin(folder, identity, mine))
+        return _ask(generator, model, task, questions, done, folder, me, progress)
+
+
+def _ask(
+    generator: Generator,
+    model: str,
+    task: Task,
+    questions: list[Question],
+    done: set[str],
+    folder: Path,
+    me: Ranks,
+    progress: Progress,
+) -> Report | Unscored:
+    benchmark, data = BENCHMARKS[task.benchmark], task.folder
     # Long prompts first: a batch holds similar lengths, and what does not fit shows at once.
     pending = sorted((q for q in questions if q.id not in done), key=lambda q: (-len(q.text), q.id))
     mine = pending[me.rank :: me.world]
@@ -88,16 +107,17 @@ def _one(
 
     def answer() -> None:
         part = folder / f"part-{me.rank:05d}.jsonl"
-        with disk_errors(part), part.open("a", encoding="utf-8") as file:
-            for start in range(0, len(mine), task.batch):
-                batch = mine[start : start + task.batch]
-                asked = [(question.text, _image(question, index, benchmark)) for question in batch]
-                texts = generator.answers(asked, task.max_new_tokens or benchmark.max_new_tokens)
-                for question, text in zip(batch, texts):
-                    row = {"question_id": question.id, "prompt": question.text, "text": text, "model_id": model}
-                    file.write(json.dumps(row) + "\n")
-                file.flush()
-                progress(task.benchmark, start + len(batch), len(mine))
+        for start in range(0, len(mine), task.batch):
+            batch = mine[start : start + task.batch]
+            asked = [(question.text, _image(question, index, benchmark)) for question in batch]
+            texts = generator.answers(asked, task.max_new_tokens or benchmark.max_new_tokens)
+            rows = [
+                {"question_id": question.id, "prompt": question.text, "text": text, "model_id": model}
+                for question, text in zip(batch, texts)
+            ]
+            with disk_errors(part), part.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+            progress(task.benchmark, start + len(batch), len(mine))
 
     me.each(answer)
     report: Report | Unscored = me.once(lambda: _finish(benchmark, questions, data, task, folder))
@@ -112,25 +132,35 @@ def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: T
     if benchmark.needs_judge:
         return Unscored(f"a judge says what answers are worth; vlmix score {benchmark.name} asks one")
     try:
-        report = benchmark.score(read_answers(folder / ANSWERS), data, task.split)
+        answers = read_answers(folder / ANSWERS)
+        if task.limit:
+            answers.asked = frozenset(question.id for question in questions)
+        report = benchmark.score(answers, data, task.split)
     except VlmixError as error:
         if benchmark.submit is not None:  # the labels may stay with the test server
             return Unscored(str(error))
         raise
+    if task.limit:
+        report.notes.append(f"the first {len(questions):,} questions alone")
     write_text(folder / REPORT, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
     return report
 
 
 def _image(question: Question, index: ImageIndex, benchmark: Benchmark) -> bytes | None:
-    if question.image_bytes is not None or not question.image:
+    if question.image_bytes is not None:
+        try:
+            decode(question.image_bytes)
+        except UNREADABLE as error:
+            raise VlmixError(f"{benchmark.name}: question {question.id}: its image cannot be read: {error}") from None
         return question.image_bytes
+    if not question.image:
+        return None
     plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
     for path in [*index.candidates(question.image), *(path for path in plain if path.is_file())]:
         try:
             data = path.read_bytes()
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError):
+            decode(data)
+        except UNREADABLE:
             continue
         return data
     roots = ", ".join(str(root) for root in index.roots)
@@ -170,13 +200,19 @@ def _identity(generator: Generator, task: Task, questions: list[Question]) -> di
     }
 
 
-def _begin(folder: Path, identity: dict[str, str]) -> set[str]:
-    """Ids that have an answer already. Raises VlmixError if the folder's answers are not of this identity."""
-    path = folder / "asked.json"
+def _make(folder: Path) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_text(path, json.dumps(identity, indent=1) + "\n")
+
+
+def _begin(folder: Path, identity: dict[str, str], mine: bool) -> set[str]:
+    """Ids that have an answer already. Raises VlmixError if another process writes there, or the folder's answers are
+    not of this identity."""
+    if not mine:
+        raise VlmixError(f"{folder} is being written by another evaluation; wait for it or choose another --out")
+    path = folder / "asked.json"
+    if not path.exists():
+        write_text(path, json.dumps(identity, indent=1) + "\n")
     before = json.loads(path.read_text())
     if other := sorted(key for key in identity if before.get(key) != identity[key]):
         raise VlmixError(f"{folder} holds answers with other {' and '.join(other)}; choose another --out")

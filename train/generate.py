@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mixture.errors import VlmixError
 from train.export import MODEL
+from train.pretrained import is_local
 
 
 class Generator:
@@ -24,6 +25,8 @@ class Generator:
             path = path / MODEL
         elif path.is_dir() and not (path / "config.json").exists():
             raise VlmixError(f"{where} holds no model: neither a finished run nor a Hugging Face folder")
+        elif not path.exists() and is_local(where):
+            raise VlmixError(f"{where}: no such folder; a run's model is there when the run is done")
         name = str(path) if path.is_dir() else where
         try:
             dtype: Any = "auto" if device.type == "cuda" else torch.float32

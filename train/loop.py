@@ -125,7 +125,9 @@ class Loop:
                 counted[name] = counted.get(name, 0) + getattr(count, name)
             logged.append(count)
             done = step + 1
-            if done % recipe.log_every == 0 or done == steps or count.stops:
+            every = recipe.checkpoints.every
+            save = bool((every and done % every == 0) or done == steps or count.stops)
+            if done % recipe.log_every == 0 or save:  # a run that goes on begins a new row, too
                 dist.all_reduce(sums)
                 seconds = time.perf_counter() - began
                 row = self._row(done, data.order, norm, sums, logged, seconds, waited)
@@ -135,8 +137,7 @@ class Loop:
                 sums.zero_()
                 waited, logged, began = 0.0, [], time.perf_counter()
             state = State(done, dict(counted), state.identity, unreadable)
-            every = recipe.checkpoints.every
-            if (every and done % every == 0) or done == steps or count.stops:
+            if save:
                 checkpoints.save(model, optimizer, state)
                 last_saved = done
                 self.report("saved", {"step": done})
@@ -244,7 +245,7 @@ class Loop:
         what = f"the loss of {', '.join(named[:8])}" if named else f"a gradient over {', '.join(everyone[:8])}"
         return VlmixError(
             f"step {step + 1}: {what} is not finite; nothing was updated. Lower optim.lr, or look at the samples with "
-            f"`vlmix inspect {self.recipe.data} --id ID`; the run goes on from its last checkpoint"
+            f"`vlmix inspect {self.recipe.data} --id ID`; what was saved before stays"
         )
 
     @contextlib.contextmanager

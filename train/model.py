@@ -31,8 +31,8 @@ LlavaModel: TypeAlias = Any
 """LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
 
 
-_UNBOUND = ("stablelm", "nemotron", "falcon_h1")
-"""LMs of transformers that do not pass the bounds of packed samples on to their attention, or keep a state."""
+_SAME = 1e-3
+"""Relative difference that rounding in fp32 stays below."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
 
 
 def _check_lm(recipe: Recipe, lm: Any) -> None:
-    """Raises VlmixError for an LM that would not be trained as it was made, or not as samples of their own."""
+    """Raises VlmixError for an LM that would not be trained as it was made, or that lets packed samples see each
+    other: because it keeps a state, as Mamba does, or does not tell its attention where samples begin."""
     name, config, length = recipe.model.lm, lm.config, recipe.batch.length
     if isinstance(name, dict):
         name = name["model_type"]
@@ -104,10 +105,50 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
     most = getattr(config, "max_position_embeddings", None)
     if most and most < length:
         raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.length={most} or less")
-    if recipe.batch.pack and config.model_type in _UNBOUND:
+    try:
+        attends, apart = _tried(lm)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
         raise VlmixError(
-            f"model.lm {name}: a {config.model_type} would let packed samples see each other; take batch.pack=0"
-        )
+            f"model.lm {name}: it cannot be run as vlmix trains it: {str(error).splitlines()[0]}"
+        ) from None
+    if attends > _SAME:
+        raise VlmixError(f"model.lm {name}: its attention computes something else than vlmix's")
+    if recipe.batch.pack and apart > _SAME:
+        raise VlmixError(f"model.lm {name}: it would let packed samples see each other; take batch.pack=0")
+
+
+@torch.no_grad()
+def _tried(lm: Any) -> tuple[float, float]:
+    """Relative differences of a few hidden states: under vlmix's attention and under the LM's own, and packed and
+    alone."""
+    decoder, was_training = lm.get_decoder(), lm.training
+    own = decoder.config._attn_implementation
+    ids = torch.randint(lm.config.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
+    embeds = lm.get_input_embeddings()(ids)
+    lm.eval()
+
+    def hidden(part: slice, positions: torch.Tensor, **bounds: Any) -> torch.Tensor:
+        out: torch.Tensor = decoder(
+            inputs_embeds=embeds[:, part], position_ids=positions[None], use_cache=False, **bounds
+        ).last_hidden_state
+        return out
+
+    expected = hidden(slice(12), torch.arange(12))
+    decoder.set_attn_implementation(attention.register())
+    try:
+        found = hidden(slice(12), torch.arange(12))
+        alone = [hidden(slice(5), torch.arange(5)), hidden(slice(5, 12), torch.arange(7))]
+        bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
+        both = torch.cat([torch.arange(5), torch.arange(7)])
+        packed = hidden(slice(12), both, cu_seq_lens_q=bounds, max_length_q=7)
+    finally:
+        decoder.set_attn_implementation(own)
+        lm.train(was_training)
+    return _apart(expected, found), _apart(torch.cat(alone, dim=1), packed)
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max())
 
 
 def _unused(tower: Tower, layer: int) -> frozenset[str]:

@@ -184,9 +184,17 @@ def _resolve(where: str) -> Path | str:
     path = Path(where).expanduser()
     if path.exists():
         return path
-    if path.suffix in (".gguf", ".onnx") or where.startswith((".", "/", "~")) or where.count("/") > 1:
+    if is_local(where):
         raise VlmixError(f"{where}: no such file or folder")
     return where
+
+
+def is_local(where: str) -> bool:
+    """Whether a name that is not there was meant as a path: one that is none on the hub, or lies in a folder that is
+    there."""
+    path = Path(where).expanduser()
+    odd = path.suffix in (".gguf", ".onnx") or where.startswith((".", "/", "~")) or where.count("/") > 1
+    return odd or ("/" in where and path.parent.is_dir()) or where.startswith("runs/")
 
 
 def _inside_package(where: str) -> Path:

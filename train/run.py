@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +38,8 @@ from train.tokens import Encoder, Template, template, train_tokenizer
 
 _FREE = ("out", "workers", "log_every", "checkpoints", "threads", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""
+_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "data.json", "checkpoints", "tensorboard", "metrics.jsonl")
+"""What a run may have written before it has its recipe.yaml."""
 _KNOBS = ("batch.pack", "batch.micro", "checkpointing", "reshard", "compile")
 """What saves memory or time: it may change, too, and then the sums are rounded differently."""
 
@@ -78,7 +81,10 @@ class _Run:
     def _go(self) -> int:
         recipe, me = self.recipe, self.me
         mixture: Mixture = me.each(lambda: open_mixture(recipe.data))
-        model, tokenizer, layout, whole = self._model(mixture)
+        identity = _identity(recipe, mixture)
+        checkpoints = Checkpoints(self.folder / "checkpoints", recipe.checkpoints.keep, me)
+        latest = me.once(lambda: _latest(checkpoints, identity, self.folder))
+        model, tokenizer, layout, whole = self._model(mixture, begun=latest is not None)
         encoder = Encoder(tokenizer, layout)
         found = self._lengths(mixture, encoder, model.vision)
         order: Order = me.each(lambda: self._order(mixture, found))
@@ -92,10 +98,8 @@ class _Run:
         optimizer = torch.optim.AdamW(
             list(groups(model, recipe)), betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True
         )
-        identity = _identity(recipe, mixture)
-        checkpoints = Checkpoints(self.folder / "checkpoints", recipe.checkpoints.keep, me)
         state = State(0, {}, identity)
-        if latest := me.once(lambda: _latest(checkpoints, identity, self.folder)):
+        if latest:
             path, state = latest
             me.each(lambda: checkpoints.restore(path, model, optimizer))
             self.report("resumed", {"step": state.step})
@@ -117,6 +121,9 @@ class _Run:
         _check_data(open_mixture(self.recipe.data), self.recipe)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in self.folder.iterdir()}
+        if "recipe.yaml" not in there and (others := sorted(name for name in there if name not in _FILES)):
+            raise VlmixError(f"{self.folder} holds {', '.join(others[:3])} and is no training run; choose another out=")
 
     def _check_alone(self, mine: bool) -> None:
         if not mine:
@@ -130,7 +137,7 @@ class _Run:
         order.share(0, self.me.rank, self.me.world)  # the batch has to be a multiple of the ranks
         return order
 
-    def _model(self, mixture: Mixture):  # type: ignore[no-untyped-def]
+    def _model(self, mixture: Mixture, begun: bool):  # type: ignore[no-untyped-def]
         """The model, on every rank; its weights on the first one alone."""
         recipe, me = self.recipe, self.me
         home = self.folder / "tokenizer"
@@ -138,11 +145,11 @@ class _Run:
 
         def first() -> tuple[Any, Parts]:
             torch.manual_seed(recipe.seed)
-            parts, tokenizer = build(recipe, _own_tokenizer(recipe, mixture, home))
+            parts, tokenizer = build(recipe, _own_tokenizer(recipe, mixture, home if begun else None))
             if recipe.model.start:
                 load_connector(parts.model, recipe.model.start)
-            with disk_errors(home):
-                tokenizer.save_pretrained(home)
+            if not begun or not home.is_dir():
+                _save_tokenizer(tokenizer, home)
             built.append(parts)
             return parts.model.config, dataclasses.replace(parts, model=None)
 
@@ -160,11 +167,11 @@ class _Run:
         path = self.folder / "lengths.npz"
 
         def first() -> None:
-            words = [file.read_bytes() for file in sorted((self.folder / "tokenizer").iterdir())]
+            words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
             eyes = [vision.side, vision.patch, vision.grids]
             settings = [VERSION, _digest(mixture), self.recipe.template, self.recipe.batch.length, eyes]
             key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
-            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+            with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 if np.load(path)["key"] == key:
                     return
             found = measure(mixture, encoder, vision, self.recipe.batch.length)
@@ -227,11 +234,25 @@ def _check_data(mixture: Mixture, recipe: Recipe) -> None:
         raise VlmixError(f"{recipe.data} has {some}; stage one (template: plain) needs one in every sample")
 
 
-def _own_tokenizer(recipe: Recipe, mixture: Mixture, home: Path) -> PreTrainedTokenizerBase | None:
-    """For an LM from scratch: the tokenizer that the run has already, that of the recipe, or one to be trained."""
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
+    """Whole or not at all: a run that goes on takes it from there."""
+    partial = home.with_suffix(".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(home, ignore_errors=True)
+        partial.rename(home)
+    except Exception as error:  # tokenizers' own writer raises nothing more exact
+        raise VlmixError(f"{home}: cannot write the tokenizer: {error}; free some space") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _own_tokenizer(recipe: Recipe, mixture: Mixture, home: Path | None) -> PreTrainedTokenizerBase | None:
+    """For an LM from scratch: the one at `home`, of a begun run, else that of the recipe, or one to be trained."""
     if isinstance(recipe.model.lm, str):
         return None
-    if home.is_dir() and any(home.parent.glob("checkpoints/step-*")):
+    if home is not None:
         return AutoTokenizer.from_pretrained(home)
     if isinstance(recipe.model.tokenizer, str):
         return AutoTokenizer.from_pretrained(recipe.model.tokenizer)
@@ -253,7 +274,7 @@ def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
 
 
 def _digest(mixture: Mixture) -> str:
-    index = mixture.manifest.files.get(manifests.SAMPLES_NAME, "")
+    index = mixture.root_manifest.files.get(manifests.SAMPLES_NAME, "")  # a view's own has no texts
     return hashlib.sha256(msgspec.json.encode([index, mixture.rows.tolist()])).hexdigest()
 
 

@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -27,8 +27,9 @@ from msgspec import Meta, Struct
 
 from mixture import open as open_mixture
 from mixture import strict
-from mixture.errors import VlmixError
+from mixture.errors import VlmixError, nearest
 from mixture.files import alone, disk_errors, write_text
+from mixture.files import sha256 as digest
 from train.benchmarks import BENCHMARKS, Report
 from train.config import Recipe, parse
 from train.evaluate import Task, Unscored
@@ -36,6 +37,9 @@ from train.metrics import read as read_metrics
 from train.report import Result
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
+BUILT_IN = ("random", "lengths", "clusters")
+_GROWING = ("seeds", "ratios", "select", "files")
+"""What may be added to a sweep that is there: its runs are named by these."""
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -141,26 +145,27 @@ def load(path: Path, overrides: list[str] | None = None) -> Sweep:
 
 def cells(sweep: Sweep) -> list[Cell]:
     """All runs of a sweep, the largest first, so that several workers end together. The whole mixture is the same
-    under every selection: it is trained on once per seed."""
+    under every selection: it is trained on once per seed. Raises VlmixError for two runs of one name."""
     found: dict[str, Cell] = {}
     for values in itertools.product(*sweep.axes.values()):
         for select, ratio, seed in itertools.product(sweep.select, sweep.ratios, sweep.seeds):
             chosen = "random" if ratio == 1 else select
             cell = Cell(axes=dict(zip(sweep.axes, values)), select=chosen, ratio=ratio, seed=seed)
-            found.setdefault(cell.name, cell)
+            if found.setdefault(cell.name, cell) != cell:
+                raise VlmixError(f"two runs of the sweep would be called {cell.name}: name their files or values apart")
     return sorted(found.values(), key=lambda cell: -cell.ratio)
 
 
 def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> list[Result]:
     """Do what is left of a sweep, beside other processes that work on the same folder; the rows of all runs.
 
-    Raises VlmixError where `out` holds another sweep, before the first run where a benchmark's questions cannot be
-    read, and for a run that fails; what is done stays.
+    Seeds, ratios and selections may be added to a sweep that is there. Raises VlmixError where `out` holds another
+    one, before the first run for what cannot be trained on or asked, and for a run that fails; what is done stays.
     """
-    for task in _tasks(sweep):
-        BENCHMARKS[task.benchmark].questions(task.folder, task.split)
-    _claim(sweep, out)
     left = cells(sweep)
+    names = {cell.name for cell in left}
+    _check(sweep, left, doers)
+    _claim(sweep, out)
     count = len(left)
     while left:
         held = []
@@ -172,13 +177,16 @@ def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> 
                 if not mine:
                     held.append(cell)
                 elif not (home / "result.json").exists():
-                    tell(cell.name, finished(out), count)
-                    _run_one(sweep, cell, out, home, doers)
-            tell(cell.name, finished(out), count)
+                    tell(cell.name, finished(out, names), count)
+                    try:
+                        _run_one(sweep, cell, out, home, doers)
+                    except VlmixError as error:
+                        raise VlmixError(f"run {cell.name}: {error}") from None
+            tell(cell.name, finished(out, names), count)
         if held and len(held) == len(left):
             time.sleep(0.5)  # the others hold them all; they may end without a result
         left = held
-    rows = _rows(out)
+    rows = [row for row in _rows(out) if row.run in names]
     text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     write_text(out / RESULTS, text.decode())
     return rows
@@ -187,12 +195,7 @@ def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> 
 def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> None:
     whole = _mixture(sweep, cell, out, doers)
     data = whole if cell.ratio == 1 else _subset(sweep, cell, whole, home / "subset")
-    plain = doers.recipe(sweep.recipe)
-    changes = sweep.changes | {key: value for key, value in cell.axes.items() if not key.startswith("data.")}
-    for key, value in changes.items():
-        _set(plain, key, value)
-    plain |= {"data": str(data), "out": str(home / "run"), "seed": cell.seed}
-    recipe = parse(plain, f"sweep {sweep.name}")
+    recipe = msgspec.structs.replace(_recipe(sweep, cell, doers), data=str(data), out=str(home / "run"))
     if sweep.same == "steps" and not recipe.steps:
         batch = recipe.batch
         full = open_mixture(whole).order(batch.samples, window=batch.window, last=batch.last).steps_per_epoch
@@ -225,6 +228,34 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
         questions={name: report.answered + report.missing for name, report in scored.items()},
     )
     write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
+
+
+def _check(sweep: Sweep, planned: list[Cell], doers: Doers) -> None:
+    """Raises VlmixError for what the runs would stumble over one by one."""
+    for chosen in sweep.select:
+        if chosen not in BUILT_IN and not Path(chosen).is_file():
+            raise VlmixError(f"select: {chosen} is no file of scores or ids{nearest(chosen, BUILT_IN)}")
+    if "clusters" in sweep.select and not Path(sweep.embeddings).is_file():
+        raise VlmixError(f"embeddings: there is no file {sweep.embeddings}; `vlmix embed` writes one")
+    for task in _tasks(sweep):
+        BENCHMARKS[task.benchmark].questions(task.folder, task.split)
+    samples = int(open_mixture(sweep.mixture).column("repeat").to_numpy().sum()) if sweep.mixture else None
+    for cell in planned:
+        batch = _recipe(sweep, cell, doers).batch.samples
+        if samples is not None and batch > (held := int(samples * cell.ratio)):
+            raise VlmixError(
+                f"run {cell.name}: batch.samples {batch} is larger than its {held} samples; add "
+                "changes.batch.samples=N, or leave the ratio out"
+            )
+
+
+def _recipe(sweep: Sweep, cell: Cell, doers: Doers) -> Recipe:
+    """The training recipe of a run, but for its folders."""
+    plain = doers.recipe(sweep.recipe)
+    changes = sweep.changes | {key: value for key, value in cell.axes.items() if not key.startswith("data.")}
+    for key, value in changes.items():
+        _set(plain, key, value)
+    return parse(plain | {"seed": cell.seed}, f"sweep {sweep.name}")
 
 
 def _tasks(sweep: Sweep) -> list[Task]:
@@ -281,6 +312,8 @@ def _set(data: Any, key: str, value: Any) -> None:
 def _claim(sweep: Sweep, out: Path) -> None:
     """Make the folder this sweep's."""
     plain = json.loads(msgspec.json.encode(sweep))
+    files = [*(chosen for chosen in sweep.select if chosen not in BUILT_IN), sweep.embeddings]
+    plain["files"] = {file: digest(Path(file)) for file in files if file}
     path = out / SPEC
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -291,14 +324,23 @@ def _claim(sweep: Sweep, out: Path) -> None:
             write_text(path, json.dumps(plain, indent=1) + "\n")
             return
         before = json.loads(path.read_text())
-    if other := sorted(key for key in plain.keys() | before.keys() if plain.get(key) != before.get(key)):
+        for file, was in before.get("files", {}).items():
+            if plain["files"].get(file, was) != was:
+                raise VlmixError(f"{out}: {file} is not what its runs were drawn by; choose another --out")
+        plain["files"] = {**before.get("files", {}), **plain["files"]}
+        same = {key: value for key, value in before.items() if key not in _GROWING}
+        if same == {key: value for key, value in plain.items() if key not in _GROWING}:
+            write_text(path, json.dumps(plain, indent=1) + "\n")
+            return
+    keys = (plain.keys() | before.keys()) - set(_GROWING)
+    if other := sorted(key for key in keys if plain.get(key) != before.get(key)):
         told = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
         raise VlmixError(f"{out} holds another sweep: {told}. Choose another --out")
 
 
-def finished(out: Path) -> int:
-    """How many runs of the sweep in a folder have their result."""
-    return len(list((out / "runs").glob("*/result.json")))
+def finished(out: Path, names: Collection[str]) -> int:
+    """How many of the runs have their result in a folder."""
+    return sum((out / "runs" / name / "result.json").exists() for name in names)
 
 
 def _rows(out: Path) -> list[Result]:

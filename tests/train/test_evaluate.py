@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from mixture.errors import VlmixError
+from mixture.files import alone
 from tests.train.nano import nano
 from train.benchmarks import BENCHMARKS, Report
 from train.evaluate import Task, Unscored, evaluate
@@ -41,6 +42,24 @@ def test_batched_answers_are_those_of_one_at_a_time_and_come_in_the_questions_or
     assert alone == together
     questions = BENCHMARKS["vqav2"].questions(raw / "vqav2")[:20]
     assert [row["question_id"] for row in alone] == [question.id for question in questions]
+
+
+def test_a_part_is_scored_as_a_part_and_by_one_evaluation_at_a_time(model: Path, raw: Path, tmp_path: Path) -> None:
+    task = Task(benchmark="vqav2", data=raw, limit=10, max_new_tokens=2)
+    (before,) = evaluate(str(model), [task], tmp_path)
+    assert isinstance(before, Report) and (before.answered, before.missing) == (10, 0)
+    annotations = json.loads((raw / "vqav2" / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
+    common = {str(row["question_id"]): row["multiple_choice_answer"] for row in annotations}
+    part = tmp_path / "vqav2" / "part-00000.jsonl"
+    rows = [{**row, "text": common[row["question_id"]]} for row in answers(tmp_path / "vqav2")]
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (report,) = evaluate(str(model), [task], tmp_path)
+    assert isinstance(report, Report) and report.score > 60, "of all 168 questions it would be 6"
+    assert "the first 10 questions alone" in report.notes
+    with alone(tmp_path / "vqav2") as mine:
+        assert mine
+        with pytest.raises(VlmixError, match="is being written by another evaluation"):
+            evaluate(str(model), [task], tmp_path)
 
 
 def test_an_interrupted_evaluation_asks_only_what_is_left(model: Path, raw: Path, tmp_path: Path) -> None:

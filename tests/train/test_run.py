@@ -220,12 +220,36 @@ def test_lora_trains_adapters_alone_and_merges_them(whole: Path, mixture: Path, 
 
 
 def test_a_run_of_another_recipe_or_mixture_is_refused(whole: Path, mixture: Path, tmp_path: Path) -> None:
+    before = hashes(whole)
     with pytest.raises(VlmixError, match=r"another recipe: optim\.lr was 0\.001, here it is 0\.5"):
         train(nano(data=str(mixture), out=str(whole), optim={"lr": 0.5}))
     half = tmp_path / "half"
     open_mixture(mixture).subset(ratio=0.5).save(half)
     with pytest.raises(VlmixError, match="a run on another mixture"):
         train(nano(data=str(half), out=str(whole)))
+    assert hashes(whole) == before
+
+
+def test_texts_that_changed_below_a_view_are_another_mixture(mixture: Path, tmp_path: Path) -> None:
+    """A view's own index has no texts, so it is the same."""
+    root, view, out = tmp_path / "root", tmp_path / "view", tmp_path / "run"
+    shutil.copytree(mixture, root)
+    open_mixture(root).subset(ratio=0.5).save(view)
+    train(nano(data=str(view), out=str(out), steps=1))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["files"]["samples.parquet"] = "0" * 64
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(view)
+    open_mixture(root).subset(ratio=0.5).save(view)
+    with pytest.raises(VlmixError, match="a run on another mixture"):
+        train(nano(data=str(view), out=str(out), steps=1))
+
+
+def test_a_folder_of_something_else_is_not_trained_into(mixture: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(VlmixError, match=r"holds manifest.json and is no training run"):
+        train(nano(data=str(mixture), out=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_two_runs_in_one_folder_are_refused(mixture: Path, tmp_path: Path) -> None:
@@ -302,6 +326,25 @@ def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
     assert not list((out / "checkpoints").iterdir())
 
 
+def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
+    mixture: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(nano(data=str(mixture), out=str(out), steps=2))
+    before = {name: digest for name, digest in hashes(out).items() if "tensorboard" not in name}
+    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert {name: digest for name, digest in hashes(out).items() if "tensorboard" not in name} == before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -314,6 +357,10 @@ def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
         ({"template": "chat"}, "no chat template"),
         ({"model": {"layer": -4}}, "model.layer -4: the tower has 3 hidden states, -3 to -1"),
         ({"model": {"lm": {**NANO["model"]["lm"], "max_position_embeddings": 64}}}, "knows 64 positions"),
+        (
+            {"model": {"lm": {**NANO["model"]["lm"], "model_type": "stablelm"}}},
+            "would let packed samples see each other",
+        ),
         ({"model": {"lm": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}}}, "gpt2: it has no `layers`"),
     ],
 )

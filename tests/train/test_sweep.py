@@ -20,7 +20,7 @@ from mixture.errors import VlmixError
 from tests.helpers import VLMIX, vlmix
 from tests.train.nano import NANO
 from train.report import Result
-from train.sweep import Cell, Exam, Sweep, cells, load, run
+from train.sweep import Cell, Exam, Sweep, _claim, cells, load, run
 
 
 @pytest.fixture()
@@ -78,8 +78,12 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     )
     assert small < large, "subsets nest"
 
-    other = vlmix("sweep", spec, "seeds=[1]", "--out", killed)
-    assert other.returncode == 1 and "holds another sweep: seeds was [0], here it is [1]" in other.stderr
+    other = vlmix("sweep", spec, "changes.steps=3", "--out", killed)
+    assert other.returncode == 1 and "holds another sweep: changes was {'steps': 2}, here" in other.stderr
+    before = [row["run"] for row in rows(killed)]
+    more = run(load(spec, ["ratios=[0.3,0.5]"]), killed, _doers(1))
+    assert [row.ratio for row in more] == [0.3, 0.5], "runs are added, those that are left out stay"
+    assert {*before, "random-0.5-seed0"} == {path.parent.name for path in killed.glob("runs/*/result.json")}
 
 
 def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
@@ -127,3 +131,37 @@ def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spe
     with pytest.raises(VlmixError, match="nowhere does not exist"):
         run(load(spec), tmp_path / "out", _doers(1))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"select": ["random", "lenghts"]}, "lenghts is no file of scores or ids; did you mean 'lengths'"),
+        ({"changes": {"optim.lrr": 1}}, "did you mean 'lr'"),
+        ({"axes": {"batch.sample": [1]}}, "did you mean 'samples'"),
+        ({"mixture": "nowhere"}, "nowhere is not a mixture"),
+        ({"ratios": [0.001]}, r"run random-0.001-seed0: batch.samples 64 is larger than its 0 samples"),
+        ({"ratios": [0.1234567, 0.1234568]}, "two runs of the sweep would be called random-0.123457-seed0"),
+        ({"select": ["a/s.parquet", "b/s.parquet"]}, "two runs of the sweep would be called s.parquet-0.1-seed0"),
+    ],
+)
+def test_what_runs_would_stumble_over_is_told_before_the_first(
+    changes: dict[str, Any], message: str, spec: Path, tmp_path: Path
+) -> None:
+    data = yaml.safe_load(spec.read_text())
+    spec.write_text(yaml.safe_dump({**data, **changes}))
+    with pytest.raises(VlmixError, match=message):
+        run(load(spec), tmp_path / "out", _doers(1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_scores_that_changed_is_told(spec: Path, tmp_path: Path) -> None:
+    """Its runs would be those of two selections."""
+    scores, out = tmp_path / "scores.json", tmp_path / "out"
+    sweep = load(spec, [f"select=[{scores}]"])
+    scores.write_text("{}")
+    _claim(sweep, out)
+    _claim(sweep, out)
+    scores.write_text("{ }")
+    with pytest.raises(VlmixError, match="scores.json is not what its runs were drawn by"):
+        _claim(sweep, out)

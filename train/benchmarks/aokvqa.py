@@ -45,6 +45,7 @@ def _aokvqa_questions(release: Release, split: str) -> list[Question]:
 
 def _rate_aokvqa(answers: Answers, release: Release, split: str) -> Report:
     path, rows = _aok_file(release, split)
+    rows = [row for row in rows if answers.asks(row.question_id)]
     for row in rows:
         if not row.direct_answers:
             raise release.wrong(path, f"question {row.question_id} has no direct_answers, as in the test split")
@@ -102,6 +103,7 @@ def _choice_questions(release: Release, split: str) -> list[Question]:
 
 def _rate_choices(answers: Answers, release: Release, split: str) -> Report:
     path, rows = _aok_file(release, split)
+    rows = [row for row in rows if answers.asks(row.question_id)]
     for row in rows:
         if row.correct_choice_idx is None or not 0 <= row.correct_choice_idx < len(row.choices):
             raise release.wrong(path, f"question {row.question_id} has no correct choice, as in the test split")

@@ -48,13 +48,25 @@ class Answers:
     """The rows of an answer file in their order, double ones included.
 
     `damaged` holds the numbers (from 1) of lines that are no answers, which only `read_answers(strict=False)` lets
-    pass.
+    pass. `asked` are the ids of the questions that were asked, where they are a part of the benchmark's: scores are
+    then those of the part.
     """
 
-    def __init__(self, rows: list[Answer], path: Path | None = None, damaged: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        rows: list[Answer],
+        path: Path | None = None,
+        damaged: tuple[int, ...] = (),
+        asked: frozenset[str] | None = None,
+    ) -> None:
         self.rows = rows
         self.path = path
         self.damaged = damaged
+        self.asked = asked
+
+    def asks(self, id: str) -> bool:
+        """Whether a question counts."""
+        return self.asked is None or id in self.asked
 
     def __len__(self) -> int:
         return len(self.rows)

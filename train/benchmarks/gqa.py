@@ -68,6 +68,7 @@ def _questions(release: Release, split: str) -> list[Question]:
 
 def _rate(answers: Answers, release: Release, split: str) -> Report:
     path, rows = _opened(release, split)
+    rows = {id: row for id, row in rows.items() if answers.asks(id)}
     matched = match(answers, rows, path)
     balanced = {id: row for id, row in rows.items() if row.isBalanced}
     hits, missing = 0, 0

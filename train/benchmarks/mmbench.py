@@ -173,6 +173,7 @@ def _cell(row: Row, column: str, texts: Mapping[str, str]) -> str | int | None:
 
 
 def _rate(name: str, answers: Answers, path: Path, rows: list[Row], split: str, release: Release) -> Report:
+    rows = [row for row in rows if answers.asks(row["index"])]
     matched = match(answers, dict.fromkeys(row["index"] for row in rows), path)
     labelled = [row for row in rows if row.get("answer", "") in LETTERS and row.get("answer")]
     if not labelled:

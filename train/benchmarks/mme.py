@@ -94,6 +94,8 @@ def _questions(release: Release, split: str) -> list[Question]:
 
 def _rate(answers: Answers, release: Release, split: str) -> Report:
     root, tasks = _opened(release, split)
+    counted = {name: [asked for asked in questions if answers.asks(asked.id)] for name, questions in tasks.items()}
+    tasks = {name: questions for name, questions in counted.items() if questions}
     everything = {asked.id: asked for questions in tasks.values() for asked in questions}
     by_text = {(_stem(asked.image), asked.question): asked.id for asked in everything.values()}
 

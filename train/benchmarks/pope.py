@@ -103,7 +103,11 @@ def _image(name: str) -> str:
 
 def _rate(answers: Answers, release: Release, split: str) -> Report:
     """Answers meet labels by their place within the split, as in LLaVA's script, which looks at no id there."""
-    opened = _opened(release, split)
+    opened = {
+        name: (path, counted)
+        for name, (path, rows) in _opened(release, split).items()
+        if (counted := [row for row in rows if answers.asks(str(row.question_id + OFFSETS[name]))])
+    }
     offsets = _offsets(answers, list(opened))
     labels = {
         name: {str(r.question_id + offsets[name]): r.label == "yes" for r in rows} for name, (_, rows) in opened.items()

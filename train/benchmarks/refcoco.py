@@ -149,7 +149,11 @@ def _questions(release: Release, split: str) -> list[Question]:
 
 
 def _rate(answers: Answers, release: Release, split: str) -> Report:
-    opened = _opened(release, split)
+    opened = {
+        name: counted
+        for name, found in _opened(release, split).items()
+        if (counted := [expression for expression in found if answers.asks(expression.id)])
+    }
     expressions = {expression.id: expression for found in opened.values() for expression in found}
     matched = match(answers, expressions, release.path)
     shares, overlap, unread = Shares(), 0.0, 0

@@ -65,7 +65,7 @@ def _questions(release: Release, split: str) -> list[Question]:
 
 
 def _rate(answers: Answers, release: Release, split: str) -> Report:
-    problems = _opened(release, split)
+    problems = {id: problem for id, problem in _opened(release, split).items() if answers.asks(id)}
     matched = match(answers, problems, release.folder)
     prompts = {row.question_id: row.prompt for row in answers.rows}
     # LLaVA knows an image question by the image token of its prompt; files without the token are taken by the problem.

@@ -64,6 +64,7 @@ def _questions(release: Release, split: str) -> list[Question]:
 
 def _rate(answers: Answers, release: Release, split: str) -> Report:
     path, rows, names = _opened(release, split)
+    rows = [row for row in rows if answers.asks(row.id)]
     matched = match(answers, dict.fromkeys(row.id for row in rows), path)
     shares = Shares()
     for row in rows:

@@ -80,7 +80,7 @@ def asked(prompt: str) -> str | None:
 
 def _rate(answers: Answers, release: Release, split: str) -> Report:
     path, file, split = _opened(release, split)
-    rows = {str(row.question_id): row for row in file.data}
+    rows = {str(row.question_id): row for row in file.data if answers.asks(str(row.question_id))}
     # LLaVA's question_id is the image's; of questions that are asked twice of an image, the last is meant.
     by_text = {(row.image_id, row.question.lower()): id for id, row in rows.items()}
 

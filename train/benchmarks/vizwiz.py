@@ -62,6 +62,7 @@ def _rate_vizwiz(answers: Answers, release: Release, split: str) -> Report:
                 path, f"{row.image} has no answers, as in the test split, whose labels the server keeps"
             )
         items.append(Item(str(number), row.answers, (row.answer_type,) if row.answer_type else ()))
+    items = [item for item in items if answers.asks(item.id)]
     matched = _vizwiz_match(answers, rows, path)
     note = (
         "workers told apart by position, because VizWiz gives them no ids; `VizWiz API` leaves their answers as typed"

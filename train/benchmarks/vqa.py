@@ -193,6 +193,7 @@ def _vqav2_groups(row: _AnnotatedRow) -> Iterable[str]:
 def _rate_vqav2(answers: Answers, release: Release, split: str) -> Report:
     path, file, split = _annotations(release, split, _V2_ANNOTATIONS, _V2)
     items = _items(file, _vqav2_groups)
+    items = [item for item in items if answers.asks(item.id)]
     matched = match(answers, dict.fromkeys(item.id for item in items), path)
     return rate("vqav2", split, items, matched, [])
 
@@ -237,6 +238,7 @@ def _rate_okvqa(answers: Answers, release: Release, split: str) -> Report:
     path, file, split = _annotations(release, split, _OK_ANNOTATIONS, "OK-VQA")
     types = file.question_types
     items = _items(file, lambda row: [f"question type/{types.get(row.question_type, row.question_type)}"])
+    items = [item for item in items if answers.asks(item.id)]
     matched = match(answers, dict.fromkeys(item.id for item in items), path)
     report = rate("okvqa", split, items, matched, ["against the stemmed `answer`, as the official files say"])
     typed = [
