@@ -160,7 +160,10 @@ def _facts(parsed: "Sweep") -> dict[str, Any]:
         "mixture": Path(parsed.mixture or (parsed.build.recipe if parsed.build else "")).stem,
         "seeds": ", ".join(str(seed) for seed in parsed.seeds),
         "subsets are trained for": f"the same number of {parsed.same}",
-        "benchmarks": ", ".join(parsed.evaluate),
+        "benchmarks": ", ".join(
+            f"{name} (the first {exam.limit:,} questions)" if exam.limit else name
+            for name, exam in parsed.evaluate.items()
+        ),
         "vlmix": VERSION,
     }
 
