@@ -559,3 +559,25 @@ def test_refcoco_splits(raw: Path) -> None:
         benchmark.questions(raw / "refcoco", "refcocog/testA")
     with pytest.raises(VlmixError, match="has no refcoco/instances.json"):
         benchmark.questions(raw / "gqa")
+
+
+# Parts
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("pope", "pope_folder"),
+        ("mme", "mme_folder"),
+        ("scienceqa", "science"),
+        ("seed", "seed"),
+        ("mmbench", "mmbench_folder"),
+    ],
+)
+def test_questions_that_were_not_asked_do_not_count(name: str, folder: str, request: pytest.FixtureRequest) -> None:
+    data = request.getfixturevalue(folder)
+    asked = [question.id for question in BENCHMARKS[name].questions(data)][:2]
+    given = answers(dict.fromkeys(asked, "Yes"))
+    given.asked = frozenset(asked)
+    report = BENCHMARKS[name].score(given, data)
+    assert (report.answered, report.missing, report.unknown) == (2, 0, 0)
