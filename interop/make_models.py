@@ -108,6 +108,7 @@ def export(out: Path, changes: dict[str, Any]) -> None:
             | {key: value for key, value in changes.items() if key not in ("template", "precision")},
             "template": changes.get("template", "vicuna"),
             "train": ["connector", "lm", "tower"],
+            "batch": {"length": 1024},
             "optim": {"lr": 1e-3},
             "precision": changes.get("precision", "fp32"),
             "checkpointing": False,
