@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import signal
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,7 +39,7 @@ from train.tokens import Encoder, Template, template, train_tokenizer
 
 _FREE = ("out", "workers", "log_every", "checkpoints", "threads", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""
-_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "data.json", "checkpoints", "tensorboard", "metrics.jsonl")
+_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "data.json", "checkpoints")
 """What a run may have written before it has its recipe.yaml."""
 _KNOBS = ("batch.pack", "batch.micro", "checkpointing", "reshard", "compile")
 """What saves memory or time: it may change, too, and then the sums are rounded differently."""
@@ -113,7 +114,7 @@ class _Run:
         state = loop.run(data, state, steps)
         if state.step < steps:
             self.report("stopped", {"step": state.step, "of": steps})
-            return loop.stopping
+            return loop.stopping or signal.SIGTERM  # which another rank was sent
         self._export(model, tokenizer, layout)
         return 0
 
@@ -121,7 +122,7 @@ class _Run:
         _check_data(open_mixture(self.recipe.data), self.recipe)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in self.folder.iterdir()}
+        there = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
         if "recipe.yaml" not in there and (others := sorted(name for name in there if name not in _FILES)):
             raise VlmixError(f"{self.folder} holds {', '.join(others[:3])} and is no training run; choose another out=")
 

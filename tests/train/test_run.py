@@ -306,20 +306,24 @@ def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold
     assert [facts for event, facts in again if event == "unreadable"] == [dict(told)["unreadable"]]
 
 
-def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
-    mixture: Path, recipe_file: Path, tmp_path: Path
-) -> None:
-    """A process whose files may not grow past 100 kB."""
-    out = tmp_path / "run"
+def with_small_files(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The real command in a process whose files may not grow past `limit` bytes, as on a full disk."""
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); from cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", limited, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2"],
+    limited += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", limited, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=100,
         env={**os.environ, "COLUMNS": "200"},
     )
+
+
+def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
+    mixture: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    done = with_small_files(100_000, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2")
     assert done.returncode == 1
     assert "cannot write the checkpoint" in done.stderr and "free some space" in done.stderr
     assert "Traceback" not in done.stderr
@@ -332,15 +336,7 @@ def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
     out = tmp_path / "run"
     train(nano(data=str(mixture), out=str(out), steps=2))
     before = {name: digest for name, digest in hashes(out).items() if "tensorboard" not in name}
-    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", limited, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+    done = with_small_files(100, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2")
     assert done.returncode == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert {name: digest for name, digest in hashes(out).items() if "tensorboard" not in name} == before
 
