@@ -4,7 +4,6 @@
 """
 
 import mmap
-import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from mixture.files import sha256
 from mixture.images import ImageFolder
 from mixture.record import Conversation, ResponseFormat
 from mixture.samples import Reject
+from mixture.surrogates import mend
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ class RawFolder:
         except msgspec.DecodeError as error:
             # msgspec reports half of a surrogate pair (chats cut inside an emoji) as truncated input.
             if path not in self.mended:
-                mended, self.mended[path] = _mend(bytes(buffer))
+                mended, self.mended[path] = mend(bytes(buffer))
                 if self.mended[path]:
                     return self.decode(path, mended, type)
                 del self.mended[path]
@@ -151,22 +151,6 @@ class RawFolder:
     @property
     def _other(self) -> str:
         return f"this is not the {self.source.title} file of that name: get it from {self.source.homepage}"
-
-
-_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u[dD][89a-fA-F]..|.)", re.DOTALL)
-
-
-def _mend(json: bytes) -> tuple[bytes, int]:
-    """The JSON with lone surrogate escapes replaced by U+FFFD, and how many there were."""
-    count = 0
-
-    def replace(match: re.Match[bytes]) -> bytes:
-        nonlocal count
-        lone = len(match[0]) == 6 and match[0][2:3] in b"dD"
-        count += lone
-        return rb"\ufffd" if lone else match[0]
-
-    return _ESCAPE.sub(replace, json), count
 
 
 ReadFunction = Callable[[RawFolder, Any, int, Rejects], Iterator[Conversation]]

@@ -91,7 +91,8 @@ def ranks() -> Iterator[Ranks]:
         torch.backends.cuda.matmul.allow_tf32 = True
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if joined:
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        # The others wait while the first one reads a large model, measures texts or exports, on slow disks for long.
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:

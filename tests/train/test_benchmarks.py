@@ -650,3 +650,11 @@ def test_images_of_the_miniature_releases_are_where_questions_say(raw: Path) -> 
         folder = raw / {"textvqa": "textcaps"}.get(name, name)
         found = [bool(index.candidates(question.image)) for question in benchmark.questions(folder)]
         assert sum(found) / len(found) > 0.9, name
+
+
+def test_an_answer_cut_inside_an_emoji_is_an_answer(tmp_path: Path) -> None:
+    """Python reads the line; the half becomes the character for what is none."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"question_id": 1, "text": "so nice \ud83d"}) + "\n")
+    (row,) = read_answers(path).rows
+    assert row.text == "so nice \ufffd"

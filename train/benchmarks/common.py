@@ -16,6 +16,7 @@ from msgspec import Struct
 from mixture.errors import VlmixError, nearest
 from mixture.images import ImageFolder
 from mixture.source import RawFile
+from mixture.surrogates import mend
 from train.benchmarks.files import Release, glob_of
 from train.benchmarks.judge import Case, Endpoint, Judgements, Progress, Verdict, check, judge, read_judgements
 
@@ -146,7 +147,8 @@ def _parse(line: bytes) -> Answer | None:
     try:
         return _row.decode(line).answer_row()
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+        mended, halves = mend(line)
+        return _parse(mended) if halves else None
 
 
 def _numbers(lines: list[bytes]) -> list[int]:
