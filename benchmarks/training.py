@@ -519,7 +519,7 @@ def train(args: argparse.Namespace) -> Facts:
         limit = peak(me.device)
         per_gpu = needed / facts["seconds"] / me.world / 1e12
         facts |= {"tokens": found.tokens, "waste": found.waste, "tflops": per_gpu, "mfu": limit and per_gpu / limit}
-        told: Facts = me.share(facts if me.first else None)
+        told: Facts = me.once(lambda: facts)
         return told
 
 
