@@ -35,9 +35,9 @@ from train.config import Recipe, parse
 from train.evaluate import Task, Unscored
 from train.metrics import read as read_metrics
 from train.report import Result
+from train.report.aggregate import BUILT_IN
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
-BUILT_IN = ("random", "lengths", "clusters")
 _GROWING = ("seeds", "ratios", "select", "files")
 """What may be added to a sweep that is there: its runs are named by these."""
 Share = Annotated[float, Meta(gt=0, le=1)]

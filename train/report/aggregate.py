@@ -14,7 +14,8 @@ from msgspec import Struct
 FULL = "full mixture"
 """`select` of the points of the full mixture, which serves every selection of its axes."""
 
-_BUILT_IN = ("random", "lengths", "clusters")
+BUILT_IN = ("random", "lengths", "clusters")
+"""Selections that need no file of scores or ids."""
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -182,7 +183,7 @@ def _place(row: Result) -> tuple[Any, ...]:
 
 
 def _select_key(select: str) -> tuple[int, str]:
-    rank = len(_BUILT_IN) + 1 if select == FULL else _BUILT_IN.index(select) if select in _BUILT_IN else len(_BUILT_IN)
+    rank = len(BUILT_IN) + 1 if select == FULL else BUILT_IN.index(select) if select in BUILT_IN else len(BUILT_IN)
     return rank, select
 
 
