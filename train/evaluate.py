@@ -81,10 +81,9 @@ def _one(
     data = task.folder
     questions: list[Question] = me.each(lambda: benchmark.questions(data, task.split))
     questions = questions[: task.limit] if task.limit else questions
-    identity = _identity(generator, task, questions)
     me.once(lambda: _make(folder))
     with alone(folder) if me.first else nullcontext(True) as mine:
-        done: set[str] = me.once(lambda: _begin(folder, identity, mine))
+        done: set[str] = me.once(lambda: _begin(folder, _identity(generator, task, questions), mine))
         return _ask(generator, model, task, questions, done, folder, me, progress)
 
 
