@@ -23,7 +23,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from common import Clock, Facts, alternate, machine, megabytes, parser, perform, run, table, work_folder
+from common import Clock, Facts, alternate, machine, megabytes, parser, perform, photographs, run, table, work_folder
 
 SAMPLES, BATCH, SIDE, WORKERS = 3_200, 32, 336, 2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -43,7 +43,6 @@ LINES = {
 def generate(args: argparse.Namespace) -> Facts:
     """The photographs as an OCR-VQA release, built by vlmix, then in every other form."""
     import numpy as np
-    from PIL import Image
 
     from builders import known
     from mixture.build import build
@@ -54,13 +53,7 @@ def generate(args: argparse.Namespace) -> Facts:
     raw = args.work / "raw"
     images = raw / "ocr_vqa/images"
     images.mkdir(parents=True)
-    pool = []
-    for _ in range(50):
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((640, 480), 3)
-        noisy = np.asarray(coarse).astype(int) + rng.integers(-14, 15, (480, 640, 1))
-        out = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=88)
-        pool.append(out.getvalue())
+    pool = photographs(50, rng)
     count = round(SAMPLES * args.scale)
     books = {str(i): {"questions": ["Who?"], "answers": ["He"], "split": 1} for i in range(count)}
     (raw / "ocrvqa").mkdir()

@@ -5,6 +5,7 @@ JSON line. Modules are imported inside the contenders, so that each process hold
 """
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -194,3 +195,18 @@ TIMES = ("seconds", "cpu")
 
 def megabytes(size: int | None) -> str:
     return "-" if size is None else f"{size / MB:,.0f} MB"
+
+
+def photographs(count: int, rng: Any) -> list[bytes]:
+    """JPEGs of 640x480 as large and as hard to decode as photographs, drawn by numpy's generator `rng`."""
+    import numpy as np
+    from PIL import Image
+
+    encoded = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((640, 480), 3)
+        noisy = np.asarray(coarse).astype(int) + rng.integers(-14, 15, (480, 640, 1))
+        out = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=88)
+        encoded.append(out.getvalue())
+    return encoded

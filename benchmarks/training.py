@@ -19,7 +19,6 @@ with and without compile, and prints tokens/s and MFU of each GPU; `--nproc N` s
 """
 
 import argparse
-import io
 import json
 import sys
 import time
@@ -29,7 +28,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import Clock, Facts, Measured, alternate, execute, machine, parser, perform, run, table, work_folder
+from common import (
+    Clock,
+    Facts,
+    Measured,
+    alternate,
+    execute,
+    machine,
+    parser,
+    perform,
+    photographs,
+    run,
+    table,
+    work_folder,
+)
 from numpy.typing import NDArray
 
 from mixture.order import Order, packed_shares, shares
@@ -296,7 +308,6 @@ def show_waste(index: Index, args: argparse.Namespace) -> str:
 
 def generate(args: argparse.Namespace) -> Facts:
     """A mixture of the real one's shape: as many whole image batches and text batches as there are to be trained on."""
-    from PIL import Image
 
     from builders import known
     from mixture.build import build
@@ -306,13 +317,7 @@ def generate(args: argparse.Namespace) -> Facts:
     size = args.micro * args.ranks
     text = max(round(args.batches * SHAPES["sharegpt"].rows / sum(shape.rows for shape in SHAPES.values())), 1)
     raw = args.work / "raw"
-    pictures = []
-    for _ in range(30):
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((640, 480), 3)
-        noisy = np.asarray(coarse).astype(int) + rng.integers(-14, 15, (480, 640, 1))
-        out = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=88)
-        pictures.append(out.getvalue())
+    pictures = photographs(30, rng)
     shown = {name: shape.rows for name, shape in SHAPES.items() if name != "sharegpt"}
     total, image_rows = sum(shown.values()), size * (args.batches - text)
     names = [name for name, count in shown.items() for _ in range(round(image_rows * count / total))]
