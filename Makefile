@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check interop clean
+.PHONY: demo test slow fuzz check interop clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -11,6 +11,13 @@ demo: .venv/demo
 
 test: .venv/test
 	$(BIN)/python -m pytest -n auto
+
+# What takes minutes or starts servers.
+slow: .venv/test
+	$(BIN)/python -m pytest -n auto -m 'slow or fuzz'
+
+fuzz: .venv/test
+	$(BIN)/python -m pytest -n auto -m fuzz
 
 check: .venv/test .venv/check
 	$(BIN)/ruff check .
