@@ -9,18 +9,21 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from sentencepiece import SentencePieceTrainer
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from train.config import parse
 from train.export import write
 from train.model import Trainee, build
-from train.tokens import template, train_tokenizer
+from train.pretrained import load_tokenizer
+from train.tokens import VICUNA, question_text, template, train_tokenizer
 
 LM = {
     "model_type": "llama",
@@ -53,6 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "clip, qwen2": {"lm": {**LM, "model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": False}},
     "clip, bf16": {"precision": "bf16"},
+    "clip, SentencePiece": {"tokenizer": "SentencePiece"},
     "siglip": {"tower": SIGLIP, "fitting": "stretch"},
     "siglip, untied": {"tower": SIGLIP, "lm": {**LM, "tie_word_embeddings": False}},
     "dinov2": {"tower": DINOV2},
@@ -75,6 +79,8 @@ QUESTIONS = [
     "é?",
     "",
 ]
+PAST = ["What  is\n    it?", "It is  red."]
+"""A turn before the question about the last image."""
 CHAT = (
     "{% for m in messages %}{% if loop.first %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -105,7 +111,7 @@ def export(out: Path, changes: dict[str, Any]) -> None:
         {
             "name": "interop",
             "model": {"lm": LM, "tower": TOWER, "tokenizer": 400, "layer": -2}
-            | {key: value for key, value in changes.items() if key not in ("template", "precision")},
+            | {key: value for key, value in changes.items() if key not in ("template", "precision", "tokenizer")},
             "template": changes.get("template", "vicuna"),
             "train": ["connector", "lm", "tower"],
             "batch": {"length": 1024},
@@ -114,7 +120,7 @@ def export(out: Path, changes: dict[str, Any]) -> None:
             "checkpointing": False,
         }
     )
-    tokenizer = train_tokenizer(QUESTIONS, 400)
+    tokenizer = sentences() if "tokenizer" in changes else train_tokenizer(QUESTIONS, 400)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHAT
     torch.manual_seed(0)
@@ -127,14 +133,30 @@ def export(out: Path, changes: dict[str, Any]) -> None:
     write(out, trainee.state_dict(), parts.model, parts.vision, parts.has_cls, tokenizer, layout, recipe)
 
 
+def sentences() -> PreTrainedTokenizerBase:
+    """A tokenizer of Llama's kind."""
+    with TemporaryDirectory() as folder:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter([VICUNA, *QUESTIONS[:2], *PAST] * 9),
+            model_prefix=f"{folder}/tokenizer",
+            model_type="bpe",
+            vocab_size=360,
+            byte_fallback=True,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )
+        return load_tokenizer(folder)
+
+
 def expected(model_folder: Path, images: Path) -> list[dict[str, Any]]:
     """Per question: its prompt, image, tokens, the logits of the first token of the answer, and greedy tokens."""
     processor = AutoProcessor.from_pretrained(model_folder)
     model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32)
     found = []
     for number, question in enumerate(QUESTIONS):
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        past = PAST if number == len(QUESTIONS) - 1 else []
+        prompt = question_text(processor, [*past, question], image=True)
         inputs = processor(text=prompt, images=Image.open(images / f"{number}.png"), return_tensors="pt")
         with torch.no_grad():
             logits = model(**inputs).logits[0, -1]

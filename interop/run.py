@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 WORK = ROOT / ".interop"
 PEERS = sorted(path.stem.removeprefix("check_") for path in HERE.glob("check_*.py"))
-MODEL_PEERS = ("transformers4",)
-"""Those that read exported models; the others read exported mixtures."""
+MODEL_PEERS = ("transformers4", "tokenizer437")
+"""Those that hold the trainer's models and tokens against their own; the others read exported mixtures."""
 
 
 def main(peers: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(peers: list[str]) -> int:
     if set(peers) - set(MODEL_PEERS):
         make("make.py", "made", "the miniature mixtures and their exports", "mixture", "builders", "recipes", "cli")
     trains = find_spec("transformers") is not None
-    if trains and set(peers) & set(MODEL_PEERS):
+    if trains and "transformers4" in peers:
         make("make_models.py", "models", "small models and exporting them", "train")
     results = {}
     for peer in peers:
@@ -49,6 +49,7 @@ def main(peers: list[str]) -> int:
             results[peer] = "not installed"
             continue
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        offline["VLMIX_PYTHON"] = sys.executable
         done = subprocess.run([python, HERE / f"check_{peer}.py"], env={**os.environ, **offline})
         results[peer] = f"{'failed' if done.returncode else 'passed'} in {time.monotonic() - started:.0f} s"
     for peer, result in results.items():

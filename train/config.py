@@ -30,6 +30,9 @@ class Model(Struct, frozen=True, kw_only=True):
     connector: Literal["mlp", "linear"] = "mlp"
     start: str | None = None
     """Run of stage one, or its connector.safetensors, that the connector starts from."""
+    prepend_scheme: Literal["always", "first"] | None = None
+    """Where a tokenizer of Llama's SentencePiece kind puts its blank: before every run of text between special tokens,
+    or before the first of a prompt alone. None: always for LLaVA's templates, the tokenizer's own way for `chat`."""
     layer: int = -2
     """Hidden state of the tower that is used."""
     fitting: Fitting = "pad"

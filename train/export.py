@@ -34,7 +34,7 @@ from mixture.files import atomic, disk_errors
 from train.config import Recipe
 from train.images import Vision
 from train.model import LlavaModel
-from train.tokens import IMAGE, Template
+from train.tokens import IMAGE, Encoder, Template, adds_begin, question_text
 
 MODEL = "model"
 """Folder of a run that holds its export."""
@@ -43,6 +43,7 @@ SHARD_BYTES = 5 * 2**30
 """Most bytes of one file of weights, unless a single tensor has more."""
 _PREFIXED = ("clip_vision_model", "siglip_vision_model")
 State = dict[str, torch.Tensor]
+_PROBE = ("What is it?", "It is  é.", "def f():\n    return 1")
 
 
 def legacy_names(state: State, model: LlavaModel) -> State:
@@ -111,7 +112,7 @@ def write(
             _write_json(partial / "generation_config.json", _generation(model, tokenizer, layout))
             _write_tokenizer(partial, tokenizer, layout)
             _write_processor(partial, vision, has_cls)
-            _check(partial, out, state, dtype, tokenizer)
+            _check(partial, out, state, dtype, Encoder(tokenizer, layout))
             shutil.rmtree(old, ignore_errors=True)
             if out.exists():
                 out.rename(old)
@@ -246,13 +247,14 @@ def _write_processor(folder: Path, vision: Vision, has_cls: bool) -> None:
     _write_json(folder / "processor_config.json", processor)
 
 
-def _check(folder: Path, out: Path, state: State, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises VlmixError if what transformers reads from `folder` is not the model with the weights `state`."""
+def _check(folder: Path, out: Path, state: State, dtype: torch.dtype, encoder: Encoder) -> None:
+    """Raises VlmixError if what transformers reads from `folder` is not the model with the weights `state`, or asks
+    with other tokens than `encoder` trained it on."""
     with _quiet():
         try:
-            read = AutoProcessor.from_pretrained(folder).tokenizer
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
             model, report = AutoModelForImageTextToText.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, dtype="auto"
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, dtype="auto", trust_remote_code=False
             )
         except Exception as error:  # of every kind
             raise VlmixError(f"{out}: the export does not load back: {error}") from error
@@ -263,9 +265,11 @@ def _check(folder: Path, out: Path, state: State, dtype: torch.dtype, tokenizer:
         for name, tensor in state.items()
         if name not in found or not torch.equal(found[name].to(dtype), tensor.to(dtype))
     ]
-    probe = f"{IMAGE}\nWhat is it? {tokenizer.eos_token or ''} 1 é\n"
-    if read(probe)["input_ids"] != tokenizer(probe)["input_ids"]:
-        troubles["other tokens"] = [f"for {probe!r}"]
+    for image in (True, False):
+        prompt = question_text(processor, _PROBE, image)
+        ids = processor.tokenizer(prompt, add_special_tokens=adds_begin(processor.tokenizer, prompt))["input_ids"]
+        if ids != encoder.encode(_PROBE, int(image)).ids.tolist():
+            troubles["other tokens"] = [f"for {prompt!r}"]
     for what, names in troubles.items():
         if names:
             raise VlmixError(

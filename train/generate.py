@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mixture.errors import VlmixError
 from train.export import MODEL
 from train.pretrained import is_local
+from train.tokens import adds_begin, question_text
 
 
 class Generator:
@@ -30,8 +31,10 @@ class Generator:
         name = str(path) if path.is_dir() else where
         try:
             dtype: Any = "auto" if device.type == "cuda" else torch.float32
-            model, report = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, dtype=dtype)
-            self.processor: Any = AutoProcessor.from_pretrained(name)
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                name, output_loading_info=True, dtype=dtype, trust_remote_code=False
+            )
+            self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise VlmixError(f"{where}: {' '.join(str(error).split())[:300]}") from None
         if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
@@ -46,18 +49,14 @@ class Generator:
 
     def prompt(self, text: str, image: bool) -> str:
         """A question as the model is asked it."""
-        content = [{"type": "image"}] * image + [{"type": "text", "text": text}]
-        turns = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        return question_text(self.processor, [text], image)
 
     @torch.inference_mode()
     def answers(self, asked: Sequence[tuple[str, bytes | None]], max_new_tokens: int = 128) -> list[str]:
         """Answers to (question, encoded image or None), stripped, without special tokens. One batch."""
         prompts = [self.prompt(text, image is not None) for text, image in asked]
         images = [_picture(image) for _, image in asked if image is not None]
-        # A template that writes the begin token itself must not get a second one.
-        begin = self.processor.tokenizer.bos_token
-        given = {"add_special_tokens": not (begin and prompts[0].startswith(begin))}
+        given = {"add_special_tokens": adds_begin(self.processor.tokenizer, prompts[0])}
         inputs = self.processor(images=images or None, text=prompts, padding=True, return_tensors="pt", **given)
         inputs = inputs.to(self.device)
         if "pixel_values" in inputs:

@@ -11,7 +11,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -24,8 +23,8 @@ from train import attention
 from train.batches import Micro
 from train.config import Lora, Part, Recipe
 from train.images import CLIP_MEAN, CLIP_STD, Vision, normalise
-from train.pretrained import Tower, load_lm, load_tower
-from train.tokens import IMAGE, add_image_token
+from train.pretrained import Tower, load_lm, load_tokenizer, load_tower
+from train.tokens import IMAGE, add_image_token, with_prefix
 
 LlavaModel: TypeAlias = Any
 """LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
@@ -55,11 +54,11 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         loaded = load_lm(recipe.model.lm)
         lm, tokenizer = loaded.model, loaded.tokenizer
         if isinstance(recipe.model.tokenizer, str):
-            tokenizer = AutoTokenizer.from_pretrained(recipe.model.tokenizer)
-        add_image_token(tokenizer)
+            tokenizer = load_tokenizer(recipe.model.tokenizer)
+        tokenizer = _prepared(tokenizer, recipe)
     else:
         assert tokenizer is not None
-        add_image_token(tokenizer)
+        tokenizer = _prepared(tokenizer, recipe)
         config = _config(recipe.model.lm, "lm", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
         lm = AutoModelForCausalLM.from_config(config)
     if len(tokenizer) > lm.config.vocab_size:
@@ -82,6 +81,14 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         )
     model = _assemble(recipe, lm, tower, vision, tokenizer)
     return Parts(model, vision, tower.has_cls, _unused(tower, recipe.model.layer)), tokenizer
+
+
+def _prepared(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> PreTrainedTokenizerBase:
+    """With `<image>`, and blanks where the recipe wants them."""
+    scheme = recipe.model.prepend_scheme or (None if recipe.template == "chat" else "always")
+    tokenizer = with_prefix(tokenizer, scheme)
+    add_image_token(tokenizer)
+    return tokenizer
 
 
 def _check_lm(recipe: Recipe, lm: Any) -> None:

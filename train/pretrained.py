@@ -30,10 +30,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipVisionModel,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from mixture.errors import VlmixError
-from train import dinov2_onnx, llama_gguf
+from train import dinov2_onnx, llama_gguf, sentencepiece_model
 from train.images import CLIP_MEAN, CLIP_STD
 
 Triple = tuple[float, float, float]
@@ -116,11 +116,30 @@ def load_lm(where: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
         return LanguageModel(_load(where, LlamaForCausalLM, None, dtype, config=config, state_dict=weights), own)
     _refuse_file(where, found, ".gguf")
     model = _load(where, AutoModelForCausalLM, found, dtype)
+    return LanguageModel(model, load_tokenizer(where))
+
+
+def load_tokenizer(where: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model `where`. Of a SentencePiece model without tokenizer.json it is made here, because
+    transformers would rank its merges otherwise.
+
+    Raises VlmixError if there is none, or none that a fast tokenizer can stand for.
+    """
+    found = _resolve(where)
     with _boundary(f"{where}: its tokenizer", found):
+        sentences = _tokenizer_file(found, "tokenizer.model")
+        if sentences is not None and _tokenizer_file(found, "tokenizer.json") is None:
+            settings = _tokenizer_file(found, "tokenizer_config.json")
+            return sentencepiece_model.read(sentences, msgspec.json.decode(settings.read_bytes()) if settings else {})
         tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise VlmixError(f"{where}: its tokenizer has no tokenizer.json; let transformers convert and save it")
-    return LanguageModel(model, tokenizer)
+    return tokenizer
+
+
+def _tokenizer_file(found: Path | str, name: str) -> Path | None:
+    file = cached_file(found, name, _raise_exceptions_for_missing_entries=False)
+    return Path(file) if file else None
 
 
 def load_tower(where: str, dtype: torch.dtype = torch.float32) -> Tower:
@@ -224,6 +243,8 @@ def _boundary(where: str, found: Path | str | None = None) -> Iterator[None]:
     logging.set_verbosity(ERROR)
     try:
         yield
+    except VlmixError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if isinstance(found, str):

@@ -35,6 +35,7 @@ from train.images import Vision
 from train.loop import Loop, Report
 from train.model import Parts, Trainee, build, groups, part_of, skeleton
 from train.parallel import Ranks, full_state, ranks, shard, spread
+from train.pretrained import load_tokenizer
 from train.tokens import Encoder, Template, template, train_tokenizer
 
 _FREE = ("out", "workers", "log_every", "checkpoints", "threads", "max_bad_images", "peak_tflops")
@@ -155,7 +156,7 @@ class _Run:
             return parts.model.config, dataclasses.replace(parts, model=None)
 
         config, described = me.once(first)
-        tokenizer = AutoTokenizer.from_pretrained(home)
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
         layout: Template = me.each(lambda: template(recipe.template, tokenizer))
         torch.manual_seed(recipe.seed + 1)
         parts = built[0] if built else dataclasses.replace(described, model=skeleton(config))
@@ -254,9 +255,9 @@ def _own_tokenizer(recipe: Recipe, mixture: Mixture, home: Path | None) -> PreTr
     if isinstance(recipe.model.lm, str):
         return None
     if home is not None:
-        return AutoTokenizer.from_pretrained(home)
+        return AutoTokenizer.from_pretrained(home, trust_remote_code=False)
     if isinstance(recipe.model.tokenizer, str):
-        return AutoTokenizer.from_pretrained(recipe.model.tokenizer)
+        return load_tokenizer(recipe.model.tokenizer)
     assert isinstance(recipe.model.tokenizer, int)
     texts = (value for _, many in mixture.texts() for values in many for value in values)
     return train_tokenizer(texts, recipe.model.tokenizer)

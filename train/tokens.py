@@ -8,20 +8,33 @@ answer. Nothing is searched in the text: `</s>`, `ASSISTANT:` or `<image>` writt
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from transformers import AddedToken, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mixture.errors import VlmixError
+from mixture.record import is_blank
 
 IMAGE = "<image>"
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions."
 )
+
+
+Scheme = Literal["always", "first"]
+
+_SENTENCES = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
+_METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
 
 
 @dataclass(frozen=True)
@@ -41,18 +54,18 @@ class Template:
         """The same as a chat template in Jinja, for transformers' processors."""
         text = {name: json.dumps(getattr(self, name)) for name in ("opening", "question_end", "next_question")}
         answer = "{{ " + json.dumps(self.lead) + " }}{{ content(m) }}{{ " + json.dumps(self.answer_end) + " }}"
-        newline = json.dumps("\n" if self.questions else "")
-        question = "content(m)" if self.questions else "images(m)"
+        asked = "{{ text }}" if self.questions else ""
+        newline = "{% if text or not loop.last %}{{ " + json.dumps("\n") + " }}{% endif %}" if self.questions else ""
         return (
-            "{% macro images(m) %}{% for c in m['content'] if c['type'] == 'image' %}"
-            f"{IMAGE}{{{{ {newline} }}}}"
-            "{% endfor %}{% endmacro %}"
-            "{% macro content(m) %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ images(m) }}"
+            "{% macro content(m) %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
             "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}{% endmacro %}"
+            "{% macro question(m) %}{% set text = content(m) %}{% if m['content'] is not string %}"
+            f"{{% for c in m['content'] if c['type'] == 'image' %}}{IMAGE}{newline}{{% endfor %}}{{% endif %}}"
+            f"{asked}{{% endmacro %}}"
             "{{ " + text["opening"] + " }}"
             "{% for m in messages %}{% if m['role'] == 'user' %}"
             "{% if not loop.first %}{{ " + text["next_question"] + " }}{% endif %}"
-            "{{ " + question + " }}{{ " + text["question_end"] + " }}"
+            "{{ question(m) }}{{ " + text["question_end"] + " }}"
             "{% elif m['role'] == 'assistant' %}" + answer + "{% else %}"
             "{{ raise_exception('only user and assistant turns') }}{% endif %}{% endfor %}"
         )
@@ -141,7 +154,13 @@ class Encoder:
         plain.no_truncation()
         plain.no_padding()
         plain.encode_special_tokens = True
-        self._text = plain
+        self._text = self._rest = plain
+        splits = json.loads(plain.to_str())["pre_tokenizer"] or {}
+        if splits.get("prepend_scheme") == "first":
+            # Each run is tokenized by itself, so the first of its prompt has to be told from the others.
+            self._rest = Tokenizer.from_str(plain.to_str())
+            self._rest.encode_special_tokens = True
+            self._rest.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=splits["split"])
 
     def encode(self, values: Sequence[str], image_tokens: int) -> Encoded:
         """One conversation: its texts, question and answer by turns. An image, which takes `image_tokens` (0: none),
@@ -151,16 +170,18 @@ class Encoder:
     def encode_many(self, conversations: Sequence[Sequence[str]], image_tokens: Sequence[int]) -> list[Encoded]:
         """Many conversations, tokenized in parallel."""
         laid = [self._lay(values, bool(tokens)) for values, tokens in zip(conversations, image_tokens)]
-        texts = [piece.text for pieces in laid for piece in pieces if isinstance(piece, _Run)]
-        runs = iter(self._text.encode_batch(texts, add_special_tokens=False))
-        return [self._assemble(pieces, runs, tokens) for pieces, tokens in zip(laid, image_tokens)]
+        first = [piece.text for pieces in laid for piece in pieces[:1] if isinstance(piece, _Run)]
+        rest = [piece.text for pieces in laid for piece in pieces[1:] if isinstance(piece, _Run)]
+        firsts = iter(self._text.encode_batch(first, add_special_tokens=False))
+        rests = iter(self._rest.encode_batch(rest, add_special_tokens=False))
+        return [self._assemble(pieces, firsts, rests, tokens) for pieces, tokens in zip(laid, image_tokens)]
 
-    def _assemble(self, pieces: list[_Piece], runs: Any, image_tokens: int) -> Encoded:
+    def _assemble(self, pieces: list[_Piece], firsts: Any, rests: Any, image_tokens: int) -> Encoded:
         ids: list[int] = list(self._begin)
         trained: list[bool] = [False] * len(ids)
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
             if isinstance(piece, _Run):
-                run = next(runs)
+                run = next(rests if number else firsts)
                 ids += run.ids
                 trained += _inside(run.offsets, piece.spans)
             else:
@@ -183,11 +204,12 @@ class Encoder:
                 if i == named:
                     pieces.done.append(_Special(self.image_id, trained=False))
                 if layout.questions:
-                    pieces.text("\n" + value if i == named else value)
+                    pieces.text("\n" + value if i == named and value else value)
                 pieces.literal(layout.question_end)
             else:
-                pieces.text(layout.lead + value, trained=True)
-                pieces.literal(layout.answer_end, trained=True)
+                trained = not is_blank(value)  # an empty answer would teach silence
+                pieces.text(layout.lead + value, trained)
+                pieces.literal(layout.answer_end, trained)
         return pieces.done
 
 
@@ -229,6 +251,55 @@ def _inside(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> lis
     return inside
 
 
+def with_prefix(tokenizer: PreTrainedTokenizerBase, scheme: Scheme | None) -> PreTrainedTokenizerBase:
+    """A tokenizer of Llama's SentencePiece kind, with the blank that it puts before text put where `scheme` says:
+    before every run of text between special tokens ("always"), before the first of a prompt alone ("first"), or where
+    it puts it already (None). Any other tokenizer comes back as it is.
+
+    It comes back as a plain fast tokenizer, whose files say all: transformers' LlamaTokenizer builds its own anew when
+    it is read back, by flags that do not survive being saved.
+    """
+    plain = json.loads(tokenizer.backend_tokenizer.to_str())
+    splits = plain["pre_tokenizer"]
+    sentences = plain["normalizer"] == _SENTENCES and splits is None
+    if not sentences and not (splits and splits["type"] == "Metaspace" and splits["prepend_scheme"] != "never"):
+        return tokenizer
+    whole = sentences or (not splits["split"] and plain["normalizer"] is None)
+    if scheme is None:
+        pass
+    elif scheme == "always" and whole:
+        # Unlike Metaspace's, this blank stands also before text that begins with one, as SentencePiece's does.
+        plain["normalizer"], plain["pre_tokenizer"] = _SENTENCES, None
+    else:
+        plain["normalizer"] = None if sentences else plain["normalizer"]
+        plain["pre_tokenizer"] = {**_METASPACE, **(splits or {}), "prepend_scheme": scheme}
+    named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(plain)),
+        clean_up_tokenization_spaces=False,
+        model_max_length=tokenizer.model_max_length,
+        chat_template=tokenizer.chat_template,
+        extra_special_tokens=[str(token) for token in tokenizer.extra_special_tokens],
+        **named,
+    )
+
+
+def question_text(processor: Any, values: Sequence[str], image: bool) -> str:
+    """The prompt of a conversation that ends in a question, by a processor's chat template. Its image stands in the
+    first question."""
+    turns = []
+    for i, value in enumerate(values):
+        shown = [{"type": "image"}] if image and not i else []
+        role = "assistant" if i % 2 else "user"
+        turns.append({"role": role, "content": [*shown, {"type": "text", "text": value}]})
+    return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def adds_begin(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
+    """Whether the tokenizer may add its begin token to a prompt: it must not get a second one."""
+    return not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
+
+
 def add_image_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """Makes `<image>` a special token of the tokenizer, and gives it a padding token if it has none."""
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
@@ -238,8 +309,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def train_tokenizer(texts: Any, size: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE of at most `size` tokens, trained on an iterable of texts. Same texts, same tokenizer."""
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import decoders, models, processors, trainers
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
