@@ -110,8 +110,8 @@ def ask(args: argparse.Namespace) -> Facts:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     clock = Clock()
-    processor: Any = AutoProcessor.from_pretrained(args.model)
-    model: Any = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
+    processor: Any = AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
+    model: Any = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32, trust_remote_code=False)
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
     names = [processor.tokenizer(str(digit), add_special_tokens=False)["input_ids"][0] for digit in range(10)]

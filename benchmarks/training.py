@@ -366,7 +366,7 @@ def measure(args: argparse.Namespace) -> Facts:
         texts = (value for _, many in opened.texts() for values in many for value in values)
         tokenizer = train_tokenizer(texts, int(args.tokenizer))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
     add_image_token(tokenizer)
     tokenizer.save_pretrained(args.work / "tokenizer")
     found = lengths(opened, Encoder(tokenizer, template("vicuna", tokenizer)), Vision(336, 14), LENGTH)
@@ -472,7 +472,9 @@ def train(args: argparse.Namespace) -> Facts:
         if me.device.type == "cpu":
             torch.set_num_threads(1)
         torch.manual_seed(0)
-        parts, tokenizer = build(recipe, AutoTokenizer.from_pretrained(args.work / "tokenizer"))
+        parts, tokenizer = build(
+            recipe, AutoTokenizer.from_pretrained(args.work / "tokenizer", trust_remote_code=False)
+        )
         if args.model != "tiny":
             parts.model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
         model = Trainee(parts, recipe)

@@ -151,8 +151,8 @@ def sentences() -> PreTrainedTokenizerBase:
 
 def expected(model_folder: Path, images: Path) -> list[dict[str, Any]]:
     """Per question: its prompt, image, tokens, the logits of the first token of the answer, and greedy tokens."""
-    processor = AutoProcessor.from_pretrained(model_folder)
-    model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(model_folder, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32, trust_remote_code=False)
     found = []
     for number, question in enumerate(QUESTIONS):
         past = PAST if number == len(QUESTIONS) - 1 else []

@@ -4,7 +4,9 @@
 every rank is done. A checkpoint may be read on another number of ranks.
 """
 
+import io
 import os
+import pickle
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,7 +17,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from msgspec import Struct
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -29,6 +35,65 @@ from train.model import Trainee
 from train.parallel import Ranks
 
 _OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+# Exact names, never a module: it would admit whatever that module imports. None of them does anything but hold data.
+_ADMITTED = {
+    ("pathlib", "PosixPath"),
+    ("torch", "Size"),
+    *(("torch", str(dtype).removeprefix("torch.")) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+    *(("torch", str(dtype).removeprefix("torch.")) for dtype in (torch.float64, torch.int64, torch.int32, torch.bool)),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    (_METADATA, "BytesStorageMetadata"),
+    (_METADATA, "ChunkStorageMetadata"),
+    (_METADATA, "Metadata"),
+    (_METADATA, "MetadataIndex"),
+    (_METADATA, "StorageMeta"),
+    (_METADATA, "TensorProperties"),
+    (_METADATA, "TensorStorageMetadata"),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
+    ("torch.serialization", "_get_layout"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a checkpoint's metadata; a checkpoint that somebody else made must not run code here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint of vlmix needs")
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+class _Reader(FileSystemReader):  # type: ignore[misc]
+    """DCP's reader, without its plain `pickle.load`."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            try:
+                metadata = _Unpickler(file).load()
+            except pickle.UnpicklingError:
+                raise
+            except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
+                raise pickle.UnpicklingError(f".metadata is damaged ({type(error).__name__})") from None
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError("it is no metadata of a checkpoint")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(DefaultLoadPlanner):  # type: ignore[misc]
+    """DCP's planner, without its plain unpickling of what is no tensor: numbers and names alone are admitted."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        set_element(
+            self.original_state_dict, self.mappings[read_item.dest_index.fqn], torch.load(value, weights_only=True)
+        )
 
 
 class State(Struct, frozen=True):
@@ -123,7 +188,9 @@ class Checkpoints:
         """Load a checkpoint into a model and its optimizer, sharded as they are."""
         tensors = _tensors(model, optimizer)
         try:
-            dcp.load(tensors, checkpoint_id=path)
+            reader = _Reader(path)
+            reader.read_metadata()  # DCP would log what this raises, twice, before it raises something else
+            dcp.load(tensors, storage_reader=reader, planner=_Planner())
         except (Exception, CheckpointException) as error:  # DCP wraps what happened on each rank
             what = str(error).strip().splitlines()[-1]
             raise VlmixError(f"{path}: {what}; remove this checkpoint to go on from the one before") from None

@@ -106,7 +106,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     lora: Lora | None = None
     batch: Batch = Batch()
     optim: Optim
-    epochs: Annotated[float, Meta(gt=0)] = 1
+    epochs: Annotated[float, Meta(gt=0)] = 1.0
     steps: Count = 0
     """Number of steps instead of epochs, over as many epochs as that takes."""
     precision: Literal["bf16", "fp32"] = "bf16"

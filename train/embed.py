@@ -75,8 +75,8 @@ def _tower(where: str) -> Tower:
         return load_tower(where, torch.float32)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(exported, dtype=torch.float32)
-    images = AutoProcessor.from_pretrained(exported).image_processor
+    model = AutoModelForImageTextToText.from_pretrained(exported, dtype=torch.float32, trust_remote_code=False)
+    images = AutoProcessor.from_pretrained(exported, trust_remote_code=False).image_processor
     config = model.config.vision_config
     side = int(images.crop_size["height"])
     mean, std = tuple(images.image_mean), tuple(images.image_std)

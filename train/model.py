@@ -1,6 +1,8 @@
 """The model: transformers' Llava or LlavaNext around a vision tower and a causal LM, and its loss."""
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,6 +32,7 @@ LlavaModel: TypeAlias = Any
 """LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
 
 
+_EXPERTS = re.compile(r"experts|moe\.")
 _SAME = 1e-3
 """Relative difference that rounding in fp32 stays below."""
 
@@ -60,7 +63,8 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         assert tokenizer is not None
         tokenizer = _prepared(tokenizer, recipe)
         config = _config(recipe.model.lm, "lm", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-        lm = AutoModelForCausalLM.from_config(config)
+        with _lm_errors(recipe, "cannot be built"):
+            lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if len(tokenizer) > lm.config.vocab_size:
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     _check_lm(recipe, lm)
@@ -79,7 +83,8 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
             f"model.grids: the tower {recipe.model.tower} is configured for {tower.model.config.image_size} pixels and "
             f"used at {tower.side}; tiles need a tower whose configuration says what it takes"
         )
-    model = _assemble(recipe, lm, tower, vision, tokenizer)
+    with _lm_errors(recipe, "does not fit into transformers' Llava"):
+        model = _assemble(recipe, lm, tower, vision, tokenizer)
     return Parts(model, vision, tower.has_cls, _unused(tower, recipe.model.layer)), tokenizer
 
 
@@ -91,12 +96,31 @@ def _prepared(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> PreTrainedT
     return tokenizer
 
 
+def _lm_name(recipe: Recipe) -> str:
+    lm = recipe.model.lm
+    return lm if isinstance(lm, str) else str(lm.get("model_type"))
+
+
+@contextmanager
+def _lm_errors(recipe: Recipe, what: str) -> Iterator[None]:
+    """Makes whatever transformers raises about an LM that it was not written for a VlmixError."""
+    try:
+        yield
+    except VlmixError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise VlmixError(f"model.lm {_lm_name(recipe)}: it {what}: {reason}") from None
+
+
 def _check_lm(recipe: Recipe, lm: Any) -> None:
     """Raises VlmixError for an LM that would not be trained as it was made, or that lets packed samples see each
     other: because it keeps a state, as Mamba does, or does not tell its attention where samples begin."""
-    name, config, length = recipe.model.lm, lm.config, recipe.batch.length
-    if isinstance(name, dict):
-        name = name["model_type"]
+    name, config, length = _lm_name(recipe), lm.config, recipe.batch.length
+    if any(_EXPERTS.search(each) for each, _ in lm.named_parameters()):
+        raise VlmixError(
+            f"model.lm {name}: a mixture of experts; vlmix trains no balancing loss for its router, take a dense LM"
+        )
     if not isinstance(getattr(lm.get_decoder(), "layers", None), nn.ModuleList):
         raise VlmixError(
             f"model.lm {name}: it has no `layers`, which vlmix shards one by one; take one built as Llama is"
@@ -112,12 +136,12 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
     most = getattr(config, "max_position_embeddings", None)
     if most and most < length:
         raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.length={most} or less")
-    try:
-        attends, apart = _tried(lm)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+    with _lm_errors(recipe, "cannot be run as vlmix trains it"):
+        attends, apart, logits = _tried(lm)
+    if logits > _SAME:
         raise VlmixError(
-            f"model.lm {name}: it cannot be run as vlmix trains it: {str(error).splitlines()[0]}"
-        ) from None
+            f"model.lm {name}: it scales or caps its logits, which transformers' Llava does not; take another LM"
+        )
     if attends > _SAME:
         raise VlmixError(f"model.lm {name}: its attention computes something else than vlmix's")
     if recipe.batch.pack and apart > _SAME:
@@ -125,9 +149,9 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
 
 
 @torch.no_grad()
-def _tried(lm: Any) -> tuple[float, float]:
+def _tried(lm: Any) -> tuple[float, float, float]:
     """Relative differences of a few hidden states: under vlmix's attention and under the LM's own, and packed and
-    alone."""
+    alone; and of the LM's logits and those of its head alone."""
     decoder, was_training = lm.get_decoder(), lm.training
     own = decoder.config._attn_implementation
     ids = torch.randint(lm.config.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
@@ -141,6 +165,8 @@ def _tried(lm: Any) -> tuple[float, float]:
         return out
 
     expected = hidden(slice(12), torch.arange(12))
+    own_logits = lm(inputs_embeds=embeds, position_ids=torch.arange(12)[None], use_cache=False).logits
+    head_logits = lm.get_output_embeddings()(expected)
     decoder.set_attn_implementation(attention.register())
     try:
         found = hidden(slice(12), torch.arange(12))
@@ -151,7 +177,11 @@ def _tried(lm: Any) -> tuple[float, float]:
     finally:
         decoder.set_attn_implementation(own)
         lm.train(was_training)
-    return _apart(expected, found), _apart(torch.cat(alone, dim=1), packed)
+    return (
+        _apart(expected, found),
+        _apart(torch.cat(alone, dim=1), packed),
+        _apart(own_logits, head_logits),
+    )
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -172,7 +202,7 @@ def _tower(recipe: Recipe) -> Tower:
     if isinstance(recipe.model.tower, str):
         return load_tower(recipe.model.tower, torch.float32)
     config = _config(recipe.model.tower, "tower")
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config, trust_remote_code=False)
     has_cls = "siglip" not in config.model_type
     return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), has_cls, int(config.patch_size))
 
@@ -180,8 +210,8 @@ def _tower(recipe: Recipe) -> Tower:
 def _config(keys: dict[str, Any], part: str, **more: Any) -> Any:
     try:
         return AutoConfig.for_model(**{**keys, **more})
-    except (ValueError, TypeError) as error:
-        raise VlmixError(f"model.{part}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # configurations check their keys each in its own way
+        raise VlmixError(f"model.{part}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
 def _assemble(recipe: Recipe, lm: Any, tower: Tower, vision: Vision, tokenizer: PreTrainedTokenizerBase) -> LlavaModel:
