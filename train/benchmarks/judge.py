@@ -116,7 +116,7 @@ class Endpoint:
         if problem := _url_problem(self.url):
             raise VlmixError(f"judge {self.hide(self.url)!r}: {problem}, such as http://localhost:8000/v1")
         if "@" in urlsplit(self.url).netloc:
-            raise VlmixError(f"judge: its URL holds a user or a password; put the key into {KEY_VARIABLES[0]} instead")
+            raise VlmixError(f"judge: its URL holds a user or a password; the key goes into {KEY_VARIABLES[0]}")
         if not self.model:
             raise VlmixError(
                 f"judge {self.hide(self.url)}: no model is named; --judge-model says which one is to judge"
@@ -240,8 +240,9 @@ def judge(
                 if progress is not None:
                     progress("judge", done, len(cases))
     if refused is not None:
+        shown = endpoint.hide(endpoint.url)
         raise VlmixError(
-            f"judge {endpoint.hide(endpoint.url)} ({endpoint.model}): {refused}; {done:,} of {len(cases):,} judgements are in {path}, "
+            f"judge {shown} ({endpoint.model}): {refused}; {done:,} of {len(cases):,} judgements are in {path}, "
             "and the same command goes on from there"
         )
     return saved
