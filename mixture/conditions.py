@@ -20,88 +20,25 @@ MOST_PARTS = 1000
 LONGEST_TEXT = 10_000
 """Characters of all parts that MOST_PARTS counts."""
 
+# fmt: off
 FUNCTIONS = frozenset(
-    [
-        "abs",
-        "avg",
-        "ceil",
-        "ceiling",
-        "char_length",
-        "character_length",
-        "coalesce",
-        "count",
-        "ends_with",
-        "exp",
-        "first",
-        "floor",
-        "greatest",
-        "if",
-        "ifnull",
-        "last",
-        "least",
-        "left",
-        "length",
-        "ln",
-        "log",
-        "log10",
-        "log2",
-        "lower",
-        "ltrim",
-        "max",
-        "median",
-        "min",
-        "mod",
-        "nullif",
-        "octet_length",
-        "pow",
-        "power",
-        "regexp_like",
-        "right",
-        "round",
-        "rtrim",
-        "sign",
-        "sqrt",
-        "starts_with",
-        "stddev",
-        "stdev",
-        "strpos",
-        "substr",
-        "substring",
-        "sum",
-        "trim",
-        "upper",
-        "variance",
-    ]
+    {
+        "abs", "avg", "ceil", "ceiling", "char_length", "character_length", "coalesce", "count", "ends_with",
+        "exp", "first", "floor", "greatest", "if", "ifnull", "last", "least", "left", "length", "ln", "log",
+        "log10", "log2", "lower", "ltrim", "max", "median", "min", "mod", "nullif", "octet_length", "pow",
+        "power", "regexp_like", "right", "round", "rtrim", "sign", "sqrt", "starts_with", "stddev", "stdev",
+        "strpos", "substr", "substring", "sum", "trim", "upper", "variance",
+    }
 )
 """Functions that make no longer text than they are given; CAST and what SQL writes as words come beside them."""
 
 _WORDS = frozenset(
-    [
-        "and",
-        "any",
-        "as",
-        "between",
-        "by",
-        "case",
-        "cast",
-        "distinct",
-        "else",
-        "escape",
-        "from",
-        "ilike",
-        "in",
-        "interval",
-        "is",
-        "like",
-        "not",
-        "or",
-        "rlike",
-        "regexp",
-        "then",
-        "try_cast",
-        "when",
-    ]
+    {
+        "and", "any", "as", "between", "by", "case", "cast", "distinct", "else", "escape", "from", "ilike",
+        "in", "interval", "is", "like", "not", "or", "rlike", "regexp", "then", "try_cast", "when",
+    }
 )
+# fmt: on
 _PART = re.compile(
     r"""(?P<space>\s+)
     | (?P<text>'(?:[^']|'')*')

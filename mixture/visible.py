@@ -13,8 +13,8 @@ _LINK = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    r"""`text` with every character that a terminal obeys instead of showing written as `\x1b` or `\u202e`. With `lines`,
-    line feeds and tabs stay."""
+    r"""`text` with every character that a terminal obeys instead of showing written as `\x1b` or `\u202e`. With
+    `lines`, line feeds and tabs stay."""
     return (_BUT_LINES if lines else _ALL).sub(lambda match: _escape(match[0]), text)
 
 
