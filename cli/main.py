@@ -333,7 +333,7 @@ def main() -> None:
     try:
         app()
     except VlmixError as error:
-        print(f"vlmix: {error}", file=sys.stderr)
+        show.error(error)
         sys.exit(1)
 
 

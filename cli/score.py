@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from cli import show
 from mixture.errors import VlmixError, nearest
@@ -91,11 +90,11 @@ def _judgements(
 
 def _show(benchmark: "Benchmark", report: "Report") -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column(f"{benchmark.title}, {report.split}", overflow="fold")
+    table.add_column(show.plain(f"{benchmark.title}, {report.split}", lines=False), overflow="fold")
     table.add_column("score", justify="right")
-    table.add_row(Text(benchmark.metric, style="bold"), Text(f"{report.score:.2f}", style="bold"))
+    table.add_row(show.plain(benchmark.metric, "bold"), show.plain(f"{report.score:.2f}", "bold"))
     for name, value in report.metrics.items():
-        table.add_row(Text(name), f"{value:.2f}")
+        show.add(table, name, f"{value:.2f}")
     show._out.print(table)
     counts = [f"{report.answered:,} questions answered"]
     for name in ("missing", "double", "unknown"):

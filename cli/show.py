@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixture.errors import VlmixError, nearest
+from mixture.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from builders.sample import SampleReport
@@ -40,13 +41,18 @@ _err = Console(stderr=True)
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A callback that draws one bar per stage on a terminal, and nothing elsewhere. Ctrl-C inside ends the program
     with 130."""
-    columns = TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description:>18}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
+                tasks[stage] = bars.add_task(visible(stage), total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
         try:
@@ -59,20 +65,41 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def training(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A callback for rows of metrics: a bar with the loss on a terminal, else a line every ten seconds."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     told = time.monotonic()
     with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(visible(name), total=None)
 
         def update(row: dict[str, Any]) -> None:
             nonlocal told
-            text = f"{name}  loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            text = f"{visible(name)}  loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
             bar.update(task, completed=row["step"], total=row["of"], description=text)
             if not _err.is_terminal and (time.monotonic() - told > 10 or row["step"] == row["of"]):
                 told = time.monotonic()
                 note(f"{text}  step {row['step']:,}/{row['of']:,}")
 
         yield update
+
+
+def plain(text: str, style: str = "", *, lines: bool = True) -> Text:
+    """Text as it is printed: no markup, and nothing that a terminal obeys but, with `lines`, line feeds and tabs."""
+    return Text(visible(text, lines=lines), style=style)
+
+
+def table_of(*columns: str) -> Table:
+    """An empty table, whose headings may come from data."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for name in columns:
+        words = name in ("source", "reason", "first")
+        table.add_column(
+            plain(name, lines=False), justify="left" if words else "right", overflow="fold", no_wrap=name != "first"
+        )
+    return table
+
+
+def add(table: Table, *cells: str) -> None:
+    """A row whose cells may come from data."""
+    table.add_row(*(plain(cell, lines=False) for cell in cells))
 
 
 def without_bars() -> None:
@@ -82,7 +109,12 @@ def without_bars() -> None:
 
 def note(text: str) -> None:
     """A line on stderr, above a bar that is being drawn."""
-    _err.print(text, highlight=False, markup=False, soft_wrap=True)
+    _err.print(plain(text, lines=False), highlight=False, soft_wrap=True)
+
+
+def error(problem: VlmixError) -> None:
+    """The line with which a command ends. File names and records' ids in it come from data."""
+    print(f"vlmix: {visible(str(problem), lines=True)}", file=sys.stderr)
 
 
 def done(text: str, data: Any, as_json: bool) -> None:
@@ -93,7 +125,7 @@ def done(text: str, data: Any, as_json: bool) -> None:
 
 
 def step(command: str) -> None:
-    _out.print(Text(f"\n$ {command}", style="bold"))
+    _out.print(plain(f"\n$ {command}", "bold"))
 
 
 def sources(known: "list[Source]", as_json: bool) -> None:
@@ -101,7 +133,7 @@ def sources(known: "list[Source]", as_json: bool) -> None:
         _json([_source(source) for source in known])
         return
     for source in known:
-        _out.print(Text.assemble((source.name, "bold"), f"  {source.title}; {', '.join(source.formats)}"))
+        _out.print(plain(source.name, "bold"), plain(f" {source.title}; {', '.join(source.formats)}"))
         _say(f"    files    {', '.join(file.name for file in source.files if not file.optional)}")
         _say(f"    licence  {source.licence}\n    home     {source.homepage}")
     _say("\n`vlmix sources NAME` shows a source's options and where its images are looked for.")
@@ -165,13 +197,13 @@ def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
     headings = ["samples", "per epoch", "exchanges", "words", "images", "no image", "rejects"]
     if not repeated:
         del columns[1], headings[1]
-    table = _table("source", *headings, "size")
+    table = table_of("source", *headings, "size")
     for row in rows:
         counts = (f"{getattr(row, column):,}" for column in columns)
-        table.add_row(row.source, *counts, _bytes(row.bytes))
+        add(table, row.source, *counts, _bytes(row.bytes))
     total = (f"{sum(getattr(row, column) for row in rows):,}" for column in columns)
     table.add_section()
-    table.add_row("total", *total, _bytes(sum(row.bytes for row in rows)))
+    add(table, "total", *total, _bytes(sum(row.bytes for row in rows)))
     _out.print(table)
     _licences({row.source: row.licence for row in rows})
 
@@ -182,7 +214,7 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
         return
     total = manifest.total
     repeated = ["per epoch"] if total.seen != total.samples else []
-    table = _table("source", "samples", "share", *repeated, "exchanges", "words", "images", "rejects")
+    table = table_of("source", "samples", "share", *repeated, "exchanges", "words", "images", "rejects")
     rejects = {name: sum(reasons.values()) for name, reasons in manifest.rejects.items()}
     rows = [(name, info.counts) for name, info in manifest.sources.items()]
     for name, c in [*rows, ("total", total)]:
@@ -190,7 +222,7 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
             table.add_section()
         dropped = sum(rejects.values()) if name == "total" else rejects.get(name, 0)
         numbers = (f"{n:,}" for n in ([c.seen] if repeated else []) + [c.exchanges, c.words, c.images, dropped])
-        table.add_row(name, f"{c.samples:,}", f"{100 * c.samples / total.samples:.1f} %", *numbers)
+        add(table, name, f"{c.samples:,}", f"{100 * c.samples / total.samples:.1f} %", *numbers)
     _out.print(table)
     _licences({name: info.licence for name, info in manifest.sources.items()})
     size = sum(shard.bytes for shard in manifest.shards)
@@ -225,7 +257,7 @@ def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: boo
 
 def _some(what: str, count: int, first: list[str]) -> None:
     if count:
-        names = f": {', '.join(first)}{', …' if len(first) < count else ''}" if first else ""
+        names = f": {visible(', '.join(first))}{', …' if len(first) < count else ''}" if first else ""
         _say(f"  {count:,} {what}{names}")
 
 
@@ -256,11 +288,11 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
         "image_hash",
         "image_change",
     ):
-        _say(f"{name:>13}  {row[name]}")
+        _out.print(plain(f"{name:>13}  {row[name]}", lines=False))
     for number, turn in enumerate(row["conversations"]):
         if number % 2 == 0:
-            _out.print(Text(f"\n[{number // 2}] {row['formats'][number // 2]}", style="dim"))
-        _out.print(Text(f"{turn['from']:>6}: {turn['value']}"))
+            _out.print(plain(f"\n[{number // 2}] {row['formats'][number // 2]}", "dim"))
+        _say(f"{turn['from']:>6}: {turn['value']}")
     for box in row["boxes"]:
         _say(f"   box of [{box['exchange']}]: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
 
@@ -269,11 +301,11 @@ def batches(order: "Order", rows: "list[Share]", as_json: bool) -> None:
     if as_json:
         _json({"steps_per_epoch": order.steps_per_epoch, "shares": msgspec.to_builtins(rows)})
         return
-    table = _table("step", "rank", "samples", "length", *(["bins", "waste"] if rows[0].bins else []), "first")
+    table = table_of("step", "rank", "samples", "length", *(["bins", "waste"] if rows[0].bins else []), "first")
     for row in rows:
         packed = [str(len(row.bins)), f"{100 * row.waste:.1f} %"] if rows[0].bins else []
         ids = ", ".join(row.ids[:3]) + (", …" if len(row.ids) > 3 else "")
-        table.add_row(str(row.step), str(row.rank), str(len(row.ids)), f"{row.length:,}", *packed, f"{row.kind}: {ids}")
+        add(table, str(row.step), str(row.rank), str(len(row.ids)), f"{row.length:,}", *packed, f"{row.kind}: {ids}")
     _out.print(table)
     _say(f"{order.steps_per_epoch:,} steps per epoch; --json lists every id")
 
@@ -293,10 +325,10 @@ def rejects(mixture: "Mixture", as_json: bool) -> None:
     if as_json:
         _json(frame.to_dicts())
         return
-    table = _table("source", "reason", "count", "first")
+    table = table_of("source", "reason", "count", "first")
     grouped = frame.group_by("source", "reason", maintain_order=True).agg(pl.len(), pl.first("id"), pl.first("detail"))
     for name, reason, count, id_, detail in grouped.sort("source", "reason").rows():
-        table.add_row(name, reason, f"{count:,}", f"{id_}: {detail}")
+        add(table, name, reason, f"{count:,}", f"{id_}: {detail}")
     _out.print(table)
 
 
@@ -305,7 +337,7 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
         _json(msgspec.to_builtins(report))
         return
     for problem in report.problems:
-        _say(problem)
+        _out.print(plain(problem, lines=False))
     state = f"{len(report.problems)} problems" if report.problems else "sound"
     _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
 
@@ -317,12 +349,12 @@ def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_js
     if as_json:
         _json(dict(zip(answers, reports)))
         return
-    table = _table("benchmark", "score", "answered", "missing")
+    table = table_of("benchmark", "score", "answered", "missing")
     for name, report in zip(answers, reports):
         if isinstance(report, Unscored):
-            table.add_row(name, "-", "", "")
+            add(table, name, "-", "", "")
         else:
-            table.add_row(name, f"{report.score:,.2f}", f"{report.answered:,}", f"{report.missing:,}")
+            add(table, name, f"{report.score:,.2f}", f"{report.answered:,}", f"{report.missing:,}")
     _out.print(table)
     for name, report in zip(answers, reports):
         if isinstance(report, Unscored):
@@ -331,18 +363,10 @@ def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_js
 
 def rows(header: list[str], cells: list[list[str]]) -> None:
     """A table of text."""
-    table = _table(*header)
+    table = table_of(*header)
     for row in cells:
-        table.add_row(*row)
+        add(table, *row)
     _out.print(table)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for name in columns:
-        words = name in ("source", "reason", "first")
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=name != "first")
-    return table
 
 
 def _licences(licences: dict[str, str]) -> None:
@@ -350,7 +374,7 @@ def _licences(licences: dict[str, str]) -> None:
     for name, licence in licences.items():
         by_text.setdefault(licence, []).append(name)
     for licence, names in by_text.items():
-        _out.print(Text(f"{', '.join(names)}: {licence}", style="dim"))
+        _out.print(plain(f"{', '.join(names)}: {licence}", "dim", lines=False))
 
 
 def _bytes(count: int) -> str:
@@ -363,8 +387,8 @@ def _bytes(count: int) -> str:
 
 
 def _say(text: str) -> None:
-    _out.print(Text(text))
+    _out.print(plain(text))
 
 
 def _json(data: Any) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n")
+    sys.stdout.write(visible_json(msgspec.json.format(msgspec.json.encode(data), indent=2).decode()) + "\n")

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from mixture.manifest import SAMPLES_NAME, Manifest
+from mixture.visible import markdown, markdown_code, markdown_link, visible
 
 _TEXT = {"dtype": "string"}
 _FEATURES = [
@@ -55,12 +56,14 @@ def card(manifest: Manifest) -> str:
 
 def opening(head: dict[str, Any], manifest: Manifest, about: str) -> list[str]:
     """The lines with which a card begins: `head` as YAML for the Hub, the name, what it is, the composition."""
-    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip()
-    return ["---", front, "---", "", f"# {manifest.name}", "", about, "", *composition(manifest)]
+    plain = visible(manifest.name) == manifest.name
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=plain).rstrip()
+    return ["---", front, "---", "", f"# {markdown(manifest.name)}", "", about, "", *composition(manifest)]
 
 
 def composition(manifest: Manifest) -> list[str]:
-    """Lines of Markdown: the sources with their counts and licences, prompt style, order and seed."""
+    """Lines of Markdown: the sources with their counts and licences, prompt style, order and seed. Names and licences
+    are text there, never markup."""
     total = manifest.total
     lines = [
         "| source | samples | share | per epoch | exchanges | words | images | licence |",
@@ -69,10 +72,10 @@ def composition(manifest: Manifest) -> list[str]:
     for name, info in manifest.sources.items():
         c = info.counts
         share = f"{100 * c.samples / max(total.samples, 1):.1f} %"
-        label = f"[{name}]({info.homepage})" if info.homepage else name
+        label = markdown_link(name, info.homepage)
         lines.append(
             f"| {label} | {c.samples:,} | {share} | {c.seen:,} | {c.exchanges:,} | {c.words:,} | {c.images:,} "
-            f"| {info.licence} |"
+            f"| {markdown(info.licence)} |"
         )
     lines.append(
         f"| **total** | {total.samples:,} | 100 % | {total.seen:,} | {total.exchanges:,} | {total.words:,} "
@@ -80,7 +83,8 @@ def composition(manifest: Manifest) -> list[str]:
     )
     lines += [
         "",
-        f"Prompt style: `{manifest.recipe['prompts']}`. Order: `{manifest.recipe['order']}`. Seed: {manifest.seed}.",
+        f"Prompt style: {markdown_code(str(manifest.recipe['prompts']))}. "
+        f"Order: {markdown_code(str(manifest.recipe['order']))}. Seed: {manifest.seed}.",
     ]
     return lines
 
@@ -93,9 +97,9 @@ def _about(manifest: Manifest) -> str:
                 "samples) and `{key}.json`; `samples.parquet` is the index, `manifest.json` the recipe and checksums."
             )
         case "view":
-            parent = manifest.parent.path if manifest.parent else ""
+            parent = markdown_code(manifest.parent.path if manifest.parent else "")
             return (
-                f"A subset of the mixture in `{parent}`, whose shards it uses; `samples.parquet` lists its samples. "
+                f"A subset of the mixture in {parent}, whose shards it uses; `samples.parquet` lists its samples. "
                 "`vlmix subsample --materialize` writes shards of its own."
             )
         case _:

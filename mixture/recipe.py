@@ -87,7 +87,7 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
     if not isinstance(data, dict):
         raise VlmixError(f"{where}: expected a mapping such as `{{take: 1000}}`, got {data!r}")
     builder = data.get("builder", name)
-    if builder not in known:
+    if not isinstance(builder, str) or builder not in known:
         raise VlmixError(f"{where}: there is no builder {builder!r}{nearest(str(builder), known)}")
     if not name or "/" in name:
         raise VlmixError(f"{where}: a source's name may not be empty or hold a slash")

@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mixture.conditions import matching
 from mixture.errors import VlmixError
 from mixture.recipe import Recipe
 from mixture.sampling import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
@@ -168,19 +169,6 @@ def strata(labels: Sequence[str], positions: Indices) -> dict[str, Indices]:
     for label, position in zip(labels, positions.tolist()):
         groups.setdefault(label, []).append(position)
     return {label: np.asarray(members, dtype=np.int64) for label, members in groups.items()}
-
-
-def matching(frame: pl.DataFrame, condition: str, what: str) -> NDArray[np.bool_]:
-    """[rows] bool: where the SQL `condition` over the frame's columns is true."""
-    try:
-        result = frame.select(pl.sql_expr(condition).alias("match"))["match"]
-    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        why, columns = str(error).splitlines()[0], ", ".join(frame.columns)
-        raise VlmixError(f"{what}: {condition!r}: {why}; columns are {columns}") from None
-    if result.dtype != pl.Boolean or len(result) not in (1, len(frame)):
-        raise VlmixError(f"{what}: {condition!r} is not a condition that is true or false for each sample")
-    match = result.fill_null(False).to_numpy()
-    return np.broadcast_to(match, len(frame)).copy() if len(match) != len(frame) else match
 
 
 def arrange(

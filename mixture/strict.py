@@ -41,6 +41,9 @@ def convert(data: dict[str, Any], struct: Any, where: str) -> Any:
         raise VlmixError(f"{where}: {message}") from None
 
 
+_MOST_VALUES = 100_000
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML data; a key that stands twice is an error instead of the last one winning."""
 
@@ -67,12 +70,34 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(text: str, where: str) -> Any:
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (size := _size(node, {})) > _MOST_VALUES:
+            raise VlmixError(
+                f"{where}: with its aliases (*) and merges (<<) written out it holds {size:,} values, at most "
+                f"{_MOST_VALUES:,} are taken; write out what you mean"
+            )
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
         raise VlmixError(f"{where}: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise VlmixError(f"{where}: nested too deeply") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, counting what an alias repeats each time, without repeating it."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    elif not known[id(node)]:
+        raise yaml.constructor.ConstructorError(None, None, "an alias that holds itself", node.start_mark)
+    return known[id(node)]
 
 
 def _override(data: Any, override: str) -> None:
@@ -88,5 +113,6 @@ def _override(data: Any, override: str) -> None:
             node[key] = {}
         node = node[key]
     if not isinstance(node, dict):
-        raise VlmixError(f"{override}: {parents[-1]!r} is not a mapping")
+        what = repr(parents[-1]) if parents else "the recipe"
+        raise VlmixError(f"{override}: {what} is not a mapping")
     node[leaf] = _yaml(text, f"{override}")

@@ -16,6 +16,7 @@ from msgspec import Struct
 from mixture import manifest as manifests
 from mixture.assembly import assembling, merge_counts, run_shards, seal, write_index
 from mixture.clusters import read_embeddings
+from mixture.conditions import matching
 from mixture.errors import VlmixError, nearest
 from mixture.files import sha256, write_parquet
 from mixture.listing import read_listing
@@ -26,7 +27,7 @@ from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
 from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW, open_index, write_rejects
 from mixture.sampling import Indices, apportion, exact_share, prefixes
-from mixture.select import arrange, matching
+from mixture.select import arrange
 from mixture.selection import follow, match
 from mixture.shards import Row, ShardDone, store_rows
 from mixture.version import VERSION

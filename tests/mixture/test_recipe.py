@@ -60,6 +60,12 @@ def test_every_packaged_recipe_parses(recipes: Path) -> None:
         ("[1, 2", "r.yaml"),
         ("just text", "mapping"),
         ("name: x\nsources: {1: {}}", "key 1 is not text"),
+        ("name: x\nsources: {a: {builder: [gqa]}}", r"sources.a: there is no builder \['gqa'\]"),
+        ("name: x\nsources: {a: {builder: {gqa: 1}}}", "sources.a: there is no builder"),
+        ("name: x\nsources: &s {vqav2: *s}", "an alias that holds itself"),
+        ("name: x\nseed: " + "9" * 5000, "r.yaml: "),
+        ("name: x\nseed: 2026-13-45", "r.yaml: "),
+        ("x: " + "[" * 5000, "nested too deeply"),
     ],
 )
 def test_mistakes_are_told_with_the_remedy(tmp_path: Path, text: str, message: str) -> None:
@@ -74,11 +80,25 @@ def test_anchors_and_merges_are_plain_yaml(tmp_path: Path) -> None:
     assert load(written(tmp_path, text.replace("    seen: 1\n", "")), known()).sources["gqa"].ratio == 0.5
 
 
+@pytest.mark.parametrize("form", ["{{<<: [{}]}}", "[{}]"])
+def test_aliases_and_merges_that_multiply_are_refused(tmp_path: Path, form: str) -> None:
+    levels = [f"m0: &m0 {{{', '.join(f'k{n}: 1' for n in range(10))}}}"]
+    levels += [f"m{n}: &m{n} {form.format(', '.join([f'*m{n - 1}'] * 10))}" for n in range(1, 9)]
+    with pytest.raises(VlmixError, match="r.yaml: with its aliases .* at most 100,000 are taken"):
+        load(written(tmp_path, "\n".join(levels)), known())
+
+
 def test_an_override_must_name_a_key(tmp_path: Path) -> None:
     path = written(tmp_path, "name: x\nsources: {vqav2: {}}")
     for override, message in [("seed", "key=value"), ("name.x=1", "not a mapping"), ("sources.vqav2.tak=1", "take")]:
         with pytest.raises(VlmixError, match=message):
             load(path, known(), [override])
+
+
+def test_an_override_of_no_mapping_is_told(tmp_path: Path) -> None:
+    for text in ("", "[1]"):
+        with pytest.raises(VlmixError, match="seed=1: the recipe is not a mapping"):
+            load(written(tmp_path, text), known(), ["seed=1"])
 
 
 def test_the_manifest_keeps_no_absolute_path() -> None:

@@ -1,7 +1,10 @@
 """The judged benchmarks, against a real server on this machine: requests, retries, resuming, and the official means."""
 
+import base64
 import json
+import re
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -396,6 +399,146 @@ def test_the_key_comes_from_the_environment() -> None:
     assert key_from_environment({}) == ""
     assert key_from_environment({"OPENAI_API_KEY": "a"}) == "a"
     assert key_from_environment({"OPENAI_API_KEY": "a", "VLMIX_JUDGE_KEY": "b"}) == "b"
+
+
+# The key, redirects and replies that break off
+
+KEY = 'sk-"Secret/key\\123'
+OUTSIDE = r"(?i)secret"
+
+
+def judge_error(server: Any, path: Path, **more: Any) -> str:
+    """The message of a judging that fails, having looked through the whole chain of exceptions for the key."""
+    with pytest.raises(VlmixError) as caught:
+        judge(cases(1), wild_scores, server.endpoint(key=KEY, **more), path)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert not re.search(OUTSIDE, f"{error!r} {error}")
+        error = error.__cause__ or error.__context__
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status: int, tmp_path: Path, serve: Any) -> None:
+    other = serve(lambda body, number: "1 2")
+    elsewhere = other.url.replace("127.0.0.1", "localhost") + "/x"
+    server = serve(lambda body, number: (status, b"", {"Location": elsewhere}))
+    seen: list[str] = []
+    for connection in (other, server):
+        connection._server.RequestHandlerClass.do_GET = lambda handler: seen.append(handler.path)
+    said = judge_error(server, tmp_path / "j.jsonl")
+    assert f"it redirects to 'localhost' ({status}), which is not followed" in said and "\n" not in said
+    assert (len(server.requests), len(other.requests), seen) == (1, 0, [])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        str,
+        lambda key: json.dumps(key),
+        lambda key: json.dumps(key).replace("/", "\\/"),
+        lambda key: "".join(f"\\u{ord(letter):04x}" for letter in key),
+        lambda key: urllib.parse.quote(key, safe=""),
+        lambda key: base64.b64encode(key.encode()).decode(),
+        lambda key: "x" * 472 + key,  # cut short inside the key
+    ],
+)
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_an_echoed_key_is_not_repeated(form: Any, status: int, tmp_path: Path, serve: Any) -> None:
+    echoed = form(KEY)
+    server = serve(lambda body, number: (status, f"your key is {echoed} .".encode(), {}))
+    said = judge_error(server, tmp_path / "j.jsonl", attempts=1)
+    assert echoed not in said
+    assert not any(echoed[start : start + 9] in said for start in range(max(0, echoed.find("sk-")), len(echoed) - 8))
+    assert set(server.keys) == {f"Bearer {KEY}"}
+
+
+def test_the_key_is_in_no_judgement(tmp_path: Path, serve: Any) -> None:
+    path = tmp_path / "j.jsonl"
+    server = serve(lambda body, number: f"1 2\nYou sent {KEY}.")
+    found = judge(cases(1), wild_scores, server.endpoint(key=KEY), path)
+    assert found["0"].content == "1 2\nYou sent ***." and found["0"].tuple == [1.0, 2.0]
+    assert "ecret" not in path.read_text()
+    assert "ecret" not in repr(server.endpoint(key=KEY))
+
+
+def test_space_around_a_key_is_dropped(tmp_path: Path, serve: Any) -> None:
+    server = serve(lambda body, number: "1 2")
+    judge(cases(1), wild_scores, server.endpoint(key=" abc\r\n"), tmp_path / "j.jsonl")
+    assert server.keys == ["Bearer abc"]
+
+
+@pytest.mark.parametrize("key", ["Secret\nX-Other: 1", "Secret\x00", "Secret key", "Secré"])
+def test_a_key_that_no_header_carries_is_refused_unseen(key: str) -> None:
+    with pytest.raises(VlmixError, match="VLMIX_JUDGE_KEY or OPENAI_API_KEY to the key alone") as caught:
+        Endpoint("http://localhost", "m", key)
+    assert not re.search(OUTSIDE, str(caught.value)) and "Secr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:80a/v1",
+        "http://a b/v1",
+        "http://[::1",
+        "http://",
+        "http://h:99999",
+        "http://h/\n",
+        "http://h/v1?x=1",
+    ],
+)
+def test_a_url_that_is_none_is_told_at_once(url: str) -> None:
+    with pytest.raises(VlmixError, match=r"^judge '.*a URL .*is expected, such as http://localhost:8000/v1$"):
+        Endpoint(url, "m")
+
+
+def test_a_password_in_the_url_is_refused_unseen() -> None:
+    with pytest.raises(
+        VlmixError, match="its URL holds a user or a password; put the key into VLMIX_JUDGE_KEY"
+    ) as caught:
+        Endpoint("http://me:Secret@localhost/v1", "m")
+    assert not re.search(OUTSIDE, str(caught.value))
+
+
+_OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        _OK + b"Transfer-Encoding: chunked\r\n\r\n40\r\nhalf",
+        b"HTTP/1.1 500 Broken\r\nTransfer-Encoding: chunked\r\n\r\n40\r\nhalf",
+        b"nonsense\r\n\r\n",
+        b"HTTP/9.9 200 OK\r\n\r\n",
+        _OK + b"X: " + b"y" * 70_000 + b"\r\n\r\n",
+        _OK + b"\r\n" + b"[" * 200_000,
+        _OK + b'\r\n{"choices": [{"message": {"content": "1 2 \\ud800"}}]}',
+        b"",
+    ],
+    ids=["cut", "cut error", "no status", "protocol", "long line", "nested", "surrogate", "nothing"],
+)
+def test_a_judge_that_breaks_off_is_asked_again(raw: bytes, tmp_path: Path, serve: Any) -> None:
+    content = json.dumps({"choices": [{"message": {"content": "1 2"}}]}).encode()
+    server = serve(lambda body, number: (200, content, {}))
+    handler: Any = server._server.RequestHandlerClass
+    usual = handler.do_POST
+    asked: list[int] = []
+
+    def first_break_off(self: Any) -> None:
+        asked.append(1)
+        if len(asked) > 1:
+            usual(self)
+            return
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.close_connection = True
+        self.wfile.write(raw)
+
+    handler.do_POST = first_break_off
+    found = judge(cases(1), wild_scores, server.endpoint(), tmp_path / "j.jsonl")
+    assert found["0"].tuple == [1.0, 2.0] and len(asked) == 2
+    handler.do_POST = lambda self: (self.rfile.read(int(self.headers["Content-Length"])), self.wfile.write(raw))
+    with pytest.raises(VlmixError, match=r"tried 2 times\); 0 of 1 judgements"):
+        judge(cases(1), wild_scores, server.endpoint(attempts=2), tmp_path / "k.jsonl")
 
 
 # LLaVA-1.5-13B's answers as GPT-4 graded them for the paper (eval.zip, results/llava-v1.5-13b_gpt-4-grade-1runs.json):

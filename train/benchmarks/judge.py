@@ -4,19 +4,23 @@ Judgements are written down one by one as they come, so that a judging that was 
 and are enough to score again without the judge. Each remembers a hash of what was judged.
 """
 
+import base64
 import hashlib
+import http.client
 import json
 import math
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -27,6 +31,8 @@ from mixture.files import disk_errors
 KEY_VARIABLES = ("VLMIX_JUDGE_KEY", "OPENAI_API_KEY")
 _LONGEST_PAUSE = 60.0  # seconds
 _MOST_READ = 2**24  # bytes of a reply
+_MOST_READ_OF_AN_ERROR = 2**16
+_MOST_SHOWN = 500  # characters of what an endpoint says
 
 Progress = Callable[[str, int, int], None]
 Verdict = Callable[[str], list[float] | None]
@@ -84,7 +90,9 @@ _grades = msgspec.json.Decoder(dict[str, _Grade])
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and whom to ask. `url` is the base (`http://localhost:8000/v1`), `key` the bearer token, "" for none.
+    """Where and whom to ask. `url` is the base (`http://localhost:8000/v1`), `key` the bearer token, "" for none. White
+    space around the key is dropped. Raises VlmixError for a URL or a key that no request can carry; no message shows
+    the key.
 
     A request is tried `attempts` times, with pauses of `pause` seconds that double, or as long as the server asks
     for, and given up after `timeout` seconds without a word. At most `workers` are under way.
@@ -92,19 +100,51 @@ class Endpoint:
 
     url: str
     model: str
-    key: str = ""
+    key: str = field(default="", repr=False)
     workers: int = 8
     attempts: int = 6
     pause: float = 1.0
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        object.__setattr__(self, "key", self.key.strip())
+        if not all("!" <= letter <= "~" for letter in self.key):
             raise VlmixError(
-                f"judge {self.url!r}: a URL with http:// or https:// is expected, such as http://localhost:8000/v1"
+                "the judge's key holds a space, a line break or another character that no HTTP header carries; set "
+                f"{' or '.join(KEY_VARIABLES)} to the key alone"
             )
+        if problem := _url_problem(self.url):
+            raise VlmixError(f"judge {self.hide(self.url)!r}: {problem}, such as http://localhost:8000/v1")
+        if "@" in urlsplit(self.url).netloc:
+            raise VlmixError(f"judge: its URL holds a user or a password; the key goes into {KEY_VARIABLES[0]}")
         if not self.model:
-            raise VlmixError(f"judge {self.url}: no model is named; --judge-model says which one is to judge")
+            raise VlmixError(
+                f"judge {self.hide(self.url)}: no model is named; --judge-model says which one is to judge"
+            )
+
+    def hide(self, text: str) -> str:
+        """`text` with the key replaced by ***, also where it is escaped as in JSON, in a URL or in base64."""
+        if not self.key:
+            return text
+        letters = (rf"(?:\\*{re.escape(c)}|\\+u00{ord(c):02x}|\\+x{ord(c):02x}|%{ord(c):02x})" for c in self.key)
+        encoded = base64.b64encode(self.key.encode()).decode().rstrip("=")
+        return re.sub(f"{''.join(letters)}|{re.escape(encoded)}=*", "***", text, flags=re.IGNORECASE)
+
+
+def _url_problem(url: str) -> str:
+    """What keeps `url` from being the base of an endpoint, "" if nothing does."""
+    expected = "a URL with http:// or https:// is expected"
+    if not url.startswith(("http://", "https://")):
+        return expected
+    if not all("!" <= letter <= "~" for letter in url):
+        return "a URL without spaces, line breaks and letters beyond ASCII is expected"
+    try:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.port == 0:
+            return "a URL with a host is expected"
+    except ValueError as error:
+        return f"{error}; {expected}"
+    return "a URL without ? and # is expected" if parts.query or parts.fragment else ""
 
 
 def key_from_environment(environment: Mapping[str, str] = os.environ) -> str:
@@ -200,8 +240,9 @@ def judge(
                 if progress is not None:
                     progress("judge", done, len(cases))
     if refused is not None:
+        shown = endpoint.hide(endpoint.url)
         raise VlmixError(
-            f"judge {endpoint.url} ({endpoint.model}): {refused}; {done:,} of {len(cases):,} judgements are in {path}, "
+            f"judge {shown} ({endpoint.model}): {refused}; {done:,} of {len(cases):,} judgements are in {path}, "
             "and the same command goes on from there"
         )
     return saved
@@ -246,7 +287,7 @@ def _judge_one(case: Case, verdict: Verdict, endpoint: Endpoint) -> Judgement:
     return Judgement(
         question_id=case.id,
         category=case.category,
-        content=reply,
+        content=endpoint.hide(reply),
         tuple=list(case.failed) if scores is None else scores,
         model=endpoint.model,
         judged=case.digest,
@@ -255,6 +296,18 @@ def _judge_one(case: Case, verdict: Verdict, endpoint: Endpoint) -> Judgement:
 
 class _Refused(Exception):
     """The judge cannot be asked."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: it would carry the key and the questions to a host that nobody named."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
+        return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+_opener = urllib.request.build_opener(_NoRedirects)
 
 
 def ask(endpoint: Endpoint, system: str, prompt: str, temperature: float, max_tokens: int) -> str:
@@ -272,31 +325,57 @@ def ask(endpoint: Endpoint, system: str, prompt: str, temperature: float, max_to
     for attempt in range(endpoint.attempts):
         pause = min(endpoint.pause * 2**attempt, _LONGEST_PAUSE)
         try:
-            with urllib.request.urlopen(request, timeout=endpoint.timeout) as response:  # noqa: S310
-                return _content(response.read(_MOST_READ))
+            with _opener.open(request, timeout=endpoint.timeout) as response:
+                return _content(response.read(_MOST_READ), endpoint)
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode(errors="replace").strip()
-            problem = f"it answers {error.code} {error.reason}" + (f": {said}" if said else "")
+            problem = _told(error, endpoint)
             if error.code not in (408, 409, 425, 429) and error.code < 500:
                 raise _Refused(problem) from None
             pause = max(pause, min(_seconds(error.headers.get("Retry-After")), _LONGEST_PAUSE))
-        except (OSError, ValueError) as error:  # no connection, no answer in time, an answer that is not JSON
-            problem = str(getattr(error, "reason", None) or error)
+        # No connection, no answer in time, one that breaks off, or one that is not JSON.
+        except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
+            problem = _short(str(getattr(error, "reason", None) or error or type(error).__name__), endpoint)
         if attempt + 1 < endpoint.attempts:
             time.sleep(pause)
     raise _Refused(f"{problem} (tried {endpoint.attempts} times)")
 
 
-def _content(data: bytes) -> str:
+def _told(error: urllib.error.HTTPError, endpoint: Endpoint) -> str:
+    """What an endpoint that answers with an error says."""
+    if 300 <= error.code < 400:
+        try:
+            host = urlsplit(error.headers.get("Location") or "").hostname
+        except ValueError:
+            host = None
+        to = f"to {_short(host, endpoint)!r}" if host else "elsewhere"
+        return f"it redirects {to} ({error.code}), which is not followed; --judge names the endpoint itself"
+    try:
+        said = error.read(_MOST_READ_OF_AN_ERROR).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException):
+        said = ""
+    return _short(f"it answers {error.code} {error.reason}" + (f": {said}" if said else ""), endpoint)
+
+
+def _short(text: str, endpoint: Endpoint) -> str:
+    """The beginning of `text` without the key. (Cut first, half a key would be left at the end.)"""
+    return endpoint.hide(text)[:_MOST_SHOWN]
+
+
+def _content(data: bytes, endpoint: Endpoint) -> str:
     """The reply's text; a reply of another form is a ValueError."""
+    said = _short(repr(data[:_MOST_READ_OF_AN_ERROR]), endpoint)[:200]
     try:
         content: Any = json.loads(data)["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
-        raise ValueError(f"its reply has no choices[0].message.content: {data[:200]!r}") from None
+        raise ValueError(f"its reply has no choices[0].message.content: {said}") from None
     if content is None:
         return ""
     if not isinstance(content, str):
-        raise ValueError(f"its reply's content is no text: {data[:200]!r}")
+        raise ValueError(f"its reply's content is no text: {said}")
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"its reply holds half a surrogate pair: {said}") from None
     return content
 
 

@@ -1,0 +1,142 @@
+"""Conditions of `where`, each in a process with little memory and time, as polars may overflow its stack or hang."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mixture.conditions import FUNCTIONS, MOST_PARTS, matching
+from mixture.errors import VlmixError
+
+FRAME = pl.DataFrame({"id": ["a/1", "b/2", "c/3"], "source": ["a", "b", "c"], "words": [1, 20, 300]})
+
+HOSTILE = {
+    "ors": (" OR ".join(f"words = {n}" for n in range(3000)), "IN (value, value, …)"),
+    "more ors": (" OR ".join(f"words = {n}" for n in range(10_000)), "IN (value, value, …)"),
+    "sum": ("+".join(["words"] * 3000) + " > 1", "IN (value, value, …)"),
+    "nots": ("NOT " * 10_000 + "words = 1", "IN (value, value, …)"),
+    "signs": ("- " * 10_000 + "words = 1", "IN (value, value, …)"),
+    "brackets": ("(" * 10_000 + "words = 1" + ")" * 10_000, "IN (value, value, …)"),
+    "list of lists": ("words IN (" + "(1)," * 3000 + "1)", "IN (value, value, …)"),
+    "long text": (f"id || '{'x' * 1_000_000}' = 'a'", "characters outside lists"),
+    "nothing in it": ("GREATEST() = 1", "nothing in its brackets"),
+    "long strings": ("LPAD(id, 1000000000, 'x') = 'a'", "function lpad is not admitted; admitted are abs"),
+    "quoted": ("\"lpad\"(id, 1000000000, 'x') = 'a'", "function lpad is not admitted"),
+    "spaced": ("RPAD\n (id, 1000000000, 'x') = 'a'", "function rpad is not admitted"),
+    "repeat": ("REPEAT(id, 1000000000) = 'a'", "function repeat is not admitted"),
+    "replace": ("REPLACE(id, 'a', 'b') = 'a'", "function replace is not admitted"),
+    "escaped string": (r"E'\'' = LPAD(id, 1000000000, 'x') OR id = '\''", "before a string is not taken"),
+    "comment": ("words = 1 -- '\n OR LPAD(id, 1000000000, 'x') = ''", "holds a comment"),
+    "comments": ("words = 1 /* ' */ OR LPAD(id, 1000000000, 'x') = ''", "holds a comment"),
+    "dollars": ("$$'$$ = LPAD(id, 1000000000, 'x') OR id = ''", "no part of a condition"),
+    "file": ("id IN (SELECT * FROM read_csv('/etc/passwd'))", "read_csv is not admitted"),
+    "open string": ("id = 'a", "no part of a condition"),
+}
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+@pytest.fixture(scope="module")
+def messages() -> dict[str, str]:
+    """What each hostile condition ends with. The conditions share a process as long as none ends it."""
+    code = """
+import json, sys
+from mixture.conditions import matching
+from mixture.errors import VlmixError
+from tests.mixture.test_conditions import FRAME, HOSTILE
+for name, (condition, _) in HOSTILE.items():
+    try:
+        matching(FRAME, condition, "where")
+        said = "passed"
+    except VlmixError as error:
+        said = str(error)
+    print(json.dumps([name, said]), flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], preexec_fn=limited, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_condition_that_polars_cannot_bear_is_refused(name: str, messages: dict[str, str]) -> None:
+    assert HOSTILE[name][1] in messages[name]
+    assert len(messages[name]) < 1000 and "\n" not in messages[name].partition(": ")[0]
+
+
+@pytest.mark.parametrize(
+    ("condition", "rows"),
+    [
+        ("words <= 20 AND NOT source = 'b'", [0]),
+        ("source IN ('a', 'c')", [0, 2]),
+        ("id IN (" + ", ".join(f"'a/{n}'" for n in range(30_000)) + ") OR words > 100", [0, 2]),
+        ("words NOT IN (" + ", ".join(map(str, range(-15_000, 15_000))) + ")", []),
+        ("id LIKE 'a%' OR regexp_like(id, '^b')", [0, 1]),
+        ("words > AVG(words)", [2]),
+        ("CAST(words AS VARCHAR) || id = '1a/1'", [0]),
+        ("starts_with(LOWER(id), 'a') OR \"words\" BETWEEN 200 AND 4e2", [0, 2]),
+        ("CASE WHEN words > 10 THEN true ELSE false END", [1, 2]),
+        ("id = 'it''s; -- /* LPAD(' OR words / 2 * 2 = 20", [1]),
+    ],
+)
+def test_plain_conditions_are_as_they_were(condition: str, rows: list[int]) -> None:
+    assert matching(FRAME, condition, "where").nonzero()[0].tolist() == rows
+
+
+def test_the_longest_conditions_that_are_admitted_are_borne() -> None:
+    terms = (MOST_PARTS + 1) // 4
+    assert matching(FRAME, " OR ".join(["words = 1"] * terms), "where").tolist() == [True, False, False]
+    nots = "NOT " * (MOST_PARTS - 4) + "words = 1"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""
+from mixture.conditions import matching
+from mixture.errors import VlmixError
+from tests.mixture.test_conditions import FRAME
+for condition in ({nots!r}, {"- " * (MOST_PARTS - 3) + "words = 1"!r}, {"+".join(["words"] * 490) + " > 1"!r}):
+    try:
+        matching(FRAME, condition, "where")
+    except VlmixError:
+        pass
+print("sound")
+""",
+        ],
+        preexec_fn=limited,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == "sound\n", done.stderr
+
+
+def test_a_panic_of_polars_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(condition: str) -> pl.Expr:
+        raise pl.exceptions.PanicException("index out of bounds")
+
+    monkeypatch.setattr(pl, "sql_expr", panic)
+    with pytest.raises(VlmixError, match="where: 'words = 1': index out of bounds; columns are id"):
+        matching(FRAME, "words = 1", "where")
+
+
+def test_every_admitted_function_is_one_of_polars() -> None:
+    unknown = []
+    for name in sorted(FUNCTIONS):
+        for arguments in ("words", "id", "id, 'a'", "words, 1", "id, 1", "words = 1, 1, 2"):
+            try:
+                matching(FRAME, f"{name}({arguments}) IS NOT NULL", "where")
+                break
+            except VlmixError as error:
+                last = str(error)
+        else:
+            unknown.append((name, last))
+    assert not unknown
