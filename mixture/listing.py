@@ -234,7 +234,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 def _complete(frame: pl.DataFrame, column: str = "score") -> pl.DataFrame:
     """The columns of a listing, the scores being those in `column`; columns that are missing are null."""
-    origin = {name: column if name == "score" else name for name in _ROWS}
+    origin = {**{name: name for name in _ROWS}, "score": column}
     none = pl.Series([None] * len(frame), dtype=pl.Null)
     return pl.DataFrame(
         {name: (frame[origin[name]] if origin[name] in frame.columns else none).cast(_ROWS[name]) for name in _ROWS}
@@ -272,7 +272,9 @@ class _Entries:
         try:
             entry = self.decoder.decode(raw)
             if isinstance(entry, _Row):
-                self.seen.add_row({name: _scalar(value) for name, value in self.keys.decode(raw).items()})
+                self.seen.add_row(
+                    {name: () if name in _NAMING else _scalar(value) for name, value in self.keys.decode(raw).items()}
+                )
             return entry
         except msgspec.ValidationError as error:
             raise VlmixError(

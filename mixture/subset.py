@@ -42,8 +42,9 @@ class Selection(Struct, frozen=True, kw_only=True):
     `by` says who comes first: None, the keyed rank alone; a file (see `mixture.listing`); `"lengths"` or `"clusters"`
     (see `mixture.rankings`). A file with scores ranks by them, the highest first, or the lowest if `ascending`;
     samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
-    without scores keeps the samples that it names. The scores are those in `column`, by default `score`. `"clusters"` reads the
-    file `embeddings` and makes `clusters` of them, by default about the square root of their number.
+    without scores keeps the samples that it names. The scores are those in `column`, by default
+    `score`. `"clusters"` reads the file `embeddings` and makes `clusters` of them, by default about the square root of
+    their number.
     """
 
     ratio: float | None = None
