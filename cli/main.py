@@ -191,6 +191,7 @@ def subsample(
     by: Annotated[
         str | None, typer.Option(help="Who comes first: a file of ids, hashes or scores, or `lengths`, or `clusters`.")
     ] = None,
+    column: Annotated[str | None, typer.Option(help="By a file: the column of scores; `score` by default.")] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="By a file: the lowest scores first.")] = False,
     threshold: Annotated[
         float | None, typer.Option(help="By a file: scores from there up; with --ascending, down.")
@@ -215,6 +216,7 @@ def subsample(
         stratify=stratify,
         seed=seed,
         by=by,
+        column=column,
         ascending=ascending,
         threshold=threshold,
         embeddings=None if embeddings is None else str(embeddings),
@@ -224,6 +226,8 @@ def subsample(
         drawn = draw(open_mixture(mixture), selection)
         manifest = save(drawn, out, materialize=materialize, workers=workers, progress=progress)
     show.subset(out, manifest, drawn.report, as_json)
+    for note in drawn.report.notes() if drawn.report else []:
+        show.note(note)
 
 
 @app.command()

@@ -39,7 +39,7 @@ def sweep(
     show.without_bars()
     require()
     from train.report import aggregate, table, write
-    from train.sweep import cells, finished, load, run
+    from train.sweep import cells, finished, load, run, same_as_random
 
     found = recipes.find_in(recipes.SWEEP, sweep)
     parsed = load(found, changes)
@@ -63,7 +63,11 @@ def sweep(
         rows = run(parsed, out, _doers(nproc), tell)
     if inner:
         return
-    report = write(out, parsed.name, rows, _facts(parsed))
+    facts = _facts(parsed)
+    if same := same_as_random(parsed, out):
+        facts["equal to the random selection"] = ", ".join(same)
+        show.note(f"warning: the subsets of these runs equal the random selection: {', '.join(same)}")
+    report = write(out, parsed.name, rows, facts)
     if as_json:
         show.done("", rows, as_json=True)
         return

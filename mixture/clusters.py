@@ -60,7 +60,7 @@ def read_embeddings(path: Path) -> Embeddings:
             ids += batch.column("id").to_pylist()
     except FileNotFoundError:
         raise VlmixError(f"{path}: there is no such file") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the file is damaged or is no Parquet") from None
     if not ids:
         raise VlmixError(f"{path}: there is no embedding in it")

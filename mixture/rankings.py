@@ -51,12 +51,28 @@ class Report(Struct, frozen=True, kw_only=True):
     repeated_kept: int = 0
     filled: int = 0
     """Clusters that are not empty."""
+    listed: int = 0
+    """By a file without scores: the samples on offer that it names."""
     kept: int = 0
     overlap: float = 0.0
+    same_as_random: bool = False
+    """Whether the samples are exactly those of the random draw, though not all there are."""
 
     @property
     def matched(self) -> int:
         return sum(self.matched_by.values())
+
+    def notes(self) -> list[str]:
+        """What a user should know before using the subset."""
+        notes = []
+        if 0 < self.kept < self.listed:
+            share = f"{100 * self.kept / self.listed:.1f}".removesuffix(".0")
+            notes.append(f"{self.by} has no scores: kept a random {share} % of the {self.listed:,} samples it lists")
+        if self.same_as_random:
+            notes.append(
+                f"warning: by {self.by}, the {self.kept:,} samples equal the random selection of the same size and seed"
+            )
+        return notes
 
     def counts(self) -> dict[str, Any]:
         """What a manifest records: all but the names of single rows and zeros."""
@@ -84,6 +100,7 @@ class Ranking:
             repeated=int(self.repeated.sum()),
             repeated_kept=int(self.repeated[kept].sum()),
             kept=len(kept),
+            same_as_random=len(kept) < len(self.stays) and np.array_equal(np.sort(kept), np.sort(random)),
             overlap=round(len(np.intersect1d(kept, random, assume_unique=True)) / len(kept), 4),
         )
 

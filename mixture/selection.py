@@ -1,5 +1,6 @@
 """How the rows of a selection file and the samples of a mixture come together."""
 
+import msgspec
 import numpy as np
 import polars as pl
 from msgspec import Struct
@@ -89,6 +90,7 @@ def follow(
     )
     named, nobody = matched.named[offered], np.zeros(len(offered), dtype=np.bool_)
     if not listing.scored:
+        report = msgspec.structs.replace(report, listed=int(named.sum()))
         return Ranking(np.zeros(len(offered)), named, nobody, nobody, report)
     sign = -1.0 if ascending else 1.0
     priority = np.where(named, sign * matched.scores[offered], -np.inf)
@@ -160,14 +162,14 @@ def _account(listing: Listing, mixture: Mixture, rows: pl.DataFrame, pairs: pl.D
 def _names(rows: pl.DataFrame) -> list[str]:
     """The first few rows by name: their id, else the beginning of their hash."""
     first = rows.head(_NAMED)
-    return first.select(pl.coalesce("id", pl.col("hash").str.slice(0, 12)))["id"].to_list()
+    return first.select(pl.coalesce(pl.col("id").str.slice(0, 200), pl.col("hash").str.slice(0, 12)))["id"].to_list()
 
 
 def _nothing(listing: Listing, mixture: Mixture) -> VlmixError:
     """The error for a file that names no sample: an example of each side, of every key in play."""
     row = listing.rows.row(0, named=True)
     one = mixture.part(np.array([0]))
-    theirs = ", ".join(f"{name} {row[name]!r}" for name in ("id", "hash") if row[name] is not None)
+    theirs = ", ".join(f"{name} {row[name][:80]!r}" for name in ("id", "hash") if row[name] is not None)
     ours = [f"id {one.column('id')[0].as_py()!r}"]
     ours += [f"hash {sample_hashes(one)[0]!r}"] if row["hash"] is not None else [f"LLaVA's id {_llava_keys(one)[0]!r}"]
     return VlmixError(

@@ -43,8 +43,9 @@ class Selection(Struct, frozen=True, kw_only=True):
     `by` says who comes first: None, the keyed rank alone; a file (see `mixture.listing`); `"lengths"` or `"clusters"`
     (see `mixture.rankings`). A file with scores ranks by them, the highest first, or the lowest if `ascending`;
     samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
-    without scores keeps the samples that it names. `"clusters"` reads the file `embeddings` and makes `clusters` of
-    them, by default about the square root of their number.
+    without scores keeps the samples that it names. The scores are those in `column`, by default
+    `score`. `"clusters"` reads the file `embeddings` and makes `clusters` of them, by default about the square root of
+    their number.
     """
 
     ratio: float | None = None
@@ -54,6 +55,7 @@ class Selection(Struct, frozen=True, kw_only=True):
     stratify: bool = True
     seed: int | None = None
     by: str | None = None
+    column: str | None = None
     ascending: bool = False
     threshold: float | None = None
     embeddings: str | None = None
@@ -90,6 +92,8 @@ def draw(mixture: Mixture, selection: Selection) -> Drawn:
         said = {"by": report.by, "ascending": selection.ascending, "threshold": selection.threshold}
         if selection.embeddings is not None:
             said |= {"embeddings": Path(selection.embeddings).name, "clusters": selection.clusters}
+        if selection.column is not None:
+            said |= {"column": selection.column}
         entry |= {**said, **report.counts()}
     return Drawn(mixture.part(kept), index[kept], entry, report)
 
@@ -98,6 +102,8 @@ def _check_by(selection: Selection) -> None:
     """Raises VlmixError for options that go with another `by`, and for a ranking of which no amount is asked."""
     if selection.by in (None, "lengths", "clusters") and (selection.ascending or selection.threshold is not None):
         raise VlmixError("ascending and threshold go with a file of scores: name it with `by`")
+    if selection.by in (None, "lengths", "clusters") and selection.column is not None:
+        raise VlmixError("column goes with a file of scores: name it with `by`")
     if selection.by != "clusters" and (selection.embeddings is not None or selection.clusters is not None):
         raise VlmixError("embeddings and a number of clusters go with `by` clusters alone")
     if selection.by == "clusters" and selection.embeddings is None:
@@ -130,7 +136,7 @@ def _select_by(
         count, stratify = selection.clusters, selection.stratify
         ranking = rank_clusters(embeddings, index, offered, seed, clusters=count, stratify=stratify)
     else:
-        listing = read_listing(Path(by))
+        listing = read_listing(Path(by), selection.column)
         if listing.scored and selection.threshold is None:
             _check_amount(selection, listing.name)
         found = match(listing, mixture, seed, ascending=selection.ascending)

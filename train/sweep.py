@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -30,12 +30,17 @@ from mixture import strict
 from mixture.errors import VlmixError, nearest
 from mixture.files import alone, disk_errors, write_text
 from mixture.files import sha256 as digest
+from mixture.listing import read_listing
+from mixture.reader import Mixture
 from train.benchmarks import BENCHMARKS, Report
 from train.config import Recipe, parse
 from train.evaluate import Task, Unscored
 from train.metrics import read as read_metrics
 from train.report import Result
 from train.report.aggregate import BUILT_IN
+
+if TYPE_CHECKING:
+    from mixture.subset import Drawn
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
 _GROWING = ("seeds", "ratios", "select", "files")
@@ -64,6 +69,14 @@ class Exam(Struct, frozen=True, kw_only=True):
     """Of an answer; 0: what LLaVA-1.5 allowed the benchmark."""
 
 
+class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A selection by one column of a file."""
+
+    by: str
+    """A file of scores."""
+    column: str
+
+
 class Sweep(Struct, frozen=True, kw_only=True):
     """What is swept: every combination of `axes`, `select`, `ratios` and `seeds` is one run."""
 
@@ -77,8 +90,8 @@ class Sweep(Struct, frozen=True, kw_only=True):
     """Keys of the training recipe for all runs."""
     ratios: Annotated[tuple[Share, ...], Meta(min_length=1)] = (0.1, 0.3, 0.5, 1.0)
     seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
-    select: Annotated[tuple[str, ...], Meta(min_length=1)] = ("random",)
-    """random, lengths, clusters, or a file of scores or ids (docs/selection.md)."""
+    select: Annotated[tuple[str | Choice, ...], Meta(min_length=1)] = ("random",)
+    """random, lengths, clusters, a file of scores or ids, or `{by: FILE, column: NAME}` (docs/selection.md)."""
     embeddings: str = ""
     """For clusters: the file that `vlmix embed` writes."""
     same: Literal["epochs", "steps"] = "epochs"
@@ -95,14 +108,21 @@ class Cell(Struct, frozen=True, kw_only=True):
 
     axes: dict[str, Any]
     select: str
+    column: str = ""
+    """Of the scores in a file; empty: `score`."""
     ratio: float
     seed: int
+
+    @property
+    def label(self) -> str:
+        """What the selection is called in the results."""
+        return Path(self.select).name + (f":{self.column}" if self.column else "")
 
     @property
     def name(self) -> str:
         """A folder name that tells what the run is."""
         values = [f"{key.rpartition('.')[2]}={value}" for key, value in self.axes.items()]
-        parts = [*values, Path(self.select).name, f"{self.ratio:g}", f"seed{self.seed}"]
+        parts = [*values, self.label, f"{self.ratio:g}", f"seed{self.seed}"]
         plain = "-".join("".join(c if c.isalnum() or c in "._=" else "_" for c in part) for part in parts)
         return plain if len(plain) < 100 else f"{plain[:80]}-{sha256(plain.encode()).hexdigest()[:12]}"
 
@@ -149,11 +169,26 @@ def cells(sweep: Sweep) -> list[Cell]:
     found: dict[str, Cell] = {}
     for values in itertools.product(*sweep.axes.values()):
         for select, ratio, seed in itertools.product(sweep.select, sweep.ratios, sweep.seeds):
-            chosen = "random" if ratio == 1 else select
-            cell = Cell(axes=dict(zip(sweep.axes, values)), select=chosen, ratio=ratio, seed=seed)
+            by, column = _by("random" if ratio == 1 else select)
+            cell = Cell(axes=dict(zip(sweep.axes, values)), select=by, column=column, ratio=ratio, seed=seed)
             if found.setdefault(cell.name, cell) != cell:
                 raise VlmixError(f"two runs of the sweep would be called {cell.name}: name their files or values apart")
     return sorted(found.values(), key=lambda cell: -cell.ratio)
+
+
+def _by(select: str | Choice) -> tuple[str, str]:
+    """A selection's name or file, and its column."""
+    return (select.by, select.column) if isinstance(select, Choice) else (select, "")
+
+
+def same_as_random(sweep: Sweep, out: Path) -> list[str]:
+    """Runs of a sweep whose subset is exactly that of the random selection, though they select by something."""
+    views = {cell.name: out / "runs" / cell.name / "subset" for cell in cells(sweep) if cell.ratio < 1}
+    return [
+        name
+        for name, view in sorted(views.items())
+        if view.exists() and open_mixture(view).manifest.subset[-1].get("same_as_random")
+    ]
 
 
 def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> list[Result]:
@@ -214,7 +249,7 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
     result = Result(
         run=cell.name,
         axes=cell.axes,
-        select=Path(cell.select).name,
+        select=cell.label,
         ratio=cell.ratio,
         seed=cell.seed,
         samples=len(opened),
@@ -232,9 +267,14 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
 
 def _check(sweep: Sweep, planned: list[Cell], doers: Doers) -> None:
     """Raises VlmixError for what the runs would stumble over one by one."""
-    for chosen in sweep.select:
-        if chosen not in BUILT_IN and not Path(chosen).is_file():
+    for chosen, column in map(_by, sweep.select):
+        if chosen in BUILT_IN:
+            if column:
+                raise VlmixError(f"select: column {column} goes with a file of scores, not with {chosen}")
+        elif not Path(chosen).is_file():
             raise VlmixError(f"select: {chosen} is no file of scores or ids{nearest(chosen, BUILT_IN)}")
+        else:
+            read_listing(Path(chosen), column or None)
     if "clusters" in sweep.select and not Path(sweep.embeddings).is_file():
         raise VlmixError(f"embeddings: there is no file {sweep.embeddings}; `vlmix embed` writes one")
     for task in _tasks(sweep):
@@ -247,6 +287,10 @@ def _check(sweep: Sweep, planned: list[Cell], doers: Doers) -> None:
                 f"run {cell.name}: batch.samples {batch} is larger than its {held} samples; add "
                 "changes.batch.samples=N, or leave the ratio out"
             )
+    if sweep.mixture:
+        firsts = {cell.label: cell for cell in planned if cell.ratio < 1 and cell.select not in BUILT_IN}
+        for cell in firsts.values():
+            _draw(sweep, cell, open_mixture(sweep.mixture))
 
 
 def _recipe(sweep: Sweep, cell: Cell, doers: Doers) -> Recipe:
@@ -288,18 +332,32 @@ def _mixture(sweep: Sweep, cell: Cell, out: Path, doers: Doers) -> Path:
 
 def _subset(sweep: Sweep, cell: Cell, whole: Path, view: Path) -> Path:
     """A view of part of a mixture, drawn by the cell's seed: parts of one seed nest."""
-    from mixture.subset import Selection, subsample
+    from mixture.subset import save
 
     if view.exists():  # of a run that was interrupted: the same, and quickly made
         shutil.rmtree(view)
+    save(_draw(sweep, cell, open_mixture(whole)), view)
+    return view
+
+
+def _draw(sweep: Sweep, cell: Cell, whole: Mixture) -> "Drawn":
+    """The samples of a cell. Raises VlmixError for a list of all samples: that is the random selection."""
+    from mixture.subset import Selection, draw
+
     selection = Selection(
         ratio=cell.ratio,
         seed=cell.seed,
         by=None if cell.select == "random" else cell.select,
+        column=cell.column or None,
         embeddings=sweep.embeddings if cell.select == "clusters" else None,
     )
-    subsample(whole, view, selection)
-    return view
+    drawn = draw(whole, selection)
+    if drawn.report is not None and drawn.report.listed == len(whole):
+        raise VlmixError(
+            f"select: {cell.select} has no scores and lists all {len(whole):,} samples, so its part is the random one; "
+            "add a column score, or leave it out"
+        )
+    return drawn
 
 
 def _set(data: Any, key: str, value: Any) -> None:
@@ -312,7 +370,7 @@ def _set(data: Any, key: str, value: Any) -> None:
 def _claim(sweep: Sweep, out: Path) -> None:
     """Make the folder this sweep's."""
     plain = json.loads(msgspec.json.encode(sweep))
-    files = [*(chosen for chosen in sweep.select if chosen not in BUILT_IN), sweep.embeddings]
+    files = [*(chosen for chosen, _ in map(_by, sweep.select) if chosen not in BUILT_IN), sweep.embeddings]
     plain["files"] = {file: digest(Path(file)) for file in files if file}
     path = out / SPEC
     with disk_errors(out):

@@ -753,3 +753,127 @@ def test_reports_record_counts_and_no_names() -> None:
     report = Report(by="a.txt", rows=3, missed=1, missed_first=["x"], kept=2, overlap=0.5)
     assert report.counts() == {"rows": 3, "missed": 1, "kept": 2, "overlap": 0.5}
     assert msgspec.to_builtins(report)["missed_first"] == ["x"]
+
+
+# Scores in other columns
+
+FORMS = [".parquet", ".csv", ".jsonl", ".json"]
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+@pytest.mark.parametrize("name", ["quality", "Score", "clip_score"])
+def test_scores_of_another_name_are_chosen_and_not_taken_for_a_list(
+    mixture: Path, tmp_path: Path, suffix: str, name: str
+) -> None:
+    """They were: a part of the list is the random subset."""
+    scores = scores_of(ids(open_mixture(mixture)))
+    file = write_rows(tmp_path / f"s{suffix}", [{"id": k, name: v, "note": "x"} for k, v in scores.items()])
+    plain = write_rows(tmp_path / f"plain{suffix}", [{"id": k, "score": v} for k, v in scores.items()])
+    with pytest.raises(VlmixError, match=rf"no column is called score.*id, {name}, note.*--column {name}") as caught:
+        drawn(mixture, by=file, ratio=0.1)
+    assert str(file) in str(caught.value)
+    kept, report = drawn(mixture, by=file, column=name, ratio=0.1)
+    assert kept == drawn(mixture, by=plain, ratio=0.1)[0] and not report.same_as_random
+    with pytest.raises(VlmixError, match=rf"no column nothing; it has id, {name}, note"):
+        drawn(mixture, by=file, column="nothing", ratio=0.1)
+    with pytest.raises(VlmixError, match="note .*not (a number|numbers)"):
+        drawn(mixture, by=file, column="note", ratio=0.1)
+    with pytest.raises(VlmixError, match="column id names the samples"):
+        drawn(mixture, by=file, column="id", ratio=0.1)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_of_several_numbers_all_are_named_and_any_is_chosen(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": str(n), "score": 10 - n, "a": n / 2, "b": -n} for n in range(4)]
+    file = write_rows(tmp_path / f"s{suffix}", rows)
+    for column, name in ((None, "score"), ("score", "score"), ("a", "a"), ("b", "b")):
+        assert read_listing(file, column).rows["score"].to_list() == [row[name] for row in rows]
+    file = write_rows(tmp_path / f"t{suffix}", [{k: v for k, v in row.items() if k != "score"} for row in rows])
+    with pytest.raises(VlmixError, match="there are numbers in a, b "):
+        read_listing(file)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_lists_with_other_columns_are_lists(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": n, "image": f"{n}.jpg", "hash": f"{n}" * 64, "subset": "val"} for n in range(4)]
+    assert not read_listing(write_rows(tmp_path / f"l{suffix}", rows)).scored
+    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]
+    if suffix != ".csv":
+        rows = [{"id": n, "conversations": turns, "unique_idx": n, "width": 640} for n in range(4)]
+        assert not read_listing(write_rows(tmp_path / f"r{suffix}", rows)).scored
+        rows = [{**row, "gpt_score": 4} for row in rows]
+        with pytest.raises(VlmixError, match="--column gpt_score"):
+            read_listing(write_rows(tmp_path / f"g{suffix}", rows))
+
+
+def test_one_text_among_numbers_does_not_hide_a_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,quality\na,0.5\nb,n/a\nc,0.25\n")
+    with pytest.raises(VlmixError, match="--column quality"):
+        read_listing(tmp_path / "a.csv")
+    with pytest.raises(VlmixError, match="row 2: quality 'n/a' is not a number"):
+        read_listing(tmp_path / "a.csv", "quality")
+
+
+@pytest.mark.parametrize("by", [None, "lengths", "clusters"])
+def test_a_column_goes_with_a_file(mixture: Path, by: str | None) -> None:
+    with pytest.raises(VlmixError, match="column goes with a file of scores"):
+        draw(open_mixture(mixture), Selection(by=by, column="quality", ratio=0.1))
+
+
+def test_a_selection_equal_to_the_random_one_is_reported(mixture: Path, tmp_path: Path) -> None:
+    whole = open_mixture(mixture)
+    file = write_rows(tmp_path / "all.txt", [{"id": id} for id in ids(whole)])
+    report = drawn(whole, by=file, ratio=0.1)[1]
+    assert report.same_as_random and report.listed == 840
+    random_part, warning = report.notes()
+    assert "a random 10 % of the 840 samples it lists" in random_part
+    assert "the 84 samples equal the random selection" in warning
+    assert drawn(whole, by=file)[1].notes() == drawn(whole, by=file, ratio=1.0)[1].notes() == []
+    half = write_rows(tmp_path / "half.txt", [{"id": id} for id in ids(whole)[::2]])
+    report = drawn(whole, by=half, total=42)[1]
+    assert not report.same_as_random and report.notes() == [
+        "half.txt has no scores: kept a random 10 % of the 420 samples it lists"
+    ]
+    shown = vlmix("subsample", mixture, "--by", file, "--ratio", "0.1", "--out", tmp_path / "v", "--json")
+    assert json.loads(shown.stdout)["report"]["same_as_random"] is True and "warning: by all.txt" in shown.stderr
+
+
+def test_the_column_is_recorded_and_the_command_takes_it(mixture: Path, tmp_path: Path) -> None:
+    whole = open_mixture(mixture)
+    file = write_rows(tmp_path / "s.csv", [{"id": k, "quality": v} for k, v in scores_of(ids(whole)).items()])
+    command = "subsample", mixture, "--by", file, "--ratio", "0.1", "--out", tmp_path / "v"
+    assert "--column quality" in vlmix(*command).stderr
+    assert vlmix(*command, "--column", "quality").returncode == 0
+    view = open_mixture(tmp_path / "v")
+    assert ids(view) == ids(whole.subset(by=file, column="quality", ratio=0.1))
+    assert view.manifest.subset[0]["column"] == "quality"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", b'[{"id": "x", "score": ' + b"9" * 400 + b"}]", "row 1: .*(too large|out of range|number)"),
+        ("a.jsonl", b'{"id": "x", "score": ' + b"9" * 400 + b"}", "row 1: .*(too large|out of range|number)"),
+        ("a.json", b'[{"id": "x", "score": ' + b"9" * 5000 + b"}]", "a.json: "),
+        ("a.json", b"[" * 200_000, "damaged"),
+        ("a.json", b'[{"id": "x", "more": ' + b"[" * 200_000 + b"}]", "damaged"),
+        ("a.jsonl", b"[" * 200_000, "row 1: Expected"),
+        ("a.jsonl", b'{"id": "x", "more": ' + b"[" * 200_000, "damaged"),
+        ("a.csv", b"id,score\na," + b"x" * 1_000_000 + b"\n", "row 1: score 'x+"),
+        ("a.csv", b"n" * 1_000_000 + b",score\na,1\n", "no column names the samples"),
+        ("a.json", b'[{"id": "a", "score": "' + b"x" * 1_000_000 + b'"}]', "row 1: score 'x+"),
+    ],
+)
+def test_hostile_files_give_one_short_line(tmp_path: Path, name: str, text: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(VlmixError, match=message) as caught:
+        read_listing(tmp_path / name)
+    said = str(caught.value).replace(str(tmp_path), "")
+    assert len(said) < 1000 and "\n" not in said
+
+
+def test_an_embedding_id_that_is_not_utf_8_is_reported(tmp_path: Path) -> None:
+    bad = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], "i4").tobytes()), pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(pa.table({"id": bad, "embedding": pa.array([[1.0]])}), tmp_path / "e.parquet")
+    with pytest.raises(VlmixError, match="damaged"):
+        read_embeddings(tmp_path / "e.parquet")

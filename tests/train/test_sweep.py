@@ -20,7 +20,7 @@ from mixture.errors import VlmixError
 from tests.helpers import VLMIX, vlmix
 from tests.train.nano import NANO
 from train.report import Result
-from train.sweep import Cell, Exam, Sweep, _claim, cells, load, run
+from train.sweep import Cell, Choice, Exam, Sweep, _claim, _subset, cells, load, run, same_as_random
 
 
 @pytest.fixture()
@@ -165,3 +165,56 @@ def test_a_file_of_scores_that_changed_is_told(spec: Path, tmp_path: Path) -> No
     scores.write_text("{ }")
     with pytest.raises(VlmixError, match="scores.json is not what its runs were drawn by"):
         _claim(sweep, out)
+
+
+@pytest.fixture()
+def scores(mixture: Path, tmp_path: Path) -> Path:
+    """Two columns of scores, neither of them called score; `flat` ranks nothing."""
+    ids = open_mixture(mixture).column("id").to_pylist()
+    path = tmp_path / "scores.csv"
+    rows = [f"{id},{place * 37 % 101},{place * 53 % 97},1" for place, id in enumerate(ids)]
+    path.write_text("\n".join(["id,quality,length,flat", *rows]) + "\n")
+    return path
+
+
+def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command_line(
+    spec: Path, mixture: Path, scores: Path, tmp_path: Path
+) -> None:
+    choices = ", ".join(f"{{by: {scores}, column: {name}}}" for name in ("quality", "length", "flat"))
+    sweep = load(spec, [f"select=[random, {choices}]", "ratios=[0.1]"])
+    assert sweep.select[1] == Choice(by=str(scores), column="quality")
+    found = {cell.label: cell for cell in cells(sweep)}
+    assert set(found) == {"random", "scores.csv:quality", "scores.csv:length", "scores.csv:flat"}
+    drawn = {}
+    for label, cell in found.items():
+        view = _subset(sweep, cell, mixture, tmp_path / "out/runs" / cell.name / "subset")
+        drawn[label] = open_mixture(view).column("id").to_pylist()
+    for column in ("quality", "length"):
+        command = "subsample", mixture, "--by", scores, "--column", column, "--ratio", "0.1", "--seed", "0"
+        assert vlmix(*command, "--out", tmp_path / column).returncode == 0
+        part = open_mixture(mixture).subset(by=scores, column=column, ratio=0.1, seed=0)
+        shown = open_mixture(tmp_path / column).column("id").to_pylist()
+        assert drawn[f"scores.csv:{column}"] == part.column("id").to_pylist() == shown != drawn["random"]
+    assert drawn["scores.csv:quality"] != drawn["scores.csv:length"]
+    assert drawn["scores.csv:flat"] == drawn["random"]
+    assert same_as_random(sweep, tmp_path / "out") == ["scores.csv_flat-0.1-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        ("{by: FILE, column: price}", "no column price; it has id, quality, length, flat"),
+        ("FILE", "no column is called score.*quality, length, flat.*--column quality"),
+        ("ALL", "has no scores and lists all 840 samples, so its part is the random one"),
+        ("{by: random, column: quality}", "column quality goes with a file of scores, not with random"),
+    ],
+)
+def test_selections_without_their_scores_are_refused_before_the_first_run(
+    spec: Path, mixture: Path, scores: Path, tmp_path: Path, select: str, message: str
+) -> None:
+    everything = tmp_path / "all.txt"
+    everything.write_text("\n".join(open_mixture(mixture).column("id").to_pylist()))
+    select = select.replace("FILE", str(scores)).replace("ALL", str(everything))
+    with pytest.raises(VlmixError, match=message):
+        run(load(spec, [f"select=[random, {select}]"]), tmp_path / "out", _doers(1))
+    assert not (tmp_path / "out").exists()
