@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import stat
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -61,16 +62,30 @@ class Local:
             return file.read()
 
     def size(self) -> int:
-        return self.path.stat().st_size
+        return self._stat().st_size
 
     def range(self, offset: int, size: int) -> bytes:
         with self._open() as file:
             return os.pread(file.fileno(), size, offset)
 
     def arrow(self) -> pa.NativeFile:
+        self._stat()
         return pa.memory_map(self.name)
 
+    def _stat(self) -> os.stat_result:
+        """Opening a pipe would wait for good, and a device may have no end."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise VlmixError(f"{self.name[:200]}: {error.strerror}") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise VlmixError(f"{self.path}: not a regular file")
+        return found
+
     def _open(self) -> BinaryIO:
+        self._stat()
         try:
             return self.path.open("rb")
         except FileNotFoundError:

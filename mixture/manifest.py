@@ -1,6 +1,7 @@
 """`manifest.json`: what a mixture is made of, and how to tell that it is whole."""
 
-from pathlib import Path, PurePosixPath
+import hashlib
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -9,11 +10,14 @@ from msgspec import Struct
 from mixture.errors import VlmixError
 from mixture.files import atomic
 from mixture.location import Local, Location
+from mixture.record import unsafe_path
 from mixture.version import FORMAT_VERSION, VERSION
 
 NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
 REJECTS_NAME = "rejects.parquet"
+_UNSEALED = "0" * 64
+_END = b' "sha256": "' + _UNSEALED.encode() + b'"\n}\n'
 
 
 class Input(Struct, frozen=True):
@@ -82,6 +86,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     shards: list[Shard] = []
     parent: Parent | None = None
     files: dict[str, str]
+    sha256: str = _UNSEALED
+    """Of the file's own bytes, with zeros for these digits; `write` fills it in."""
 
     @property
     def total(self) -> Counts:
@@ -89,38 +95,64 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 def write(folder: Path, manifest: Manifest) -> None:
+    plain = msgspec.structs.replace(manifest, format_version=FORMAT_VERSION, sha256=_UNSEALED)
+    data = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
     with atomic(folder / NAME) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+        file.write(_sealed(data))
+
+
+def _sealed(data: bytes) -> bytes:
+    """A manifest's bytes with the checksum that they must have."""
+    bare = data[: -len(_END)] + _END
+    return data[: -len(_END)] + _END.replace(_UNSEALED.encode(), hashlib.sha256(bare).hexdigest().encode())
 
 
 def read(folder: Location) -> Manifest:
-    """The manifest of a mixture folder. Raises VlmixError if `folder` is not one or is of a newer format."""
+    """The manifest of a mixture folder. Raises VlmixError if `folder` is not one, is of another format, or if a single
+    bit of the manifest is not as it was written."""
     where = folder.join(NAME)
     try:
         data = where.whole()
     except FileNotFoundError:
         raise VlmixError(f"{folder.name} is not a mixture: it has no {NAME}{_unfinished(folder)}") from None
+    return parse(data, where.name)
+
+
+def parse(data: bytes, name: str, *, sealed: bool = True) -> Manifest:
+    """The manifest that `data`, the bytes of the file `name`, holds. With `sealed=False` its checksum is not looked at,
+    for a report on what else is damaged."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
+    if version != FORMAT_VERSION:
+        age, remedy = ("newer", "update vlmix") if version > FORMAT_VERSION else ("older", "build the mixture again")
+        raise VlmixError(
+            f"{name}: format version {version} is {age} than the {FORMAT_VERSION} that this vlmix reads; {remedy}"
+        )
+    if sealed and _sealed(data) != data:
+        raise VlmixError(
+            f"{name}: its bytes differ from its own checksum: it was damaged or edited; "
+            "copy the mixture again, or build it again with the recipe changed"
+        )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise VlmixError(f"{where.name}: {error}; the manifest is damaged, build the mixture again") from None
-    if manifest.format_version > FORMAT_VERSION:
-        raise VlmixError(
-            f"{where.name}: format version {manifest.format_version} is newer than the {FORMAT_VERSION} that this "
-            "vlmix reads; update vlmix"
-        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
     if problem := _contradiction(manifest):
-        raise VlmixError(f"{where.name}: {problem}; the manifest is damaged, build the mixture again")
-    for shard in manifest.shards:
-        if PurePosixPath(shard.path).is_absolute() or ".." in PurePosixPath(shard.path).parts:
-            raise VlmixError(f"{where.name}: shard {shard.path!r} leaves the folder")
+        raise VlmixError(f"{name}: {problem}; the manifest is damaged, build the mixture again")
+    for file in (*manifest.files, *(shard.path for shard in manifest.shards)):
+        if problem := unsafe_path(file):
+            raise VlmixError(f"{name}: file {file[:200]!r} leaves the folder: {problem[:200]}")
     return manifest
+
+
+class _Version(Struct, frozen=True):
+    format_version: int = 0
 
 
 def _contradiction(manifest: Manifest) -> str | None:
     """What in a manifest cannot be true."""
-    if manifest.format_version < 1:
-        return f"format version {manifest.format_version}"
     if (manifest.kind == "view") != (manifest.parent is not None):
         return "a view names its parent, and nothing else does"
     if missing := [key for key in ("name", "order", "prompts", "samples_per_shard") if key not in manifest.recipe]:

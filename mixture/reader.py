@@ -110,7 +110,7 @@ class Mixture(Sequence[Sample]):
         raw = self.raw(position)
         try:
             sample = msgspec.json.decode(raw.json, type=Sample)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise VlmixError(f"{self.root.name}: sample {raw.key}: {error}; {self._hint}") from None
         return msgspec.structs.replace(sample, key=raw.key, jpeg=raw.jpeg)
 
@@ -325,8 +325,14 @@ class Mixture(Sequence[Sample]):
         paths = pa.array([shard.path for shard in self.root_manifest.shards], pa.string())
         places = np.empty((table.num_rows, 6), dtype=np.int64)
         places[:, 0] = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1).to_numpy()
+        sizes = np.array([shard.bytes for shard in self.root_manifest.shards] or [0], dtype=np.int64)[places[:, 0]]
         for column, name in enumerate(names[1:], start=1):
+            if table[name].null_count:
+                raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME} has no {name} for a sample; {self._hint}")
             places[:, column] = table[name].to_numpy()
+        starts, counts = places[:, [1, 3]], places[:, [2, 4]]
+        if len(places) and ((places[:, 1:5] < 0).any() or (counts > sizes[:, None] - starts).any()):
+            raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME} places samples outside their shards; {self._hint}")
         places[:, 5] = self.rows
         self._places = places
         return places

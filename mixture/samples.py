@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Struct, field
 
@@ -42,6 +43,8 @@ SAMPLES = pa.schema(
     }
 )
 
+MOST_REPEATS = 1000
+
 TEXT_COLUMNS = ("conversations", "formats", "boxes", "origin")
 """The heavy columns, which a view leaves with its root."""
 
@@ -76,6 +79,8 @@ class Reject(Struct, frozen=True, kw_only=True):
 
 def open_index(path: Path) -> pq.ParquetFile:
     """A mixture's samples.parquet, opened. Raises VlmixError if it is missing, damaged or of other columns."""
+    if path.exists() and not path.is_file():
+        raise VlmixError(f"{path}: not a regular file")
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
@@ -85,6 +90,19 @@ def open_index(path: Path) -> pq.ParquetFile:
     if not file.schema_arrow.equals(SAMPLES):
         raise VlmixError(f"{path}: its columns are not those of a mixture's index; it was not written by this vlmix")
     return file
+
+
+def columns_problem(table: pa.Table) -> str | None:
+    """What in columns of an index no writer could have put there: a value that is missing, a repeat past the recipe's
+    bounds. None if all is well."""
+    for name in table.column_names:
+        if table[name].null_count:
+            return f"{name} is missing for a sample"
+    if "repeat" in table.column_names and len(table):
+        least, most = pc.min_max(table["repeat"]).as_py().values()
+        if least < 1 or most > MOST_REPEATS:
+            return f"repeat goes from {least} to {most}, a recipe's from 1 to {MOST_REPEATS}"
+    return None
 
 
 class Turn(Struct, frozen=True):

@@ -1,22 +1,30 @@
 """Verification: that the bytes on disk are those that were written, and that index and shards agree."""
 
 import io
+import math
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
 import msgspec
 import polars as pl
-import pyarrow as pa
+import pyarrow.parquet as pq
 from msgspec import Struct
 from PIL import Image
 
 from mixture.errors import VlmixError
 from mixture.files import sha256
-from mixture.images import content_hash
-from mixture.manifest import NAME, SAMPLES_NAME, Manifest, Shard
+from mixture.images import Change, content_hash
+from mixture.location import Local
+from mixture.manifest import NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Shard, parse
 from mixture.pool import Pool, Progress, silent
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
-from mixture.samples import VIEW, SampleJson, open_index
+from mixture.record import FORMATS, unsafe_path
+from mixture.render import count_words
+from mixture.samples import ROLES, VIEW, SampleJson, columns_problem, open_index
 from mixture.tar import scan
 
 _MOST = 20  # problems told per shard
@@ -40,19 +48,31 @@ class VerifyJob(Struct, frozen=True):
 
 
 def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Verified:
-    """Check every file of a mixture against the manifest, and every member against the index; of a view, its own files
-    and those shards of its root that it refers to."""
-    store = open_mixture(folder)
+    """Check every file of a mixture against the manifest, every member against the index, and every number against
+    what it sums up; of a view, its own files and those shards of its root that it refers to.
+
+    Goes on past every damage. Raises VlmixError if `folder` is no mixture at all.
+    """
+    store, problems = _opened(folder)
+    if store is None:
+        return Verified(0, 0, 0, problems)
     root = store.local_root
-    problems = _check_files(folder, store.manifest)
-    used = _referred(folder, store, problems)
+    damaged = _check_files(folder, store.manifest)
+    index_is_there = _attempt(problems, SAMPLES_NAME, lambda: _regular(folder, SAMPLES_NAME))
+    used = None
+    if index_is_there:
+        used = _referred(folder, store, problems)
+        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_counts(folder, store.manifest)))
+        _attempt(problems, REJECTS_NAME, lambda: problems.extend(_check_rejects(folder, store.manifest)))
+        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_layout(store)))
+    problems += damaged
     jobs = [
         VerifyJob(root, shard, number)
         for number, shard in enumerate(store.root_manifest.shards)
         if used is None or shard.path in used
     ]
-    if store.root_manifest.shards and not problems:
-        problems += _check_layout(store)
+    if store.manifest.kind == "annotations" and index_is_there:
+        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_rows(folder)))
     done = 0
     progress("verifying shards", 0, len(jobs))
     with Pool(workers) as pool:
@@ -60,18 +80,69 @@ def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Ve
             problems += found
             done += 1
             progress("verifying shards", done, len(jobs))
-    return Verified(store.manifest.samples, len(jobs), sum(job.shard.bytes for job in jobs), sorted(problems))
+    told = sorted(dict.fromkeys(problems))
+    return Verified(store.manifest.samples, len(jobs), sum(job.shard.bytes for job in jobs), told)
+
+
+def _opened(folder: Path) -> tuple[Mixture | None, list[str]]:
+    """The mixture, and what is wrong with its manifest; without its checksum, if that alone is wrong."""
+    try:
+        return open_mixture(folder), []
+    except VlmixError as error:
+        if not os.path.lexists(folder / NAME):
+            raise
+        problem = str(error)
+    try:
+        place = Local(folder.resolve())
+        manifest = parse(place.join(NAME).whole(), NAME, sealed=False)
+    except (VlmixError, OSError):
+        return None, [problem]
+    if manifest.parent is not None:
+        return None, [problem]
+    return Mixture(place, manifest, place, manifest, None), [problem]
+
+
+def _attempt(problems: list[str], about: str, check: Callable[[], object]) -> bool:
+    """Run a check; what it raises is a problem too. True if it raised nothing."""
+    try:
+        check()
+    except Exception as error:  # libraries raise whatever they like about damaged files
+        problems.append(f"{about}: {(str(error) or type(error).__name__).splitlines()[0][:300]}")
+        return False
+    except pl.exceptions.PanicException as error:
+        problems.append(f"{about}: {str(error).splitlines()[0][:300]}")
+        return False
+    return True
+
+
+def _regular(folder: Path, name: str) -> Path:
+    """The file `name` of a folder. Raises VlmixError if it is missing, special, or a link that leads out."""
+    path = folder / name
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise VlmixError("missing") from None
+    except OSError as error:
+        raise VlmixError(error.strerror or "cannot be opened") from None
+    if not stat.S_ISREG(mode):
+        raise VlmixError("not a regular file")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise VlmixError("a link that leads out of the folder; verify a copy that holds the file itself")
+    return path
 
 
 def _check_files(folder: Path, manifest: Manifest) -> list[str]:
-    problems = []
+    problems: list[str] = []
     for name, digest in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name}: missing")
-        elif sha256(path) != digest:
-            problems.append(f"{name}: its bytes differ from the manifest's checksum")
+
+        def check(name: str = name, digest: str = digest) -> None:
+            if sha256(_regular(folder, name)) != digest:
+                raise VlmixError("its bytes differ from the manifest's checksum")
+
+        _attempt(problems, name, check)
     expected = {*manifest.files, NAME, *(shard.path for shard in manifest.shards)}
+    always = {"README.md", SAMPLES_NAME} | ({REJECTS_NAME} if manifest.kind != "view" else set())
+    problems += [f"{name}: the manifest has no checksum of it" for name in sorted(always - manifest.files.keys())]
     folders = {str(PurePosixPath(name).parent) for name in expected}
     there = {p.relative_to(folder).as_posix() for p in (*folder.glob("*"), *folder.glob("train/*"))}
     # Hidden files are other tools' (.gitattributes, .nv-meta).
@@ -83,43 +154,149 @@ def _check_files(folder: Path, manifest: Manifest) -> list[str]:
 def _referred(folder: Path, store: Mixture, problems: list[str]) -> set[str] | None:
     """Shards that a view needs (None: all), after comparing its index with the root's rows."""
     if store.manifest.parent is None:
-        if not problems:
-            open_index(folder / SAMPLES_NAME)
+        _attempt(problems, SAMPLES_NAME, lambda: open_index(folder / SAMPLES_NAME))
         return None
-    try:
+    used: set[str] = set()
+
+    def compare() -> None:
         mine = pl.read_parquet(folder / SAMPLES_NAME)
-        if len(mine) != store.manifest.samples:
-            problems.append(f"{SAMPLES_NAME}: {len(mine)} rows, the manifest says {store.manifest.samples}")
         names = [name for name in VIEW.names if name != "row"]
-        root = pl.read_parquet(store.local_root / SAMPLES_NAME, columns=names)
+        root = pl.read_parquet(_regular(store.local_root, SAMPLES_NAME), columns=names)
+        if mine["row"].is_duplicated().any() or not mine["row"].is_between(0, len(root) - 1).all():
+            raise VlmixError("its rows are not rows of the root, each once")
         if not root[mine["row"]].equals(mine.select(names)):
             problems.append(f"{SAMPLES_NAME}: rows differ from the root's")
-        return set(mine["shard"].unique())
-    except (VlmixError, pl.exceptions.PolarsError, OSError) as error:
-        problems.append(str(error).splitlines()[0])
-        return None
+        used.update(mine["shard"].unique())
+
+    return used if _attempt(problems, SAMPLES_NAME, compare) else None
+
+
+def _check_counts(folder: Path, manifest: Manifest) -> list[str]:
+    """The index's sums against the manifest's counts."""
+    names = ["source", "image", "exchanges", "words", "repeat", "ordinal", "id", "key", "image_change"]
+    table = pq.ParquetFile(folder / SAMPLES_NAME).read(names)
+    if problem := columns_problem(table):
+        return [f"{SAMPLES_NAME}: {problem}"]
+    frame = pl.DataFrame(pl.from_arrow(table))
+    problems = []
+    if len(frame) != manifest.samples:
+        problems.append(f"{SAMPLES_NAME}: {len(frame)} rows, the manifest says {manifest.samples}")
+    found = {
+        row.pop("source"): Counts(**row)
+        for row in frame.group_by("source")
+        .agg(
+            pl.len().alias("samples"),
+            pl.col("repeat").cast(pl.Int64).sum().alias("seen"),
+            pl.col("exchanges").cast(pl.Int64).sum(),
+            pl.col("words").cast(pl.Int64).sum(),
+            (pl.col("image") != "").sum().alias("images"),
+        )
+        .to_dicts()
+    }
+    listed = {name: info.counts for name, info in manifest.sources.items()}
+    problems += [
+        f"{SAMPLES_NAME}: {name} has {found.get(name)}, the manifest says {listed.get(name)}"
+        for name in sorted(found.keys() | listed.keys())
+        if found.get(name) != listed.get(name)
+    ]
+    if frame["ordinal"].is_duplicated().any() or (frame["ordinal"] < 0).any():
+        problems.append(f"{SAMPLES_NAME}: ordinals are not each once")
+    for column in ("key", "id"):
+        if frame[column].n_unique() != len(frame):
+            problems.append(f"{SAMPLES_NAME}: a {column} is duplicate")
+    if odd := sorted(set(frame["image_change"].unique()) - set(get_args(Change))):
+        problems.append(f"{SAMPLES_NAME}: image_change {odd[0]!r} is none that vlmix makes")
+    return problems
+
+
+def _check_rejects(folder: Path, manifest: Manifest) -> list[str]:
+    if REJECTS_NAME not in manifest.files:
+        return [] if not manifest.rejects else [f"{REJECTS_NAME}: missing, the manifest counts rejects"]
+    frame = pl.read_parquet(_regular(folder, REJECTS_NAME), columns=["source", "reason"])
+    found: dict[str, dict[str, int]] = {}
+    for source, reason, count in frame.group_by("source", "reason").len().rows():
+        found.setdefault(source, {})[reason] = count
+    return [] if found == manifest.rejects else [f"{REJECTS_NAME}: its counts differ from the manifest's"]
 
 
 def _check_layout(store: Mixture) -> list[str]:
-    frame = pl.read_parquet(store.local_root / SAMPLES_NAME, columns=["key", "id", "shard"])
+    """Shards and row groups, where there are shards."""
+    shards = store.root_manifest.shards
+    if not shards:
+        return []
+    path = _regular(store.local_root, SAMPLES_NAME)
+    frame = pl.read_parquet(path, columns=["shard"])
     problems = []
-    if len(frame) != store.root_manifest.samples:
-        problems.append(f"{SAMPLES_NAME}: {len(frame)} rows, the manifest says {store.root_manifest.samples}")
-    for column in ("key", "id"):
-        if frame[column].n_unique() != len(frame):
-            problems.append(f"{SAMPLES_NAME}: a {column} stands twice")
-    listed = [(shard.path, shard.samples) for shard in store.root_manifest.shards]
+    listed = [(shard.path, shard.samples) for shard in shards]
     if frame.group_by("shard", maintain_order=True).len().rows() != listed:
         problems.append(f"{SAMPLES_NAME}: shards and their sample counts differ from the manifest's")
+    metadata = pq.ParquetFile(path).metadata
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if groups != [shard.samples for shard in shards]:
+        problems.append(f"{SAMPLES_NAME}: its row groups are not the shards")
     return problems
+
+
+def _check_rows(folder: Path) -> list[str]:
+    """The rows of an index without shards."""
+    file = open_index(folder / SAMPLES_NAME)
+    problems: list[str] = []
+    for group in range(file.num_row_groups):
+        problems += [
+            f"{SAMPLES_NAME}: {row['key']} {wrong}"
+            for row in file.read_row_group(group).to_pylist()
+            if (wrong := row_problem(row))
+        ]
+    return _few(problems, SAMPLES_NAME)
+
+
+def _few(problems: list[str], about: str) -> list[str]:
+    more = len(problems) - _MOST
+    return [*problems[:_MOST], f"{about}: and {more} more problems"] if more > 0 else problems
+
+
+def row_problem(row: dict[str, Any]) -> str | None:
+    """What in a row of the index contradicts the rest of it; None if nothing does."""
+    if missing := [name for name, value in row.items() if value is None]:
+        return f"has no {missing[0]}"
+    values = [turn["value"] for turn in row["conversations"]]
+    if [turn["from"] for turn in row["conversations"]] != [ROLES[i % 2] for i in range(len(values))] or None in values:
+        return "has turns that do not alternate"
+    if not values or len(values) != 2 * row["exchanges"] or len(row["formats"]) != row["exchanges"]:
+        return f"has {len(values)} turns and {len(row['formats'])} formats for {row['exchanges']} exchanges"
+    if count_words(values) != row["words"]:
+        return f"has {count_words(values)} words, the index says {row['words']}"
+    if odd := [each for each in row["formats"] if each not in FORMATS]:
+        return f"has the response format {odd[0]!r}"
+    if row["image"] and (problem := unsafe_path(row["image"])):
+        return problem
+    for box in row["boxes"]:
+        if None in box.values() or not 0 <= box["exchange"] < row["exchanges"]:
+            return "has a box of no exchange"
+        corners = box["x1"], box["y1"], box["x2"], box["y2"]
+        if not all(map(math.isfinite, corners)) or corners[0] > corners[2] or corners[1] > corners[3]:
+            return f"has the box {corners}"
+        if min(corners) < 0 or corners[2] > row["width"] or corners[3] > row["height"]:
+            return f"has the box {corners} outside its {row['width']}x{row['height']} pixels"
+    boxed = {box["exchange"] for box in row["boxes"]}
+    if any(name in ("grounding", "region_caption") and i not in boxed for i, name in enumerate(row["formats"])):
+        return "has an exchange that needs a box and has none"
+    try:
+        if row["origin"] and not isinstance(msgspec.json.decode(row["origin"]), dict):
+            return "has an origin that is not a JSON object"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return f"has a damaged origin: {error}"
+    return None
 
 
 def verify_shard(job: VerifyJob) -> list[str]:
     """Problems of one shard; runs in a worker."""
-    name, path = job.shard.path, job.root / job.shard.path
-    if not path.is_file():
-        return [f"{name}: missing"]
-    problems = []
+    name = job.shard.path
+    problems: list[str] = []
+    try:
+        path = _regular(job.root, name)
+    except VlmixError as error:
+        return [f"{name[:200]}: {error}"]
     if path.stat().st_size != job.shard.bytes:
         problems.append(f"{name}: {path.stat().st_size} bytes, the manifest says {job.shard.bytes}")
     elif sha256(path) != job.shard.sha256:
@@ -127,11 +304,15 @@ def verify_shard(job: VerifyJob) -> list[str]:
     try:
         members = {member.name: member for member in scan(path)}
         rows = open_index(job.root / SAMPLES_NAME).read_row_group(job.group).to_pylist()
-    except (VlmixError, pa.ArrowException, OSError, ValueError, IndexError) as error:
-        return [*problems, f"{name}: {error}"]
+    except Exception as error:  # Arrow and the tar reader, about damage of any kind
+        return [*problems, f"{name}: {(str(error) or type(error).__name__).splitlines()[0][:300]}"]
     expected = set()
     with path.open("rb") as file:
         for row in rows:
+            if wrong := row_problem(row):
+                problems.append(f"{name}: {row['key']} {wrong}")
+                if wrong.startswith("has no "):
+                    continue
             for kind, suffix in (("image", "jpg"), ("json", "json")):
                 if not row[f"{kind}_size"]:
                     continue
@@ -141,15 +322,15 @@ def verify_shard(job: VerifyJob) -> list[str]:
                 if found is None or (found.offset, found.size) != (row[f"{kind}_offset"], row[f"{kind}_size"]):
                     problems.append(f"{name}: {member} is not where the index says")
                     continue
+                if row["shard"] != name:
+                    problems.append(f"{name}: {member} is in {row['shard']!r} by the index")
                 file.seek(found.offset)
                 data = file.read(found.size)
                 wrong = _image_problem(data, row) if kind == "image" else _json_problem(data, row)
                 if wrong:
                     problems.append(f"{name}: {member} {wrong}")
     problems += [f"{name}: {member} is not in the index" for member in sorted(members.keys() - expected)]
-    if len(problems) > _MOST:
-        problems = [*problems[:_MOST], f"{name}: and {len(problems) - _MOST} more problems"]
-    return problems
+    return _few(problems, name)
 
 
 def _image_problem(data: bytes, row: dict[str, object]) -> str | None:
@@ -169,7 +350,7 @@ def _image_problem(data: bytes, row: dict[str, object]) -> str | None:
 def _json_problem(data: bytes, row: dict[str, object]) -> str | None:
     try:
         sample = msgspec.to_builtins(msgspec.json.decode(data, type=SampleJson))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"is no sample: {error}"
     for key, value in sample.items():
         if row[key] != value:

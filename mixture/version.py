@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the mixture folder. Readers refuse a newer one."""
 
 try:

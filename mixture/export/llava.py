@@ -43,7 +43,12 @@ def llava_row(row: dict[str, Any]) -> dict[str, Any]:
     else it holds the keys that differ from what the sample's id and image say.
     """
     turns: list[dict[str, Any]] = row["conversations"]
-    origin: dict[str, Any] = json.loads(row["origin"]) if row["origin"] else {}
+    try:
+        origin: dict[str, Any] = json.loads(row["origin"]) if row["origin"] else {}
+    except (ValueError, RecursionError) as error:
+        raise VlmixError(f"sample {row['id']}: its `origin` is damaged: {error}") from None
+    if not isinstance(origin, dict):
+        raise VlmixError(f"sample {row['id']}: its `origin` is damaged: not a JSON object")
     if "conversations" in origin:
         extra = origin["conversations"] or [{} for _ in turns]
         return {**origin, "conversations": [{**more, **turn} for more, turn in zip(extra, turns)]}

@@ -15,7 +15,7 @@ from mixture.pool import Progress
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
 from mixture.record import IMAGE_TOKEN, unsafe_path
-from mixture.samples import open_index
+from mixture.samples import columns_problem, open_index
 
 _COLUMNS = [
     "id", "source", "image", "width", "height", "words", "repeat", "ordinal", "image_size", "image_hash",
@@ -45,6 +45,8 @@ def rows(mixture: Mixture, progress: Progress) -> Iterator[dict[str, Any]]:
         positions = np.flatnonzero((wanted >= start) & (wanted < start + size))
         if len(positions):
             found = file.read_row_group(group, columns=_COLUMNS).take(wanted[positions] - start)
+            if problem := columns_problem(found):
+                raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
             found = found.append_column("position", pa.array(positions))
             # In the natural order only the first images of a shard were moved, so sorting each shard restores it.
             for row in (found.sort_by("ordinal") if natural else found).to_pylist():
