@@ -150,7 +150,7 @@ def test_rows_of_a_file_of_ones_own_belong_to_its_entry(tmp_path: Path) -> None:
         "a": (6, "unknown"),
         "b": (5, "unknown"),
     }
-    ids = open_mixture(tmp_path / "mix").samples["id"].to_list()
+    ids = open_mixture(tmp_path / "mix").samples.collect()["id"].to_list()
     assert len(set(ids)) == 11 and {i.partition("/")[0] for i in ids} == {"a", "b"}
     recognized, _ = read("llava_json", tmp_path / "raw", path="a.json", recognize=True)
     assert [talk.source for talk in recognized] == ["llava_instruct", "vg", "gqa", "textcaps", "ocrvqa", "sharegpt"]
