@@ -1,8 +1,9 @@
 """An existing file in LLaVA's JSON form, the official 665K mixture included.
 
-Every row keeps its text, letter for letter, and comes back as it was from `vlmix export --to llava-json`. Where a row
-is one of LLaVA-1.5's sources, it is recognised and, if its text can be taken apart and put together again without a
-change, held by its meaning; so samples per source and other prompt styles work on the official file too.
+Every row keeps its text, letter for letter, and comes back as it was from `vlmix export --to llava-json`. If its text
+can be taken apart and put together again without a change, it is held by its meaning, so other prompt styles work too.
+Rows of the official file are given to LLaVA-1.5's sources; rows of any other file belong to the recipe's entry,
+whatever their image folders are called.
 """
 
 import json
@@ -16,7 +17,7 @@ from msgspec import Meta
 
 from builders import aokvqa, gqa, layout, llava_instruct, ocrvqa, okvqa, refcoco, sharegpt, textcaps, vg, vqav2
 from builders.llava_instruct import content_id
-from builders.llava_rows import split_image, turn_problem
+from builders.llava_rows import row_image, split_image, token_problem, turn_problem
 from mixture.errors import VlmixError, nearest
 from mixture.record import Conversation, Exchange
 from mixture.render import CAPTION, GROUNDING, LETTERS, OCR_LINE, OPTION_LETTER, REGION_CAPTION, SHORT_ANSWER, values
@@ -29,10 +30,17 @@ _PARTS = {
 _BY_FOLDER = {"gqa": "gqa", "ocr_vqa": "ocrvqa", "textvqa": "textcaps", "vg": "vg"}
 
 
+OFFICIAL = "llava_v1_5_mix665k.json"
+_OFFICIAL_BYTES = 1_029_887_963
+_OFFICIAL_SHA256 = "ce959ce6e23073ee1cd1a8a2ef1c633768c10d4174327b8b2dc7113b91af6cf8"
+
+
 class LlavaJsonOptions(Options, frozen=True, kw_only=True):
-    path: Annotated[str, Meta(description="the file: below RAW/llava_json or RAW, or any path")] = (
-        "llava_v1_5_mix665k.json"
-    )
+    path: Annotated[str, Meta(description="the file: below RAW/llava_json or RAW, or any path")] = OFFICIAL
+    recognize: Annotated[
+        bool | None,
+        Meta(description="give rows to LLaVA-1.5's sources; by default in the official file alone"),
+    ] = None
     only: Annotated[
         tuple[str, ...] | None,
         Meta(description="keep the rows of these sources alone (vqav2, gqa, …; `other` for unrecognised ones)"),
@@ -40,20 +48,25 @@ class LlavaJsonOptions(Options, frozen=True, kw_only=True):
 
 
 def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
-    """One conversation per row, in file order. Rows with several images, or whose turns are not question and answer by
-    turns, are rejected with their whole record."""
+    """One conversation per row, in file order. Rows with several images or other media, with an image token but no
+    image, or whose turns are not alternating questions and answers, are rejected with their whole record."""
+    path = _locate(raw, options.path)
+    elements = raw.elements(path, dict[str, Any])
     for name in options.only or ():
         if name not in (*_PARTS, "other"):
             raise VlmixError(f"{reject.source}: `only` names {name!r}{nearest(name, [*_PARTS, 'other'])}")
     copies: Counter[str] = Counter()
-    for number, row in enumerate(raw.elements(_locate(raw, options.path), dict[str, Any])):
-        image, turns = row.get("image") or "", row.get("conversations")
+    recognizes: bool | None = None
+    for number, row in enumerate(elements):
+        if recognizes is None:  # the first element opens the file, so its hash is on the way
+            recognizes = _recognizes(raw, path, options)
+            if options.only and not recognizes:
+                raise VlmixError(f"{reject.source}: `only` needs `recognize: true`: {path} is not the official file")
+        turns = row.get("conversations")
+        image, problem = row_image(row)
         name = f"{reject.source}/{row.get('id', f'row {number}')}"
-        if isinstance(image, list) and len(image) == 1:
-            image = image[0]
-        if not isinstance(image, str):
-            count = f"{len(image)} images" if isinstance(image, list) else f"an image that is {image!r}"
-            reject(name, "several_images", f"row {number} has {count}; a sample has at most one", record=row)
+        if problem:
+            reject(name, problem[0], f"row {number}: {problem[1]}", record=row)
             continue
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             reject(name, "bad_turn", f"row {number} has no list of turns in `conversations`", image=image, record=row)
@@ -62,7 +75,11 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
             reject(name, *problem, image=image, record=row)
             continue
         texts = [turn["value"] for turn in turns]
-        recognised = recognise(row, image, texts)
+        recognised = recognise(row, image, texts) if recognizes else None
+        # The official chats may speak of <image>, as of any tag; they have no image by design.
+        if recognised != "sharegpt" and (problem := token_problem(image, texts)):
+            reject(name, problem[0], f"row {number}: {problem[1]}", image=image, record=row)
+            continue
         if options.only and (recognised or "other") not in options.only:
             continue
         source = recognised or reject.source
@@ -138,6 +155,16 @@ def _template(row: dict[str, Any], turns: list[dict[str, Any]]) -> str:
     return json.dumps({**row, "conversations": None} if plain else row, ensure_ascii=False)
 
 
+def _recognizes(raw: RawFolder, path: Path, options: LlavaJsonOptions) -> bool:
+    """Whether rows go to LLaVA-1.5's sources: as asked; else in the file of the default path and in the official one
+    wherever it lies, which its bytes show."""
+    if options.recognize is not None:
+        return options.recognize
+    if options.path == OFFICIAL:
+        return True
+    return path.stat().st_size == _OFFICIAL_BYTES and raw.hashes[path].result() == _OFFICIAL_SHA256
+
+
 def _locate(raw: RawFolder, name: str) -> Path:
     places = raw.folder / name, raw.raw / name, Path(name)
     for path in places:
@@ -152,7 +179,7 @@ SOURCE = Source(
     homepage="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
     licence="that of each source",
     formats=("free", "short_answer", "choice", "caption"),
-    files=(RawFile("llava_v1_5_mix665k.json", "the 665K mixture, or any file of its form (`path`)"),),
+    files=(RawFile(OFFICIAL, "the 665K mixture, or any file of its form (`path`)"),),
     read=read,
     options=LlavaJsonOptions,
     images=layout.EVERYTHING,

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,6 +225,9 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
         numbers = (f"{n:,}" for n in ([c.seen] if repeated else []) + [c.exchanges, c.words, c.images, dropped])
         add(table, name, f"{c.samples:,}", f"{100 * c.samples / total.samples:.1f} %", *numbers)
     _out.print(table)
+    reasons: Counter[str] = sum(map(Counter, manifest.rejects.values()), Counter())
+    if reasons:
+        _say("rejects: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()))
     _licences({name: info.licence for name, info in manifest.sources.items()})
     size = sum(shard.bytes for shard in manifest.shards)
     where = f"a view of {manifest.parent.path}" if manifest.parent else f"{len(manifest.shards)} shards, {_bytes(size)}"

@@ -1,5 +1,6 @@
 """The first stage: one source's raw files to an Arrow file of candidates."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,7 +14,7 @@ from mixture.errors import VlmixError
 from mixture.files import atomic, file_digest, sha256
 from mixture.manifest import Input
 from mixture.recipe import Entry
-from mixture.record import Conversation, defect
+from mixture.record import Conversation, builder_mistake, defect
 from mixture.render import StyleName, count_words, values
 from mixture.samples import Reject
 from mixture.source import RawFolder, Rejects, Source
@@ -77,7 +78,10 @@ def conversations(
 
     def usable() -> Iterator[Conversation]:
         seen: set[str] = set()
+        labels = source.name, rejects.source, *source.parts
         for conversation in source.read(folder, options, seed, rejects):
+            if mistake := builder_mistake(conversation, labels):
+                raise VlmixError(f"builder {source.name}: {conversation.id}: {mistake}")
             problem = defect(conversation, source.verbatim)
             if problem is None and conversation.id in seen:
                 problem = "duplicate_id", "another conversation of the source has this id"
@@ -124,7 +128,7 @@ def convert(job: ConvertJob) -> Converted:
                 _flush(writer, columns)
         _flush(writer, columns)
     if not count:
-        why = f"; the first of {len(rejects.rows)} rejects: {rejects.rows[0].detail}" if rejects.rows else ""
+        why = f"; rejected: {_by_reason(rejects.rows)}" if rejects.rows else ""
         raise VlmixError(f"{job.name}: {folder.folder} gave no usable conversation{why}")
     paths = list(dict.fromkeys(folder.opened))
     inputs = [_input(path, job.raw, folder.hashes) for path in paths]
@@ -133,6 +137,13 @@ def convert(job: ConvertJob) -> Converted:
     with atomic(state_path) as file:
         file.write(msgspec.msgpack.encode(state))
     return converted
+
+
+def _by_reason(rejects: list[Reject]) -> str:
+    """Reasons by how often they occur, each with its first detail."""
+    first = {reject.reason: reject.detail for reject in reversed(rejects)}
+    counts = Counter(reject.reason for reject in rejects).most_common()
+    return ", ".join(f"{count:,} {reason} ({first[reason]})" for reason, count in counts)
 
 
 def _flush(writer: Any, columns: list[list[Any]]) -> None:

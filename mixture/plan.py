@@ -33,15 +33,20 @@ class Prepared:
     """Image -> files that may be it; empty without images."""
 
     def homes(self, source: str) -> tuple[str, str]:
-        """(licence, home page) of a dataset named in a sample's `source`."""
+        """(licence, home page) of a dataset named in a sample's `source`: what the recipe's entry says, else what its
+        builder says. Of a file of one's own nothing else is known."""
+        for name, entry in self.recipe.sources.items():
+            builder = self.known[entry.builder]
+            if source == (name if builder.verbatim else builder.name):
+                defaults = ("unknown", "") if builder.verbatim else (builder.licence, builder.homepage)
+                licence = defaults[0] if entry.license is None else entry.license
+                return licence, defaults[1] if entry.homepage is None else entry.homepage
         if source in self.known:
             return self.known[source].licence, self.known[source].homepage
         for builder in self.known.values():
             if source in builder.parts:
                 return builder.parts[source]
-        entry = self.recipe.sources.get(source)
-        builder = self.known[entry.builder] if entry else next(iter(self.known.values()))
-        return (builder.licence, builder.homepage) if entry else ("unknown", "")
+        return "unknown", ""
 
 
 def prepare(

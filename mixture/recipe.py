@@ -32,6 +32,10 @@ class Entry(Struct, frozen=True, kw_only=True):
     """Share of the mixture's `total`, relative to the other weights; its size by default."""
     where: str | None = None
     """SQL condition over sample columns: `exchanges <= 10 AND source = 'vqav2'`."""
+    license: str | None = None
+    """License of the entry's own samples on the card and in the manifest; by default the builder's."""
+    homepage: str | None = None
+    """Home page of the entry's own samples; by default the builder's."""
     options: Options
 
 
@@ -77,7 +81,7 @@ def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Reci
     plain = {key: value for key, value in data.items() if key != "sources"}
     recipe: Recipe = strict.convert({**plain, "sources": {}}, Recipe, where)
     recipe = msgspec.structs.replace(recipe, sources=entries)
-    _check_plan(recipe, where)
+    _check_plan(recipe, known, where)
     return recipe
 
 
@@ -92,6 +96,11 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
     if not name or "/" in name:
         raise VlmixError(f"{where}: a source's name may not be empty or hold a slash")
     source = known[builder]
+    taken = {label for other in known.values() if other is not source for label in (other.name, *other.parts)}
+    if source.verbatim and name in taken | source.parts.keys():
+        raise VlmixError(
+            f"{where}: {name} is the name of another dataset, whose license this file would get; rename it"
+        )
     own = set(Entry.__struct_fields__) - {"options"}
     options = source.options.__struct_fields__
     for key in data:
@@ -103,13 +112,20 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
     return msgspec.structs.replace(entry, options=parsed)
 
 
-def _check_plan(recipe: Recipe, where: str) -> None:
+def _check_plan(recipe: Recipe, known: Mapping[str, Source], where: str) -> None:
     leaves: dict[Any, str] = {}
+    homes: dict[str, tuple[str | None, str | None]] = {}
     for name, entry in recipe.sources.items():
         if entry.take and entry.ratio:
             raise VlmixError(f"{where}: sources.{name}: `take` and `ratio` exclude each other")
         if entry.weight and not recipe.total:
             raise VlmixError(f"{where}: sources.{name}: `weight` needs the mixture's `total`")
+        said = entry.license, entry.homepage
+        if not known[entry.builder].verbatim and homes.setdefault(entry.builder, said) != said:
+            raise VlmixError(
+                f"{where}: sources.{name}: entries of the builder {entry.builder} share one source; give each the same "
+                "`license` and `homepage`"
+            )
         leaf = (entry.builder, entry.options)
         if leaf in leaves:
             raise VlmixError(

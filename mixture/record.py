@@ -1,8 +1,11 @@
 """The record: a conversation about at most one image, as meaning. `render` turns it into text."""
 
+from collections.abc import Collection
 from typing import Literal, get_args
 
 from msgspec import Struct
+
+from mixture.errors import nearest
 
 ResponseFormat = Literal["short_answer", "choice", "caption", "region_caption", "grounding", "free"]
 FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
@@ -11,6 +14,7 @@ IMAGE_TOKEN = "<image>"  # noqa: S105
 Box = tuple[float, float, float, float]
 """Pixel corners x1, y1, x2, y2 in the frame of the conversation's `width` and `height`."""
 
+_PLACES = ("front", "back", "inline")
 _MOST_PIXELS = 1_000_000  # of a side
 
 # Characters that print nothing. ShareGPT has answers made of U+200B alone.
@@ -59,6 +63,19 @@ class Conversation(Struct, frozen=True, gc=False):
 def is_blank(text: str) -> bool:
     """True if nothing in `text` would be seen."""
     return not text[:1].isalnum() and not text.strip(INVISIBLE)  # the first test spares nearly all texts the second
+
+
+def builder_mistake(conversation: Conversation, labels: Collection[str]) -> str | None:
+    """What a builder got wrong in every such record, whatever its data: a response format that does not exist, or a
+    `source` it has not declared (`labels`). None if nothing."""
+    if conversation.source not in labels:
+        return f"there is no source {conversation.source!r}{nearest(str(conversation.source), labels)}"
+    if conversation.image_at not in _PLACES:
+        return f"there is no `image_at` {conversation.image_at!r}{nearest(str(conversation.image_at), _PLACES)}"
+    for exchange in conversation.exchanges:
+        if exchange.format not in FORMATS:
+            return f"there is no response format {exchange.format!r}{nearest(str(exchange.format), FORMATS)}"
+    return None
 
 
 def defect(conversation: Conversation, verbatim: bool = False) -> tuple[str, str] | None:

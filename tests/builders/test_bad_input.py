@@ -227,7 +227,7 @@ def test_unknown_split_of_a_set_is_told(raw: Path) -> None:
     ("row", "reason"),
     [
         ({"id": 1, "image": ["a.jpg", "b.jpg"], "conversations": TURNS}, "several_images"),
-        ({"id": 1, "image": 7, "conversations": TURNS}, "several_images"),
+        ({"id": 1, "image": 7, "conversations": TURNS}, "bad_image"),
         ({"id": 1, "image": "../../etc/x.jpg", "conversations": TURNS}, "unsafe_path"),
         ({"id": 1, "image": "/etc/x.jpg", "conversations": TURNS}, "unsafe_path"),
         ({"id": 1, "image": "a.jpg", "conversations": TURNS[:1]}, "odd_turns"),
@@ -241,7 +241,7 @@ def test_unknown_split_of_a_set_is_told(raw: Path) -> None:
 def test_llava_rows_that_are_no_sample_are_kept_with_the_rejects(
     tmp_path: Path, row: dict[str, Any], reason: str
 ) -> None:
-    dump(tmp_path / "mix.json", [row, {"id": 2, "conversations": TURNS}])
+    dump(tmp_path / "mix.json", [row, {"id": 2, "image": "b.jpg", "conversations": TURNS}])
     found, rejects = read("llava_json", tmp_path, path="mix.json")
     assert len(found) == 1 and reasons(rejects) == {reason}
     record = json.loads(rejects[0].record)
@@ -258,7 +258,7 @@ def test_an_answer_that_is_empty_in_effect_survives_the_round_trip(tmp_path: Pat
         tmp_path / "mix.json",
         [{"id": "000000178275", "image": "coco/train2017/000000178275.jpg", "conversations": turns}],
     )
-    found, rejects = read("llava_json", tmp_path, path="mix.json")
+    found, rejects = read("llava_json", tmp_path, path="mix.json", recognize=True)
     assert not rejects and rows(found)[0][1] == "" and found[0].source == "okvqa"
 
 

@@ -1,10 +1,19 @@
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
 
 from builders import known
+from builders.llava_rows import UNREAD_MEDIA
 from mixture.build import build
+from mixture.errors import VlmixError
 from mixture.export import llava_json
+from mixture.manifest import Manifest
+from mixture.reader import open as open_mixture
 from mixture.recipe import parse
 from tests.helpers import dump, read, rows
 
@@ -64,10 +73,97 @@ def test_text_rows_in_front_come_back_in_front(raw: Path, tmp_path: Path) -> Non
 
 def test_only_keeps_named_sources_and_two_entries_may_share_a_file(raw: Path, tmp_path: Path) -> None:
     both = {
-        "few": {"builder": "llava_json", "path": SAMPLE, "only": ["gqa"], "take": 2},
-        "rest": {"builder": "llava_json", "path": SAMPLE, "only": ["vqav2", "sharegpt"]},
+        "few": {"builder": "llava_json", "path": SAMPLE, "recognize": True, "only": ["gqa"], "take": 2},
+        "rest": {"builder": "llava_json", "path": SAMPLE, "recognize": True, "only": ["vqav2", "sharegpt"]},
     }
     manifest = build(parse({"name": "x", "sources": both}, known()), known(), raw, tmp_path / "mix")
-    before = Counter(talk.source for talk in read("llava_json", raw, path=SAMPLE)[0])
+    before = Counter(talk.source for talk in read("llava_json", raw, path=SAMPLE, recognize=True)[0])
     counts = {name: info.counts.samples for name, info in manifest.sources.items()}
     assert counts == {"gqa": 2, "vqav2": before["vqav2"], "sharegpt": before["sharegpt"]}
+
+
+def turns(question: str = "<image>\nWhat is it?", answer: str = "A dog.") -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def own_mixture(folder: Path, sources: dict[str, list[dict[str, Any]]], **keys: Any) -> Manifest:
+    """A mixture of files of one's own, an entry each, with an image at every path that any row names."""
+    entries = {}
+    for name, listed in sources.items():
+        dump(folder / f"raw/{name}.json", listed)
+        entries[name] = {"builder": "llava_json", "path": f"{name}.json", **keys}
+        for path in re.findall(r"[a-z_/]+\.jpg", json.dumps(listed)):
+            (folder / "raw" / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), "green").save(folder / "raw" / path)
+    recipe = {"name": "x", "order": "natural", "sources": entries}
+    return build(parse(recipe, known()), known(), folder / "raw", folder / "mix")
+
+
+def test_images_in_a_list_are_read_and_come_back(tmp_path: Path) -> None:
+    listed = [
+        {"id": 1, "images": ["a.jpg"], "conversations": turns()},
+        {"id": 2, "conversations": turns(), "images": "b.jpg", "video": None, "videos": []},
+        {"id": 3, "image": ["c.jpg"], "conversations": turns("What?\n<image>")},
+        {"id": 4, "image": "d.jpg", "images": ["d.jpg"], "conversations": turns()},
+        {"id": 5, "images": [], "image": None, "conversations": turns("What?")},
+        {"id": 6, "images": None, "conversations": turns("What?", "An <image> of it.")},
+        {"id": 7, "image": "", "conversations": turns("Why does <video> need a source?")},
+    ]
+    manifest = own_mixture(tmp_path, {"own": listed})
+    assert manifest.total.samples == 7 and manifest.total.images == 4 and not manifest.rejects
+    llava_json(tmp_path / "mix", tmp_path / "out.json")
+    after = json.loads((tmp_path / "out.json").read_text())
+    assert [json.dumps(row) for row in after] == [json.dumps(row) for row in listed]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "names"),
+    [
+        ({"images": ["a.jpg", "b.jpg"]}, "several_images", "'images' has 2"),
+        ({"image": ["a.jpg", "b.jpg"]}, "several_images", "'image' has 2"),
+        ({"image": "a.jpg", "images": ["b.jpg"]}, "conflicting_images", "a.jpg"),
+        ({"images": [{"bytes": ""}]}, "bad_image", "'images'"),
+        ({"images": [None]}, "bad_image", "'images'"),
+        ({"image": 7}, "bad_image", "7"),
+        *[({"image": "a.jpg", key: "x"}, "unread_media", repr(key)) for key in UNREAD_MEDIA],
+        ({"conversations": turns()}, "image_token", "<image>"),
+        ({"conversations": turns("What?") + turns("And <image> here?")}, "image_token", "question 1"),
+        ({"images": [], "conversations": turns("What?\n<image>")}, "image_token", "<image>"),
+        ({"conversations": turns("<video>\nWhat?")}, "unread_media", "<video>"),
+        ({"image": "a.jpg", "conversations": turns("<image>\nWhat?<audio>\n")}, "unread_media", "<audio>"),
+    ],
+)
+def test_media_that_cannot_be_read_reject_the_row(tmp_path: Path, row: dict[str, Any], reason: str, names: str) -> None:
+    row = {"id": "x", "conversations": turns(), **row}
+    dump(tmp_path / "own.json", [row, {"id": 2, "conversations": turns("What?")}])
+    found, rejects = read("llava_json", tmp_path, path="own.json")
+    assert len(found) == 1 and [reject.reason for reject in rejects] == [reason]
+    assert names in rejects[0].detail and json.loads(rejects[0].record) == row
+
+
+def test_rows_of_a_file_of_ones_own_belong_to_its_entry(tmp_path: Path) -> None:
+    folders = ["coco/train", "vg/x", "gqa/images", "textvqa/x", "ocr_vqa/images"]
+    image_rows = [{"id": "1", "image": f"{folder}/a.jpg", "conversations": turns()} for folder in folders]
+    chat = {"id": "1", "model": "", "conversations": turns("Hi", "Hello")}
+    recipe = own_mixture(tmp_path, {"a": [*image_rows, chat], "b": image_rows})
+    assert {name: (info.counts.samples, info.licence) for name, info in recipe.sources.items()} == {
+        "a": (6, "unknown"),
+        "b": (5, "unknown"),
+    }
+    ids = open_mixture(tmp_path / "mix").samples.collect()["id"].to_list()
+    assert len(set(ids)) == 11 and {i.partition("/")[0] for i in ids} == {"a", "b"}
+    recognized, _ = read("llava_json", tmp_path / "raw", path="a.json", recognize=True)
+    assert [talk.source for talk in recognized] == ["llava_instruct", "vg", "gqa", "textcaps", "ocrvqa", "sharegpt"]
+
+
+def test_license_and_homepage_are_what_the_entry_says(tmp_path: Path) -> None:
+    rows = [{"id": "1", "image": "coco/a.jpg", "conversations": turns()}]
+    manifest = own_mixture(tmp_path, {"a": rows}, license="MIT", homepage="https://example.org/a")
+    assert (manifest.sources["a"].licence, manifest.sources["a"].homepage) == ("MIT", "https://example.org/a")
+    assert "[a](https://example.org/a)" in (tmp_path / "mix/README.md").read_text()
+
+
+def test_only_without_recognition_is_an_error(tmp_path: Path) -> None:
+    dump(tmp_path / "own.json", [{"id": 1, "conversations": turns("What?")}])
+    with pytest.raises(VlmixError, match="`only` needs `recognize: true`"):
+        read("llava_json", tmp_path, path="own.json", only=["gqa"])

@@ -221,7 +221,7 @@ def test_shares_do_not_shrink_with_broken_images(raw: Path, tmp_path: Path) -> N
 
 
 def test_two_builders_of_one_dataset_are_told(raw: Path, tmp_path: Path) -> None:
-    official = {"builder": "llava_json", "path": "llava_json/llava_v1_5_mix_sample.json"}
+    official = {"builder": "llava_json", "path": "llava_json/llava_v1_5_mix_sample.json", "recognize": True}
     with pytest.raises(VlmixError, match="vqav2 comes from the builders llava_json and vqav2"):
         make(raw, tmp_path / "x", {"official": official, "vqav2": {}}, only_text=True)
     narrowed = {**official, "only": ["gqa"]}
@@ -367,8 +367,8 @@ def test_prompt_styles_are_one_word_of_the_recipe(raw: Path, tmp_path: Path) -> 
 def test_two_entries_may_not_hold_the_same_conversation(raw: Path, tmp_path: Path) -> None:
     path = "llava_json/llava_v1_5_mix_sample.json"
     both = {
-        "a": {"builder": "llava_json", "path": path},
-        "b": {"builder": "llava_json", "path": path, "only": ["gqa"]},
+        "a": {"builder": "llava_json", "path": path, "recognize": True},
+        "b": {"builder": "llava_json", "path": path, "recognize": True, "only": ["gqa"]},
     }
     with pytest.raises(VlmixError, match="sources 'a' and 'b' both hold gqa/"):
         make(raw, tmp_path / "out", both, only_text=True)

@@ -104,3 +104,24 @@ def test_an_override_of_no_mapping_is_told(tmp_path: Path) -> None:
 def test_the_manifest_keeps_no_absolute_path() -> None:
     recipe = parse({"name": "x", "sources": {"m": {"builder": "llava_json", "path": "/home/me/mix.json"}}}, known())
     assert recipe.resolved()["sources"]["m"]["options"]["path"] == "mix.json"
+
+
+def test_british_spelling_of_license_names_the_key() -> None:
+    with pytest.raises(VlmixError, match=r"unknown key 'licence'; did you mean 'license'\?"):
+        parse({"name": "x", "sources": {"vqav2": {"licence": "MIT"}}}, known())
+
+
+def test_a_file_of_ones_own_may_not_be_called_after_a_dataset() -> None:
+    with pytest.raises(VlmixError, match="gqa is the name of another dataset"):
+        parse({"name": "x", "sources": {"gqa": {"builder": "llava_json", "path": "own.json"}}}, known())
+
+
+def test_entries_of_one_dataset_have_one_license() -> None:
+    sources = {
+        "a": {"builder": "llava_instruct", "part": "detail", "license": "MIT"},
+        "b": {"builder": "llava_instruct", "part": "reasoning"},
+    }
+    with pytest.raises(VlmixError, match=r"sources\.b: entries of the builder llava_instruct"):
+        parse({"name": "x", "sources": sources}, known())
+    sources["b"]["license"] = "MIT"
+    assert parse({"name": "x", "sources": sources}, known()).sources["b"].license == "MIT"

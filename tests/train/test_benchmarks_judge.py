@@ -492,11 +492,11 @@ def test_a_url_that_is_none_is_told_at_once(url: str) -> None:
         Endpoint(url, "m")
 
 
-def test_a_password_in_the_url_is_refused_unseen() -> None:
-    with pytest.raises(
-        VlmixError, match="its URL holds a user or a password; put the key into VLMIX_JUDGE_KEY"
-    ) as caught:
-        Endpoint("http://me:Secret@localhost/v1", "m")
+@pytest.mark.parametrize("host", ["localhost", "localhost:80a", "a b", "[::1"])
+@pytest.mark.parametrize("password", ["Secret", "Se/Secret"])
+def test_a_password_in_the_url_is_refused_unseen(password: str, host: str) -> None:
+    with pytest.raises(VlmixError, match="its URL holds a user or a password; the key goes into VLMIX_") as caught:
+        Endpoint(f"http://me:{password}@{host}/v1", "m")
     assert not re.search(OUTSIDE, str(caught.value))
 
 

@@ -113,10 +113,10 @@ class Endpoint:
                 "the judge's key holds a space, a line break or another character that no HTTP header carries; set "
                 f"{' or '.join(KEY_VARIABLES)} to the key alone"
             )
+        if "@" in self.url:
+            raise VlmixError(f"judge: its URL holds a user or a password; the key goes into {KEY_VARIABLES[0]}")
         if problem := _url_problem(self.url):
             raise VlmixError(f"judge {self.hide(self.url)!r}: {problem}, such as http://localhost:8000/v1")
-        if "@" in urlsplit(self.url).netloc:
-            raise VlmixError(f"judge: its URL holds a user or a password; the key goes into {KEY_VARIABLES[0]}")
         if not self.model:
             raise VlmixError(
                 f"judge {self.hide(self.url)}: no model is named; --judge-model says which one is to judge"
