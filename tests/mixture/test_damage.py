@@ -1,0 +1,303 @@
+"""Every damage to a mixture is found, and none ends in anything but a report."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from builders import known
+from mixture import manifest as manifests
+from mixture.build import build
+from mixture.errors import VlmixError
+from mixture.export import export
+from mixture.files import sha256
+from mixture.reader import open as open_mixture
+from mixture.recipe import parse
+from mixture.verify import verify
+
+SHARD = "train/train-000001.tar"
+
+
+@pytest.fixture(scope="module")
+def small(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of five samples, with boxes, rejects and text."""
+    out = tmp_path_factory.mktemp("small") / "small"
+    sources = {"vqav2": {"take": 6}, "refcoco": {"take": 5}, "sharegpt": {"take": 4}}
+    recipe = parse({"name": "small", "sources": sources, "samples_per_shard": 5}, known())
+    manifest = build(recipe, known(), raw, out)
+    assert len(manifest.shards) == 3 and manifest.rejects
+    return out
+
+
+@pytest.fixture(scope="module")
+def view(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = small.with_name("view")
+    open_mixture(small).subset(total=8).save(out)
+    return out
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small, tmp_path / "small")
+    return tmp_path / "small"
+
+
+def problems(folder: Path) -> list[str]:
+    try:
+        return verify(folder).problems
+    except VlmixError as error:
+        return [str(error)]
+
+
+@pytest.mark.parametrize("kind", ["small", "view"])
+def test_every_bit_of_a_manifest_is_covered(kind: str, small: Path, view: Path) -> None:
+    data = bytearray(({"small": small, "view": view}[kind] / "manifest.json").read_bytes())
+    manifests.parse(bytes(data), "manifest.json")
+    missed = []
+    for at in range(len(data)):
+        for bit in range(8):
+            data[at] ^= 1 << bit
+            try:
+                manifests.parse(bytes(data), "manifest.json")
+                missed.append((at, bit))
+            except VlmixError:
+                pass
+            data[at] ^= 1 << bit
+    assert not missed
+
+
+def flips(folder: Path, name: str, count: int) -> list[int]:
+    """Bits of a file that can be flipped without anybody noticing; by a seed that a failure prints."""
+    seed = int(os.environ.get("VLMIX_SEED", random.SystemRandom().randrange(2**32)))
+    print(f"VLMIX_SEED={seed}")
+    path, drawn = folder / name, random.Random(f"{seed} {name}")
+    sound = path.read_bytes()
+    missed = []
+    for _ in range(count):
+        bit = drawn.randrange(8 * len(sound))
+        data = bytearray(sound)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        if not problems(folder):
+            missed.append(bit)
+    path.write_bytes(sound)
+    assert not problems(folder)
+    return missed
+
+
+@pytest.mark.parametrize("name", ["README.md", "rejects.parquet", "samples.parquet", SHARD])
+def test_any_bit_of_a_file_is_seen(copy: Path, name: str) -> None:
+    assert not flips(copy, name, 20)
+
+
+@pytest.mark.parametrize("name", ["README.md", "samples.parquet"])
+def test_any_bit_of_a_view_is_seen(copy: Path, name: str) -> None:
+    out = copy.with_name("view")
+    open_mixture(copy).subset(total=8).save(out)
+    assert not flips(out, name, 20)
+    assert not flips(copy, "samples.parquet", 5)
+
+
+@pytest.mark.fuzz
+def test_500_bits_of_every_file(copy: Path) -> None:
+    for name in files(copy):
+        assert not flips(copy, name, 500), name
+
+
+@pytest.mark.parametrize("kind", ["small", "view"])
+def test_a_file_that_is_gone_or_short_is_seen(kind: str, copy: Path) -> None:
+    folder = copy
+    if kind == "view":
+        folder = copy.with_name("view")
+        open_mixture(copy).subset(total=8).save(folder)
+    for name in files(folder):
+        path = folder / name
+        data = path.read_bytes()
+        for short in (None, b"", data[: len(data) // 2], data[:-1], data + b"\0"):
+            path.unlink()
+            if short is not None:
+                path.write_bytes(short)
+            assert problems(folder), (name, short and len(short))
+            path.write_bytes(data)
+    assert not problems(folder)
+
+
+def test_damage_does_not_hide_other_damage(copy: Path) -> None:
+    for name in ("README.md", "rejects.parquet", SHARD):
+        data = bytearray((copy / name).read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        (copy / name).write_bytes(data)
+    path = copy / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    found = "\n".join(problems(copy))
+    for name in ("README.md", "rejects.parquet", SHARD, "manifest.json"):
+        assert f"{name}: " in found
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda plain: None) -> None:
+    """Write the manifest anew, with true checksums, as somebody would who forges a mixture."""
+    plain = json.loads((folder / "manifest.json").read_text())
+    plain["files"] = {name: sha256(folder / name) for name in plain["files"]}
+    change(plain)
+    for shard in plain["shards"]:
+        path = folder / shard["path"]
+        shard["sha256"], shard["bytes"] = sha256(path), path.stat().st_size
+    text = json.dumps(plain, indent=1)
+    text = text.replace(plain["sha256"], manifests._UNSEALED)
+    assert text.endswith('"\n}')
+    (folder / "manifest.json").write_bytes(manifests._sealed((text + "\n").encode()))
+
+
+def test_a_mixture_that_is_sealed_again_unchanged_is_sound(copy: Path) -> None:
+    reseal(copy)
+    assert not problems(copy)
+
+
+def column(name: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = folder / "samples.parquet"
+        table = pq.read_table(path)
+        values = table[name].to_pylist()
+        values[1] = value(values[1], values) if callable(value) else value
+        at = table.column_names.index(name)
+        table = table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+        pq.write_table(table, path, row_group_size=5)
+
+    return change
+
+
+FORGED: dict[str, Callable[[Path], None]] = {
+    "no id": column("id", None),
+    "an id of another": column("id", lambda _, all: all[0]),
+    "another id": column("id", "x"),
+    "another source": column("source", "vqav3"),
+    "another image": column("image", "coco/other.jpg"),
+    "an image outside": column("image", "../../x.jpg"),
+    "a wide image": column("width", lambda was, _: was + 1),
+    "more exchanges": column("exchanges", lambda was, _: was + 1),
+    "more words": column("words", lambda was, _: was + 1),
+    "no words": column("words", None),
+    "many repeats": column("repeat", 2**31 - 1),
+    "few repeats": column("repeat", -1),
+    "an ordinal of another": column("ordinal", lambda _, all: all[0]),
+    "a negative ordinal": column("ordinal", -5),
+    "another shard": column("shard", "train/train-000002.tar"),
+    "a shard that is none": column("shard", "x" * 5000),
+    "a negative place": column("image_offset", -1),
+    "a place past the end": column("json_offset", 2**40),
+    "a huge size": column("json_size", 2**62),
+    "a small size": column("json_size", 10),
+    "another hash": column("image_hash", "00"),
+    "another change": column("image_change", "painted"),
+    "fewer formats": column("formats", []),
+    "another format": column("formats", lambda was, _: ["shortanswer"] * len(was)),
+    "a box of no exchange": column("boxes", [{"exchange": 99, "x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
+    "a box outside": column("boxes", [{"exchange": 0, "x1": 0.0, "y1": 0.0, "x2": 1e6, "y2": 1.0}]),
+    "a box that is none": column("boxes", [{"exchange": 0, "x1": float("nan"), "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
+    "another origin": column("origin", "{"),
+    "a deep origin": column("origin", "[" * 100_000),
+    "another text": column("conversations", [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]),
+    "turns of one": column("conversations", lambda was, _: [{**turn, "from": "human"} for turn in was]),
+    "another key": column("key", "000000099"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_an_index_that_contradicts_itself_is_seen_whatever_its_checksum(copy: Path, what: str, tmp_path: Path) -> None:
+    FORGED[what](copy)
+    reseal(copy)
+    assert problems(copy)
+    # Readers may read it or say what is wrong, but nothing else.
+    with contextlib.suppress(VlmixError):
+        assert all(sample.conversations for sample in open_mixture(copy))
+    for form in ("llava-json", "trl"):
+        with contextlib.suppress(VlmixError):
+            export(copy, form, tmp_path / form)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plain: plain["sources"]["vqav2"]["counts"].update(words=1),
+        lambda plain: plain["sources"]["vqav2"]["counts"].update(seen=99),
+        lambda plain: plain["rejects"].clear(),
+        lambda plain: plain["files"].pop("samples.parquet"),
+        lambda plain: plain["files"].pop("rejects.parquet"),
+    ],
+)
+def test_counts_that_do_not_add_up_are_seen(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    reseal(copy, change)
+    assert problems(copy)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret", "train/../../secret"])
+def test_files_outside_the_folder_are_not_looked_at(copy: Path, name: str) -> None:
+    secret = copy.parent.parent / "secret"
+    secret.write_text("x")
+    reseal(copy, lambda plain: plain["files"].update({name: sha256(secret)}))
+    found = problems(copy)
+    assert any("leaves the folder" in problem for problem in found)
+    assert not any("sound" in problem for problem in found)
+    with pytest.raises(VlmixError, match="leaves the folder"):
+        open_mixture(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "samples.parquet", "README.md", "rejects.parquet", SHARD])
+@pytest.mark.parametrize("special", ["pipe", "device", "loop", "outside"])
+def test_special_files_are_reported_and_not_opened(copy: Path, name: str, special: str, tmp_path: Path) -> None:
+    path = copy / name
+    (tmp_path / "kept").write_bytes(path.read_bytes())
+    path.unlink()
+    if special == "pipe":
+        os.mkfifo(path)
+    else:
+        target = {"device": "/dev/zero", "loop": path, "outside": tmp_path / "kept"}[special]
+        path.symlink_to(target)
+    found = problems(copy)
+    if special == "outside" and name == "manifest.json":
+        return  # what it says is covered by its checksum, wherever it lies
+    assert any(name in problem for problem in found), found
+    if name == "samples.parquet" and special != "outside":
+        with pytest.raises((VlmixError, OSError)):
+            open_mixture(copy)[0]
+
+
+def test_a_shard_path_of_thousands_of_letters_is_reported(copy: Path) -> None:
+    def change(plain: dict[str, Any]) -> None:
+        plain["shards"][0]["path"] = "train/" + "x" * 5000
+
+    with pytest.raises(OSError, match="too long"):
+        reseal(copy, change)
+    plain = json.loads((copy / "manifest.json").read_text())
+    change(plain)
+    text = json.dumps(plain, indent=1).replace(plain["sha256"], manifests._UNSEALED) + "\n"
+    (copy / "manifest.json").write_bytes(manifests._sealed(text.encode()))
+    assert any("too long" in problem for problem in problems(copy))
+
+
+def test_a_letter_that_is_none_is_one_problem_and_one_error(copy: Path) -> None:
+    frame = pl.read_parquet(copy / "samples.parquet").filter(pl.col("shard") == SHARD)
+    path = copy / SHARD
+    data = bytearray(path.read_bytes())
+    start = frame["json_offset"][0]
+    at = data.index(b'"value":"', start) + 12
+    data[at] ^= 0x80
+    path.write_bytes(data)
+    assert sum("is no sample" in problem for problem in problems(copy)) == 1
+    mixture = open_mixture(copy)
+    with pytest.raises(VlmixError, match="lists all damage"):
+        mixture[int(frame["key"][0])]
