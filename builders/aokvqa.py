@@ -6,6 +6,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from builders import layout
+from builders.duplicates import unique
 from builders.layout import coco
 from builders.text import Split
 from mixture.record import Conversation, Exchange
@@ -34,7 +35,10 @@ def read(raw: RawFolder, options: AokVqaOptions, seed: int, reject: Rejects) -> 
     together and the copies stand next to each other."""
     path = raw.require(f"aokvqa_v1p0_{options.split}.json")
     images: dict[int, list[Record]] = {}
-    for record in raw.json(path, list[Record]):
+    records = raw.json(path, list[Record])
+    for record in unique(
+        records, lambda r: r.question_id, reject, lambda r: f"aokvqa/{r.image_id:012d}", "question"
+    ).values():
         if record.split != options.split:
             raise raw.wrong(path, f"question {record.question_id} is of the split {record.split!r}")
         correct = record.correct_choice_idx
@@ -43,13 +47,13 @@ def read(raw: RawFolder, options: AokVqaOptions, seed: int, reject: Rejects) -> 
             reject(f"aokvqa/{record.image_id:012d}", "bad_choice", detail, exchange=0, record=record)
             continue
         images.setdefault(record.image_id, []).append(record)
-    for image_id, records in images.items():
-        copies = max(len(record.choices) for record in records) if options.rotate else 1
+    for image_id, asked in images.items():
+        copies = max(len(record.choices) for record in asked) if options.rotate else 1
         for shift in range(copies):
             yield Conversation(
                 id=f"aokvqa/{image_id:012d}#{shift}",
                 source="aokvqa",
-                exchanges=tuple(_rotated(record, shift) for record in records),
+                exchanges=tuple(_rotated(record, shift) for record in asked),
                 image=coco(options.split, image_id),
             )
 

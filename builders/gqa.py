@@ -10,6 +10,7 @@ import pyarrow as pa
 from msgspec import Meta, Struct
 
 from builders import layout
+from builders.duplicates import reject_repeated
 from builders.text import short, text_problem
 from mixture.record import Conversation, Exchange
 from mixture.source import Options, RawFile, RawFolder, Rejects, Source
@@ -44,7 +45,8 @@ def read(raw: RawFolder, options: GqaOptions, seed: int, reject: Rejects) -> Ite
         paths = [single or raw.require(f"{name}.json")]
     columns: dict[str, list[pa.Array]] = {"image": [], "question": [], "answer": []}
     for path in paths:
-        questions = raw.json(path, dict[str, Question])
+        questions, repeated = raw.keyed(path, Question, "imageId")
+        reject_repeated(repeated, "gqa/question", "question", reject)
         if any(q.answer is None for q in questions.values()):
             raise raw.wrong(path, "its questions have no answers, as in a test split")
         columns["image"].append(pa.array([q.imageId for q in questions.values()], pa.large_string()))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from builders import layout
+from builders.duplicates import reject_repeated
 from builders.text import short, text_problem
 from mixture.record import Conversation, Exchange
 from mixture.source import Options, RawFile, RawFolder, Rejects, Source
@@ -29,7 +30,9 @@ class Book(Struct):
 def read(raw: RawFolder, options: OcrVqaOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
     """One conversation per book, its questions in dataset order (author, title, genre, yes, no), its answers raw."""
     path = raw.require("dataset.json")
-    for key, book in raw.json(path, dict[str, Book]).items():
+    books, repeated = raw.keyed(path, Book, "questions")
+    reject_repeated(repeated, "ocrvqa", "book", reject)
+    for key, book in books.items():
         if book.split != _SPLITS[options.split]:
             continue
         identity = f"ocrvqa/{key}"

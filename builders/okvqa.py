@@ -39,7 +39,7 @@ def read(raw: RawFolder, options: OkVqaOptions, seed: int, reject: Rejects) -> I
     year = f"{options.split}2014"
     questions = read_questions(raw, f"OpenEnded_mscoco_{year}_questions.json", "OK-VQA", year, digits=1)
     path = raw.require(f"mscoco_{year}_annotations.json")
-    annotations = {a.question_id: a for a in raw.json(path, Annotations).annotations}
+    annotations = raw.json(path, Annotations).annotations
 
     def answer(annotation: Annotation) -> str:
         chosen = majority(getattr(a, options.answer) for a in annotation.answers)

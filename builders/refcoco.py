@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from builders import layout
+from builders.duplicates import unique
 from builders.layout import coco
 from builders.regions import region
 from builders.text import phrase
@@ -80,16 +81,30 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
     for name in dict.fromkeys(options.sets):
         folder, _, author = name.partition("/")
         instances = raw.json(raw.require(f"{folder}/instances.json"), Instances)
-        pictures = {picture.id: picture for picture in instances.images}
-        boxes = {annotation.id: annotation.bbox for annotation in instances.annotations}
+        pictures = unique(instances.images, lambda p: p.id, reject, lambda p: f"refcoco/{p.id:012d}", "image")
+        annotations = unique(
+            instances.annotations, lambda a: a.id, reject, lambda a: f"refcoco/annotation/{a.id}", "annotation"
+        )
+        boxes = {number: annotation.bbox for number, annotation in annotations.items()}
         del instances
         path = raw.require(f"{folder}/refs({author}).p")
         refs = _refs(raw, load_plain(raw.read(path), path), path)
         if options.split not in (splits := sorted({ref.split for ref in refs})):
             raise VlmixError(f"{path}: it has no split {options.split!r}, only {', '.join(splits)}")
+        refs = [ref for ref in refs if ref.split == options.split]
+        said = unique(
+            [(ref, sentence) for ref in refs for sentence in ref.sentences],
+            lambda pair: pair[1].sent_id,
+            reject,
+            lambda pair: f"refcoco/{pair[0].image_id:012d}",
+            "sentence",
+            lambda pair: (pair[0].image_id, pair[0].ann_id, pair[1]),
+        )
+        kept: dict[int, list[Sentence]] = {}
+        for ref, sentence in said.values():
+            kept.setdefault(id(ref), []).append(sentence)
         for ref in refs:
-            if ref.split != options.split:
-                continue
+            ref.sentences = kept.get(id(ref), [])
             picture, box = pictures.get(ref.image_id), boxes.get(ref.ann_id)
             identity = f"refcoco/{ref.image_id:012d}"
             if picture is None or box is None:

@@ -93,7 +93,7 @@ def _pairs(chat: Chat, options: ShareGptOptions) -> list[str]:
     turns = []
     for number, turn in enumerate(chat.conversations):
         role, text = turn.get("from"), turn.get("value")
-        if role != "system" and role not in _ROLES:
+        if role != "system" and not (isinstance(role, str) and role in _ROLES):
             raise _Unfit("unknown_role", f"turn {number} is from {role!r}")
         if not isinstance(text, str):
             raise _Unfit("bad_turn", f"turn {number} has no text in `value`")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from builders import layout
+from builders.duplicates import unique
 from builders.text import Split
 from mixture.record import INVISIBLE, Conversation, Exchange, is_blank
 from mixture.sampling import keyed_order
@@ -56,7 +57,14 @@ def read(raw: RawFolder, options: TextCapsOptions, seed: int, reject: Rejects) -
     tokens: dict[str, list[str]] = {}
     if options.ocr:
         path = raw.require(f"TextVQA_Rosetta_OCR_v0.2_{options.split}.json")
-        tokens = {entry.image_id: entry.ocr_tokens for entry in raw.json(path, Rosetta).data}
+        read_by_image = unique(
+            raw.json(path, Rosetta).data,
+            lambda entry: entry.image_id,
+            reject,
+            lambda entry: f"textcaps/{entry.image_id}",
+            "ocr",
+        )
+        tokens = {image_id: entry.ocr_tokens for image_id, entry in read_by_image.items()}
         if tokens.keys().isdisjoint(entry.image_id for entry in captions.data):
             raise raw.wrong(path, "it has none of the captions' images")
     images: dict[str, list[Entry]] = {}

@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from builders import layout
+from builders.duplicates import unique
 from builders.regions import region
 from builders.text import phrase
 from mixture.boxes import box_defect, clip
@@ -69,7 +70,8 @@ def read(raw: RawFolder, options: VgOptions, seed: int, reject: Rejects) -> Iter
     """One conversation per image: regions drawn by seed, in the order of the draw, each asked in a direction drawn by
     seed. Boxes are clipped to the image. An unusable region that the draw meets is rejected and the next one taken.
     Which images LLaVA took is unknown; `take` draws them by seed."""
-    pictures = {p.image_id: p for p in raw.json(raw.require("image_data.json"), list[Picture])}
+    listed = raw.json(raw.require("image_data.json"), list[Picture])
+    pictures = unique(listed, lambda p: p.image_id, reject, lambda p: f"vg/{p.image_id}", "image")
     name = "region_descriptions.json" if options.version == "1.2" else "region_descriptions_v1.json"
     path = raw.require(name)
     images = raw.elements(path, Regions)

@@ -1,10 +1,11 @@
 """The question and annotation files that VQAv2 and OK-VQA share: two lists, joined on `question_id`."""
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
+from builders.duplicates import unique
 from builders.layout import coco
 from builders.text import Split, short, text_problem
 from mixture.record import Conversation, Exchange
@@ -34,7 +35,13 @@ class Answer(Struct, gc=False):
     raw_answer: str = ""
 
 
-A = TypeVar("A")
+class Annotated(Protocol):
+    """An annotation of a question."""
+
+    question_id: int
+
+
+A = TypeVar("A", bound=Annotated)
 
 
 def read_questions(raw: RawFolder, name: str, dataset: str, year: str, digits: int) -> list[Question]:
@@ -57,15 +64,25 @@ def merge(
     source: str,
     split: Split,
     questions: list[Question],
-    annotations: dict[int, A],
+    annotations: list[A],
     answer: Callable[[A], str],
     capitalize: bool,
     reject: Rejects,
 ) -> Iterator[Conversation]:
     """One conversation per image, its questions in file order (LLaVA-1.5, appendix A.2)."""
     images: dict[int, list[Exchange]] = {}
-    for question in _once(source, questions, reject):
-        annotation = annotations.pop(question.question_id, None)
+    by_question = unique(
+        annotations,
+        lambda a: a.question_id,
+        reject,
+        lambda a: f"{source}/question/{a.question_id}",
+        "annotation",
+        answer,
+    )
+    for question in unique(
+        questions, lambda q: q.question_id, reject, lambda q: f"{source}/{q.image_id:012d}", "question"
+    ).values():
+        annotation = by_question.pop(question.question_id, None)
         if annotation is None:
             problem: tuple[str, str] | None = ("no_annotation", "it has no annotation")
         else:
@@ -80,24 +97,9 @@ def merge(
             images[question.image_id] = [exchange]
         else:
             exchanges.append(exchange)
-    for question_id in annotations:
+    for question_id in by_question:
         reject(f"{source}/question/{question_id}", "no_question", f"annotation {question_id} has no question")
     for image_id, exchanges in images.items():
         yield Conversation(
             id=f"{source}/{image_id:012d}", source=source, exchanges=tuple(exchanges), image=coco(split, image_id)
         )
-
-
-def _once(source: str, questions: list[Question], reject: Rejects) -> list[Question]:
-    """The questions without those whose id stood in the file before."""
-    unique = {question.question_id: question for question in reversed(questions)}
-    if len(unique) == len(questions):
-        return questions
-    first = []
-    for question in questions:
-        if unique[question.question_id] is question:
-            first.append(question)
-        else:
-            detail = f"question {question.question_id} stands twice in the file"
-            reject(f"{source}/{question.image_id:012d}", "duplicate_question", detail, exchange=0)
-    return first

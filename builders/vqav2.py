@@ -37,7 +37,7 @@ def read(raw: RawFolder, options: VqaV2Options, seed: int, reject: Rejects) -> I
     year = f"{options.split}2014"
     questions = read_questions(raw, f"v2_OpenEnded_mscoco_{year}_questions.json", "v2.0 of the VQA", year, digits=3)
     path = raw.require(f"v2_mscoco_{year}_annotations.json")
-    annotations = {a.question_id: a for a in raw.json(path, Annotations).annotations}
+    annotations = raw.json(path, Annotations).annotations
 
     def answer(annotation: Annotation) -> str:
         if annotation.multiple_choice_answer is not None:

@@ -15,7 +15,7 @@ from xxhash import xxh3_64_hexdigest
 from mixture.assembly import assembling, merge_counts, run_shards, seal, write_index
 from mixture.convert import CandidateReader
 from mixture.errors import VlmixError
-from mixture.files import disk_errors
+from mixture.files import disk_errors, file_digest, stamp
 from mixture.images import ImageFacts, examine
 from mixture.manifest import REJECTS_NAME, Counts, Manifest, SourceInfo
 from mixture.plan import Prepared, missing_rejects, prepare
@@ -141,10 +141,14 @@ class _Journal:
         if facts is None:
             return None
         try:
-            stat = path.stat()
+            found = stamp(path)
+            if found == facts.stamp:
+                return facts
+            if facts.digest and found.size == facts.bytes and file_digest(path) == facts.digest:
+                return msgspec.structs.replace(facts, stamp=found)
         except OSError:
-            return None
-        return facts if (stat.st_size, stat.st_mtime_ns) == (facts.bytes, facts.mtime_ns) else None
+            pass
+        return None
 
     def add(self, facts: list[ImageFacts]) -> None:
         with disk_errors(self._path), self._path.open("ab") as file:
@@ -221,7 +225,10 @@ def _write_shards(
         picks.append(Pick(entry, row, ordinal, int(seen[ordinal]), facts.get(candidates.images[position])))
     ids = [candidates.ids[int(picked[i])] for i in order]
     texts = [converted.digest for converted in prepared.converted.values()]
-    plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, texts, ids, picks))
+    # Of files their bytes count, which the digest stands for.
+    same = [pick.facts and msgspec.structs.replace(pick.facts, stamp=None) for pick in picks]
+    places = [(pick.entry, pick.row, pick.ordinal, pick.repeat) for pick in picks]
+    plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, texts, ids, places, same))
     size = recipe.samples_per_shard
     jobs = [
         ShardJob(i // size, i, picks[i : i + size], prepared.paths, recipe.prompts, partial, work, not annotations_only)

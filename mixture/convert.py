@@ -11,7 +11,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from mixture.errors import VlmixError
-from mixture.files import atomic, file_digest, sha256
+from mixture.files import Stamp, atomic, file_digest, sha256, stamp
 from mixture.manifest import Input
 from mixture.recipe import Entry
 from mixture.record import Conversation, builder_mistake, defect
@@ -63,7 +63,7 @@ class Converted(Struct, frozen=True):
 
 class _State(Struct, frozen=True):
     fingerprint: str
-    stats: list[tuple[str, int, int]]
+    stamps: list[tuple[str, Stamp]]
     converted: Converted
 
 
@@ -133,10 +133,13 @@ def convert(job: ConvertJob) -> Converted:
     paths = list(dict.fromkeys(folder.opened))
     inputs = [_input(path, job.raw, folder.hashes) for path in paths]
     converted = Converted(count, file_digest(job.out), inputs, rejects.rows)
-    state = _State(fingerprint, [_stat(path) for path in paths], converted)
-    with atomic(state_path) as file:
-        file.write(msgspec.msgpack.encode(state))
+    _remember(state_path, _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted))
     return converted
+
+
+def _remember(path: Path, state: _State) -> None:
+    with atomic(path) as file:
+        file.write(msgspec.msgpack.encode(state))
 
 
 def _by_reason(rejects: list[Reject]) -> str:
@@ -166,15 +169,15 @@ def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted |
     try:
         if state.fingerprint != fingerprint or file_digest(job.out) != state.converted.digest:
             return None
-        unchanged = all(_stat(Path(path)) == (path, size, mtime) for path, size, mtime in state.stats)
+        now = [(path, stamp(Path(path))) for path, _ in state.stamps]
+        if now != state.stamps:
+            for (path, was), (_, found), held in zip(state.stamps, now, state.converted.inputs):
+                if found != was and sha256(Path(path)) != held.sha256:
+                    return None
+            _remember(state_path, _State(fingerprint, now, state.converted))
     except OSError:
         return None
-    return state.converted if unchanged else None
-
-
-def _stat(path: Path) -> tuple[str, int, int]:
-    stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns
+    return state.converted
 
 
 def _input(path: Path, raw: Path, hashes: Mapping[Path, Future[str]]) -> Input:

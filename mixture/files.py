@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from mixture.errors import VlmixError
 
@@ -64,6 +64,22 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Stamp(NamedTuple):
+    """What tells that a file may have changed, without reading it. Size and time of change alone can be kept by a copy
+    over it (`cp -p`, `rsync -t`); the inode and its own time cannot. They differ where nothing changed, too, as on some
+    shared file systems: then the bytes decide."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+def stamp(path: Path) -> Stamp:
+    stat = path.stat()
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def file_digest(path: Path) -> str:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from xxhash import xxh3_128_hexdigest
 
 from mixture.errors import VlmixError
+from mixture.files import Stamp, stamp
 from mixture.record import Box, Conversation
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
@@ -99,7 +100,9 @@ class ImageFacts(Struct, frozen=True, kw_only=True):
 
     path: str
     bytes: int = 0
-    mtime_ns: int = 0
+    stamp: Stamp | None = None
+    digest: str = ""
+    """xxh3-128 of the file's bytes."""
     format: str = ""
     width: int = 0
     height: int = 0
@@ -125,13 +128,14 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
         return msgspec.structs.replace(facts, problem=problem, detail=detail)
 
     try:
-        stat = path.stat()
-        facts = msgspec.structs.replace(facts, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        if stat.st_size == 0:
+        found = stamp(path)
+        facts = msgspec.structs.replace(facts, bytes=found.size, stamp=found)
+        if found.size == 0:
             return bad("image_empty", "the file has no bytes")
-        if stat.st_size > MAX_BYTES:
-            return bad("image_too_large", f"{stat.st_size} bytes, at most {MAX_BYTES} are read")
+        if found.size > MAX_BYTES:
+            return bad("image_too_large", f"{found.size} bytes, at most {MAX_BYTES} are read")
         data = path.read_bytes()
+        facts = msgspec.structs.replace(facts, digest=content_hash(data))
     except OSError as error:
         return bad("image_unreadable", error.strerror or str(error))
     try:
@@ -224,7 +228,7 @@ def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
-    if len(data) != facts.bytes or path.stat().st_mtime_ns != facts.mtime_ns:
+    if stamp(path) != facts.stamp and content_hash(data) != facts.digest:
         raise VlmixError(f"{path} changed during the build; run it again")
     if not fit.change:
         return data

@@ -3,7 +3,9 @@
 `builders` fills this contract once per dataset; nothing in `mixture` knows a dataset by name.
 """
 
+import json
 import mmap
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -49,6 +51,14 @@ class Rejects:
         self.rows.append(
             Reject(source=self.source, id=id, reason=reason, detail=detail, exchange=exchange, image=image, record=text)
         )
+
+
+class RepeatedKey(Struct, frozen=True):
+    """A key that a JSON object holds `count` times; `agree` says whether with one value."""
+
+    key: str
+    count: int
+    agree: bool
 
 
 class RawFolder:
@@ -111,6 +121,30 @@ class RawFolder:
         """The file decoded as `type`; unknown fields are skipped, wrong ones are an error that names the place."""
         return self.decode(path, self.read(path), type)
 
+    def keyed(self, path: Path, type: type[T], mark: str) -> tuple[dict[str, T], list["RepeatedKey"]]:
+        """A file that is one JSON object, decoded as key -> `type`, and the keys that it holds more than once.
+
+        A decoder keeps the last value of such a key and says nothing. `mark` is a field that every value has once:
+        where it occurs as often as there are keys, none is repeated, and counting costs little.
+        Values that agree are kept; keys whose values differ are left out.
+        """
+        buffer = self.read(path)
+        found = self.decode(path, buffer, dict[str, type])  # type: ignore[valid-type]
+        if sum(1 for _ in re.finditer(b'"%s"' % mark.encode(), buffer)) == len(found):
+            return found, []
+        values: dict[str, list[Any]] = {}
+        for key, value in json.loads(bytes(buffer), object_pairs_hook=list):
+            values.setdefault(key, []).append(value)
+        repeated = [
+            RepeatedKey(key, len(several), all(value == several[0] for value in several))
+            for key, several in values.items()
+            if len(several) > 1
+        ]
+        for each in repeated:
+            if not each.agree:
+                del found[each.key]
+        return found, repeated
+
     def elements(self, path: Path, type: type[T]) -> Iterator[T]:
         """The elements of a file that is one long JSON list, decoded one at a time to keep memory flat."""
         buffer = self.read(path)
@@ -119,7 +153,7 @@ class RawFolder:
         for number, raw in enumerate(raws):
             try:
                 yield decoder.decode(raw)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise VlmixError(f"{path}: record {number}: {error}; {self._other}") from None
 
     def decode(self, path: Path, buffer: Any, type: type[T]) -> T:

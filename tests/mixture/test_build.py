@@ -1,4 +1,6 @@
+import io
 import json
+import os
 import re
 import resource
 import shutil
@@ -11,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from builders import known
 from mixture.build import build
@@ -95,6 +98,62 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     kept = [path for path, mtime in finished.items() if (out / "train" / path.name).stat().st_mtime_ns == mtime]
     # Of each process, the shard that it was at may have had its tar but not yet its rows.
     assert len(kept) >= len(finished) - workers
+
+
+def interrupted(raw: Path, out: Path) -> dict[Path, int]:
+    """A build killed after some shards: their files with their times."""
+    process = start(raw, out, "--workers=1")
+    partial = out.with_name(out.name + ".partial")
+    until(process, partial / "train/train-000011.tar")
+    process.kill()
+    process.communicate()
+    return {path: path.stat().st_mtime_ns for path in partial.glob("train/*.tar")}
+
+
+def replaced(path: Path, data: bytes) -> None:
+    """Other bytes under the same size and time of change, as `cp -p` or `rsync -t` leave them."""
+    before = path.stat()
+    assert len(data) == before.st_size and data != path.read_bytes()
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_files_replaced_under_their_old_times_are_read_again(raw: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "raw", tmp_path / "mixture"
+    shutil.copytree(raw, copy)
+    assert interrupted(copy, out)
+    path = copy / "vqav2/v2_OpenEnded_mscoco_train2014_questions.json"
+    replaced(path, path.read_bytes().replace(b"What ", b"Whut "))
+    for path in sorted((copy / "vg").rglob("*.jpg")):
+        small = io.BytesIO()
+        try:
+            with Image.open(path) as image:
+                image.convert("RGB").save(small, "JPEG", quality=5)
+        except OSError:
+            continue  # one of the miniature's broken images
+        if len(small.getvalue()) < path.stat().st_size:
+            replaced(path, small.getvalue().ljust(path.stat().st_size, b"\0"))
+    resumed, clean = start(copy, out), start(copy, tmp_path / "clean")
+    assert resumed.communicate(timeout=120) and clean.communicate(timeout=120)
+    assert resumed.returncode == clean.returncode == 0
+    assert hashes(out) == hashes(tmp_path / "clean")
+
+
+def test_files_that_are_the_same_under_other_times_keep_their_work(
+    raw: Path, small_shards: dict[str, str], tmp_path: Path
+) -> None:
+    copy, out = tmp_path / "raw", tmp_path / "mixture"
+    shutil.copytree(raw, copy)
+    finished = interrupted(copy, out)
+    for path in [path for path in copy.rglob("*") if path.is_file()]:
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)  # another inode, other times
+    again = start(copy, out, "--workers=1")
+    assert again.communicate(timeout=120) and again.returncode == 0
+    assert hashes(out) == small_shards
+    same = [path for path, mtime in finished.items() if (out / "train" / path.name).stat().st_mtime_ns == mtime]
+    assert len(same) >= len(finished) - 1 > 5
 
 
 def test_ctrl_c_leaves_in_peace_and_the_next_run_goes_on(
