@@ -136,5 +136,4 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     names = ("README.md", REJECTS_NAME, SAMPLES_NAME)
     files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
     manifest = msgspec.structs.replace(manifest, files=files)
-    manifests.write(folder, manifest)
-    return manifest
+    return manifests.write(folder, manifest)

@@ -94,11 +94,14 @@ class Manifest(Struct, frozen=True, kw_only=True):
         return sum((info.counts for info in self.sources.values()), Counts())
 
 
-def write(folder: Path, manifest: Manifest) -> None:
+def write(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a folder, with its checksum; gives it back as it was written."""
     plain = msgspec.structs.replace(manifest, format_version=FORMAT_VERSION, sha256=_UNSEALED)
     data = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
+    sealed = _sealed(data)
     with atomic(folder / NAME) as file:
-        file.write(_sealed(data))
+        file.write(sealed)
+    return parse(sealed, NAME)
 
 
 def _sealed(data: bytes) -> bytes:

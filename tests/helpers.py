@@ -5,13 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from builders import known
+from mixture import manifest as manifests
 from mixture.convert import conversations
+from mixture.files import sha256
 from mixture.record import Conversation
 from mixture.render import values
 from mixture.samples import Reject
@@ -56,3 +59,20 @@ def vlmix(*arguments: object, **popen: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*VLMIX, *map(str, arguments)], capture_output=True, text=True, timeout=limit, env=environment, **popen
     )
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda plain: None) -> None:
+    """Write the manifest anew, with true checksums, as somebody would who forges a mixture."""
+    plain = json.loads((folder / "manifest.json").read_text())
+    plain["files"] = {name: sha256(folder / name) for name in plain["files"]}
+    change(plain)
+    for shard in plain["shards"]:
+        path = folder / shard["path"]
+        shard["sha256"], shard["bytes"] = sha256(path), path.stat().st_size
+    forge(folder, plain)
+
+
+def forge(folder: Path, plain: dict[str, Any]) -> None:
+    """Write a manifest of any content, sealed."""
+    text = json.dumps({**plain, "sha256": "0" * 64}, indent=1) + "\n"
+    (folder / "manifest.json").write_bytes(manifests._sealed(text.encode()))

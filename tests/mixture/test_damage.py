@@ -21,6 +21,7 @@ from mixture.files import sha256
 from mixture.reader import open as open_mixture
 from mixture.recipe import parse
 from mixture.verify import verify
+from tests.helpers import forge, reseal
 
 SHARD = "train/train-000001.tar"
 
@@ -143,20 +144,6 @@ def test_damage_does_not_hide_other_damage(copy: Path) -> None:
     found = "\n".join(problems(copy))
     for name in ("README.md", "rejects.parquet", SHARD, "manifest.json"):
         assert f"{name}: " in found
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda plain: None) -> None:
-    """Write the manifest anew, with true checksums, as somebody would who forges a mixture."""
-    plain = json.loads((folder / "manifest.json").read_text())
-    plain["files"] = {name: sha256(folder / name) for name in plain["files"]}
-    change(plain)
-    for shard in plain["shards"]:
-        path = folder / shard["path"]
-        shard["sha256"], shard["bytes"] = sha256(path), path.stat().st_size
-    text = json.dumps(plain, indent=1)
-    text = text.replace(plain["sha256"], manifests._UNSEALED)
-    assert text.endswith('"\n}')
-    (folder / "manifest.json").write_bytes(manifests._sealed((text + "\n").encode()))
 
 
 def test_a_mixture_that_is_sealed_again_unchanged_is_sound(copy: Path) -> None:
@@ -284,8 +271,7 @@ def test_a_shard_path_of_thousands_of_letters_is_reported(copy: Path) -> None:
         reseal(copy, change)
     plain = json.loads((copy / "manifest.json").read_text())
     change(plain)
-    text = json.dumps(plain, indent=1).replace(plain["sha256"], manifests._UNSEALED) + "\n"
-    (copy / "manifest.json").write_bytes(manifests._sealed(text.encode()))
+    forge(copy, plain)
     assert any("too long" in problem for problem in problems(copy))
 
 

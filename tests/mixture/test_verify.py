@@ -10,6 +10,7 @@ from mixture.errors import VlmixError
 from mixture.location import locate
 from mixture.manifest import read
 from mixture.verify import verify
+from tests.helpers import forge
 
 TAR = "train/train-000003.tar"
 
@@ -75,8 +76,9 @@ def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
     text = path.read_text()
     for changed, message in [
         (text[: len(text) // 2], "the manifest is damaged"),
-        (text.replace('"format_version": 1', '"format_version": 2'), "newer than the 1"),
-        (text.replace("train/train-000000.tar", "../../outside.tar"), "leaves the folder"),
+        (text.replace('"format_version": 2', '"format_version": 3'), "newer than the 2"),
+        (text.replace('"format_version": 2', '"format_version": 1'), "older than the 2"),
+        (text.replace('"seed": 0', '"seed": 1'), "differ from its own checksum"),
     ]:
         assert changed != text
         path.write_text(changed)
@@ -85,13 +87,13 @@ def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
     data = json.loads(text)
     for change, message in [
         ({"samples": 0}, "0 samples"),
+        ({"shards": [{**data["shards"][0], "path": "../../outside.tar"}, *data["shards"][1:]]}, "leaves the folder"),
         ({"sources": {}}, "its sources add up to 0"),
         ({"recipe": {}}, "its recipe has no 'name'"),
         ({"kind": "view"}, "a view names its parent"),
-        ({"format_version": 0}, "format version 0"),
         ({"shards": data["shards"][:-1]}, "its shards hold"),
     ]:
-        path.write_text(json.dumps({**data, **change}))
+        forge(copy, {**data, **change})
         with pytest.raises(VlmixError, match=message):
             read(locate(copy))
     path.unlink()

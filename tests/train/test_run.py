@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from mixture import open as open_mixture
 from mixture.errors import VlmixError
 from mixture.files import alone
-from tests.helpers import VLMIX, hashes, vlmix
+from tests.helpers import VLMIX, forge, hashes, vlmix
 from tests.train.nano import NANO, nano
 from train.metrics import read
 from train.run import train
@@ -238,7 +238,7 @@ def test_texts_that_changed_below_a_view_are_another_mixture(mixture: Path, tmp_
     train(nano(data=str(view), out=str(out), steps=1))
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["files"]["samples.parquet"] = "0" * 64
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    forge(root, manifest)
     shutil.rmtree(view)
     open_mixture(root).subset(ratio=0.5).save(view)
     with pytest.raises(VlmixError, match="a run on another mixture"):
