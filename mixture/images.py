@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -19,6 +19,11 @@ from mixture.record import Box, Conversation
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 300 MB of RGB
 MAX_BYTES = 256 * 2**20
+MAX_PARTS = 10_000
+"""Segments of a JPEG before its first scan, chunks of a PNG beside its pixels. A camera's file has some twenty."""
+MAX_SCANNED = 2_000_000_000
+"""Scans of a JPEG times its pixels. A progressive one has ten scans or so; the largest image may have 22."""
+_SCAN = b"\xff\xda"
 MIN_SIDE = 8  # shop placeholders are 1x1; a side of 1 or 3 pixels is also mistaken for the channel axis downstream
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 _ORIENTATION = 0x0112
@@ -139,6 +144,8 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     except OSError as error:
         return bad("image_unreadable", error.strerror or str(error))
     try:
+        if excess := too_complex(data):
+            return bad("image_too_complex", excess)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide here
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -148,6 +155,8 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
                     return bad("image_too_large", f"{width}x{height} pixels, at most {max_pixels} are decoded")
                 if min(width, height) < MIN_SIDE:
                     return bad("image_too_small", f"{width}x{height} pixels, a side has at least {MIN_SIDE}")
+                if (work := data.count(_SCAN) * width * height) > MAX_SCANNED and image.format in ("JPEG", "MPO"):
+                    return bad("image_too_complex", f"{work} pixels over all scans, at most {MAX_SCANNED} are decoded")
                 image.draft(None, (width // 8, height // 8))
                 image.load()
                 if image.mode not in _EIGHT_BIT:
@@ -163,6 +172,37 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     except Exception as error:  # Pillow raises whatever the broken bytes lead to: OSError, SyntaxError, struct.error …
         return bad("image_damaged", f"{type(error).__name__}: {error}")
     return facts
+
+
+def too_complex(data: bytes) -> str | None:
+    """More parts than any camera or encoder writes, which decoders take minutes or hours for; None if there are not.
+    Counted, not timed: what becomes of an image must not depend on the machine."""
+    parts = at = 0
+    if data.startswith(b"\xff\xd8"):
+        for at, _ in _segments(data):
+            parts += 1
+            if parts > MAX_PARTS:
+                return f"more than {MAX_PARTS} segments before its pixels, at byte {at}"
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        at = 8
+        while at + 8 <= len(data):
+            parts += data[at + 4 : at + 8] != b"IDAT"
+            if parts > MAX_PARTS:
+                return f"more than {MAX_PARTS} chunks beside its pixels, at byte {at}"
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return None
+
+
+def _segments(jpeg: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """(start, end) of each segment of a JPEG before its first scan, from its marker on."""
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != 0xDA:
+        if jpeg[at + 1] in (0xFF, 0x01) or 0xD0 <= jpeg[at + 1] <= 0xD8:  # fill bytes, markers without a length
+            end = at + (1 if jpeg[at + 1] == 0xFF else 2)
+        else:
+            end = at + 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))
+        yield at, end
+        at = end
 
 
 def _orientation(image: Image.Image) -> int:
@@ -247,14 +287,17 @@ def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
 def _without_orientation(jpeg: bytes) -> bytes | None:
     """The JPEG with its EXIF orientation set to 1 (upright) and every other byte kept; None if that did not help."""
     data = bytearray(jpeg)
-    start = 0
-    while (start := data.find(b"Exif\0\0", start) + 6) >= 6 and start < 2**18:
+    for at, end in _segments(jpeg):
+        start = at + 10  # past the marker, the length and "Exif\0\0"
+        if jpeg[at + 1] != 0xE1 or jpeg[at + 4 : start] != b"Exif\0\0":
+            continue
         order: Literal["little", "big"] = "little" if data[start : start + 2] == b"II" else "big"
         directory = start + int.from_bytes(data[start + 4 : start + 8], order)
         entries = int.from_bytes(data[directory : directory + 2], order)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+        for entry in range(directory + 2, min(directory + 2 + 12 * entries, end - 11), 12):
             if int.from_bytes(data[entry : entry + 2], order) == _ORIENTATION:
                 data[entry + 8 : entry + 10] = (1).to_bytes(2, order)
+        break
     with Image.open(io.BytesIO(data)) as image:
         return bytes(data) if _orientation(image) == 1 else None
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mixture.errors import VlmixError
 from mixture.files import sha256
-from mixture.images import Change, content_hash
+from mixture.images import Change, content_hash, too_complex
 from mixture.location import Local
 from mixture.manifest import NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Shard, parse
 from mixture.pool import Pool, Progress, silent
@@ -336,6 +336,8 @@ def verify_shard(job: VerifyJob) -> list[str]:
 def _image_problem(data: bytes, row: dict[str, object]) -> str | None:
     if content_hash(data) != row["image_hash"]:
         return "differs from the hash in the index"
+    if problem := too_complex(data):
+        return f"has {problem}"
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if image.size != (row["width"], row["height"]):

@@ -53,7 +53,7 @@ def read(path: Path) -> tuple[Dinov2Config, dict[str, torch.Tensor]]:
     try:
         weights = _weights(graph, prefix)
         return _config(weights), {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         raise VlmixError(f"{path}: the DINOv2 in it is not as PyTorch exports it: {error}") from None
 
 
@@ -77,7 +77,11 @@ def _weights(graph: _Graph, prefix: str) -> dict[str, NDArray[np.float32]]:
 
 def _config(weights: dict[str, NDArray[np.float32]]) -> Dinov2Config:
     width = weights[_CLS].shape[2]
+    if width < _HEAD_WIDTH or width % _HEAD_WIDTH:
+        raise ValueError(f"its tokens are {width} wide, no multiple of a head's {_HEAD_WIDTH}")
     patch = weights["embeddings.patch_embeddings.projection.weight"].shape[-1]
+    if patch < 1:
+        raise ValueError("its patches have no pixels")
     across = math.isqrt(weights["embeddings.position_embeddings"].shape[1] - 1)
     return Dinov2Config(
         hidden_size=width,

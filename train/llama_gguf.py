@@ -4,9 +4,10 @@ Names and the order of query and key rows are llama.cpp's, turned back into tran
 this module does not carry over (scaled or partial rotary embeddings, another tokenizer) is an error, not a guess.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""GGUF's type of a value -> bytes."""
 _CONTROL = 3  # llama.cpp's type of a token that text never makes
 
 
@@ -61,6 +64,8 @@ def read(path: Path) -> tuple[LlamaConfig, dict[str, torch.Tensor], PreTrainedTo
     except ImportError:
         raise VlmixError(f"{path}: GGUF files need the library gguf: pip install 'vlmix[smol]'") from None
     try:
+        with path.open("rb") as opened:
+            _Header(opened, path.stat().st_size).check()
         reader = GGUFReader(path)
         file = _Gguf(path, {name: field.contents() for name, field in reader.fields.items()}, list(reader.tensors))
         _refuse(file, "general.architecture", file["general.architecture"], ("llama",))
@@ -70,6 +75,63 @@ def read(path: Path) -> tuple[LlamaConfig, dict[str, torch.Tensor], PreTrainedTo
         raise
     except Exception as error:  # the reader indexes and reshapes what may not be there
         raise VlmixError(f"{path}: not a GGUF file, or a damaged one: {error}") from error
+
+
+class _Header:
+    """Walks a GGUF header as far as its lengths and counts go. The library believes them, and would build lists of 2^63
+    elements that the file does not hold."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size = file, size
+
+    def check(self) -> None:
+        """Raises ValueError where the file is too short for what its header says."""
+        magic, version = self.file.read(4), self.number(4)
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError("no GGUF of version 2 or 3, little-endian")
+        tensors, keys = self.number(8), self.number(8)
+        for _ in range(self.fits(keys, 13)):
+            self.skip(self.number(8))
+            self.value(self.number(4))
+        for _ in range(self.fits(tensors, 24)):
+            self.skip(self.number(8))
+            dimensions = self.number(4)
+            if not 1 <= dimensions <= 4:
+                raise ValueError(f"a tensor of {dimensions} dimensions")
+            sides = [self.number(8) for _ in range(dimensions)]
+            if math.prod(sides) > 64 * self.size:  # the smallest kinds have less than a bit to a weight
+                raise ValueError(f"a tensor of {sides} weights in a file of {self.size} bytes")
+            self.skip(12)
+
+    def value(self, kind: int, depth: int = 0) -> None:
+        if kind == 8:
+            self.skip(self.number(8))
+        elif kind == 9 and depth < 4:
+            inner, count = self.number(4), self.number(8)
+            if inner in _SIZES:
+                self.skip(self.fits(count, _SIZES[inner]) * _SIZES[inner])
+            else:
+                for _ in range(self.fits(count, 8)):
+                    self.value(inner, depth + 1)
+        elif kind in _SIZES:
+            self.skip(_SIZES[kind])
+        else:
+            raise ValueError(f"a value of the unknown type {kind}")
+
+    def fits(self, count: int, size: int) -> int:
+        """`count`, if so many things of at least `size` bytes may follow."""
+        if count * size > self.size - self.file.tell():
+            raise ValueError(f"{count} elements, and only {self.size - self.file.tell()} bytes are left")
+        return count
+
+    def skip(self, count: int) -> None:
+        self.file.seek(self.fits(count, 1), 1)
+
+    def number(self, size: int) -> int:
+        data = self.file.read(size)
+        if len(data) < size:
+            raise ValueError("it ends inside its header")
+        return int.from_bytes(data, "little")
 
 
 def _config(file: _Gguf) -> LlamaConfig:

@@ -276,7 +276,7 @@ def _tower(where: str, family: _Family, model: PreTrainedModel, preprocessor: _P
         wanted = preprocessor.crop_size if preprocessor.do_center_crop else None
         side = _side(wanted) or _side(preprocessor.size) or family.side
     patch = config.patch_size
-    if side % patch:
+    if patch < 1 or side % patch:
         raise VlmixError(f"{where}: images of {side} pixels are no whole number of patches of {patch}")
     mean, std = preprocessor.image_mean or family.mean, preprocessor.image_std or family.std
     return Tower(model, mean, std, side, family.has_cls, patch)

@@ -1,5 +1,10 @@
 import io
+import resource
+import subprocess
+import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
@@ -7,6 +12,8 @@ from PIL import Image, ImageOps
 from mixture.errors import VlmixError
 from mixture.images import ImageFacts, ImageFolder, ImageIndex, examine, fit, scaled, stored_bytes
 from mixture.record import Conversation, Exchange
+
+ROOT = Path(__file__).parents[2]
 
 
 def picture(width: int = 40, height: int = 20) -> Image.Image:
@@ -193,3 +200,88 @@ def test_facts_survive_a_journal() -> None:
 
     facts = ImageFacts(path="a", bytes=3, width=4, height=5, orientation=6)
     assert msgspec.json.decode(msgspec.json.encode(facts), type=ImageFacts) == facts
+
+
+def jpeg(size: tuple[int, int], **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, (90, 120, 60)).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def of_many_scans(side: int, times: int) -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    data = jpeg((side, side), progressive=True, quality=30)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * times + b"\xff\xd9"
+
+
+EXIF_IN_APP5 = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" * 3000
+
+
+def with_segments(data: bytes, *segments: bytes) -> bytes:
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def with_chunks(count: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(out, "PNG")
+    chunk = b"\0\0\0\0abCd" + zlib.crc32(b"abCd").to_bytes(4, "big")
+    return out.getvalue()[:33] + chunk * count + out.getvalue()[33:]
+
+
+TOO_COMPLEX = {
+    "scans": lambda: of_many_scans(9400, 300),
+    "more scans": lambda: of_many_scans(1000, 3000),
+    "markers": lambda: with_segments(jpeg((20, 20)), segment(0xE5, b"") * 2_000_000),
+    "chunks": lambda: with_chunks(200_000),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_COMPLEX)
+def test_images_made_to_take_for_ever_are_rejected_by_counting(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(TOO_COMPLEX[kind]())
+    code = f"from mixture.images import examine; from pathlib import Path; print(examine(Path({str(path)!r})).problem)"
+    cpu = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_CPU, (20, 20))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, **cpu)
+    assert done.stdout == "image_too_complex\n", done.stderr
+
+
+def test_what_encoders_and_cameras_write_is_not_too_complex(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = [
+        jpeg((3000, 2000), progressive=True),
+        with_segments(jpeg((20, 20)), *(segment(0xE2, b"ICC_PROFILE\0" + bytes(65_000)) for _ in range(200))),
+        with_chunks(500),
+    ]
+    for number, data in enumerate(made):
+        path = tmp_path / str(number)
+        path.write_bytes(data)
+        assert not examine(path).problem
+
+
+def test_only_the_exif_of_a_camera_is_searched_for_the_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = with_segments(jpeg((40, 20), exif=exif), *[segment(0xE5, EXIF_IN_APP5)] * 5)
+    path = tmp_path / "x.jpg"
+    path.write_bytes(data)
+    code = (
+        "import sys; from mixture.images import _without_orientation; from pathlib import Path\n"
+        f"data = Path({str(path)!r}).read_bytes(); out = _without_orientation(data)\n"
+        "print(len(out) == len(data), sum(a != b for a, b in zip(data, out)))"
+    )
+    cpu = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_CPU, (10, 10))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, **cpu)
+    assert done.stdout == "True 1\n", done.stderr
+
+
+def test_no_real_photograph_is_too_complex(real: Path) -> None:
+    found = [path for path in real.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    assert len(found) > 20
+    assert not [path for path in found if examine(path).problem == "image_too_complex"]

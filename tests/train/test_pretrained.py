@@ -579,3 +579,45 @@ def test_dinov2_small_is_whole() -> None:
     with torch.no_grad():
         features = tower.model(ramp).last_hidden_state
     assert features.shape == (1, 257, 384)
+
+
+ENDLESS = {
+    "2^40 bytes": (9, struct.pack("<IQ", 0, 2**40)),
+    "2^63 numbers": (9, struct.pack("<IQ", 4, 2**63)),
+    "2^63 texts": (9, struct.pack("<IQ", 8, 2**63)),
+    "lists in lists": (9, struct.pack("<IQ", 9, 2**60)),
+    "a long text": (8, struct.pack("<Q", 2**62)),
+    "an unknown type": (99, b""),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_gguf_that_says_more_than_it_holds_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("gguf")
+    number, value = ENDLESS[kind]
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", number)
+    (tmp_path / "a.gguf").write_bytes(head + value)
+    with pytest.raises(VlmixError, match="not a GGUF file, or a damaged one"):
+        load_lm(str(tmp_path / "a.gguf"))
+
+
+@pytest.mark.parametrize("counts", [(2**63, 0), (0, 2**63), (2**40, 2**40)])
+def test_a_gguf_of_endless_tensors_or_keys_is_refused_at_once(tmp_path: Path, counts: tuple[int, int]) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + bytes(40))
+    with pytest.raises(VlmixError, match="not a GGUF file, or a damaged one"):
+        load_lm(str(tmp_path / "a.gguf"))
+
+
+@pytest.mark.parametrize(("width", "patch"), [(0, 14), (63, 14), (64, 0)])
+def test_a_dinov2_without_width_or_patches_is_refused(width: int, patch: int) -> None:
+    from train import dinov2_onnx
+
+    weights = {
+        "embeddings.cls_token": np.zeros((1, 1, width), np.float32),
+        "embeddings.patch_embeddings.projection.weight": np.zeros((width, 3, patch, patch), np.float32),
+        "embeddings.position_embeddings": np.zeros((1, 257, width), np.float32),
+        "encoder.layer.0.mlp.fc1.bias": np.zeros(4 * width, np.float32),
+    }
+    with pytest.raises(ValueError, match="wide|no pixels"):
+        dinov2_onnx._config(weights)
