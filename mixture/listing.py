@@ -19,7 +19,7 @@ from mixture.samples import ROLES
 KEYS = ("id", "hash", "conversations")
 """What can name a sample: one of these columns or fields has to be there."""
 
-_NAMING = (*KEYS, "image")
+_NAMING = (*KEYS, "image", "images")
 _INDEX = ("", "Unnamed: 0", "__index_level_0__")  # the row numbers that pandas writes beside the columns
 _SUFFIXES = (".parquet", ".csv", ".jsonl", ".json", ".txt")
 _ROWS = pl.Schema({"id": pl.String, "hash": pl.String, "image": pl.String, "score": pl.Float64})
@@ -191,7 +191,9 @@ def _read_parquet(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
 def _hash_column(path: Path, frame: pl.DataFrame) -> pl.Series:
     """Column `hash`, where it is missing that of the row's conversations."""
     given = frame["hash"].to_list() if "hash" in frame.columns else [None] * len(frame)
-    images = frame["image"].to_list() if "image" in frame.columns else [None] * len(frame)
+    named = [column for column in ("image", "images") if column in frame.columns]
+    images = [next((cell for cell in cells if cell), None) for cells in frame.select(named).rows()] if named else []
+    images = images or [None] * len(frame)
     hashes: list[str | None] = []
     for part in frame["conversations"].to_frame().iter_slices(5000):  # as Python objects, a row is ten times as large
         for turns in part["conversations"].to_list():
@@ -252,6 +254,7 @@ class _Row(Struct):
     id: Any = None
     hash: str | None = None
     image: Any = None
+    images: Any = None
     conversations: list[_Turn] | None = None
     score: Any = None
 
@@ -353,7 +356,7 @@ def _frame(path: Path, entries: Iterator[Any], column: str) -> pl.DataFrame:
             raise VlmixError(f"{path}: row {number}: {_short(column)} {value} is not a number")
         columns["id"].append(None if row.id is None else str(row.id))
         columns["hash"].append(_hash(row))
-        columns["image"].append(image_path(row.image))
+        columns["image"].append(image_path(row.image or row.images))
         try:
             columns["score"].append(None if row.score is None else float(row.score))
         except OverflowError:
@@ -365,7 +368,7 @@ def _hash(row: _Row) -> str | None:
     if row.hash is not None or row.conversations is None:
         return row.hash
     values, roles = [turn.value for turn in row.conversations], [turn.role for turn in row.conversations]
-    return content_hash(image_path(row.image) or "", values, roles)
+    return content_hash(image_path(row.image or row.images) or "", values, roles)
 
 
 def image_path(image: Any) -> str | None:

@@ -259,6 +259,20 @@ def test_content_hashes_are_those_of_the_standard_library(image: str, turns: lis
     assert content_hash(image, [value for _, value in turns], [role for role, _ in turns]) == one_liner(row)
 
 
+def test_rows_with_a_list_of_one_image_are_the_same_rows(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    mixture, rows = llava
+    part = rows[2:46:3]
+    listed = [{"images": [row["image"]] if row.get("image") else [], **row} for row in part]
+    listed = [{key: value for key, value in row.items() if key != "image"} for row in listed]
+    assert any(row["images"] for row in listed)
+    turns = [[{k: turn[k] for k in ("from", "value")} for turn in row["conversations"]] for row in part]
+    frame = pl.DataFrame({"images": [row["images"] for row in listed], "conversations": turns})
+    frame.write_parquet(tmp_path / "part.parquet")
+    for file in (dump(tmp_path / "part.json", listed), tmp_path / "part.parquet"):
+        kept, report = drawn(mixture, by=file)
+        assert numbers(kept, mixture) == list(range(2, 46, 3)) and report.matched_by == {"hash": len(part)}
+
+
 @pytest.mark.parametrize("form", [".json", ".jsonl", ".parquet", "hash.csv"])
 def test_llava_rows_are_matched_by_what_they_say(llava: tuple[Path, list[Any]], tmp_path: Path, form: str) -> None:
     mixture, rows = llava
