@@ -14,3 +14,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def abridged(text: str, most: int = 120) -> str:
+    """`text` for a message: printable, and cut in the middle if it is longer than `most` characters."""
+    plain = text if text.isprintable() else ascii(text)[1:-1]
+    return plain if len(plain) <= most else f"{plain[: most // 2]}…{plain[-most // 4 :]}"

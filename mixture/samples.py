@@ -1,5 +1,6 @@
 """The index of a mixture: `samples.parquet`, one row per sample in mixture order, and `rejects.parquet`."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Struct, field
 
-from mixture.errors import VlmixError
+from mixture.errors import VlmixError, abridged
 from mixture.files import write_parquet
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
@@ -103,6 +104,23 @@ def columns_problem(table: pa.Table) -> str | None:
         if least < 1 or most > MOST_REPEATS:
             return f"repeat goes from {least} to {most}, a recipe's from 1 to {MOST_REPEATS}"
     return None
+
+
+def origin_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The `origin` of a row with its `conversations`, `{}` for none. Raises VlmixError if it is not such an object."""
+    if not row["origin"]:
+        return {}
+    try:
+        origin = json.loads(row["origin"])
+        if not isinstance(origin, dict):
+            raise ValueError("not an object")
+        whole = origin.get("conversations")
+        fits = isinstance(whole, list) and len(whole) == len(row["conversations"])
+        if whole is not None and row["conversations"] and not (fits and all(isinstance(turn, dict) for turn in whole)):
+            raise ValueError("it has other turns")
+    except (ValueError, RecursionError) as error:
+        raise VlmixError(f"sample {abridged(str(row['id']))}: its `origin` is damaged: {error}") from None
+    return origin
 
 
 class Turn(Struct, frozen=True):

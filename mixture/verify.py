@@ -1,12 +1,11 @@
 """Verification: that the bytes on disk are those that were written, and that index and shards agree."""
 
 import io
-import math
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -16,15 +15,15 @@ from PIL import Image
 
 from mixture.errors import VlmixError
 from mixture.files import sha256
-from mixture.images import Change, content_hash, too_complex
+from mixture.images import content_hash, too_complex
+from mixture.index_checks import COLUMNS, count_problems, index_problems, row_problems
 from mixture.location import Local
-from mixture.manifest import NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Shard, parse
+from mixture.manifest import NAME, REJECTS_NAME, SAMPLES_NAME, Manifest, Shard, parse
 from mixture.pool import Pool, Progress, silent
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
-from mixture.record import FORMATS, unsafe_path
-from mixture.render import count_words
-from mixture.samples import ROLES, VIEW, SampleJson, columns_problem, open_index
+from mixture.record import unsafe_path
+from mixture.samples import VIEW, SampleJson, columns_problem, open_index
 from mixture.tar import scan
 
 _MOST = 20  # problems told per shard
@@ -45,6 +44,7 @@ class VerifyJob(Struct, frozen=True):
     root: Path
     shard: Shard
     group: int
+    prompts: str
 
 
 def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Verified:
@@ -62,17 +62,19 @@ def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Ve
     used = None
     if index_is_there:
         used = _referred(folder, store, problems)
-        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_counts(folder, store.manifest)))
+        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_columns(folder, store.manifest)))
         _attempt(problems, REJECTS_NAME, lambda: problems.extend(_check_rejects(folder, store.manifest)))
         _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_layout(store)))
     problems += damaged
     jobs = [
-        VerifyJob(root, shard, number)
+        VerifyJob(root, shard, number, str(store.root_manifest.recipe["prompts"]))
         for number, shard in enumerate(store.root_manifest.shards)
         if used is None or shard.path in used
     ]
     if store.manifest.kind == "annotations" and index_is_there:
-        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_rows(folder)))
+        _attempt(
+            problems, SAMPLES_NAME, lambda: problems.extend(_check_rows(folder, str(store.manifest.recipe["prompts"])))
+        )
     done = 0
     progress("verifying shards", 0, len(jobs))
     with Pool(workers) as pool:
@@ -171,41 +173,18 @@ def _referred(folder: Path, store: Mixture, problems: list[str]) -> set[str] | N
     return used if _attempt(problems, SAMPLES_NAME, compare) else None
 
 
-def _check_counts(folder: Path, manifest: Manifest) -> list[str]:
-    """The index's sums against the manifest's counts."""
-    names = ["source", "image", "exchanges", "words", "repeat", "ordinal", "id", "key", "image_change"]
-    table = pq.ParquetFile(folder / SAMPLES_NAME).read(names)
+def _check_columns(folder: Path, manifest: Manifest) -> list[str]:
+    """The index's columns against the manifest and each other."""
+    view = manifest.kind == "view"
+    table = pq.ParquetFile(folder / SAMPLES_NAME).read(COLUMNS)
     if problem := columns_problem(table):
         return [f"{SAMPLES_NAME}: {problem}"]
     frame = pl.DataFrame(pl.from_arrow(table))
-    problems = []
+    problems = [] if view else [f"{SAMPLES_NAME}: {problem}" for problem in index_problems(frame, manifest)]
+    if view:
+        problems += [f"{SAMPLES_NAME}: {problem}" for problem in count_problems(frame, manifest)]
     if len(frame) != manifest.samples:
         problems.append(f"{SAMPLES_NAME}: {len(frame)} rows, the manifest says {manifest.samples}")
-    found = {
-        row.pop("source"): Counts(**row)
-        for row in frame.group_by("source")
-        .agg(
-            pl.len().alias("samples"),
-            pl.col("repeat").cast(pl.Int64).sum().alias("seen"),
-            pl.col("exchanges").cast(pl.Int64).sum(),
-            pl.col("words").cast(pl.Int64).sum(),
-            (pl.col("image") != "").sum().alias("images"),
-        )
-        .to_dicts()
-    }
-    listed = {name: info.counts for name, info in manifest.sources.items()}
-    problems += [
-        f"{SAMPLES_NAME}: {name} has {found.get(name)}, the manifest says {listed.get(name)}"
-        for name in sorted(found.keys() | listed.keys())
-        if found.get(name) != listed.get(name)
-    ]
-    if frame["ordinal"].is_duplicated().any() or (frame["ordinal"] < 0).any():
-        problems.append(f"{SAMPLES_NAME}: ordinals are not each once")
-    for column in ("key", "id"):
-        if frame[column].n_unique() != len(frame):
-            problems.append(f"{SAMPLES_NAME}: a {column} is duplicate")
-    if odd := sorted(set(frame["image_change"].unique()) - set(get_args(Change))):
-        problems.append(f"{SAMPLES_NAME}: image_change {odd[0]!r} is none that vlmix makes")
     return problems
 
 
@@ -237,7 +216,7 @@ def _check_layout(store: Mixture) -> list[str]:
     return problems
 
 
-def _check_rows(folder: Path) -> list[str]:
+def _check_rows(folder: Path, prompts: str) -> list[str]:
     """The rows of an index without shards."""
     file = open_index(folder / SAMPLES_NAME)
     problems: list[str] = []
@@ -245,7 +224,7 @@ def _check_rows(folder: Path) -> list[str]:
         problems += [
             f"{SAMPLES_NAME}: {row['key']} {wrong}"
             for row in file.read_row_group(group).to_pylist()
-            if (wrong := row_problem(row))
+            if (wrong := row_problem(row, prompts))
         ]
     return _few(problems, SAMPLES_NAME)
 
@@ -255,38 +234,15 @@ def _few(problems: list[str], about: str) -> list[str]:
     return [*problems[:_MOST], f"{about}: and {more} more problems"] if more > 0 else problems
 
 
-def row_problem(row: dict[str, Any]) -> str | None:
-    """What in a row of the index contradicts the rest of it; None if nothing does."""
+def row_problem(row: dict[str, Any], prompts: str) -> str | None:
+    """The first thing in a row of the index that contradicts the rest of it; None if nothing does."""
     if missing := [name for name, value in row.items() if value is None]:
         return f"has no {missing[0]}"
-    values = [turn["value"] for turn in row["conversations"]]
-    if [turn["from"] for turn in row["conversations"]] != [ROLES[i % 2] for i in range(len(values))] or None in values:
-        return "has turns that do not alternate"
-    if not values or len(values) != 2 * row["exchanges"] or len(row["formats"]) != row["exchanges"]:
-        return f"has {len(values)} turns and {len(row['formats'])} formats for {row['exchanges']} exchanges"
-    if count_words(values) != row["words"]:
-        return f"has {count_words(values)} words, the index says {row['words']}"
-    if odd := [each for each in row["formats"] if each not in FORMATS]:
-        return f"has the response format {odd[0]!r}"
+    if any(None in each.values() for each in (*row["conversations"], *row["boxes"])) or None in row["formats"]:
+        return "has no value in a list"
     if row["image"] and (problem := unsafe_path(row["image"])):
         return problem
-    for box in row["boxes"]:
-        if None in box.values() or not 0 <= box["exchange"] < row["exchanges"]:
-            return "has a box of no exchange"
-        corners = box["x1"], box["y1"], box["x2"], box["y2"]
-        if not all(map(math.isfinite, corners)) or corners[0] > corners[2] or corners[1] > corners[3]:
-            return f"has the box {corners}"
-        if min(corners) < 0 or corners[2] > row["width"] or corners[3] > row["height"]:
-            return f"has the box {corners} outside its {row['width']}x{row['height']} pixels"
-    boxed = {box["exchange"] for box in row["boxes"]}
-    if any(name in ("grounding", "region_caption") and i not in boxed for i, name in enumerate(row["formats"])):
-        return "has an exchange that needs a box and has none"
-    try:
-        if row["origin"] and not isinstance(msgspec.json.decode(row["origin"]), dict):
-            return "has an origin that is not a JSON object"
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return f"has a damaged origin: {error}"
-    return None
+    return next(iter(row_problems(row, prompts)), None)
 
 
 def verify_shard(job: VerifyJob) -> list[str]:
@@ -309,7 +265,7 @@ def verify_shard(job: VerifyJob) -> list[str]:
     expected = set()
     with path.open("rb") as file:
         for row in rows:
-            if wrong := row_problem(row):
+            if wrong := row_problem(row, job.prompts):
                 problems.append(f"{name}: {row['key']} {wrong}")
                 if wrong.startswith("has no "):
                     continue

@@ -9,6 +9,7 @@ from mixture.export.rows import LooseImages, rows
 from mixture.files import atomic
 from mixture.pool import Progress, silent
 from mixture.reader import open as open_mixture
+from mixture.samples import origin_of
 
 
 def llava_json(folder: str | Path, out: Path, images: Path | None = None, progress: Progress = silent) -> int:
@@ -43,12 +44,7 @@ def llava_row(row: dict[str, Any]) -> dict[str, Any]:
     else it holds the keys that differ from what the sample's id and image say.
     """
     turns: list[dict[str, Any]] = row["conversations"]
-    try:
-        origin: dict[str, Any] = json.loads(row["origin"]) if row["origin"] else {}
-    except (ValueError, RecursionError) as error:
-        raise VlmixError(f"sample {row['id']}: its `origin` is damaged: {error}") from None
-    if not isinstance(origin, dict):
-        raise VlmixError(f"sample {row['id']}: its `origin` is damaged: not a JSON object")
+    origin = origin_of(row)
     if "conversations" in origin:
         extra = origin["conversations"] or [{} for _ in turns]
         return {**origin, "conversations": [{**more, **turn} for more, turn in zip(extra, turns)]}
