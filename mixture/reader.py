@@ -20,7 +20,7 @@ from mixture.errors import VlmixError
 from mixture.location import Local, Location, locate
 from mixture.manifest import SAMPLES_NAME, Manifest
 from mixture.order import Last, Order
-from mixture.samples import SAMPLES, VIEW, SampleJson
+from mixture.samples import SAMPLES, VIEW, SampleJson, columns_problem
 from mixture.tar import BLOCK
 
 if TYPE_CHECKING:
@@ -230,7 +230,10 @@ class Mixture(Sequence[Sample]):
                 size = file.metadata.row_group(group).num_rows
                 low, high = np.searchsorted(rows, [start, start + size])
                 if low < high:
-                    column = file.read_row_group(group, columns=["conversations"])["conversations"].combine_chunks()
+                    texts = file.read_row_group(group, columns=["conversations"])
+                    if problem := columns_problem(texts):
+                        raise VlmixError(f"{self.root.name}: {SAMPLES_NAME}: {problem}; {self._hint}")
+                    column = texts["conversations"].combine_chunks()
                     mine = column.take(pa.array(rows[low:high] - start))
                     counts = pc.list_value_length(mine).to_numpy().astype(np.int64)
                     yield order[low:high], mine.flatten().field("value"), counts
@@ -311,6 +314,8 @@ class Mixture(Sequence[Sample]):
             known = missing[0] in SAMPLES.names or missing[0] in VIEW.names
             what = "is of another format version than its manifest says" if known else "does not have such a column"
             raise VlmixError(f"{index.name} has no column {missing[0]!r}: it {what}")
+        if problem := columns_problem(table):
+            raise VlmixError(f"{index.name}: {problem}; {self._hint}")
         if table.num_rows != self.manifest.samples:
             raise VlmixError(
                 f"{index.name} has {table.num_rows} rows, the manifest says {self.manifest.samples}; {self._hint}"
@@ -327,8 +332,6 @@ class Mixture(Sequence[Sample]):
         places[:, 0] = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1).to_numpy()
         sizes = np.array([shard.bytes for shard in self.root_manifest.shards] or [0], dtype=np.int64)[places[:, 0]]
         for column, name in enumerate(names[1:], start=1):
-            if table[name].null_count:
-                raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME} has no {name} for a sample; {self._hint}")
             places[:, column] = table[name].to_numpy()
         starts, counts = places[:, [1, 3]], places[:, [2, 4]]
         if len(places) and ((places[:, 1:5] < 0).any() or (counts > sizes[:, None] - starts).any()):

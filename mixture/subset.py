@@ -25,7 +25,7 @@ from mixture.pool import Pool, Progress, silent
 from mixture.rankings import Priorities, Report, rank_clusters, rank_lengths
 from mixture.reader import Mixture
 from mixture.reader import open as open_mixture
-from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW, open_index, write_rejects
+from mixture.samples import SAMPLES, TEXT_COLUMNS, VIEW, columns_problem, open_index, write_rejects
 from mixture.sampling import Indices, apportion, exact_share, prefixes
 from mixture.select import arrange
 from mixture.selection import follow, match
@@ -289,6 +289,8 @@ def _derived(mixture: Mixture, subset: list[dict[str, Any]], counts: dict[str, C
 def index_of(mixture: Mixture) -> pl.DataFrame:
     """The index of a part without its texts, with `row`."""
     frame = mixture.samples.select(_INDEX).collect()
+    if problem := columns_problem(frame.to_arrow()):
+        raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
     return frame.with_columns(pl.Series("row", mixture.rows, dtype=pl.Int64))
 
 

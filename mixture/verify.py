@@ -238,7 +238,8 @@ def row_problem(row: dict[str, Any], prompts: str) -> str | None:
     """The first thing in a row of the index that contradicts the rest of it; None if nothing does."""
     if missing := [name for name, value in row.items() if value is None]:
         return f"has no {missing[0]}"
-    if any(None in each.values() for each in (*row["conversations"], *row["boxes"])) or None in row["formats"]:
+    parts = [*row["conversations"], *row["boxes"]]
+    if any(part is None or None in part.values() for part in parts) or None in row["formats"]:
         return "has no value in a list"
     if row["image"] and (problem := unsafe_path(row["image"])):
         return problem
