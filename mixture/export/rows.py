@@ -53,9 +53,26 @@ def rows(mixture: Mixture, progress: Progress) -> Iterator[dict[str, Any]]:
                 if count % 1000 == 0:
                     progress("exporting", count, total)
                 count += 1
+                if problem := _damage(row, mixture):
+                    what = f"{mixture.folder.name}: {SAMPLES_NAME}: {row['id']} {problem}"
+                    raise VlmixError(f"{what}; `vlmix verify` lists all damage")
                 yield row
         start += size
     progress("exporting", total, total)
+
+
+def _damage(row: dict[str, Any], mixture: Mixture) -> str | None:
+    """What in a row no form could write; the columns by themselves are sound."""
+    turns = row["conversations"]
+    if not turns or len(turns) % 2 or any(turn is None or None in turn.values() for turn in turns):
+        return "has turns without text, or not in pairs"
+    if any(box is None or None in box.values() or 2 * box["exchange"] >= len(turns) for box in row["boxes"]):
+        return "has a box of no exchange"
+    if row["source"] not in mixture.manifest.sources:
+        return f"is of the unknown source {row['source']!r}"
+    if bool(row["image_size"]) > bool(row["image"]) or (row["image"] and unsafe_path(row["image"])):
+        return "has an image without a safe path"
+    return None
 
 
 def row_count(mixture: Mixture) -> int:
