@@ -112,7 +112,10 @@ class Remote:
 
     def join(self, relative: str) -> "Remote":
         scheme, _, path = self.url.partition("://")
-        return Remote(f"{scheme}://{posixpath.normpath(posixpath.join(path, relative))}")
+        joined = posixpath.normpath(posixpath.join(path, relative))
+        if joined.partition("/")[0] != path.partition("/")[0]:
+            raise VlmixError(f"{self.url}: {relative[:200]!r} leaves its host or bucket")
+        return Remote(f"{scheme}://{joined}")
 
     def whole(self) -> bytes:
         return bytes(self._retry(lambda: self._files.cat_file(self._path)))

@@ -267,6 +267,8 @@ def save_copy(
 
 def _derived(mixture: Mixture, subset: list[dict[str, Any]], counts: dict[str, Counts], **changed: Any) -> Manifest:
     """The manifest of a part of `mixture`."""
+    if not subset and mixture.positions is not None:
+        subset = [{"of": mixture.manifest.name, "samples": len(mixture)}]  # a part that a program chose
     sources = {
         name: msgspec.structs.replace(info, counts=counts[name])
         for name, info in mixture.manifest.sources.items()

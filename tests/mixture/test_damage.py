@@ -18,8 +18,10 @@ from mixture.build import build
 from mixture.errors import VlmixError
 from mixture.export import export
 from mixture.files import sha256
+from mixture.location import Remote
 from mixture.reader import open as open_mixture
 from mixture.recipe import parse
+from mixture.subset import save_copy
 from mixture.verify import verify
 from tests.helpers import forge, reseal
 
@@ -290,3 +292,18 @@ def test_a_letter_that_is_none_is_one_problem_and_one_error(copy: Path) -> None:
     mixture = open_mixture(copy)
     with pytest.raises(VlmixError, match="lists all damage"):
         mixture[int(frame["key"][0])]
+
+
+def test_a_copy_of_a_part_that_a_program_chose_is_sound(copy: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    open_mixture(copy)[3:11].save(part)
+    save_copy(open_mixture(part), tmp_path / "whole", [])
+    assert not problems(part) and not problems(tmp_path / "whole")
+
+
+def test_a_view_at_a_url_stays_on_its_host() -> None:
+    view = Remote("memory://bucket/views/a")
+    assert view.join("../../root").url == "memory://bucket/root"
+    for path in ("../../../other/root", "../../..", "/other/root"):
+        with pytest.raises(VlmixError, match="leaves its host or bucket"):
+            view.join(path)
