@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,7 @@ from typing import Literal
 
 import msgspec
 from msgspec import Struct
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from xxhash import xxh3_128_hexdigest
 
 from mixture.errors import VlmixError
@@ -21,12 +22,20 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 300 M
 MAX_BYTES = 256 * 2**20
 MAX_PARTS = 10_000
 """Segments of a JPEG before its first scan, chunks of a PNG beside its pixels. A camera's file has some twenty."""
+MAX_EXIF = 256
+"""Segments of EXIF in a JPEG, which Pillow puts together one by one, 16 MiB in all. A camera's file has one."""
+MAX_STRIPS = 1_000_000
+"""Strips or tiles of a TIFF, which Pillow lists before it looks at its size. Most have at most one for each row."""
 MAX_SCANNED = 2_000_000_000
-"""Scans of a JPEG times its pixels. A progressive one has ten scans or so; the largest image may have 22."""
-_SCAN = b"\xff\xda"
+"""Pixels over all scans of a JPEG or all strips of a TIFF. A progressive JPEG has ten scans or so; the largest image
+may have 22."""
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not stuffed zeros, fill bytes and restarts
+_BARE = frozenset((0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
+"""Markers that Pillow or libjpeg reads without a length."""
+_EXIF, _SCAN, _END = 0xE1, 0xDA, 0xD9
 MIN_SIDE = 8  # shop placeholders are 1x1; a side of 1 or 3 pixels is also mistaken for the channel axis downstream
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-_ORIENTATION = 0x0112
+_ORIENTATION, _STRIP_OFFSETS, _TILE_OFFSETS = 0x0112, 273, 324
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _TRANSPOSING = (5, 6, 7, 8)
 
@@ -155,8 +164,8 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
                     return bad("image_too_large", f"{width}x{height} pixels, at most {max_pixels} are decoded")
                 if min(width, height) < MIN_SIDE:
                     return bad("image_too_small", f"{width}x{height} pixels, a side has at least {MIN_SIDE}")
-                if (work := data.count(_SCAN) * width * height) > MAX_SCANNED and image.format in ("JPEG", "MPO"):
-                    return bad("image_too_complex", f"{work} pixels over all scans, at most {MAX_SCANNED} are decoded")
+                if excess := too_much_decoding(image, data):
+                    return bad("image_too_complex", excess)
                 image.draft(None, (width // 8, height // 8))
                 image.load()
                 if image.mode not in _EIGHT_BIT:
@@ -177,32 +186,82 @@ def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
 def too_complex(data: bytes) -> str | None:
     """More parts than any camera or encoder writes, which decoders take minutes or hours for; None if there are not.
     Counted, not timed: what becomes of an image must not depend on the machine."""
-    parts = at = 0
     if data.startswith(b"\xff\xd8"):
-        for at, _ in _segments(data):
-            parts += 1
-            if parts > MAX_PARTS:
-                return f"more than {MAX_PARTS} segments before its pixels, at byte {at}"
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        at = 8
-        while at + 8 <= len(data):
-            parts += data[at + 4 : at + 8] != b"IDAT"
-            if parts > MAX_PARTS:
-                return f"more than {MAX_PARTS} chunks beside its pixels, at byte {at}"
-            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        return _too_many_segments(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _too_many_chunks(data)
+    if data.startswith((b"II", b"MM")) and (count := _strips(data)) > MAX_STRIPS:
+        return f"{count} strips or tiles, at most {MAX_STRIPS} are read"
     return None
 
 
-def _segments(jpeg: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """(start, end) of each segment of a JPEG before its first scan, from its marker on."""
-    at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != 0xDA:
-        if jpeg[at + 1] in (0xFF, 0x01) or 0xD0 <= jpeg[at + 1] <= 0xD8:  # fill bytes, markers without a length
-            end = at + (1 if jpeg[at + 1] == 0xFF else 2)
-        else:
-            end = at + 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))
-        yield at, end
-        at = end
+def too_much_decoding(image: Image.Image, data: bytes) -> str | None:
+    """The same, of what takes long only for its many pixels: scans of a JPEG, strips of a TIFF over one another.
+    `image` is `data` as Pillow opened it, before it is loaded."""
+    if image.format in ("JPEG", "MPO"):
+        work = sum(code == _SCAN for code, _, _ in _segments(data)) * image.width * image.height
+        what = "scans"
+    elif image.format == "TIFF" and isinstance(image, ImageFile.ImageFile):
+        boxes = (tile[1] for tile in image.tile)
+        work = sum((box[2] - box[0]) * (box[3] - box[1]) for box in boxes if box)
+        what = "strips"
+    else:
+        return None
+    return f"{work} pixels over all {what}, at most {MAX_SCANNED} are decoded" if work > MAX_SCANNED else None
+
+
+def _too_many_segments(jpeg: bytes) -> str | None:
+    exifs = 0
+    for parts, (code, at, _) in enumerate(_segments(jpeg)):
+        exifs += code == _EXIF and jpeg.startswith(b"Exif\0\0", at + 4)
+        if code == _SCAN:
+            break
+        if parts >= MAX_PARTS:
+            return f"more than {MAX_PARTS} segments before its pixels, at byte {at}"
+        if exifs > MAX_EXIF:
+            return f"more than {MAX_EXIF} segments of EXIF, at byte {at}"
+    return None
+
+
+def _too_many_chunks(png: bytes) -> str | None:
+    parts, at = 0, 8
+    while at + 8 <= len(png) and (name := png[at + 4 : at + 8]) != b"IEND":  # what follows the end is not read
+        parts += name not in (b"IDAT", b"fcTL", b"fdAT")  # pixels, of an animation's other frames too
+        if parts > MAX_PARTS:
+            return f"more than {MAX_PARTS} chunks beside its pixels, at byte {at}"
+        at += 12 + int.from_bytes(png[at : at + 4], "big")
+    return None
+
+
+def _strips(tiff: bytes) -> int:
+    """The strips or tiles that the first directory of a TIFF or BigTIFF names."""
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    wide, head, entry = (8, 8, 20) if tiff[2:3] == b"+" else (4, 2, 12)
+    directory = number(wide, wide)
+    first = directory + head
+    last = min(first + entry * number(directory, head), len(tiff))
+    offsets = (at for at in range(first, last, entry) if number(at, 2) in (_STRIP_OFFSETS, _TILE_OFFSETS))
+    return max((number(at + 4, wide) for at in offsets), default=0)
+
+
+def _segments(jpeg: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """(code, start, end) of each segment of a JPEG's first picture, from its marker on and without a scan's coded data.
+    Junk between segments is skipped, as Pillow and libjpeg do."""
+    at, scanned = 2, False
+    while found := _MARKER.search(jpeg, at):
+        start = found.start()
+        code = jpeg[start + 1]
+        if code == _END and scanned:
+            return
+        at = start + 2
+        if code not in _BARE:
+            at += max(2, int.from_bytes(jpeg[at : at + 2], "big"))
+        scanned |= code == _SCAN
+        yield code, start, at
 
 
 def _orientation(image: Image.Image) -> int:
@@ -287,9 +346,11 @@ def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
 def _without_orientation(jpeg: bytes) -> bytes | None:
     """The JPEG with its EXIF orientation set to 1 (upright) and every other byte kept; None if that did not help."""
     data = bytearray(jpeg)
-    for at, end in _segments(jpeg):
+    for code, at, end in _segments(jpeg):
+        if code == _SCAN:
+            break
         start = at + 10  # past the marker, the length and "Exif\0\0"
-        if jpeg[at + 1] != 0xE1 or jpeg[at + 4 : start] != b"Exif\0\0":
+        if code != _EXIF or jpeg[at + 4 : start] != b"Exif\0\0":
             continue
         order: Literal["little", "big"] = "little" if data[start : start + 2] == b"II" else "big"
         directory = start + int.from_bytes(data[start + 4 : start + 8], order)

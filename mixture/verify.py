@@ -15,7 +15,7 @@ from PIL import Image
 
 from mixture.errors import VlmixError
 from mixture.files import sha256
-from mixture.images import content_hash, too_complex
+from mixture.images import content_hash, too_complex, too_much_decoding
 from mixture.index_checks import COLUMNS, count_problems, index_problems, row_problems
 from mixture.location import Local
 from mixture.manifest import NAME, REJECTS_NAME, SAMPLES_NAME, Manifest, Shard, parse
@@ -299,6 +299,8 @@ def _image_problem(data: bytes, row: dict[str, object]) -> str | None:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if image.size != (row["width"], row["height"]):
                 return f"is {image.size[0]}x{image.size[1]}, the index says {row['width']}x{row['height']}"
+            if problem := too_much_decoding(image, data):
+                return f"has {problem}"
             image.draft(None, (image.width // 8, image.height // 8))
             image.load()
     except Exception as error:  # whatever Pillow makes of broken bytes

@@ -1,5 +1,8 @@
 import io
+import random
+import re
 import resource
+import struct
 import subprocess
 import sys
 import zlib
@@ -10,8 +13,20 @@ import pytest
 from PIL import Image, ImageOps
 
 from mixture.errors import VlmixError
-from mixture.images import ImageFacts, ImageFolder, ImageIndex, examine, fit, scaled, stored_bytes
+from mixture.images import (
+    MAX_SCANNED,
+    ImageFacts,
+    ImageFolder,
+    ImageIndex,
+    content_hash,
+    examine,
+    fit,
+    scaled,
+    stored_bytes,
+    too_much_decoding,
+)
 from mixture.record import Conversation, Exchange
+from mixture.verify import _image_problem
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,18 +241,59 @@ def segment(marker: int, body: bytes) -> bytes:
     return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
 
 
-def with_chunks(count: int) -> bytes:
+def chunk(name: bytes, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+
+def png() -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (20, 20)).save(out, "PNG")
-    chunk = b"\0\0\0\0abCd" + zlib.crc32(b"abCd").to_bytes(4, "big")
-    return out.getvalue()[:33] + chunk * count + out.getvalue()[33:]
+    return out.getvalue()
+
+
+def with_chunks(count: int) -> bytes:
+    return png()[:33] + chunk(b"abCd") * count + png()[33:]
+
+
+def animation(frames: int) -> bytes:
+    """A PNG of equal frames: two chunks for each."""
+    data = png()
+    pixels = data[data.index(b"IDAT") + 4 : data.index(b"IEND") - 8]
+    parts = [data[:33], chunk(b"acTL", struct.pack(">II", frames, 0))]
+    for number in range(frames):
+        parts.append(chunk(b"fcTL", struct.pack(">IIIIIHHBB", max(0, 2 * number - 1), 20, 20, 0, 0, 1, 10, 0, 0)))
+        parts.append(chunk(b"fdAT", struct.pack(">I", 2 * number) + pixels) if number else chunk(b"IDAT", pixels))
+    return b"".join(parts) + chunk(b"IEND")
+
+
+def tiff(side: int, count: int, big: bool = False) -> bytes:
+    """A white TIFF of two strips, whose directory names `count` of them, each at an offset of its own."""
+    wide, code = (8, "Q") if big else (4, "I")
+    row = (side + 7) // 8
+    offsets = (16 + 8 + 20 * 8 + 8) if big else (8 + 2 + 12 * 8 + 4)
+    first = offsets + wide * count
+    values = {256: side, 257: side, 258: 1, 259: 1, 262: 1, 277: 1, 278: side // 2}
+    entries = [struct.pack(f"<HH{code}{code}", tag, 16 if big else 4, 1, value) for tag, value in values.items()]
+    entries.insert(5, struct.pack(f"<HH{code}{code}", 273, 16 if big else 4, count, offsets))
+    header = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) if big else struct.pack("<2sHI", b"II", 42, 8)
+    directory = struct.pack("<Q" if big else "<H", len(entries)) + b"".join(entries) + bytes(wide)
+    strips = struct.pack(f"<{count}{code}", *range(first, first + count))
+    return header + directory + strips + b"\xff" * (row * side + count)
 
 
 TOO_COMPLEX = {
     "scans": lambda: of_many_scans(9400, 300),
     "more scans": lambda: of_many_scans(1000, 3000),
     "markers": lambda: with_segments(jpeg((20, 20)), segment(0xE5, b"") * 2_000_000),
+    "markers after junk": lambda: with_segments(jpeg((20, 20)), b"\0\0", segment(0xE5, b"") * 20_000),
+    "markers inside what has no length": lambda: with_segments(
+        jpeg((20, 20)), (b"\xff\xf0\xff\xff" + segment(0xE5, b"") * 16_383) * 2
+    ),
+    "EXIF": lambda: with_segments(jpeg((20, 20)), segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\0" + bytes(9000)) * 300),
     "chunks": lambda: with_chunks(200_000),
+    "strips": lambda: tiff(9400, 60),
+    "strips without pixels": lambda: tiff(16, 1_000_001),
+    "strips of a BigTIFF": lambda: tiff(16, 1_000_001, big=True),
 }
 
 
@@ -251,18 +307,59 @@ def test_images_made_to_take_for_ever_are_rejected_by_counting(tmp_path: Path, k
     assert done.stdout == "image_too_complex\n", done.stderr
 
 
-def test_what_encoders_and_cameras_write_is_not_too_complex(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    made = [
-        jpeg((3000, 2000), progressive=True),
-        with_segments(jpeg((20, 20)), *(segment(0xE2, b"ICC_PROFILE\0" + bytes(65_000)) for _ in range(200))),
-        with_chunks(500),
-    ]
-    for number, data in enumerate(made):
-        path = tmp_path / str(number)
-        path.write_bytes(data)
-        assert not examine(path).problem
+def photograph() -> bytes:
+    """12 megapixels of a camera, after them a film: bytes in which markers turn up by chance."""
+    return jpeg((4000, 3000)) + random.Random(0).randbytes(14 * 2**20)
+
+
+def of_many_frames() -> bytes:
+    """What panoramas and depth cameras append: further JPEGs behind the end of the first."""
+    return jpeg((3000, 2000), progressive=True) + jpeg((3000, 2000), progressive=True) * 40
+
+
+SOUND = {
+    "progressive": lambda: jpeg((3000, 2000), progressive=True),
+    "a long ICC profile": lambda: with_segments(
+        jpeg((20, 20)), *(segment(0xE2, b"ICC_PROFILE\0" + bytes(65_000)) for _ in range(200))
+    ),
+    "a film": photograph,
+    "further pictures": of_many_frames,
+    "scans in a comment": lambda: with_segments(jpeg((3000, 2000)), segment(0xFE, b"\xff\xda" * 1000)),
+    "restarts": lambda: jpeg((3000, 2000), restart_marker_blocks=1),
+    "chunks": lambda: with_chunks(500),
+    "zeros behind the end": lambda: png() + bytes(200_000),
+    "frames": lambda: animation(6000),
+    "strips": lambda: tiff(1000, 2),
+    "strips of a BigTIFF": lambda: tiff(1000, 2, big=True),
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_what_encoders_and_cameras_write_is_not_too_complex(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(SOUND[kind]())
+    assert not examine(path).detail
+
+
+def test_scans_are_counted_whatever_lies_between_them() -> None:
+    data = jpeg((2000, 2000), progressive=True, quality=30)
+    _, *others = (found.start() for found in re.finditer(b"\xff\xda", data))
+    between = segment(0xE5, b"\xff\xd9 \xff\xda") + b"\xff\xd3\xff\xff" + segment(0xFE, b"\xff\xd9")
+    parts = [data[start:end] for start, end in zip([0, *others], [*others, None])]
+    stuffed = between.join(parts)
+    with Image.open(io.BytesIO(stuffed)) as image, Image.open(io.BytesIO(data)) as same:
+        assert image.tobytes() == same.tobytes()  # so the decoder has met all scans
+    times = MAX_SCANNED // (2000 * 2000) - len(others)
+    for more, excess in ((times - 1, False), (times, True)):
+        longer = stuffed[:-2] + (between + parts[-1][:-2]) * more + stuffed[-2:]
+        with Image.open(io.BytesIO(longer)) as image:
+            assert bool(too_much_decoding(image, longer)) is excess, more
+
+
+def test_verify_decodes_no_image_of_too_many_scans() -> None:
+    data = of_many_scans(9400, 30)
+    row = {"image_hash": content_hash(data), "width": 9400, "height": 9400}
+    assert "pixels over all scans" in (_image_problem(data, row) or "")
 
 
 def test_only_the_exif_of_a_camera_is_searched_for_the_orientation(tmp_path: Path) -> None:
