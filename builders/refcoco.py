@@ -89,8 +89,7 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
         boxes = {number: annotation.bbox for number, annotation in annotations.items()}
         del instances
         path = raw.require(f"{folder}/refs({author}).p")
-        data = raw.read(path)
-        refs = _refs(raw, load_plain(data, path), path, len(data))
+        refs = _refs(raw, load_plain(raw.read(path), path), path)
         if options.split not in (splits := sorted({ref.split for ref in refs})):
             raise VlmixError(f"{path}: it has no split {options.split!r}, only {', '.join(splits)}")
         refs = [ref for ref in refs if ref.split == options.split]
@@ -131,19 +130,11 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
             )
 
 
-def _refs(raw: RawFolder, data: Any, path: Path, size: int) -> list[Ref]:
-    """The refs of a pickle of `size` bytes."""
-    listed = [ref.get("sentences") for ref in data if isinstance(ref, dict)] if isinstance(data, list) else []
-    if sum(len(sentences) for sentences in listed if isinstance(sentences, list)) > size:
-        raise raw.wrong(path, "its refs share sentences, far more of them than the file has bytes")
+def _refs(raw: RawFolder, data: Any, path: Path) -> list[Ref]:
     try:
-        refs = msgspec.convert(data, list[Ref])
-        "".join(sentence.sent + sentence.raw for ref in refs for sentence in ref.sentences).encode()
+        return msgspec.convert(data, list[Ref])
     except msgspec.ValidationError as error:
         raise raw.wrong(path, str(error)) from None
-    except UnicodeEncodeError:
-        raise raw.wrong(path, "a sentence holds half of a character") from None
-    return refs
 
 
 def _expressions(

@@ -2,14 +2,17 @@
 
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mixture.errors import VlmixError
 from mixture.pickles import load_plain
+from tests.helpers import read
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = {
@@ -23,6 +26,12 @@ HOSTILE = {
     "a command": b"cos\nsystem\n(S'touch ran'\ntR.",
     "a command by another name": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x09touch ran\x85R.",
     "an object outside": b"\x80\x02K\x01Q.",
+    "a frame of 20 GB": b"\x80\x04\x95" + (20 * 2**30).to_bytes(8, "little") + b"cos\nsystem\n.",
+    "an id of 5,000 digits": b"\x80\x02\x8b" + (2100).to_bytes(4, "little") + b"\x01" * 2100 + b".",
+    "an id of 5,000 digits as text": b"L" + b"1" * 5000 + b"L\n.",
+    "a list in itself": b"\x80\x02]q\0h\0a.",
+    "half of a character": b"\x80\x02]X\x03\0\0\0\xed\xa0\xbda.",
+    "half of a character as text": b"(lV\\ud83d\na.",
     "half": b"\x80\x02](K\x01K\x02",
     "nothing": b"",
     "text": b"<html>404</html>",
@@ -62,30 +71,41 @@ def test_text_of_python_2_is_read() -> None:
     assert load_plain(text, Path("x")) == [{"sent": "the lady", "sent_id": 7}]
 
 
-def test_refs_that_share_their_sentences_are_refused(raw: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("text", [rb"S'caf\xc3\xa9'" + b"\n", rb"S'caf\xe9'" + b"\n", b"U\x04caf\xe9"])
+def test_text_of_python_2_that_is_not_ascii_is_read(text: bytes) -> None:
+    data = b"(lp1\n" + text + b"a."
+    assert load_plain(data, Path("x")) == pickle.loads(data, encoding="latin1")
 
-    from tests.helpers import read
 
+def test_text_that_is_shared_is_read() -> None:
+    shared = "the lady in the blue shirt on the left, the second one"
+    data = [{"sent": shared, "raw": shared, "split": "train"} for _ in range(1000)]
+    assert load_plain(pickle.dumps(data, protocol=2), Path("x")) == data
+
+
+SENTENCE = {"sent_id": 1, "sent": "a", "raw": "a", "tokens": ["a"]}
+SHARING = {
+    "a list of sentences": lambda ref: [{**ref, "sentences": s} for s in [[SENTENCE] * 20_000] for _ in range(20_000)],
+    "a sentence of 2 MB": lambda ref: [
+        {**ref, "sentences": [{"sent_id": n, "sent": s, "raw": s} for n in range(20_000)]} for s in ["x" * 2_000_000]
+    ],
+    "lists of lists": lambda ref: [doubled(40)],
+}
+
+
+def doubled(times: int) -> list[Any]:
+    """2 ** times lists, in 3 bytes for each doubling."""
+    inner: list[Any] = []
+    for _ in range(times):
+        inner = [inner, inner]
+    return inner
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_refs_that_share_what_they_hold_are_refused(raw: Path, tmp_path: Path, kind: str) -> None:
     shutil.copytree(raw / "refcoco", tmp_path / "refcoco")
     path = tmp_path / "refcoco/refcoco/refs(unc).p"
     ref = next(ref for ref in pickle.loads(path.read_bytes()) if ref["split"] == "train")
-    sentences = [ref["sentences"][0]] * 20_000
-    path.write_bytes(pickle.dumps([{**ref, "sentences": sentences} for _ in range(20_000)], protocol=2))
-    with pytest.raises(VlmixError, match="share sentences"):
-        read("refcoco", tmp_path)
-
-
-def test_half_a_character_in_a_sentence_is_one_line(raw: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from tests.helpers import read
-
-    shutil.copytree(raw / "refcoco", tmp_path / "refcoco")
-    path = tmp_path / "refcoco/refcoco/refs(unc).p"
-    refs = pickle.loads(path.read_bytes())
-    for ref in refs:
-        ref["sentences"][0]["sent"] = "half \ud83d"
-    path.write_bytes(pickle.dumps(refs, protocol=2))
-    with pytest.raises(VlmixError, match="half of a character"):
+    path.write_bytes(pickle.dumps(SHARING[kind](ref), protocol=2))
+    with pytest.raises(VlmixError, match="its parts share others"):
         read("refcoco", tmp_path)
