@@ -297,3 +297,32 @@ def test_unequal_question_and_answer_lists_are_told(tmp_path: Path) -> None:
     }
     dump(tmp_path / "ocrvqa/dataset.json", books)
     assert reasons(read("ocrvqa", tmp_path)[1]) == {"unequal_lists"}
+
+
+@pytest.mark.parametrize("role", [[], {}, 7, None])
+def test_a_chat_whose_speaker_is_no_text_is_rejected(raw: Path, tmp_path: Path, role: Any) -> None:
+    path = copied(raw, tmp_path, "sharegpt") / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json"
+    chats = json.loads(path.read_text(encoding="utf-8"))
+    before = len(read("sharegpt", tmp_path)[0])
+    chats.append({"id": "odd_0", "conversations": [{"from": role, "value": "q"}, {"from": "gpt", "value": "a"}]})
+    dump(path, chats)
+    found, rejects = read("sharegpt", tmp_path)
+    assert len(found) == before
+    assert [reject.reason for reject in rejects if "odd_0" in reject.id] == ["unknown_role"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("sharegpt", "ShareGPT_V3_unfiltered_cleaned_split.json"),
+        ("llava_json", "llava_v1_5_mix_sample.json"),
+    ],
+)
+def test_a_latin_1_byte_in_a_text_names_the_file(raw: Path, tmp_path: Path, name: str, file: str) -> None:
+    path = copied(raw, tmp_path, name) / name / file
+    data = path.read_bytes()
+    at = data.index(b'"value":') + len(b'"value": "')
+    path.write_bytes(data[:at] + b"\xe9" + data[at:])
+    with pytest.raises(VlmixError, match=re.escape(str(path))) as error:
+        read(name, tmp_path, **({"path": file} if name == "llava_json" else {}))
+    assert "\n" not in str(error.value)
