@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cli import show
-from cli.train import launch, launched
+from vlmix.cli import show
+from vlmix.cli.train import launch, launched
 
 
 def evaluate(
@@ -35,12 +35,13 @@ def evaluate(
         arguments += [part for root in images or [] for part in ("--images", str(root))]
         launch(nproc, ["evaluate", *arguments, *(["--json"] if as_json else []), *(["--quiet"] if quiet else [])])
         return
-    from train.evaluate import ANSWERS, Task
-    from train.evaluate import evaluate as run
+    from vlmix.builders import benchmark_named
+    from vlmix.train.evaluate.evaluate import ANSWERS, Task
+    from vlmix.train.evaluate.evaluate import evaluate as run
 
     tasks = [
         Task(
-            benchmark=name,
+            benchmark=benchmark_named(name),
             data=data,
             images=tuple(images or ()),
             split=split,

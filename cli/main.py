@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cli import show
-from cli.evaluate import evaluate
-from cli.score import score_command
-from cli.sweep import embed, sweep
-from cli.sweep import require as require_sweep
-from cli.train import train
-from mixture.errors import VlmixError
+from vlmix.cli import show
+from vlmix.cli.evaluate import evaluate
+from vlmix.cli.score import score_command
+from vlmix.cli.sweep import embed, sweep
+from vlmix.cli.sweep import require as require_sweep
+from vlmix.cli.train import train
+from vlmix.mixture.errors import VlmixError
 
 app = typer.Typer(
     name="vlmix",
@@ -43,7 +43,7 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from mixture.version import VERSION
+        from vlmix.mixture.version import VERSION
 
         typer.echo(f"vlmix {VERSION}")
         raise typer.Exit
@@ -64,15 +64,15 @@ def sources(
     as_json: JsonOpt = False,
 ) -> None:
     """The builders: which official files they read, their licences, home pages and options."""
-    from builders import known
-    from mixture.errors import nearest
+    from vlmix.builders import known_sources
+    from vlmix.mixture.errors import nearest
 
     if name is None:
-        show.sources(list(known().values()), as_json)
-    elif name in known():
-        show.source(known()[name], as_json)
+        show.sources(list(known_sources().values()), as_json)
+    elif name in known_sources():
+        show.source(known_sources()[name], as_json)
     else:
-        raise VlmixError(f"there is no source {name!r}{nearest(name, known())}")
+        raise VlmixError(f"there is no source {name!r}{nearest(name, known_sources())}")
 
 
 @app.command()
@@ -82,7 +82,7 @@ def sample(
     as_json: JsonOpt = False,
 ) -> None:
     """Write miniature releases of all sources, in upstream's exact file formats, with drawn images."""
-    from builders.sample import write_sample
+    from vlmix.builders.miniature import write_sample
 
     with show.progress() as progress:
         try:
@@ -105,9 +105,9 @@ def plan(
     """Dry run: what a build would hold, source by source. Writes nothing."""
     import tempfile
 
-    from mixture.plan import plan as make_plan
-    from mixture.plan import prepare
-    from mixture.pool import Pool
+    from vlmix.mixture.build.plan import plan as make_plan
+    from vlmix.mixture.build.plan import prepare
+    from vlmix.mixture.io.pool import Pool
 
     parsed, known = _recipe(recipe, set_)
     roots = None if annotations_only else [*(images or []), raw]
@@ -128,7 +128,7 @@ def build(
     as_json: JsonOpt = False,
 ) -> None:
     """Build a mixture folder. Interrupted, the same command goes on where it stopped."""
-    from mixture.build import build as make
+    from vlmix.mixture.build.build import build as make
 
     parsed, known = _recipe(recipe, set_)
     with show.progress() as progress:
@@ -153,7 +153,7 @@ def inspect(
     as_json: JsonOpt = False,
 ) -> None:
     """The composition of a mixture, one of its samples, or what was dropped."""
-    from mixture import open as open_mixture
+    from vlmix.mixture.mixture import open as open_mixture
 
     opened = open_mixture(mixture)
     if id is not None:
@@ -167,7 +167,7 @@ def inspect(
 @app.command()
 def verify(mixture: FolderArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = False) -> None:
     """Check checksums, that every member is readable, and that the index agrees with the shards."""
-    from mixture.verify import verify as check
+    from vlmix.mixture.dataset.verify import verify as check
 
     with show.progress() as progress:
         report = check(mixture, workers=workers, progress=progress)
@@ -203,8 +203,8 @@ def subsample(
     as_json: JsonOpt = False,
 ) -> None:
     """A nested subset: 10 % lies inside 30 % lies inside the whole."""
-    from mixture import open as open_mixture
-    from mixture.subset import Selection, draw, parse_amounts, save
+    from vlmix.mixture.mixture import open as open_mixture
+    from vlmix.mixture.selection.subset import Selection, draw, parse_amounts, save
 
     if ratio is None and total is None and not source and where is None and by is None:
         raise VlmixError("say what to keep: --ratio, --total, --source, --where or --by")
@@ -246,8 +246,8 @@ def batches(
     as_json: JsonOpt = False,
 ) -> None:
     """Which samples train when, and on which rank. Lengths are words, plus --image-tokens for an image."""
-    from mixture import open as open_mixture
-    from mixture.audit import audit
+    from vlmix.mixture.mixture import open as open_mixture
+    from vlmix.mixture.schedule.listing import audit
 
     opened = open_mixture(mixture)
     lengths = opened.lengths(image_tokens)
@@ -272,7 +272,7 @@ def export(
     as_json: JsonOpt = False,
 ) -> None:
     """Write a mixture or a view in another tool's form; docs/feeding.md says how each is then trained on."""
-    from mixture.export import export as write
+    from vlmix.mixture.export import export as write
 
     with show.progress() as progress:
         rows = write(mixture, to, out, images=images, progress=progress)
@@ -323,11 +323,11 @@ def demo(
 
 
 def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]
-    from builders import known
-    from cli.recipes import find
-    from mixture.recipe import load
+    from vlmix.builders import known_sources
+    from vlmix.cli.recipes import find
+    from vlmix.mixture.build.recipe import load
 
-    return load(find(name), known(), overrides), known()
+    return load(find(name), known_sources(), overrides), known_sources()
 
 
 def main() -> None:

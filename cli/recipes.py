@@ -1,15 +1,14 @@
 """The recipes that come with vlmix."""
 
+from importlib.resources import files
 from pathlib import Path
 
-from mixture.errors import VlmixError, nearest
+from vlmix.mixture.errors import VlmixError, nearest
 
 
 def folder() -> Path:
-    """Where the recipes lie: beside this module in an installation, beside the packages in a source tree."""
-    here = Path(__file__).parent
-    installed = here / "_recipes"
-    return installed if installed.is_dir() else here.parent / "recipes"
+    """Where the recipes lie: the package's own folder, a link to `recipes/` in a source tree."""
+    return Path(str(files("vlmix"))) / "recipes"
 
 
 TRAIN, SWEEP = "train", "sweep"

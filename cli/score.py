@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli import show
-from mixture.errors import VlmixError, nearest
+from vlmix.cli import show
 
 if TYPE_CHECKING:
-    from train.benchmarks import Answers, Benchmark, Report
-    from train.benchmarks.judge import Judgements
+    from vlmix.mixture.benchmark.answers import Answers
+    from vlmix.mixture.benchmark.benchmark import Benchmark, Report
+    from vlmix.mixture.benchmark.judge import Judgements
 
 
 def score_command(
@@ -47,11 +47,10 @@ def score_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a file of answers by a benchmark's official rule; docs/evaluation.md lists files, splits and oddities."""
-    from train.benchmarks import BENCHMARKS, read_answers
+    from vlmix.builders import benchmark_named
+    from vlmix.mixture.benchmark.answers import read_answers
 
-    if benchmark not in BENCHMARKS:
-        raise VlmixError(f"there is no benchmark {benchmark!r}{nearest(benchmark, BENCHMARKS)}")
-    chosen = BENCHMARKS[benchmark]
+    chosen = benchmark_named(benchmark)
     if annotations is None and submission is None:
         files = "; ".join(f"{file.name}: {file.holds}" for file in chosen.files)
         raise typer.BadParameter(f"--annotations or --submission is needed; {benchmark} reads {files}")
@@ -78,7 +77,7 @@ def score_command(
 def _judgements(
     benchmark: "Benchmark", answers: "Answers", data: Path, url: str, model: str, file: Path | None
 ) -> "Judgements | None":
-    from train.benchmarks.judge import Endpoint, key_from_environment
+    from vlmix.mixture.benchmark.judge import Endpoint, key_from_environment
 
     if not url:
         return None if file is None else benchmark.saved_judgements(answers, data, file)

@@ -17,21 +17,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from mixture.errors import VlmixError, nearest
-from mixture.visible import visible, visible_json
+from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.io.visible import visible, visible_json
 
 if TYPE_CHECKING:
-    from builders.sample import SampleReport
-    from mixture.audit import Share
-    from mixture.manifest import Manifest
-    from mixture.order import Order
-    from mixture.plan import PlanRow
-    from mixture.rankings import Report
-    from mixture.reader import Mixture
-    from mixture.source import Source
-    from mixture.verify import Verified
-    from train.benchmarks import Report as Score
-    from train.evaluate import Unscored
+    from vlmix.builders.miniature import SampleReport
+    from vlmix.mixture.benchmark.benchmark import Report as Score
+    from vlmix.mixture.build.plan import PlanRow
+    from vlmix.mixture.build.source import Source
+    from vlmix.mixture.dataset.manifest import Manifest
+    from vlmix.mixture.dataset.verify import Verified
+    from vlmix.mixture.mixture import Mixture
+    from vlmix.mixture.schedule.listing import Share
+    from vlmix.mixture.schedule.schedule import Order
+    from vlmix.mixture.selection.rankings import Report
+    from vlmix.train.evaluate.evaluate import Unscored
 
 # Into a pipe, tables keep their natural width.
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -266,7 +266,7 @@ def _some(what: str, count: int, first: list[str]) -> None:
 
 
 def one(mixture: "Mixture", id: str, as_json: bool) -> None:
-    from mixture.subset import read_rows
+    from vlmix.mixture.dataset.view import read_rows
 
     try:
         position = mixture.find(id)
@@ -317,7 +317,7 @@ def batches(order: "Order", rows: "list[Share]", as_json: bool) -> None:
 def rejects(mixture: "Mixture", as_json: bool) -> None:
     import polars as pl
 
-    from mixture.manifest import REJECTS_NAME
+    from vlmix.mixture.dataset.manifest import REJECTS_NAME
 
     path = mixture.local_root / REJECTS_NAME
     if not path.exists():
@@ -348,7 +348,7 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
 
 def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_json: bool) -> None:
     """Scores by benchmark, with where the answers lie."""
-    from train.evaluate import Unscored
+    from vlmix.train.evaluate.evaluate import Unscored
 
     if as_json:
         _json(dict(zip(answers, reports)))

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import recipes, show
-from cli.train import launch
-from mixture.errors import VlmixError
+from vlmix.cli import recipes, show
+from vlmix.cli.train import launch
+from vlmix.mixture.errors import VlmixError
 
 if TYPE_CHECKING:
-    from train.benchmarks import Report
-    from train.config import Recipe
-    from train.evaluate import Task, Unscored
-    from train.sweep import Build, Sweep
+    from vlmix.mixture.benchmark.benchmark import Report
+    from vlmix.train.config import Recipe
+    from vlmix.train.evaluate.evaluate import Task, Unscored
+    from vlmix.train.sweep.sweep import Build, Sweep
 
 
 def sweep(
@@ -38,11 +38,12 @@ def sweep(
     goes on; on several machines with one folder, they share the work."""
     show.without_bars()
     require()
-    from train.report import aggregate, table, write
-    from train.sweep import cells, finished, load, run, same_as_random
+    from vlmix.builders import known_benchmarks
+    from vlmix.train.sweep.report import aggregate, table, write
+    from vlmix.train.sweep.sweep import cells, finished, load, run, same_as_random
 
     found = recipes.find_in(recipes.SWEEP, sweep)
-    parsed = load(found, changes)
+    parsed = load(found, known_benchmarks(), changes)
     inner = "VLMIX_SWEEP_WORKER" in os.environ
     with show.progress() as progress:
         told = -1
@@ -78,8 +79,8 @@ def sweep(
 def require() -> None:
     """Raise VlmixError where what a sweep needs is not installed, before hours are spent."""
     try:
-        from train.report import require as picture
-        from train.sweep import run  # noqa: F401
+        from vlmix.train.sweep.report import require as picture
+        from vlmix.train.sweep.sweep import run  # noqa: F401
     except ImportError as error:
         raise VlmixError(f"this needs {error.name}: pip install 'vlmix[train,sweep]'") from None
     picture()
@@ -93,7 +94,7 @@ def embed(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Embed a mixture's images with a vision tower, for `vlmix subsample --by clusters`."""
-    from train.embed import embed as run
+    from vlmix.train.evaluate.embed import embed as run
 
     with show.progress() as progress:
         rows = run(mixture, tower, out, batch, progress)
@@ -101,31 +102,33 @@ def embed(
 
 
 def _doers(nproc: int) -> Any:
-    from train.sweep import Doers
+    from vlmix.builders import known_benchmarks
+    from vlmix.train.sweep.sweep import Doers
 
     return Doers(
         build=_build,
         train=lambda recipe: _train(recipe, nproc),
         evaluate=lambda model, tasks, out: _evaluate(model, tasks, out, nproc),
         recipe=_plain,
+        benchmarks=known_benchmarks(),
     )
 
 
 def _build(wanted: "Build", changes: dict[str, Any], out: Path) -> None:
     import json
 
-    from builders import known
-    from mixture.build import build
-    from mixture.recipe import load
+    from vlmix.builders import known_sources
+    from vlmix.mixture.build.build import build
+    from vlmix.mixture.build.recipe import load
 
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    recipe = load(recipes.find(wanted.recipe), known(), overrides)
-    build(recipe, known(), Path(wanted.raw), out, images=[Path(root) for root in wanted.images])
+    recipe = load(recipes.find(wanted.recipe), known_sources(), overrides)
+    build(recipe, known_sources(), Path(wanted.raw), out, images=[Path(root) for root in wanted.images])
 
 
 def _train(recipe: "Recipe", nproc: int) -> int:
     if nproc == 1:
-        from train.run import train
+        from vlmix.train.run import train
 
         return train(recipe)
     import yaml
@@ -137,11 +140,11 @@ def _train(recipe: "Recipe", nproc: int) -> int:
 
 
 def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[Report | Unscored]":
-    from train.evaluate import evaluate
+    from vlmix.train.evaluate.evaluate import evaluate
 
     if nproc > 1:  # the answers, by several processes for each benchmark; then scored here
         for task in tasks:
-            arguments = [task.benchmark, "--model", model, "--data", str(task.data), "--out", str(out)]
+            arguments = [task.benchmark.name, "--model", model, "--data", str(task.data), "--out", str(out)]
             arguments += ["--split", task.split, "--batch", str(task.batch), "--limit", str(task.limit)]
             arguments += ["--max-new-tokens", str(task.max_new_tokens)]
             arguments += [part for root in task.images for part in ("--images", str(root))]
@@ -150,13 +153,13 @@ def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[R
 
 
 def _plain(name: str) -> Any:
-    from mixture import strict
+    from vlmix.mixture.io import strict_yaml as strict
 
     return strict.load(recipes.find_in(recipes.TRAIN, name))
 
 
 def _facts(parsed: "Sweep") -> dict[str, Any]:
-    from mixture.version import VERSION
+    from vlmix.mixture.version import VERSION
 
     return {
         "training recipe": Path(parsed.recipe).stem,
@@ -192,7 +195,7 @@ def _share(arguments: list[str], workers: int, nproc: int, look: Callable[[], No
 
     gpus = torch.cuda.device_count()
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    command = [sys.executable, "-P", "-m", "cli.main", "sweep", *arguments]
+    command = [sys.executable, "-P", "-m", "vlmix.cli.main", "sweep", *arguments]
     started: list[subprocess.Popen[bytes]] = []
 
     def end(number: int, frame: Any) -> None:

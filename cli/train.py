@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import recipes, show
-from mixture.errors import VlmixError
+from vlmix.cli import recipes, show
+from vlmix.mixture.errors import VlmixError
 
 if TYPE_CHECKING:
-    from train.config import Recipe
+    from vlmix.train.config import Recipe
 
 _TRAINED = {"lm": "LM", "tower": "tower", "connector": "connector"}
 
@@ -31,7 +31,7 @@ def train(
     if nproc > 1 and not launched():
         launch(nproc, ["train", recipe, *(changes or [])])
     else:
-        from train.run import train as run
+        from vlmix.train.run import train as run
 
         with reporting(parsed.name) as report:
             stopped = run(parsed, report)
@@ -44,7 +44,7 @@ def train(
 def load(name: str, changes: list[str] | None) -> "Recipe":
     """The training recipe `name` with changes. Raises VlmixError also where the trainer is not installed."""
     try:
-        from train.config import load as load_recipe
+        from vlmix.train.config import load as load_recipe
     except ImportError as error:
         raise VlmixError(f"training needs {error.name}: pip install 'vlmix[train]'") from None
     return load_recipe(recipes.find_in(recipes.TRAIN, name), changes)
@@ -81,7 +81,7 @@ def launch(nproc: int, arguments: list[str]) -> None:
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "cli.main", *arguments)
+        elastic_launch(config, sys.executable)("-P", "-m", "vlmix.cli.main", *arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         raise typer.Exit(code if code > 0 else 128 - code) from error
@@ -128,8 +128,8 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
 
 
 def _summary(recipe: "Recipe", as_json: bool) -> None:
-    from train.metrics import read
-    from train.run import folder_of
+    from vlmix.train.metrics import read
+    from vlmix.train.run import folder_of
 
     folder = Path(folder_of(recipe))
     last = next(reversed(read(folder)), None)

@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
 
 
 def vlmix(*arguments: object) -> None:
-    command = [sys.executable, "-c", "from cli.main import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from vlmix.cli.main import main; main()", *map(str, arguments)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

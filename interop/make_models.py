@@ -19,11 +19,11 @@ from sentencepiece import SentencePieceTrainer
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from train.config import parse
-from train.export import write
-from train.model import Trainee, build
-from train.pretrained import load_tokenizer
-from train.tokens import VICUNA, question_text, template, train_tokenizer
+from vlmix.train.config import parse
+from vlmix.train.export import write
+from vlmix.train.model import Trainee, build
+from vlmix.train.tokens import VICUNA, question_text, template, train_tokenizer
+from vlmix.train.weights.pretrained import load_tokenizer
 
 LM = {
     "model_type": "llama",

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from train.sentencepiece_model import read
+from vlmix.train.weights.sentencepiece_model import read
 
 tokenizer = read(Path(sys.argv[1]), {})
 print(json.dumps([tokenizer(text)["input_ids"] for text in json.load(sys.stdin)]))

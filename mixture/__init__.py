@@ -1,6 +1,1 @@
-"""Records, recipes, sampling, shards: from conversations to a mixture on disk. Knows no dataset by name, no torch."""
-
-from mixture.errors import VlmixError
-from mixture.reader import Mixture, RawSample, Sample, open
-
-__all__ = ["Mixture", "RawSample", "Sample", "VlmixError", "open"]
+"""Mixtures: records, recipes, builds, the folder on disk, subsets, schedules and exports. Without torch."""

@@ -1,6 +1,6 @@
 """Pixel boxes, and their text on the padded square (reference: the released 665K rows)."""
 
-from mixture.record import Box
+from vlmix.mixture.record import Box
 
 
 def square_text(box: Box, width: int, height: int) -> str:

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
-from mixture.errors import nearest
+from vlmix.mixture.errors import nearest
 
 ResponseFormat = Literal["short_answer", "choice", "caption", "region_caption", "grounding", "free"]
 FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)

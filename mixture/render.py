@@ -7,8 +7,8 @@ reproduces the rows of LLaVA-1.5's 665K mixture letter for letter.
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
-from mixture.boxes import square_text
-from mixture.record import IMAGE_TOKEN, Box, Conversation, Exchange
+from vlmix.mixture.boxes import square_text
+from vlmix.mixture.record import IMAGE_TOKEN, Box, Conversation, Exchange
 
 StyleName = Literal["llava", "plain", "instructblip"]
 STYLES: tuple[StyleName, ...] = get_args(StyleName)

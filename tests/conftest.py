@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from builders import known
-from builders.sample import write_sample
-from mixture.build import build
-from mixture.recipe import load
+from vlmix.builders import known_sources
+from vlmix.builders.miniature import write_sample
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import load
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that share a core wait for each other
@@ -38,5 +38,5 @@ def recipes() -> Path:
 def mixture(raw: Path, recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample recipe, built. Read only."""
     out = tmp_path_factory.mktemp("built") / "mixture"
-    build(load(recipes / "sample.yaml", known()), known(), raw, out)
+    build(load(recipes / "sample.yaml", known_sources()), known_sources(), raw, out)
     return out

@@ -11,15 +11,15 @@ from typing import Any
 
 import msgspec
 
-from builders import known
-from mixture import manifest as manifests
-from mixture.convert import conversations
-from mixture.files import sha256
-from mixture.record import Conversation
-from mixture.render import values
-from mixture.samples import Reject
+from vlmix.builders import known_sources
+from vlmix.mixture.build.extract import conversations
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.schema import Reject
+from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.record import Conversation
+from vlmix.mixture.render import values
 
-VLMIX = [sys.executable, "-c", "from cli.main import main; main()"]
+VLMIX = [sys.executable, "-c", "from vlmix.cli.main import main; main()"]
 
 
 def dump(path: Path, data: Any) -> Path:
@@ -30,7 +30,7 @@ def dump(path: Path, data: Any) -> Path:
 
 def read(name: str, raw: Path, seed: int = 0, **options: Any) -> tuple[list[Conversation], list[Reject]]:
     """All conversations and rejects of a builder over `raw`."""
-    source = known()[name]
+    source = known_sources()[name]
     offered, _, rejects = conversations(source, msgspec.convert(options, source.options), raw, seed)
     return list(offered), rejects.rows
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mixture.errors import VlmixError
-from mixture.order import Order, Positions
-from mixture.reader import Mixture, Sample
-from train.config import Batch
-from train.images import Vision, decode
-from train.tokens import Encoded, Encoder
+from vlmix.mixture.dataset.reader import Sample
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.schedule.packing import Positions
+from vlmix.mixture.schedule.schedule import Order
+from vlmix.train.config import Batch
+from vlmix.train.images import Vision, decode
+from vlmix.train.tokens import Encoded, Encoder
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What decoding raises for bytes that are no image."""

@@ -30,9 +30,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from mixture.errors import VlmixError
-from train.model import Trainee
-from train.parallel import Ranks
+from vlmix.mixture.errors import VlmixError
+from vlmix.train.model import Trainee
+from vlmix.train.parallel import Ranks
 
 _OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
 

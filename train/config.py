@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from mixture import strict
-from mixture.errors import VlmixError
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io import strict_yaml as strict
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]

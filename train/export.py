@@ -29,12 +29,12 @@ from transformers import __version__ as transformers_version
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
-from mixture.errors import VlmixError
-from mixture.files import atomic, disk_errors
-from train.config import Recipe
-from train.images import Vision
-from train.model import LlavaModel
-from train.tokens import IMAGE, Encoder, Template, adds_begin, question_text
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import atomic, disk_errors
+from vlmix.train.config import Recipe
+from vlmix.train.images import Vision
+from vlmix.train.model import LlavaModel
+from vlmix.train.tokens import IMAGE, Encoder, Template, adds_begin, question_text
 
 MODEL = "model"
 """Folder of a run that holds its export."""

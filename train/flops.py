@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from train.batches import Micro
-from train.model import Trainee
+from vlmix.train.batches import Micro
+from vlmix.train.model import Trainee
 
 PEAKS = {"H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989.5, "H200": 989.5, "GH200": 989.5, "A100": 312.0}
 """Dense bf16 TFLOP/s of one device, by NVIDIA's data sheets; the first name that fits."""

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from transformers.image_processing_utils import select_best_resolution
 
-from train.config import Fitting
+from vlmix.train.config import Fitting
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

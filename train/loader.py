@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mixture.order import Order
-from mixture.reader import Mixture, Sample
-from train.config import Fitting
-from train.images import CLIP_MEAN, decode, to_square
+from vlmix.mixture.dataset.reader import Sample
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.schedule.schedule import Order
+from vlmix.train.config import Fitting
+from vlmix.train.images import CLIP_MEAN, decode, to_square
 
 Item = TypeVar("Item")
 

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mixture.errors import VlmixError
-from mixture.mixing import derive_key
-from mixture.order import Order
-from train.batches import Micro, Microbatches
-from train.checkpoint import Checkpoints, State
-from train.config import Recipe
-from train.flops import Flops, peak
-from train.loader import load
-from train.metrics import Metrics
-from train.model import Trainee
-from train.parallel import Ranks
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.hashing import derive_key
+from vlmix.mixture.schedule.schedule import Order
+from vlmix.train.batches import Micro, Microbatches
+from vlmix.train.checkpoint import Checkpoints, State
+from vlmix.train.config import Recipe
+from vlmix.train.flops import Flops, peak
+from vlmix.train.loader import load
+from vlmix.train.metrics import Metrics
+from vlmix.train.model import Trainee
+from vlmix.train.parallel import Ranks
 
 Report = Callable[[str, dict[str, Any]], None]
 """Told on the first rank: what happens (data, model, resumed, step, saved, unreadable, stopped or done), and facts."""

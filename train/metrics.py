@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from mixture.errors import VlmixError
-from mixture.files import disk_errors, write_text
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import disk_errors, write_text
 
 NAME = "metrics.jsonl"
 

@@ -14,9 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mixture.errors import VlmixError
-from train.config import Recipe
-from train.model import Trainee
+from vlmix.mixture.errors import VlmixError
+from vlmix.train.config import Recipe
+from vlmix.train.model import Trainee
 
 
 @dataclass(frozen=True)

@@ -18,25 +18,27 @@ import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mixture import manifest as manifests
-from mixture import open as open_mixture
-from mixture.errors import VlmixError
-from mixture.files import alone, atomic, disk_errors, write_text
-from mixture.order import ORDER_VERSION, Order
-from mixture.reader import Mixture
-from mixture.version import VERSION
-from train.batches import Collator, Lengths, Microbatches
-from train.batches import lengths as measure
-from train.checkpoint import Checkpoints, State
-from train.config import Recipe
-from train.export import CONNECTOR, MODEL, load_connector, write, write_connector
-from train.flops import Flops
-from train.images import Vision
-from train.loop import Loop, Report
-from train.model import Parts, Trainee, build, groups, part_of, skeleton
-from train.parallel import Ranks, full_state, ranks, shard, spread
-from train.pretrained import load_tokenizer
-from train.tokens import Encoder, Template, template, train_tokenizer
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import atomic, disk_errors, write_text
+from vlmix.mixture.io.locks import alone
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.schedule.schedule import ORDER_VERSION, Order
+from vlmix.mixture.version import VERSION
+from vlmix.train.batches import Collator, Lengths, Microbatches
+from vlmix.train.batches import lengths as measure
+from vlmix.train.checkpoint import Checkpoints, State
+from vlmix.train.config import Recipe
+from vlmix.train.export import CONNECTOR, MODEL, load_connector, write, write_connector
+from vlmix.train.flops import Flops
+from vlmix.train.images import Vision
+from vlmix.train.loop import Loop, Report
+from vlmix.train.model import Parts, Trainee, build, skeleton
+from vlmix.train.parallel import Ranks, full_state, ranks, shard, spread
+from vlmix.train.param_groups import groups, part_of
+from vlmix.train.tokens import Encoder, Template, template, train_tokenizer
+from vlmix.train.weights.pretrained import load_tokenizer
 
 _FREE = ("out", "workers", "log_every", "checkpoints", "threads", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mixture.errors import VlmixError
-from mixture.record import is_blank
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.record import is_blank
 
 IMAGE = "<image>"
 VICUNA = (

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mixture.errors import VlmixError, nearest
-from mixture.export import dali, energon, hf, internvl, llama_factory, llava_next, ms_swift, trl, wids
-from mixture.export.llava import llava_json
-from mixture.pool import Progress, silent
+from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.export import dali, energon, hf, internvl, llama_factory, llava_next, ms_swift, trl, wids
+from vlmix.mixture.export.llava import llava_json
+from vlmix.mixture.io.pool import Progress, silent
 
 __all__ = ["FORMS", "Form", "export", "llava_json"]
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mixture import manifest as manifests
-from mixture.export.folder import new_folder, write_json
-from mixture.export.rows import open_whole, row_count
-from mixture.export.tars import Tar, place
-from mixture.pool import Progress
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.export._folder import new_folder, write_json
+from vlmix.mixture.export._rows import open_whole, row_count
+from vlmix.mixture.export._tars import Tar, place
+from vlmix.mixture.io.pool import Progress
 
 VERSION = "7.4.1"
 _NAMES = uuid.uuid5(uuid.NAMESPACE_URL, "vlmix:energon")

@@ -15,13 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from mixture.card import opening
-from mixture.export.folder import new_folder, write_tables
-from mixture.export.rows import open_whole, row_count, rows
-from mixture.manifest import Manifest
-from mixture.pool import Progress
-from mixture.reader import Mixture
-from mixture.samples import SAMPLES
+from vlmix.mixture.dataset.card import opening
+from vlmix.mixture.dataset.manifest import Manifest
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.dataset.schema import SAMPLES
+from vlmix.mixture.export._folder import new_folder, write_tables
+from vlmix.mixture.export._rows import open_whole, row_count, rows
+from vlmix.mixture.io.pool import Progress
 
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 _KEPT = ["id", "source", "width", "height", "words", "conversations", "formats", "boxes"]
@@ -46,7 +46,7 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
     return total
 
 
-def embedded(mixture: Mixture, row: dict[str, Any]) -> list[dict[str, Any]]:
+def embedded(mixture: Reader, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The sample's images with their bytes."""
     return [{"bytes": mixture.raw(row["position"]).jpeg, "path": row["image"]}] if row["image_size"] else []
 

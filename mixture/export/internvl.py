@@ -16,10 +16,10 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from mixture.export.folder import IMAGES, file_names, json_text, new_folder, write_json
-from mixture.export.rows import LooseImages, conversations, open_whole, row_count, rows
-from mixture.pool import Progress
-from mixture.reader import Mixture
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.export._folder import IMAGES, file_names, json_text, new_folder, write_json
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, rows
+from vlmix.mixture.io.pool import Progress
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
@@ -60,7 +60,7 @@ def _row(row: dict[str, Any], images: LooseImages) -> dict[str, Any]:
     return {"id": row["id"], **seen, "conversations": conversations(row)}
 
 
-def _times(mixture: Mixture) -> dict[str, int]:
+def _times(mixture: Reader) -> dict[str, int]:
     """Source -> the `repeat` that all its samples have, else 1."""
     table = pa.table({"source": mixture.column("source"), "repeat": mixture.column("repeat")})
     found = table.group_by("source").aggregate([("repeat", "min"), ("repeat", "max")]).to_pylist()

@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from mixture.export.folder import IMAGES, new_folder, write_json, write_tables
-from mixture.export.rows import LooseImages, conversations, open_whole, row_count, rows
-from mixture.pool import Progress
+from vlmix.mixture.export._folder import IMAGES, new_folder, write_json, write_tables
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, rows
+from vlmix.mixture.io.pool import Progress
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
 SCHEMA = pa.schema(

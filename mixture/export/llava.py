@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from mixture.errors import VlmixError
-from mixture.export.rows import LooseImages, rows
-from mixture.files import atomic
-from mixture.pool import Progress, silent
-from mixture.reader import open as open_mixture
-from mixture.samples import origin_of
+from vlmix.mixture.dataset.llava_row import llava_row
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export._rows import LooseImages, rows
+from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.pool import Progress, silent
 
 
 def llava_json(folder: str | Path, out: Path, images: Path | None = None, progress: Progress = silent) -> int:
@@ -19,7 +18,7 @@ def llava_json(folder: str | Path, out: Path, images: Path | None = None, progre
     of natural order is written in that order. A sample with `repeat` n is written n times. With `images`, the stored
     images are written below that folder under the paths that the rows name.
     """
-    mixture = open_mixture(folder)
+    mixture = Reader.open(folder)
     if out.exists():
         raise VlmixError(f"{out} exists already; choose another --out or remove it")
     loose = LooseImages(mixture, images, shared=True) if images is not None else None
@@ -35,20 +34,3 @@ def llava_json(folder: str | Path, out: Path, images: Path | None = None, progre
                 loose.add(row)
         file.write(b"]\n")
     return count
-
-
-def llava_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of samples.parquet as a row of LLaVA's JSON.
-
-    `origin` is a JSON object: with a `conversations` key it is the whole original row, to be filled with the texts,
-    else it holds the keys that differ from what the sample's id and image say.
-    """
-    turns: list[dict[str, Any]] = row["conversations"]
-    origin = origin_of(row)
-    if "conversations" in origin:
-        extra = origin["conversations"] or [{} for _ in turns]
-        return {**origin, "conversations": [{**more, **turn} for more, turn in zip(extra, turns)]}
-    plain: dict[str, Any] = {"id": row["id"].partition("/")[2].partition("#")[0]}
-    if row["image"]:
-        plain["image"] = row["image"]
-    return {**plain, **origin, "conversations": turns}

@@ -16,9 +16,9 @@ from typing import TextIO
 
 import yaml
 
-from mixture.export.folder import IMAGES, file_names, json_text, new_folder
-from mixture.export.rows import LooseImages, conversations, open_whole, rows
-from mixture.pool import Progress
+from vlmix.mixture.export._folder import IMAGES, file_names, json_text, new_folder
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, rows
+from vlmix.mixture.io.pool import Progress
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:

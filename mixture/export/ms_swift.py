@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixture.boxes import square_text
-from mixture.export.folder import IMAGES, json_text, new_folder
-from mixture.export.rows import LooseImages, messages, open_whole, row_count, rows, spaced, texts
-from mixture.pool import Progress, silent
-from mixture.reader import Mixture
-from mixture.record import Box
-from mixture.render import GROUNDING
+from vlmix.mixture.boxes import square_text
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.export._folder import IMAGES, json_text, new_folder
+from vlmix.mixture.export._rows import LooseImages, messages, open_whole, row_count, rows, spaced, texts
+from vlmix.mixture.io.pool import Progress, silent
+from vlmix.mixture.record import Box
+from vlmix.mixture.render import GROUNDING
 
 REF, BBOX = "<ref-object>", "<bbox>"
 
@@ -78,7 +78,7 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
     return values, {"ref": refs, "bbox": found, "bbox_type": "real"} if found else None
 
 
-def _led(mixture: Mixture, progress: Progress) -> Iterator[dict[str, Any]]:
+def _led(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
     """All rows, the one that shows every type first."""
     leader = _leader(mixture)
     if leader is not None:
@@ -88,7 +88,7 @@ def _led(mixture: Mixture, progress: Progress) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _leader(mixture: Mixture) -> dict[str, Any] | None:
+def _leader(mixture: Reader) -> dict[str, Any] | None:
     seen = None
     for row in rows(mixture, silent):
         if with_objects(row)[1]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from mixture.export.folder import new_folder, write_tables
-from mixture.export.hf import IMAGES, PER_GROUP, embedded, featured
-from mixture.export.rows import messages, open_whole, row_count, rows, texts
-from mixture.pool import Progress
-from mixture.record import IMAGE_TOKEN
+from vlmix.mixture.export._folder import new_folder, write_tables
+from vlmix.mixture.export._rows import messages, open_whole, row_count, rows, texts
+from vlmix.mixture.export.hf import IMAGES, PER_GROUP, embedded, featured
+from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.record import IMAGE_TOKEN
 
 _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 SCHEMA = featured({"messages": _MESSAGES, "images": IMAGES, "id": pa.string(), "source": pa.string()})

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from builders import known
-from mixture.errors import VlmixError
 from tests.helpers import dump, read, reasons, rows
+from vlmix.builders import known_sources
+from vlmix.mixture.errors import VlmixError
 
 TURNS = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
 
@@ -21,11 +21,11 @@ def copied(raw: Path, tmp_path: Path, name: str) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", sorted(set(known()) - {"llava_json"}))
+@pytest.mark.parametrize("name", sorted(set(known_sources()) - {"llava_json"}))
 def test_a_missing_file_is_named_with_its_home_page(tmp_path: Path, name: str) -> None:
     with pytest.raises(VlmixError) as error:
         read(name, tmp_path)
-    assert str(tmp_path / name) in str(error.value) and known()[name].homepage in str(error.value)
+    assert str(tmp_path / name) in str(error.value) and known_sources()[name].homepage in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_a_byte_order_mark_is_skipped(raw: Path, tmp_path: Path) -> None:
 
 def test_long_white_space_takes_no_time(tmp_path: Path) -> None:
     """Quadratic patterns took ten seconds for each of these."""
-    from builders.sharegpt import _cleaned
-    from builders.text import phrase
+    from vlmix.builders.sources.sharegpt import _cleaned
+    from vlmix.builders.sources.text import phrase
 
     blank = "\n" * 200_000
     assert phrase(f"the man{' ' * 200_000}in red") == f"the man{' ' * 200_000}in red"
@@ -145,12 +145,12 @@ def test_long_white_space_takes_no_time(tmp_path: Path) -> None:
 def test_a_tokenizer_is_an_input(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 
-    from mixture.convert import conversations
+    from vlmix.mixture.build.extract import conversations
 
     Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     chat = {"id": "a_0", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
     dump(tmp_path / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json", [chat])
-    source = known()["sharegpt"]
+    source = known_sources()["sharegpt"]
     found, folder, _ = conversations(source, source.options(tokenizer=str(tmp_path / "tokenizer.json")), tmp_path)
     assert len(list(found)) == 1 and tmp_path / "tokenizer.json" in folder.opened
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mixture.convert import conversations
-from mixture.errors import VlmixError
-from mixture.record import Conversation, Exchange
-from mixture.source import Options, Source
+from vlmix.mixture.build.extract import conversations
+from vlmix.mixture.build.source import Options, Source
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.record import Conversation, Exchange
 
 SOURCE = Source(
     name="plants",

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from builders import known
-from builders.sample.dirt import RECORD
-from mixture.build import build
-from mixture.reader import Mixture
-from mixture.reader import open as open_mixture
-from mixture.recipe import parse
+from vlmix.builders import known_sources
+from vlmix.builders.miniature.dirt import RECORD
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.mixture import open as open_mixture
 
 SOURCES = [
     "llava_instruct",
@@ -34,7 +34,7 @@ def everything(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     """All of every source, without sampling; all regions of an image."""
     out = tmp_path_factory.mktemp("dirt") / "mixture"
     sources = {name: {} for name in SOURCES} | {"vg": {"regions_per_image": 100, "min_regions": 1, "min_side": 0}}
-    build(parse({"name": "all", "sources": sources}, known()), known(), raw, out)
+    build(parse({"name": "all", "sources": sources}, known_sources()), known_sources(), raw, out)
     return open_mixture(out)
 
 
@@ -245,7 +245,7 @@ def test_chats_are_mended_where_a_rule_can(samples: dict[str, dict[str, object]]
 
 
 def test_long_chats_are_cut_before_the_pair_that_is_too_much(samples: dict[str, dict[str, object]]) -> None:
-    from builders.sharegpt import estimate_tokens
+    from vlmix.builders.sources.sharegpt import estimate_tokens
 
     row = samples[f"sharegpt/{RECORD['sharegpt-long']}"]
     texts = [turn["value"] for turn in row["conversations"]]

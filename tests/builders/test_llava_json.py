@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from builders import known
-from builders.llava_rows import UNREAD_MEDIA
-from mixture.build import build
-from mixture.errors import VlmixError
-from mixture.export import llava_json
-from mixture.manifest import Manifest
-from mixture.reader import open as open_mixture
-from mixture.recipe import parse
 from tests.helpers import dump, read, rows
+from vlmix.builders import known_sources
+from vlmix.builders.sources.llava_rows import UNREAD_MEDIA
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.dataset.manifest import Manifest
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export import llava_json
+from vlmix.mixture.mixture import open as open_mixture
 
 SAMPLE = "llava_json/llava_v1_5_mix_sample.json"
 
@@ -44,7 +44,7 @@ def test_official_rows_can_be_rendered_without_format_prompts(real: Path, tmp_pa
 def round_trip(raw: Path, tmp_path: Path, shard: int, **options: object) -> list[object]:
     sources = {"mine": {"builder": "llava_json", "path": SAMPLE, **options}}
     recipe = {"name": "x", "order": "natural", "samples_per_shard": shard, "sources": sources}
-    build(parse(recipe, known()), known(), raw, tmp_path / "mix")
+    build(parse(recipe, known_sources()), known_sources(), raw, tmp_path / "mix")
     llava_json(tmp_path / "mix", tmp_path / "out.json")
     return json.loads((tmp_path / "out.json").read_text())
 
@@ -76,7 +76,7 @@ def test_only_keeps_named_sources_and_two_entries_may_share_a_file(raw: Path, tm
         "few": {"builder": "llava_json", "path": SAMPLE, "recognize": True, "only": ["gqa"], "take": 2},
         "rest": {"builder": "llava_json", "path": SAMPLE, "recognize": True, "only": ["vqav2", "sharegpt"]},
     }
-    manifest = build(parse({"name": "x", "sources": both}, known()), known(), raw, tmp_path / "mix")
+    manifest = build(parse({"name": "x", "sources": both}, known_sources()), known_sources(), raw, tmp_path / "mix")
     before = Counter(talk.source for talk in read("llava_json", raw, path=SAMPLE, recognize=True)[0])
     counts = {name: info.counts.samples for name, info in manifest.sources.items()}
     assert counts == {"gqa": 2, "vqav2": before["vqav2"], "sharegpt": before["sharegpt"]}
@@ -96,7 +96,7 @@ def own_mixture(folder: Path, sources: dict[str, list[dict[str, Any]]], **keys: 
             (folder / "raw" / path).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 30), "green").save(folder / "raw" / path)
     recipe = {"name": "x", "order": "natural", "sources": entries}
-    return build(parse(recipe, known()), known(), folder / "raw", folder / "mix")
+    return build(parse(recipe, known_sources()), known_sources(), folder / "raw", folder / "mix")
 
 
 def test_images_in_a_list_are_read_and_come_back(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from builders.sample import DIRT, SIZES, SampleReport, ids, write_sample
-from builders.sample.dirt import MISSING_COCO, ONLY_2014, RECORD
-from builders.sample.scenes import COLORS, KINDS, Scene
-from builders.sample.stock import coco_scene, gqa_scene, vg_scene
+from vlmix.builders.miniature import DIRT, SIZES, SampleReport, ids, write_sample
+from vlmix.builders.miniature.dirt import MISSING_COCO, ONLY_2014, RECORD
+from vlmix.builders.miniature.scenes import COLORS, KINDS, Scene
+from vlmix.builders.miniature.stock import coco_scene, gqa_scene, vg_scene
 
 PLURAL = {kind.plural: name for name, kind in KINDS.items()}
 

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from builders import known
 from tests.helpers import hashes, vlmix
+from vlmix.builders import known_sources
 
 
 def data(*arguments: object) -> Any:
@@ -21,7 +19,7 @@ def data(*arguments: object) -> Any:
 
 def test_sources_show_files_licences_and_options() -> None:
     listed = data("sources")
-    assert [source["name"] for source in listed] == sorted(known())
+    assert [source["name"] for source in listed] == sorted(known_sources())
     for source in listed:
         assert source["licence"] and source["homepage"].startswith("https://") and source["files"]
         assert all(option["description"] for option in source["options"])
@@ -121,25 +119,3 @@ def test_demo_runs_the_commands_in_order(tmp_path: Path) -> None:
         assert f"$ vlmix {step} " in done.stdout
     assert f"report: {tmp_path / 'demo' / 'sweep' / 'report.html'}" in done.stdout
     assert "sound" in done.stdout and vlmix("demo", tmp_path / "demo").returncode == 1
-
-
-def test_the_data_side_imports_without_torch_and_the_rooms_keep_their_arrows() -> None:
-    code = """
-import sys, pkgutil, importlib
-for name in ("torch", "transformers", "datasets", "webdataset", "tokenizers"):
-    sys.modules[name] = None
-def load(*packages):
-    for package in packages:
-        module = importlib.import_module(package)
-        for info in pkgutil.walk_packages(module.__path__, package + "."):
-            importlib.import_module(info.name)
-load("mixture")
-assert not {"builders", "cli", "train"} & set(sys.modules), "mixture sees none of the others"
-load("builders")
-assert not {"cli", "train"} & set(sys.modules)
-load("cli")
-import builders
-builders.known()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from builders import known
-from cli import main, show
-from mixture import open as open_mixture
-from mixture.build import build
-from mixture.errors import VlmixError
-from mixture.plan import PlanRow
-from mixture.recipe import parse
-from mixture.visible import visible, visible_json
 from tests.helpers import dump
+from vlmix.builders import known_sources
+from vlmix.cli import main, show
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.plan import PlanRow
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.visible import visible, visible_json
+from vlmix.mixture.mixture import open as open_mixture
 
 # A clipboard write, a title, colours, a C1 control sequence, an override of direction, a separator, rich's markup.
 HOSTILE = "a\x1b]52;c;ZXZpbA==\x07\x1b]0;t\x07\x1b[31m\x9b2J\x7f\u202eb\u2066\u200f\u2028\r[/x][red][link=http://evil]c[/link]"
@@ -41,8 +41,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     rows = [row(HOSTILE, f"q {HOSTILE}", f"first\n\tsecond {HOSTILE}"), row(f"lost{HOSTILE}", HOSTILE)]
     dump(folder / "llava_json" / "x.json", rows)
-    recipe = parse({"name": HOSTILE, "sources": {"llava_json": {"path": "x.json"}}}, known())
-    build(recipe, known(), folder, folder / "mix")
+    recipe = parse({"name": HOSTILE, "sources": {"llava_json": {"path": "x.json"}}}, known_sources())
+    build(recipe, known_sources(), folder, folder / "mix")
     return folder / "mix"
 
 

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builders import known
-from mixture.build import build
-from mixture.errors import VlmixError
-from mixture.export import FORMS, export
-from mixture.reader import open as open_mixture
-from mixture.recipe import parse
-from mixture.samples import SAMPLES
-from mixture.subset import Selection, subsample
-from mixture.verify import verify
 from tests.helpers import reseal
+from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.dataset.schema import SAMPLES
+from vlmix.mixture.dataset.verify import verify
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export import FORMS, export
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.selection.subset import Selection, subsample
 
 SHARDS = [f"train/train-{number:06d}.tar" for number in range(3)]
 SOURCES = {
@@ -38,8 +38,8 @@ SOURCES = {
 def tiny(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`root`, 13 samples in three shards, and `view`, a half of it. Read only."""
     folder = tmp_path_factory.mktemp("tiny")
-    recipe = parse({"name": "tiny", "order": "natural", "samples_per_shard": 5, "sources": SOURCES}, known())
-    made = build(recipe, known(), raw, folder / "root")
+    recipe = parse({"name": "tiny", "order": "natural", "samples_per_shard": 5, "sources": SOURCES}, known_sources())
+    made = build(recipe, known_sources(), raw, folder / "root")
     assert len(made.shards) == 3 and made.samples == 13
     open_mixture(folder / "root").subset(ratio=0.5).save(folder / "view")
     assert not verify(folder / "root").problems and not verify(folder / "view").problems

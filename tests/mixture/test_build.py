@@ -15,20 +15,20 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from builders import known
-from mixture.build import build
-from mixture.errors import VlmixError
-from mixture.location import locate
-from mixture.manifest import Manifest, read
-from mixture.recipe import load, parse
 from tests.helpers import VLMIX, hashes, vlmix
+from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import load, parse
+from vlmix.mixture.dataset.manifest import Manifest, read
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.storage import locate
 
 
 def make(
     raw: Path, out: Path, sources: dict[str, Any], workers: int = 1, only_text: bool = False, **keys: Any
 ) -> Manifest:
-    recipe = parse({"name": "x", "sources": sources, **keys}, known())
-    return build(recipe, known(), raw, out, workers=workers, annotations_only=only_text)
+    recipe = parse({"name": "x", "sources": sources, **keys}, known_sources())
+    return build(recipe, known_sources(), raw, out, workers=workers, annotations_only=only_text)
 
 
 def samples(folder: Path) -> pl.DataFrame:
@@ -39,7 +39,7 @@ def test_bytes_do_not_depend_on_workers_or_place(raw: Path, recipes: Path, mixtu
     elsewhere = tmp_path / "elsewhere" / "raw"
     shutil.copytree(raw, elsewhere, copy_function=shutil.copy)  # other paths, other mtimes
     out = tmp_path / "two"
-    build(load(recipes / "sample.yaml", known()), known(), elsewhere, out, workers=2)
+    build(load(recipes / "sample.yaml", known_sources()), known_sources(), elsewhere, out, workers=2)
     assert hashes(out) == hashes(mixture)
     assert not (tmp_path / "two.partial").exists()
 
@@ -269,13 +269,13 @@ def broken_images(raw: Path, tmp_path: Path) -> Path:
 
 def test_shares_do_not_shrink_with_broken_images(raw: Path, tmp_path: Path) -> None:
     other = broken_images(raw, tmp_path)
-    for name, sources, keys in [
+    for name, names, keys in [
         ("entry", {"okvqa": {"ratio": 0.4}}, {}),
         ("whole", {"okvqa": {}}, {"ratio": 0.4}),
         ("loose", {"okvqa": {}}, {"ratio": 0.4, "stratify": False}),
         ("total", {"okvqa": {}}, {"total": 26}),
     ]:
-        assert make(other, tmp_path / name, sources, **keys).samples == 26, name
+        assert make(other, tmp_path / name, names, **keys).samples == 26, name
     assert make(other, tmp_path / "most", {"okvqa": {}}, ratio=0.9).samples == 32, "no more can be had"
 
 
@@ -392,16 +392,16 @@ def test_images_that_are_nowhere_are_told_before_anything_is_read(raw: Path, tmp
     shutil.copytree(raw / "okvqa", only / "okvqa")
     with pytest.raises(VlmixError, match=r"none of its 64 images is there.*--images.*--annotations-only"):
         make(only, tmp_path / "out", {"okvqa": {}})
-    recipe = parse({"name": "x", "sources": {"okvqa": {}}}, known())
-    manifest = build(recipe, known(), only, tmp_path / "out", images=[raw / "coco"])
+    recipe = parse({"name": "x", "sources": {"okvqa": {}}}, known_sources())
+    manifest = build(recipe, known_sources(), only, tmp_path / "out", images=[raw / "coco"])
     assert manifest.total.images == 64
     with pytest.raises(VlmixError, match="does not exist"):
-        build(recipe, known(), only, tmp_path / "other", images=[tmp_path / "nowhere"])
+        build(recipe, known_sources(), only, tmp_path / "other", images=[tmp_path / "nowhere"])
 
 
 def test_annotations_only_needs_no_image(raw: Path, mixture: Path, recipes: Path, tmp_path: Path) -> None:
-    recipe = load(recipes / "sample.yaml", known())
-    manifest = build(recipe, known(), raw, tmp_path / "text", annotations_only=True)
+    recipe = load(recipes / "sample.yaml", known_sources())
+    manifest = build(recipe, known_sources(), raw, tmp_path / "text", annotations_only=True)
     assert manifest.kind == "annotations" and not manifest.shards
     assert not (tmp_path / "text/train").exists()
     whole, text = samples(mixture), samples(tmp_path / "text")
@@ -434,7 +434,7 @@ def test_two_entries_may_not_hold_the_same_conversation(raw: Path, tmp_path: Pat
 
 
 def test_the_manifest_tells_inputs_and_shards(raw: Path, mixture: Path) -> None:
-    from mixture.files import sha256
+    from vlmix.mixture.io.digests import sha256
 
     manifest = read(locate(mixture))
     assert manifest.samples == sum(shard.samples for shard in manifest.shards) == 840

@@ -6,8 +6,8 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from mixture.card import card
-from mixture.manifest import Counts, Manifest, Parent, SourceInfo
+from vlmix.mixture.dataset.card import card
+from vlmix.mixture.dataset.manifest import Counts, Manifest, Parent, SourceInfo
 
 HOSTILE = [
     "x\n\n# forged\n\n| a | b |\n",

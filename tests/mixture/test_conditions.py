@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mixture.conditions import FUNCTIONS, MOST_PARTS, matching
-from mixture.errors import VlmixError
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.filters import FUNCTIONS, MOST_PARTS, matching
 
 FRAME = pl.DataFrame({"id": ["a/1", "b/2", "c/3"], "source": ["a", "b", "c"], "words": [1, 20, 300]})
 
@@ -49,8 +49,8 @@ def messages() -> dict[str, str]:
     """What each hostile condition ends with. The conditions share a process as long as none ends it."""
     code = """
 import json, sys
-from mixture.conditions import matching
-from mixture.errors import VlmixError
+from vlmix.mixture.filters import matching
+from vlmix.mixture.errors import VlmixError
 from tests.mixture.test_conditions import FRAME, HOSTILE
 for name, (condition, _) in HOSTILE.items():
     try:
@@ -100,8 +100,8 @@ def test_the_longest_conditions_that_are_admitted_are_borne() -> None:
             sys.executable,
             "-c",
             f"""
-from mixture.conditions import matching
-from mixture.errors import VlmixError
+from vlmix.mixture.filters import matching
+from vlmix.mixture.errors import VlmixError
 from tests.mixture.test_conditions import FRAME
 for condition in ({nots!r}, {"- " * (MOST_PARTS - 3) + "words = 1"!r}, {"+".join(["words"] * 490) + " > 1"!r}):
     try:

@@ -12,18 +12,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from builders import known
-from mixture import manifest as manifests
-from mixture.build import build
-from mixture.errors import VlmixError
-from mixture.export import export
-from mixture.files import sha256
-from mixture.location import Remote
-from mixture.reader import open as open_mixture
-from mixture.recipe import parse
-from mixture.subset import save_copy
-from mixture.verify import verify
 from tests.helpers import forge, reseal
+from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.verify import verify
+from vlmix.mixture.dataset.view import save_copy
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export import export
+from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.storage import Remote
+from vlmix.mixture.mixture import open as open_mixture
 
 SHARD = "train/train-000001.tar"
 
@@ -33,8 +33,8 @@ def small(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of five samples, with boxes, rejects and text."""
     out = tmp_path_factory.mktemp("small") / "small"
     sources = {"vqav2": {"take": 6}, "refcoco": {"take": 5}, "sharegpt": {"take": 4}}
-    recipe = parse({"name": "small", "sources": sources, "samples_per_shard": 5}, known())
-    manifest = build(recipe, known(), raw, out)
+    recipe = parse({"name": "small", "sources": sources, "samples_per_shard": 5}, known_sources())
+    manifest = build(recipe, known_sources(), raw, out)
     assert len(manifest.shards) == 3 and manifest.rejects
     return out
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mixture.errors import VlmixError
-from mixture.export import llava_json
-from mixture.subset import Selection, subsample
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export import llava_json
+from vlmix.mixture.selection.subset import Selection, subsample
 
 
 def test_built_samples_become_llavas_rows(mixture: Path, tmp_path: Path) -> None:

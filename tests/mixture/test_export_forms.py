@@ -17,17 +17,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from builders import known
-from mixture import open as open_mixture
-from mixture.build import build
-from mixture.errors import VlmixError
-from mixture.export import FORMS, export
-from mixture.export.ms_swift import with_objects
-from mixture.export.rows import texts
-from mixture.export.trl import without_token
-from mixture.recipe import parse
-from mixture.subset import Selection, subsample
 from tests.helpers import hashes
+from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export import FORMS, export
+from vlmix.mixture.export._rows import texts
+from vlmix.mixture.export.ms_swift import with_objects
+from vlmix.mixture.export.trl import without_token
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.selection.subset import Selection, subsample
 
 ROWS = ("hf", "internvl", "llama-factory", "llava-json", "llava-next", "ms-swift", "trl")
 TARS = ("dali", "energon", "wids")
@@ -48,7 +48,7 @@ RECIPE: dict[str, Any] = {
 def small(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Text-only samples first, boxes, and three kinds of `repeat`, in natural order."""
     out = tmp_path_factory.mktemp("small") / "mixture"
-    build(parse(RECIPE, known(), "test"), known(), raw, out)
+    build(parse(RECIPE, known_sources(), "test"), known_sources(), raw, out)
     return out
 
 
@@ -355,7 +355,7 @@ def test_image_tokens_can_be_counted_on() -> None:
 def test_one_path_with_two_pictures_becomes_two_files(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from mixture.export.rows import LooseImages
+    from vlmix.mixture.export._rows import LooseImages
 
     class Two:
         def column(self, name: str) -> Any:
@@ -394,7 +394,7 @@ def test_a_failed_export_leaves_nothing(
     def fail(*_: object) -> None:
         raise VlmixError("the disk is full")
 
-    monkeypatch.setattr(f"mixture.export.{form}.{last}", fail)
+    monkeypatch.setattr(f"vlmix.mixture.export.{form}.{last}", fail)
     with pytest.raises(VlmixError, match="disk is full"):
         export(small, form, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -420,7 +420,7 @@ def test_a_killed_export_looks_unfinished_and_runs_again(small: Path, exported: 
 
 def test_annotations_have_no_images_to_export(raw: Path, tmp_path: Path) -> None:
     recipe = {"name": "texts", "sources": {"okvqa": {}}}
-    build(parse(recipe, known(), "test"), known(), raw, tmp_path / "texts", annotations_only=True)
+    build(parse(recipe, known_sources(), "test"), known_sources(), raw, tmp_path / "texts", annotations_only=True)
     for form in set(FORMS) - {"llava-json"}:
         with pytest.raises(VlmixError, match="--annotations-only"):
             export(tmp_path / "texts", form, tmp_path / form)

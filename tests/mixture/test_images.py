@@ -12,21 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from mixture.errors import VlmixError
-from mixture.images import (
-    MAX_SCANNED,
-    ImageFacts,
-    ImageFolder,
-    ImageIndex,
-    content_hash,
-    examine,
-    fit,
-    scaled,
-    stored_bytes,
-    too_much_decoding,
-)
-from mixture.record import Conversation, Exchange
-from mixture.verify import _image_problem
+from vlmix.mixture.build.images import fit, scaled, stored_bytes
+from vlmix.mixture.dataset.verify import _image_problem
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
+from vlmix.mixture.io.images import MAX_SCANNED, ImageFacts, examine, image_xxh3, too_much_decoding
+from vlmix.mixture.record import Conversation, Exchange
 
 ROOT = Path(__file__).parents[2]
 
@@ -301,7 +292,8 @@ TOO_COMPLEX = {
 def test_images_made_to_take_for_ever_are_rejected_by_counting(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(TOO_COMPLEX[kind]())
-    code = f"from mixture.images import examine; from pathlib import Path; print(examine(Path({str(path)!r})).problem)"
+    code = "from vlmix.mixture.io.images import examine; from pathlib import Path; "
+    code += f"print(examine(Path({str(path)!r})).problem)"
     cpu = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_CPU, (20, 20))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, **cpu)
     assert done.stdout == "image_too_complex\n", done.stderr
@@ -358,7 +350,7 @@ def test_scans_are_counted_whatever_lies_between_them() -> None:
 
 def test_verify_decodes_no_image_of_too_many_scans() -> None:
     data = of_many_scans(9400, 30)
-    row = {"image_hash": content_hash(data), "width": 9400, "height": 9400}
+    row = {"image_hash": image_xxh3(data), "width": 9400, "height": 9400}
     assert "pixels over all scans" in (_image_problem(data, row) or "")
 
 
@@ -369,7 +361,7 @@ def test_only_the_exif_of_a_camera_is_searched_for_the_orientation(tmp_path: Pat
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
     code = (
-        "import sys; from mixture.images import _without_orientation; from pathlib import Path\n"
+        "import sys; from vlmix.mixture.build.images import _without_orientation; from pathlib import Path\n"
         f"data = Path({str(path)!r}).read_bytes(); out = _without_orientation(data)\n"
         "print(len(out) == len(data), sum(a != b for a, b in zip(data, out)))"
     )

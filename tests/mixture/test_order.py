@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixture.errors import VlmixError
-from mixture.order import ORDER_VERSION, Order, epoch_order, pack, packed_shares, shares, waste
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.schedule.packing import pack, packed_shares, shares, waste
+from vlmix.mixture.schedule.schedule import ORDER_VERSION, Order, epoch_order
 
 
 @st.composite

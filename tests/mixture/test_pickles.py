@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mixture.errors import VlmixError
-from mixture.pickles import load_plain
 from tests.helpers import read
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.pickles import load_plain
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = {
@@ -44,7 +44,8 @@ def test_a_hostile_pickle_is_one_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "refs.p"
     path.write_bytes(HOSTILE[kind])
     code = (
-        "import sys; from pathlib import Path; from mixture.errors import VlmixError; from mixture.pickles import *\n"
+        "import sys; from pathlib import Path; from vlmix import VlmixError\n"
+        "from vlmix.mixture.io.pickles import *\n"
         "path = Path(sys.argv[1])\n"
         "try: load_plain(path.read_bytes(), path)\n"
         "except VlmixError as error: print(error)\n"

@@ -16,11 +16,11 @@ import polars as pl
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-import mixture as vlmix_mixture
-from mixture import Mixture, VlmixError
-from mixture import open as open_mixture
-from mixture.subset import Selection, subsample
+import vlmix
 from tests.helpers import hashes
+from vlmix import Mixture, VlmixError
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.selection.subset import Selection, subsample
 
 
 def shard(folder: Path, number: int = 0) -> Path:
@@ -34,7 +34,7 @@ def copy(mixture: Path, tmp_path: Path) -> Path:
 
 
 def test_samples_are_those_of_the_index(mixture: Path) -> None:
-    opened = vlmix_mixture.open(mixture)
+    opened = vlmix.open(mixture)
     frame = pl.read_parquet(mixture / "samples.parquet")
     assert len(opened) == len(frame) == 840
     for sample, row in zip(opened, frame.to_dicts(), strict=True):
@@ -115,7 +115,7 @@ def test_threads_share_a_mixture(mixture: Path) -> None:
 
 
 def test_many_shards_do_not_run_out_of_descriptors(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixture import reader
+    from vlmix.mixture.dataset import reader
 
     monkeypatch.setattr(reader, "_MOST_OPEN", 2)
     opened = open_mixture(mixture)
@@ -128,8 +128,8 @@ def test_it_needs_neither_polars_nor_any_of_the_build(mixture: Path) -> None:
 import sys
 for name in ("polars", "xxhash", "typer", "rich", "datasets", "webdataset", "yaml", "PIL"):
     sys.modules[name] = None
-import mixture
-opened = mixture.open({str(mixture)!r})
+import vlmix
+opened = vlmix.open({str(mixture)!r})
 assert opened[0].id and len(opened.order(8).batch(3)) == 8
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -204,12 +204,12 @@ def test_an_index_of_another_version_is_told(copy: Path) -> None:
 
 
 def test_annotations_alone_have_an_index_and_no_samples(raw: Path, tmp_path: Path) -> None:
-    from builders import known
-    from mixture.build import build
-    from mixture.recipe import parse
+    from vlmix.builders import known_sources
+    from vlmix.mixture.build.build import build
+    from vlmix.mixture.build.recipe import parse
 
-    recipe = parse({"name": "x", "sources": {"okvqa": {}}}, known())
-    build(recipe, known(), raw, tmp_path / "text", annotations_only=True)
+    recipe = parse({"name": "x", "sources": {"okvqa": {}}}, known_sources())
+    build(recipe, known_sources(), raw, tmp_path / "text", annotations_only=True)
     opened = open_mixture(tmp_path / "text")
     assert len(opened) == 64 and opened.samples.collect()["conversations"].len() == 64
     assert opened.order(8).steps_per_epoch == 8
@@ -239,7 +239,7 @@ class Flaky(MemoryFileSystem):
 @pytest.fixture
 def stored(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The mixture and a view of it in a store that fails."""
-    from mixture import location
+    from vlmix.mixture.io import storage as location
 
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     monkeypatch.setattr(location, "_FIRST_WAIT", 0.001)
@@ -278,7 +278,7 @@ def test_a_store_that_keeps_failing_is_told(stored: str) -> None:
 
 
 def test_two_processes_read_at_once(mixture: Path) -> None:
-    code = f"import mixture; print(sum(len(s.jpeg or b'') for s in mixture.open({str(mixture)!r})))"
+    code = f"import vlmix; print(sum(len(s.jpeg or b'') for s in vlmix.open({str(mixture)!r})))"
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     sums = {process.communicate()[0] for process in running}
     assert sums == {f"{pl.read_parquet(mixture / 'samples.parquet')['image_size'].sum()}\n"}

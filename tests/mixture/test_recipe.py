@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from builders import known
-from mixture.errors import VlmixError
-from mixture.recipe import Recipe, load, parse
+from vlmix.builders import known_sources
+from vlmix.mixture.build.recipe import Recipe, load, parse
+from vlmix.mixture.errors import VlmixError
 
 
 def written(folder: Path, text: str) -> Path:
@@ -16,7 +16,7 @@ def written(folder: Path, text: str) -> Path:
 def test_builder_options_stand_beside_the_sampling_keys(tmp_path: Path) -> None:
     mine = "{builder: llava_json, path: a.json, ratio: 0.5}"
     text = f"name: x\nsources:\n  vg: {{take: 5, regions_per_image: 3}}\n  mine: {mine}\n"
-    recipe = load(written(tmp_path, text), known(), ["sources.vg.take=7", "seed=4", "sources.okvqa={}"])
+    recipe = load(written(tmp_path, text), known_sources(), ["sources.vg.take=7", "seed=4", "sources.okvqa={}"])
     assert recipe.seed == 4
     assert recipe.sources["vg"].take == 7
     assert recipe.sources["vg"].options.regions_per_image == 3
@@ -30,7 +30,7 @@ def test_every_packaged_recipe_parses(recipes: Path) -> None:
     assert {"llava-1.5-665k", "lcs-558k", "llava-json", "sample"} <= {file.stem for file in files}
     assert len([file for file in files if file.parent.name == "ablation"]) == 7
     for file in files:
-        assert isinstance(load(file, known()), Recipe)
+        assert isinstance(load(file, known_sources()), Recipe)
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_every_packaged_recipe_parses(recipes: Path) -> None:
 )
 def test_mistakes_are_told_with_the_remedy(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(VlmixError, match=message):
-        load(written(tmp_path, text), known())
+        load(written(tmp_path, text), known_sources())
 
 
 def test_anchors_and_merges_are_plain_yaml(tmp_path: Path) -> None:
     text = "name: x\nsources:\n  okvqa: &half {ratio: 0.5}\n  gqa:\n    <<: *half\n    seen: 1\n"
     with pytest.raises(VlmixError, match=r"sources.gqa: unknown key 'seen'"):
-        load(written(tmp_path, text), known())
-    assert load(written(tmp_path, text.replace("    seen: 1\n", "")), known()).sources["gqa"].ratio == 0.5
+        load(written(tmp_path, text), known_sources())
+    assert load(written(tmp_path, text.replace("    seen: 1\n", "")), known_sources()).sources["gqa"].ratio == 0.5
 
 
 @pytest.mark.parametrize("form", ["{{<<: [{}]}}", "[{}]"])
@@ -85,35 +85,37 @@ def test_aliases_and_merges_that_multiply_are_refused(tmp_path: Path, form: str)
     levels = [f"m0: &m0 {{{', '.join(f'k{n}: 1' for n in range(10))}}}"]
     levels += [f"m{n}: &m{n} {form.format(', '.join([f'*m{n - 1}'] * 10))}" for n in range(1, 9)]
     with pytest.raises(VlmixError, match="r.yaml: with its aliases .* at most 100,000 are taken"):
-        load(written(tmp_path, "\n".join(levels)), known())
+        load(written(tmp_path, "\n".join(levels)), known_sources())
 
 
 def test_an_override_must_name_a_key(tmp_path: Path) -> None:
     path = written(tmp_path, "name: x\nsources: {vqav2: {}}")
     for override, message in [("seed", "key=value"), ("name.x=1", "not a mapping"), ("sources.vqav2.tak=1", "take")]:
         with pytest.raises(VlmixError, match=message):
-            load(path, known(), [override])
+            load(path, known_sources(), [override])
 
 
 def test_an_override_of_no_mapping_is_told(tmp_path: Path) -> None:
     for text in ("", "[1]"):
         with pytest.raises(VlmixError, match="seed=1: the recipe is not a mapping"):
-            load(written(tmp_path, text), known(), ["seed=1"])
+            load(written(tmp_path, text), known_sources(), ["seed=1"])
 
 
 def test_the_manifest_keeps_no_absolute_path() -> None:
-    recipe = parse({"name": "x", "sources": {"m": {"builder": "llava_json", "path": "/home/me/mix.json"}}}, known())
+    recipe = parse(
+        {"name": "x", "sources": {"m": {"builder": "llava_json", "path": "/home/me/mix.json"}}}, known_sources()
+    )
     assert recipe.resolved()["sources"]["m"]["options"]["path"] == "mix.json"
 
 
 def test_british_spelling_of_license_names_the_key() -> None:
     with pytest.raises(VlmixError, match=r"unknown key 'licence'; did you mean 'license'\?"):
-        parse({"name": "x", "sources": {"vqav2": {"licence": "MIT"}}}, known())
+        parse({"name": "x", "sources": {"vqav2": {"licence": "MIT"}}}, known_sources())
 
 
 def test_a_file_of_ones_own_may_not_be_called_after_a_dataset() -> None:
     with pytest.raises(VlmixError, match="gqa is the name of another dataset"):
-        parse({"name": "x", "sources": {"gqa": {"builder": "llava_json", "path": "own.json"}}}, known())
+        parse({"name": "x", "sources": {"gqa": {"builder": "llava_json", "path": "own.json"}}}, known_sources())
 
 
 def test_entries_of_one_dataset_have_one_license() -> None:
@@ -122,6 +124,6 @@ def test_entries_of_one_dataset_have_one_license() -> None:
         "b": {"builder": "llava_instruct", "part": "reasoning"},
     }
     with pytest.raises(VlmixError, match=r"sources\.b: entries of the builder llava_instruct"):
-        parse({"name": "x", "sources": sources}, known())
+        parse({"name": "x", "sources": sources}, known_sources())
     sources["b"]["license"] = "MIT"
-    assert parse({"name": "x", "sources": sources}, known()).sources["b"].license == "MIT"
+    assert parse({"name": "x", "sources": sources}, known_sources()).sources["b"].license == "MIT"

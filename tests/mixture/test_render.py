@@ -1,8 +1,8 @@
 import pytest
 
-from mixture.boxes import square_text
-from mixture.record import Conversation, Exchange, defect
-from mixture.render import count_words, values
+from vlmix.mixture.boxes import square_text
+from vlmix.mixture.record import Conversation, Exchange, defect
+from vlmix.mixture.render import count_words, values
 
 SHORT = "Answer the question using a single word or phrase."
 

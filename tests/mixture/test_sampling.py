@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixture.errors import VlmixError
-from mixture.sampling import apportion, choose, exact_share, integer_ranks, keyed_order, ranks, repeats
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.keyed import apportion, choose, exact_share, integer_ranks, keyed_order, ranks, repeats
 
 ids = st.lists(st.text("abcdef0123456789/#", min_size=1, max_size=8), unique=True, max_size=60)
 

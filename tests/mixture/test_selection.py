@@ -15,20 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mixture.clusters as clusters_module
-from builders import known
-from mixture.build import build
-from mixture.clusters import cluster_count, read_embeddings, spherical_kmeans
-from mixture.errors import VlmixError
-from mixture.export import llava_json
-from mixture.listing import content_hash, read_listing
-from mixture.rankings import Report, by_clusters, by_lengths
-from mixture.reader import Mixture
-from mixture.reader import open as open_mixture
-from mixture.recipe import parse
-from mixture.sampling import keyed_order, ranks
-from mixture.subset import Selection, draw, select, subsample
+import vlmix.mixture.selection.kmeans as clusters_module
 from tests.helpers import dump, vlmix
+from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.dataset.llava_row import row_sha256
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export import llava_json
+from vlmix.mixture.keyed import keyed_order, ranks
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.selection.kmeans import cluster_count, read_embeddings, spherical_kmeans
+from vlmix.mixture.selection.rankings import Report, by_clusters, by_lengths
+from vlmix.mixture.selection.score_file import read_listing
+from vlmix.mixture.selection.subset import Selection, draw, select, subsample
 
 SAMPLE = "llava_json/llava_v1_5_mix_sample.json"
 
@@ -225,7 +226,7 @@ def llava(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     )
     path = dump(folder / "rows.json", rows)
     recipe = {"name": "x", "order": "natural", "sources": {"mine": {"builder": "llava_json", "path": str(path)}}}
-    build(parse(recipe, known()), known(), raw, folder / "mixture", annotations_only=True)
+    build(parse(recipe, known_sources()), known_sources(), raw, folder / "mixture", annotations_only=True)
     return folder / "mixture", rows
 
 
@@ -249,14 +250,14 @@ def test_the_content_hash_is_pinned() -> None:
         "image": "coco/1.jpg",
         "conversations": [{"from": "human", "value": "<image>\nä?"}, {"from": "gpt", "value": '"'}],
     }
-    assert content_hash("coco/1.jpg", ["<image>\nä?", '"']) == one_liner(row)
+    assert row_sha256("coco/1.jpg", ["<image>\nä?", '"']) == one_liner(row)
     assert one_liner(row) == "1d0356f7fae08f4095e33906aa5314875fbee01b0a739d9071e656ee28b74d29"
 
 
 @given(st.text(), st.lists(st.tuples(st.text(), st.text()), max_size=4))
 def test_content_hashes_are_those_of_the_standard_library(image: str, turns: list[tuple[str, str]]) -> None:
     row = {"image": image, "conversations": [{"from": role, "value": value} for role, value in turns]}
-    assert content_hash(image, [value for _, value in turns], [role for role, _ in turns]) == one_liner(row)
+    assert row_sha256(image, [value for _, value in turns], [role for role, _ in turns]) == one_liner(row)
 
 
 def test_rows_with_a_list_of_one_image_are_the_same_rows(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ def test_row_numbers_are_recognised(llava: tuple[Path, list[Any]], tmp_path: Pat
     foreign = [{"id": number, "conversations": turns} for number in range(5)]
     _, report = drawn(llava[0], by=dump(tmp_path / "rows.json", [llava[1][3], *foreign]))
     assert report.missed == 5, "whole rows may have such ids"
-    hashes = [{"hash": content_hash(str(number), [])} for number in range(5)]
+    hashes = [{"hash": row_sha256(str(number), [])} for number in range(5)]
     assert drawn(llava[0], by=dump(tmp_path / "h.json", [llava[1][3], *hashes]))[1].missed == 5
 
 
@@ -577,7 +578,7 @@ def test_texts_are_compared_without_case_space_and_punctuation(raw: Path, tmp_pa
     path = dump(tmp_path / "rows.json", rows)
     shards = {"order": "natural", "samples_per_shard": 5}  # the last one lies in a row group of its own
     recipe = {"name": "x", **shards, "sources": {"mine": {"builder": "llava_json", "path": str(path)}}}
-    build(parse(recipe, known()), known(), raw, tmp_path / "mix", annotations_only=True)
+    build(parse(recipe, known_sources()), known_sources(), raw, tmp_path / "mix", annotations_only=True)
     _, report = drawn(tmp_path / "mix", by="lengths", total=4)
     assert (report.repeated, report.repeated_kept) == (2, 0)
     assert drawn(tmp_path / "mix", by="lengths", total=5)[1].repeated_kept == 1

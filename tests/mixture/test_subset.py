@@ -4,13 +4,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mixture.errors import VlmixError
-from mixture.location import locate
-from mixture.manifest import Manifest, read
-from mixture.reader import open as open_mixture
-from mixture.subset import Selection, parse_amounts, subsample
-from mixture.verify import verify
 from tests.helpers import hashes
+from vlmix.mixture.dataset.manifest import Manifest, read
+from vlmix.mixture.dataset.verify import verify
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.storage import locate
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.selection.subset import Selection, parse_amounts, subsample
 
 
 def ids(folder: Path) -> list[str]:

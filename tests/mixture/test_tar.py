@@ -7,8 +7,8 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixture.errors import VlmixError
-from mixture.tar import Member, TarWriter, header, scan
+from vlmix.mixture.dataset.tar import Member, TarWriter, header, scan
+from vlmix.mixture.errors import VlmixError
 
 FILES = {"000000000.jpg": b"\xff\xd8" + b"x" * 1000, "000000000.json": b"{}", "000000001.json": b'{"a": 1}'}
 

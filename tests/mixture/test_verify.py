@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mixture.errors import VlmixError
-from mixture.location import locate
-from mixture.manifest import read
-from mixture.verify import verify
 from tests.helpers import forge
+from vlmix.mixture.dataset.manifest import read
+from vlmix.mixture.dataset.verify import verify
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.storage import locate
 
 TAR = "train/train-000003.tar"
 

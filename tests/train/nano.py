@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from train.config import Recipe, parse
+from vlmix.train.config import Recipe, parse
 
 NANO: dict[str, Any] = {
     "name": "nano",

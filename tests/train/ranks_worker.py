@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from mixture import open as open_mixture
 from tests.train.nano import nano
-from train.batches import Collator, Micro
-from train.config import Recipe
-from train.model import Trainee, build
-from train.parallel import Ranks, ranks, shard, spread
-from train.tokens import Encoder, template, train_tokenizer
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.train.batches import Collator, Micro
+from vlmix.train.config import Recipe
+from vlmix.train.model import Trainee, build
+from vlmix.train.parallel import Ranks, ranks, shard, spread
+from vlmix.train.tokens import Encoder, template, train_tokenizer
 
 CASES = {
     "everything, tied": {},

@@ -10,9 +10,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.train.nano import nano
-from train.attention import _varlen
-from train.model import Trainee, build
-from train.tokens import train_tokenizer
+from vlmix.train.attention import _varlen
+from vlmix.train.model import Trainee, build
+from vlmix.train.tokens import train_tokenizer
 
 
 def test_a_block_is_one_graph_for_batches_of_all_sizes() -> None:

@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from vlmix.mixture.dataset.reader import Sample
+
 pytest.importorskip("transformers")
 
 import torch
@@ -15,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from mixture import open as open_mixture
-from mixture.errors import VlmixError
-from mixture.reader import Mixture, Sample
 from tests.train.nano import NANO, nano
-from train.batches import Collator, Micro, Microbatches, lengths
-from train.config import Batch
-from train.images import Vision, normalise
-from train.loader import load
-from train.model import Trainee, build
-from train.tokens import Encoder, template, train_tokenizer
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.train.batches import Collator, Micro, Microbatches, lengths
+from vlmix.train.config import Batch
+from vlmix.train.images import Vision, normalise
+from vlmix.train.loader import load
+from vlmix.train.model import Trainee, build
+from vlmix.train.tokens import Encoder, template, train_tokenizer
 
 SIDE, PATCH = 16, 8
 GRIDS = ((1, 3), (2, 1))

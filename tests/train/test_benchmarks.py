@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixture.errors import VlmixError
 from tests.helpers import dump
-from train.benchmarks import BENCHMARKS, Answer, Answers, Report, read_answers
-from train.benchmarks.normalise import CONTRACTIONS, evalai, vqa
-from train.benchmarks.textvqa import asked
-from train.benchmarks.vqa import Crowd, Human, Words
+from vlmix.builders import known_benchmarks
+from vlmix.builders.benchmarks.normalise import CONTRACTIONS, evalai, vqa
+from vlmix.builders.benchmarks.textvqa import asked
+from vlmix.builders.benchmarks.vqa import Crowd, Human, Words
+from vlmix.mixture.benchmark.answers import Answer, Answers, read_answers
+from vlmix.mixture.benchmark.benchmark import Report
+from vlmix.mixture.errors import VlmixError
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -27,17 +29,17 @@ def answers(texts: dict[Any, str]) -> Answers:
 
 
 def score(name: str, folder: Path, texts: dict[Any, str], split: str = "") -> Report:
-    return BENCHMARKS[name].score(answers(texts), folder, split)
+    return known_benchmarks()[name].score(answers(texts), folder, split)
 
 
-def test_scoring_needs_no_torch_and_none_of_the_builders() -> None:
-    heavy = {"torch", "transformers", "polars", "builders", "rich", "typer"}
-    code = f"import sys, train.benchmarks; print(*sorted({heavy} & {{*sys.modules}}))"
+def test_scoring_needs_no_torch() -> None:
+    heavy = {"torch", "transformers", "rich", "typer"}
+    code = f"import sys; from vlmix.builders import known_benchmarks as known; known(); print(*{heavy} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
 def test_the_twelve_and_the_held_out_checks_are_registered() -> None:
-    assert list(BENCHMARKS) == [
+    assert list(known_benchmarks()) == [
         "vqav2",
         "gqa",
         "vizwiz",
@@ -50,12 +52,15 @@ def test_the_twelve_and_the_held_out_checks_are_registered() -> None:
         "seed",
         "llava-bench",
         "mm-vet",
-        "okvqa",
         "aokvqa",
         "aokvqa-choice",
+        "okvqa",
         "refcoco",
     ]
-    assert [name for name, benchmark in BENCHMARKS.items() if benchmark.needs_judge] == ["llava-bench", "mm-vet"]
+    assert [name for name, benchmark in known_benchmarks().items() if benchmark.needs_judge] == [
+        "llava-bench",
+        "mm-vet",
+    ]
 
 
 # Answer files
@@ -195,7 +200,7 @@ def test_equal_records_without_ids_are_left_out_together() -> None:
 
 
 def official() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "official_vqa.py"
+    path = Path(__file__).parents[2] / "perf" / "official_vqa.py"
     spec = importlib.util.spec_from_file_location("official_vqa", path)
     assert spec is not None
     assert spec.loader is not None
@@ -275,7 +280,7 @@ def test_vqav2_scores_predictions_as_llava_submits_them(vqav2: Path) -> None:
 
 def test_vqav2_missing_answers_count_as_empty_double_ones_by_the_last(vqav2: Path) -> None:
     rows = [(42001, "no"), (42001, "yes"), (7, "yes"), (42000, "blue")]
-    found = BENCHMARKS["vqav2"].score(Answers([Answer(question_id=str(i), text=t) for i, t in rows]), vqav2)
+    found = known_benchmarks()["vqav2"].score(Answers([Answer(question_id=str(i), text=t) for i, t in rows]), vqav2)
     # The ten articles of question 3 normalise to nothing, and an empty answer matches them.
     assert found.score == 75.0
     assert (found.answered, found.missing, found.double, found.unknown) == (2, 2, 1, 1)
@@ -283,7 +288,7 @@ def test_vqav2_missing_answers_count_as_empty_double_ones_by_the_last(vqav2: Pat
 
 
 def test_vqav2_questions_are_llavas(vqav2: Path) -> None:
-    questions = BENCHMARKS["vqav2"].questions(vqav2)
+    questions = known_benchmarks()["vqav2"].questions(vqav2)
     assert [q.id for q in questions] == ["42000", "42001", "42002", "42003"]
     assert questions[1].text == "Which 1?" + SHORT
     assert questions[1].image == "coco/val2017/000000000042.jpg"
@@ -293,13 +298,15 @@ def test_vqav2_questions_are_llavas(vqav2: Path) -> None:
         "questions": [{"image_id": 1, "question": "A?", "question_id": 1000}],
     }
     path = dump(vqav2 / "v2_OpenEnded_mscoco_test2015_questions.json", test)
-    assert BENCHMARKS["vqav2"].questions(vqav2, "test")[0].image == "coco/test2015/COCO_test2015_000000000001.jpg"
-    assert BENCHMARKS["vqav2"].questions(path) == BENCHMARKS["vqav2"].questions(vqav2, "test")
+    assert (
+        known_benchmarks()["vqav2"].questions(vqav2, "test")[0].image == "coco/test2015/COCO_test2015_000000000001.jpg"
+    )
+    assert known_benchmarks()["vqav2"].questions(path) == known_benchmarks()["vqav2"].questions(vqav2, "test")
 
 
 def test_vqav2_submission_has_every_question_processed(vqav2: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "submission.json"
-    said = BENCHMARKS["vqav2"].submission(answers({42000: "The U.S. Mail", 42001: "it's"}), vqav2, out, "val")
+    said = known_benchmarks()["vqav2"].submission(answers({42000: "The U.S. Mail", 42001: "it's"}), vqav2, out, "val")
     assert json.loads(out.read_text()) == [
         {"question_id": 42000, "answer": "us mail"},
         {"question_id": 42001, "answer": "it 's"},
@@ -323,7 +330,7 @@ def test_a_file_with_another_name_is_taken_where_it_is_named(vqav2: Path) -> Non
     [
         (
             lambda p: p.unlink(),
-            r"has no v2_mscoco_val2014_annotations.json \(it has .*get .* from https://visualqa.org",
+            r"v2_mscoco_val2014_annotations.json is missing \(the folder has .*get it from https://visualqa.org",
         ),
         (lambda p: p.write_bytes(b""), "annotations.json is empty; .*get it again"),
         (lambda p: p.write_bytes(p.read_bytes()[:-50]), "annotations.json: Input data was truncated; .*get it again"),
@@ -350,7 +357,7 @@ def test_answers_of_another_benchmark_are_refused(vqav2: Path) -> None:
 def test_files_are_found_in_an_archives_own_folder_if_only_once(vqav2: Path) -> None:
     assert score("vqav2", vqav2.parent, {42000: "blue"}).answered == 1
     shutil.copytree(vqav2, vqav2.with_name("copy"))
-    with pytest.raises(VlmixError, match=r"is there more than once \(.*; name the folder of one"):
+    with pytest.raises(VlmixError, match=r"is there more than once \(.*; keep one"):
         score("vqav2", vqav2.parent, {42000: "blue"})
 
 
@@ -398,7 +405,7 @@ def test_aokvqa_counts_equal_answers_as_they_stand_without_difficult_questions(t
     choices = score("aokvqa-choice", tmp_path, {"q1": "B", "q2": "B. sea", "q3": "sea"})
     assert (choices.score, choices.metrics["letter alone"]) == (100.0, pytest.approx(200 / 3))
     assert score("aokvqa-choice", tmp_path, {"q1": "b", "q2": "Because", "q3": "A"}).score == 0
-    question = BENCHMARKS["aokvqa-choice"].questions(tmp_path)[0]
+    question = known_benchmarks()["aokvqa-choice"].questions(tmp_path)[0]
     assert question.text.splitlines()[1:] == [
         "A. surf",
         "B. sea",
@@ -435,20 +442,20 @@ def test_vizwiz_tells_people_apart_by_position(vizwiz: Path) -> None:
 
 
 def test_vizwiz_questions_and_submission(vizwiz: Path, tmp_path: Path) -> None:
-    question = BENCHMARKS["vizwiz"].questions(vizwiz)[1]
+    question = known_benchmarks()["vizwiz"].questions(vizwiz)[1]
     assert question.id == "1"
     assert question.image == "vizwiz/val/VizWiz_val_00000001.jpg"
     assert question.text == (
         "What is this? please.\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
     )
     out = tmp_path / "vizwiz.json"
-    BENCHMARKS["vizwiz"].submission(answers({0: "Two.", 1: "it's"}), vizwiz, out)
+    known_benchmarks()["vizwiz"].submission(answers({0: "Two.", 1: "it's"}), vizwiz, out)
     assert json.loads(out.read_text()) == [
         {"image": "VizWiz_test_00000000.jpg", "answer": "2"},
         {"image": "VizWiz_test_00000001.jpg", "answer": "it 's"},
     ]
     with pytest.raises(VlmixError, match="1 of 2 questions have no answer, the first is 1 .*whole files only"):
-        BENCHMARKS["vizwiz"].submission(answers({0: "Two."}), vizwiz, out)
+        known_benchmarks()["vizwiz"].submission(answers({0: "Two."}), vizwiz, out)
     with pytest.raises(VlmixError, match="has no answers, as in the test split"):
         score("vizwiz", vizwiz, {0: "x"}, "test")
 
@@ -492,7 +499,7 @@ def test_textvqa_joins_llavas_files_on_image_and_question(textvqa: Path) -> None
         Answer(question_id=image, prompt="What month?" + SHORT, text="x"),
         Answer(question_id=image, prompt="one line", text="x"),
     ]
-    report = BENCHMARKS["textvqa"].score(Answers(rows), textvqa)
+    report = known_benchmarks()["textvqa"].score(Answers(rows), textvqa)
     assert (report.answered, report.missing, report.double, report.unknown) == (2, 1, 1, 2)
     assert report.score == pytest.approx(
         100 * (1 + 0 + 1) / 3
@@ -516,7 +523,7 @@ def test_textvqa_finds_the_question_in_the_prompt(prompt: str, question: str | N
 
 
 def test_textvqa_questions_keep_an_empty_token_line(textvqa: Path) -> None:
-    first, _, third = BENCHMARKS["textvqa"].questions(textvqa)
+    first, _, third = known_benchmarks()["textvqa"].questions(textvqa)
     assert (first.id, first.image) == ("34602", "textvqa/train_images/003a8ae2ef43b901.jpg")
     assert first.text == "What is the brand?\nReference OCR token: DAKOTA, DIGITAL" + SHORT
     assert third.text == "Who?\nReference OCR token: " + SHORT
@@ -540,7 +547,7 @@ def test_textvqa_questions_are_those_of_llavas_own_file(real: Path, tmp_path: Pa
     dump(tmp_path / "TextVQA_0.5.1_val.json", data)
     ocr = [{"image_id": image, "ocr_tokens": words} for image, words in tokens.items()]
     dump(tmp_path / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": ocr})
-    ours = BENCHMARKS["textvqa"].questions(tmp_path)
+    ours = known_benchmarks()["textvqa"].questions(tmp_path)
     compared = 0
     for question, row in zip(ours, data["data"]):
         if (key := (row["image_id"], row["question"].lower())) in theirs:
@@ -611,10 +618,10 @@ def test_gqa_falls_back_to_val(gqa: Path, tmp_path: Path) -> None:
     dump(folder / "questions1.2" / "val_balanced_questions.json", {"1": gqa_row("Is it?", "yes", "verify")})
     assert score("gqa", folder, {1: "Yes"}).split == "val_balanced"
     assert score("gqa", gqa, {1: "red"}).split == "testdev_balanced"
-    question = BENCHMARKS["gqa"].questions(folder, "val")[0]
+    question = known_benchmarks()["gqa"].questions(folder, "val")[0]
     assert (question.image, question.text) == ("gqa/images/n161313.jpg", "Is it?" + SHORT)
-    with pytest.raises(VlmixError, match="has no testdev_balanced_questions.json"):
-        BENCHMARKS["gqa"].questions(folder, "testdev")
+    with pytest.raises(VlmixError, match="testdev_balanced_questions.json is missing"):
+        known_benchmarks()["gqa"].questions(folder, "testdev")
 
 
 # The miniature releases
@@ -623,7 +630,7 @@ def test_gqa_falls_back_to_val(gqa: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vqav2", "okvqa", "aokvqa", "aokvqa-choice", "gqa", "refcoco", "textvqa"])
 def test_the_miniature_releases_are_asked_and_scored(raw: Path, name: str) -> None:
     folder = raw / {"aokvqa-choice": "aokvqa", "textvqa": "textcaps"}.get(name, name)
-    questions = BENCHMARKS[name].questions(folder)
+    questions = known_benchmarks()[name].questions(folder)
     assert len({question.id for question in questions}) == len(questions) > 20
     report = score(name, folder, {question.id: "No" for question in questions})
     assert (report.answered, report.missing, report.unknown) == (len(questions), 0, 0)
@@ -642,10 +649,10 @@ def test_true_answers_of_the_miniature_releases_score_high(raw: Path) -> None:
 
 
 def test_images_of_the_miniature_releases_are_where_questions_say(raw: Path) -> None:
-    from mixture.images import ImageIndex
+    from vlmix.mixture.io.image_index import ImageIndex
 
     for name in ("vqav2", "okvqa", "aokvqa", "gqa", "refcoco", "textvqa"):
-        benchmark = BENCHMARKS[name]
+        benchmark = known_benchmarks()[name]
         index = ImageIndex([raw], benchmark.images)
         folder = raw / {"textvqa": "textcaps"}.get(name, name)
         found = [bool(index.candidates(question.image)) for question in benchmark.questions(folder)]

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixture.boxes import square_text
-from mixture.errors import VlmixError
 from tests.helpers import dump
-from train.benchmarks import BENCHMARKS, Answer, Answers, Report, mmbench, mme, pope, refcoco, scienceqa
+from vlmix.builders import known_benchmarks
+from vlmix.builders.benchmarks import mmbench, mme, pope, refcoco, scienceqa
+from vlmix.mixture.benchmark.answers import Answer, Answers
+from vlmix.mixture.benchmark.benchmark import Report
+from vlmix.mixture.boxes import square_text
+from vlmix.mixture.errors import VlmixError
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -25,7 +28,7 @@ def answers(texts: dict[Any, str]) -> Answers:
 
 
 def score(name: str, folder: Path, texts: dict[Any, str], split: str = "") -> Report:
-    return BENCHMARKS[name].score(answers(texts), folder, split)
+    return known_benchmarks()[name].score(answers(texts), folder, split)
 
 
 # POPE
@@ -109,14 +112,14 @@ def test_pope_without_a_yes_scores_nothing_instead_of_stopping(pope_folder: Path
 
 
 def test_pope_questions_have_llavas_ids_and_images(pope_folder: Path) -> None:
-    questions = BENCHMARKS["pope"].questions(pope_folder)
+    questions = known_benchmarks()["pope"].questions(pope_folder)
     assert [question.id for question in questions[::4]] == ["1", "10000001", "20000001"]
     assert questions[4].text == "Is there a random in the image?" + SHORT
     assert questions[0].image == "coco/val2017/000000310196.jpg"
     (pope_folder / "coco" / "coco_pope_popular.json").unlink()
     assert any("without popular" in note for note in score("pope", pope_folder, POPE_TEXTS).notes)
-    with pytest.raises(VlmixError, match=r"has no coco_pope_popular.json"):
-        BENCHMARKS["pope"].questions(pope_folder, "popular")
+    with pytest.raises(VlmixError, match=r"coco_pope_popular.json is missing"):
+        known_benchmarks()["pope"].questions(pope_folder, "popular")
 
 
 # MME
@@ -186,19 +189,19 @@ def test_mme_knows_llavas_rows_by_image_and_question(mme_folder: Path) -> None:
         Answer(question_id=image, prompt="Is there a z? Please answer yes or no.", text="Yes"),
         Answer(question_id=image, prompt="Is there a q?" + SHORT, text="Yes"),
     ]
-    report = BENCHMARKS["mme"].score(Answers(rows), mme_folder, "perception")
+    report = known_benchmarks()["mme"].score(Answers(rows), mme_folder, "perception")
     assert (report.answered, report.missing, report.double, report.unknown) == (2, 2, 1, 1)
     assert report.score == 25 + 0
     assert any("pairs lines by place" in note for note in report.notes)
 
 
 def test_mme_questions_drop_the_request_for_yes_or_no(mme_folder: Path) -> None:
-    questions = BENCHMARKS["mme"].questions(mme_folder)
+    questions = known_benchmarks()["mme"].questions(mme_folder)
     assert questions[1].id == "existence/images/a.jpg#2"
     assert questions[1].text == "Is there a z?" + SHORT
     assert questions[1].image == "MME_Benchmark_release_version/existence/images/a.jpg"
     assert questions[-1].image == "MME_Benchmark_release_version/code_reasoning/0001.png"
-    inside = BENCHMARKS["mme"].questions(mme_folder / "MME_Benchmark_release_version")
+    inside = known_benchmarks()["mme"].questions(mme_folder / "MME_Benchmark_release_version")
     assert inside[1].image == "existence/images/a.jpg"
     assert [question.id for question in inside] == [question.id for question in questions]
 
@@ -208,7 +211,7 @@ def test_mme_refuses_a_broken_pair(mme_folder: Path) -> None:
     path.write_text("Is it 1?\tYes\n")
     with pytest.raises(VlmixError, match="0001.txt: it is not two lines of question, tab, Yes or No"):
         score("mme", mme_folder, {"x": "Yes"})
-    with pytest.raises(VlmixError, match="get MME_Benchmark_release_version/"):
+    with pytest.raises(VlmixError, match="MME_Benchmark_release_version/existence is missing"):
         score("mme", mme_folder / "MME_Benchmark_release_version" / "existence" / "images", {"x": "Yes"})
 
 
@@ -274,17 +277,17 @@ def test_scienceqa_goes_by_the_image_token_of_prompts_that_have_it(science: Path
         Answer(question_id="2", prompt="Which?", text="A"),
         Answer(question_id="4", prompt="<image>\nWhich?", text="B"),
     ]
-    assert BENCHMARKS["scienceqa"].score(Answers(rows), science).score == 50.0
+    assert known_benchmarks()["scienceqa"].score(Answers(rows), science).score == 50.0
 
 
 def test_scienceqa_prompts(science: Path) -> None:
-    questions = BENCHMARKS["scienceqa"].questions(science)
+    questions = known_benchmarks()["scienceqa"].questions(science)
     assert questions[0].text == f"Context: A hint.\nWhich?\nA. x\nB. y\n{LETTER}"
     assert questions[0].image == "images/test/1/image.png"
     assert questions[3].text == f"Which?\nA. x\nB. y\n{LETTER}"
     assert questions[3].image == ""
     with pytest.raises(VlmixError, match="it has no split 'val'"):
-        BENCHMARKS["scienceqa"].questions(science, "val")
+        known_benchmarks()["scienceqa"].questions(science, "val")
 
 
 # SEED-Bench
@@ -332,15 +335,15 @@ def test_seed_takes_the_letter_alone(seed: Path) -> None:
 
 
 def test_seed_questions_and_submission(seed: Path, tmp_path: Path) -> None:
-    image, *_, video = BENCHMARKS["seed"].questions(seed)
+    image, *_, video = known_benchmarks()["seed"].questions(seed)
     assert image.text == f"What?\nA. aa\nB. bb\nC. cc\nD. dd\n{LETTER}"
     assert image.image == "SEED-Bench-image/1_2"
     assert video.image == "SEED-Bench-video-image/10_v0.png"
     out = tmp_path / "out.jsonl"
-    BENCHMARKS["seed"].submission(answers({101: "A", 102: "B", 103: "C", "v0": "D"}), seed, out)
+    known_benchmarks()["seed"].submission(answers({101: "A", 102: "B", 103: "C", "v0": "D"}), seed, out)
     assert [json.loads(line) for line in out.read_text().splitlines()][-1] == {"question_id": "v0", "prediction": "D"}
     with pytest.raises(VlmixError, match="3 of 4 questions have no answer, the first is 102"):
-        BENCHMARKS["seed"].submission(answers({101: "A"}), seed, out)
+        known_benchmarks()["seed"].submission(answers({101: "A"}), seed, out)
 
 
 # MMBench
@@ -454,12 +457,12 @@ def test_mmbench_options_end_at_the_first_that_is_none(tmp_path: Path) -> None:
             row(2, "A", hint="NaN", C="none", D="fish", image="1"),
         ],
     )
-    first, second = BENCHMARKS["mmbench"].questions(tmp_path)
+    first, second = known_benchmarks()["mmbench"].questions(tmp_path)
     assert first.text == f'Look,\t"here"\nwell\nWhat?\nA. cat\nB. dog\n{LETTER}'
     assert second.text == f"What?\nA. cat\nB. dog\n{LETTER}"
     assert first.image == ""
     assert first.image_bytes == second.image_bytes == b"\xff\xd8 image"  # a short cell names the row with the image
-    assert BENCHMARKS["mmbench-cn"].questions(path)[1].text == "What?\nA. cat\nB. dog\n请直接回答选项字母。"
+    assert known_benchmarks()["mmbench-cn"].questions(path)[1].text == "What?\nA. cat\nB. dog\n请直接回答选项字母。"
     # Matching leaves out what pandas reads as nothing: D counts although it was not asked, "none" is a word.
     assert score("mmbench", tmp_path, {1: "bird", 2: "x"}).score == 50.0
     assert score("mmbench", tmp_path, {1: "C", 2: "cat or none"}).score == 0.0
@@ -467,7 +470,7 @@ def test_mmbench_options_end_at_the_first_that_is_none(tmp_path: Path) -> None:
 
 def test_mmbench_submission_is_a_sheet(mmbench_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "upload.xlsx"
-    said = BENCHMARKS["mmbench"].submission(answers({1: "A & <B>", 2: "B\x07"}), mmbench_folder, out)
+    said = known_benchmarks()["mmbench"].submission(answers({1: "A & <B>", 2: "B\x07"}), mmbench_folder, out)
     assert "5 rows, 3 without a prediction" in said
     name = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
     with zipfile.ZipFile(out) as archive:
@@ -482,7 +485,7 @@ def test_mmbench_submission_is_a_sheet(mmbench_folder: Path, tmp_path: Path) -> 
     assert "G3" not in cells
     assert "E2" not in cells  # no option C
     before = out.read_bytes()
-    BENCHMARKS["mmbench"].submission(answers({1: "A & <B>", 2: "B\x07"}), mmbench_folder, out)
+    known_benchmarks()["mmbench"].submission(answers({1: "A & <B>", 2: "B\x07"}), mmbench_folder, out)
     assert out.read_bytes() == before
 
 
@@ -499,7 +502,7 @@ def test_mmbench_files_that_cannot_be_scored_are_told(tmp_path: Path) -> None:
         score("mmbench", tmp_path, {1: "A"}, "test")
     tsv(path, [row(1, "A", image="no base64!" * 10)])
     with pytest.raises(VlmixError, match="question 1: its image is no base64 text"):
-        BENCHMARKS["mmbench"].questions(tmp_path, "test")
+        known_benchmarks()["mmbench"].questions(tmp_path, "test")
 
 
 # RefCOCO
@@ -532,14 +535,14 @@ def test_boxes_survive_their_notation(width: int, height: int, data: st.DataObje
 
 
 def test_refcoco_scores_the_sample_by_set(raw: Path) -> None:
-    benchmark = BENCHMARKS["refcoco"]
+    benchmark = known_benchmarks()["refcoco"]
     questions = benchmark.questions(raw / "refcoco")
     assert questions[0].text.startswith(
         "Please provide the bounding box coordinate of the region this sentence describes: "
     )
     assert questions[0].text.endswith(".")
     assert questions[0].image.startswith("coco/train2017/")
-    opened = refcoco._opened(benchmark._release(raw / "refcoco"), "val")
+    opened = refcoco._opened(benchmark._official(raw / "refcoco"), "val")
     truth = {e.id: square_text(e.box, e.width, e.height) for found in opened.values() for e in found}
     report = benchmark.score(answers(truth), raw / "refcoco")
     assert report.score > 95
@@ -550,14 +553,14 @@ def test_refcoco_scores_the_sample_by_set(raw: Path) -> None:
 
 
 def test_refcoco_splits(raw: Path) -> None:
-    benchmark = BENCHMARKS["refcoco"]
+    benchmark = known_benchmarks()["refcoco"]
     assert {q.id.split("/")[0] for q in benchmark.questions(raw / "refcoco", "testA")} == {"refcoco", "refcoco+"}
     assert {q.id.split("/")[0] for q in benchmark.questions(raw / "refcoco", "test")} == {"refcocog"}
     assert {q.id.split("/")[0] for q in benchmark.questions(raw / "refcoco", "refcoco+/val")} == {"refcoco+"}
     assert benchmark.questions(raw / "refcoco" / "refcoco+") == benchmark.questions(raw / "refcoco")
     with pytest.raises(VlmixError, match="no split 'refcocog/testA'"):
         benchmark.questions(raw / "refcoco", "refcocog/testA")
-    with pytest.raises(VlmixError, match="has no refcoco/instances.json"):
+    with pytest.raises(VlmixError, match="refcoco/instances.json or .* is missing"):
         benchmark.questions(raw / "gqa")
 
 
@@ -576,8 +579,8 @@ def test_refcoco_splits(raw: Path) -> None:
 )
 def test_questions_that_were_not_asked_do_not_count(name: str, folder: str, request: pytest.FixtureRequest) -> None:
     data = request.getfixturevalue(folder)
-    asked = [question.id for question in BENCHMARKS[name].questions(data)][:2]
+    asked = [question.id for question in known_benchmarks()[name].questions(data)][:2]
     given = answers(dict.fromkeys(asked, "Yes"))
     given.asked = frozenset(asked)
-    report = BENCHMARKS[name].score(given, data)
+    report = known_benchmarks()[name].score(given, data)
     assert (report.answered, report.missing, report.unknown) == (2, 0, 0)

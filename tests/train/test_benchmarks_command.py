@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.score import score_command
-from mixture.errors import VlmixError
 from tests.helpers import dump
-from train.benchmarks import BENCHMARKS
+from vlmix.builders import known_benchmarks
+from vlmix.cli.score import score_command
+from vlmix.mixture.errors import VlmixError
 
 app = typer.Typer()
 app.command()(score_command)
@@ -27,7 +27,7 @@ def score(*arguments: object) -> Any:
 @pytest.fixture
 def answered(raw: Path, tmp_path: Path) -> Path:
     path = tmp_path / "answers.jsonl"
-    questions = BENCHMARKS["vqav2"].questions(raw / "vqav2")
+    questions = known_benchmarks()["vqav2"].questions(raw / "vqav2")
     rows = [{"question_id": int(question.id), "prompt": question.text, "text": "Yes"} for question in questions[1:]]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {"question_id": 5, "text": "x"}]))
     return path
@@ -36,7 +36,7 @@ def answered(raw: Path, tmp_path: Path) -> Path:
 def test_the_table_has_scores_counts_and_notes(raw: Path, answered: Path) -> None:
     shown = score("vqav2", "--answers", answered, "--annotations", raw / "vqav2")
     assert shown.exit_code == 0
-    report = BENCHMARKS["vqav2"].score(_read(answered), raw / "vqav2")
+    report = known_benchmarks()["vqav2"].score(_read(answered), raw / "vqav2")
     assert "VQAv2, val" in shown.stdout
     assert f"{report.score:.2f}" in shown.stdout
     assert "yes/no" in shown.stdout
@@ -71,7 +71,7 @@ def test_wrong_usage_and_unknown_benchmarks(answered: Path, tmp_path: Path) -> N
     with pytest.raises(VlmixError, match="there is no benchmark 'vqa2'; did you mean 'vqav2'"):
         score("vqa2", "--answers", answered, "--annotations", tmp_path)
     with pytest.raises(
-        VlmixError, match="gqa: .* has no testdev_balanced_questions.json or val_balanced_questions.json"
+        VlmixError, match="gqa: .*/testdev_balanced_questions.json or val_balanced_questions.json is missing"
     ):
         score("gqa", "--answers", answered, "--annotations", tmp_path)
 
@@ -90,6 +90,6 @@ def test_a_judged_benchmark_is_scored_from_saved_judgements(tmp_path: Path) -> N
 
 
 def _read(path: Path) -> Any:
-    from train.benchmarks import read_answers
+    from vlmix.mixture.benchmark.answers import read_answers
 
     return read_answers(path)

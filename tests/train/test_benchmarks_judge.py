@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from mixture.errors import VlmixError
 from tests.helpers import dump
-from train.benchmarks import BENCHMARKS, Answer, Answers, Endpoint
-from train.benchmarks.judge import Case, judge, key_from_environment, read_judgements
-from train.benchmarks.judged import vet_prompt, vet_score, wild_scores
+from vlmix.builders import known_benchmarks
+from vlmix.builders.benchmarks.llava_bench import wild_scores
+from vlmix.builders.benchmarks.mm_vet import vet_prompt, vet_score
+from vlmix.mixture.benchmark.answers import Answer, Answers
+from vlmix.mixture.benchmark.judge import Case, Endpoint, judge, key_from_environment, read_judgements
+from vlmix.mixture.errors import VlmixError
 
 Reply = tuple[int, bytes, dict[str, str]]
 
@@ -155,7 +157,7 @@ GIVEN = {0: "answer 0", 1: "answer 1", 2: "answer 2"}
 def test_llava_bench_is_judged_and_counted_as_officially(wild: Path, tmp_path: Path, serve: Any) -> None:
     said = {"Q0": "8 4\nGood.", "Q1": "10 5", "Q2": "I cannot say."}
     server = serve(lambda body, _: next(text for q, text in said.items() if q in body["messages"][1]["content"]))
-    benchmark = BENCHMARKS["llava-bench"]
+    benchmark = known_benchmarks()["llava-bench"]
     path = tmp_path / "judgements.jsonl"
     found = benchmark.judge(answers(GIVEN), wild, server.endpoint(key="secret"), path)
     report = benchmark.score(answers(GIVEN), wild, judgements=found)
@@ -186,7 +188,7 @@ def test_llavas_own_review_files_are_scored(wild: Path, tmp_path: Path) -> None:
     path = tmp_path / "reviews.jsonl"
     review = {"id": 1, "answer1_id": "a", "answer2_id": "b", "category": "llava_bench_conv", "content": "9 6\nWell."}
     lines(path, [{**review, "question_id": n, "tuple": [9.0, 6.0]} for n in range(3)])
-    benchmark = BENCHMARKS["llava-bench"]
+    benchmark = known_benchmarks()["llava-bench"]
     report = benchmark.score(answers(GIVEN), wild, judgements=benchmark.saved_judgements(answers(GIVEN), wild, path))
     assert report.score == 66.7
     assert any("by a judge that the file does not name" in note for note in report.notes)
@@ -194,7 +196,7 @@ def test_llavas_own_review_files_are_scored(wild: Path, tmp_path: Path) -> None:
 
 def test_answers_that_are_missing_are_not_judged(wild: Path, tmp_path: Path, serve: Any) -> None:
     server = serve(lambda body, _: "10 5")
-    benchmark = BENCHMARKS["llava-bench"]
+    benchmark = known_benchmarks()["llava-bench"]
     found = benchmark.judge(answers({1: "x", 7: "y"}), wild, server.endpoint(), tmp_path / "j.jsonl")
     report = benchmark.score(answers({1: "x", 7: "y"}), wild, judgements=found)
     assert (report.score, report.answered, report.missing, report.unknown) == (50.0, 1, 2, 1)
@@ -204,9 +206,9 @@ def test_answers_that_are_missing_are_not_judged(wild: Path, tmp_path: Path, ser
 
 def test_a_judged_benchmark_asks_for_judgements(wild: Path) -> None:
     with pytest.raises(VlmixError, match="llava-bench needs a judge: name one with --judge, or .*--judgements"):
-        BENCHMARKS["llava-bench"].score(answers(GIVEN), wild)
+        known_benchmarks()["llava-bench"].score(answers(GIVEN), wild)
     with pytest.raises(VlmixError, match="vqav2 needs no judge"):
-        BENCHMARKS["vqav2"].saved_judgements(answers(GIVEN), wild, wild / "x")
+        known_benchmarks()["vqav2"].saved_judgements(answers(GIVEN), wild, wild / "x")
 
 
 # MM-Vet
@@ -233,7 +235,7 @@ def vet(tmp_path: Path) -> Path:
 
 def test_mm_vet_means_by_capability_and_combination(vet: Path, tmp_path: Path, serve: Any) -> None:
     server = serve(lambda body, _: "0.5" if "| answer 0 |" in body["messages"][0]["content"] else "1.0 yes")
-    benchmark = BENCHMARKS["mm-vet"]
+    benchmark = known_benchmarks()["mm-vet"]
     found = benchmark.judge(answers(GIVEN), vet, server.endpoint(), tmp_path / "j.jsonl")
     report = benchmark.score(answers(GIVEN), vet, judgements=found)
     assert report.score == round(100 * 2.5 / 3, 1) == 83.3
@@ -246,7 +248,7 @@ def test_mm_vet_means_by_capability_and_combination(vet: Path, tmp_path: Path, s
 
 
 def test_mm_vet_asks_again_warmer_and_gives_nothing_after_five_replies(vet: Path, tmp_path: Path, serve: Any) -> None:
-    benchmark = BENCHMARKS["mm-vet"]
+    benchmark = known_benchmarks()["mm-vet"]
     server = serve(lambda body, number: "Well" if number < 3 else "0.4")
     found = benchmark.judge(answers({"v1_0": "a"}), vet, server.endpoint(), tmp_path / "a.jsonl")
     assert found["0"].tuple == [0.4]
@@ -266,7 +268,7 @@ def test_mm_vets_own_grades_are_scored_and_runs_averaged(vet: Path, tmp_path: Pa
         "v1_2": {"model": ["gpt-4"], "content": ["0.2"], "score": [0.2]},
     }
     path = dump(tmp_path / "grades.json", grades)
-    benchmark = BENCHMARKS["mm-vet"]
+    benchmark = known_benchmarks()["mm-vet"]
     report = benchmark.score(answers(GIVEN), vet, judgements=benchmark.saved_judgements(answers(GIVEN), vet, path))
     assert report.score == 40.0
     assert report.metrics["ocr"] == 50.0
@@ -277,18 +279,18 @@ def test_mm_vets_own_grades_are_scored_and_runs_averaged(vet: Path, tmp_path: Pa
 def test_mm_vet_counts_what_was_not_judged_as_nothing(vet: Path, tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     lines(path, [{"question_id": "2", "tuple": [1.0]}])
-    report = BENCHMARKS["mm-vet"].score(answers(GIVEN), vet, judgements=read_judgements(path))
+    report = known_benchmarks()["mm-vet"].score(answers(GIVEN), vet, judgements=read_judgements(path))
     assert report.score == 33.3
     lines(path, [{"question_id": "2", "tuple": [1.0, 2.0]}])
     with pytest.raises(VlmixError, match="question 2 has 2 scores, one is expected"):
-        BENCHMARKS["mm-vet"].score(answers(GIVEN), vet, judgements=read_judgements(path))
+        known_benchmarks()["mm-vet"].score(answers(GIVEN), vet, judgements=read_judgements(path))
 
 
 def test_mm_vet_questions_and_submission(vet: Path, tmp_path: Path) -> None:
-    question = BENCHMARKS["mm-vet"].questions(vet)[1]
+    question = known_benchmarks()["mm-vet"].questions(vet)[1]
     assert (question.id, question.text, question.image) == ("1", "y?", "images/v1_0.png")
     out = tmp_path / "out.json"
-    BENCHMARKS["mm-vet"].submission(answers({0: "a", "v1_2": "c"}), vet, out)
+    known_benchmarks()["mm-vet"].submission(answers({0: "a", "v1_2": "c"}), vet, out)
     assert json.loads(out.read_text()) == {"v1_0": "a", "v1_2": "c"}
 
 
@@ -371,7 +373,7 @@ def test_no_more_requests_than_workers_are_under_way(tmp_path: Path, serve: Any)
 def test_judgements_of_other_answers_are_refused(wild: Path, tmp_path: Path, serve: Any) -> None:
     server = serve(lambda body, number: "1 2")
     path = tmp_path / "j.jsonl"
-    benchmark = BENCHMARKS["llava-bench"]
+    benchmark = known_benchmarks()["llava-bench"]
     benchmark.judge(answers(GIVEN), wild, server.endpoint(), path)
     other = answers({**GIVEN, 1: "another answer"})
     for attempt in (
@@ -559,7 +561,7 @@ def test_published_grades_come_out_at_the_published_score(tmp_path: Path) -> Non
     question = {"imagename": "x.png", "question": "?", "answer": "a", "capability": ["rec"]}
     data = dump(tmp_path / "mm-vet.json", {f"v1_{n}": question for n in range(218)})
     given = answers(dict.fromkeys(range(218), "x"))
-    benchmark = BENCHMARKS["mm-vet"]
+    benchmark = known_benchmarks()["mm-vet"]
     saved = benchmark.saved_judgements(given, data, dump(tmp_path / "grades.json", grades))
     assert benchmark.score(given, data, judgements=saved).score == 36.1
 
@@ -610,7 +612,7 @@ def test_published_reviews_come_out_at_the_published_score(
     lines(tmp_path / "context.jsonl", [{"image": "001.jpg", "caption": "x"}])
     lines(tmp_path / "answers_gpt4.jsonl", [{"question_id": n, "text": "x"} for n in range(60)])
     given = answers(dict.fromkeys(range(60), "x"))
-    benchmark = BENCHMARKS["llava-bench"]
+    benchmark = known_benchmarks()["llava-bench"]
     found = []
     for run in PUBLISHED_REVIEWS[size]:
         pairs = [pair.split("/") for pair in run.split()]

@@ -5,11 +5,12 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from mixture.errors import VlmixError
 from tests.train.nano import NANO
-from train.config import Recipe, load, parse
-from train.loop import rate
-from train.sweep import load as load_sweep
+from vlmix.builders import known_benchmarks
+from vlmix.mixture.errors import VlmixError
+from vlmix.train.config import Recipe, load, parse
+from vlmix.train.loop import rate
+from vlmix.train.sweep.sweep import load as load_sweep
 
 
 def test_every_packaged_training_recipe_and_sweep_parses(recipes: Path) -> None:
@@ -26,7 +27,11 @@ def test_every_packaged_training_recipe_and_sweep_parses(recipes: Path) -> None:
         for recipe in (one, two, lora):
             assert (recipe.optim.warmup, recipe.optim.schedule, recipe.optim.weight_decay) == (0.03, "cosine", 0)
             assert (recipe.batch.length, recipe.epochs, recipe.model.layer) == (2048, 1, -2)
-    assert [load_sweep(file).name for file in sorted((recipes / "sweep").glob("*.yaml"))] == ["demo", "half", "prompts"]
+    assert [load_sweep(file, known_benchmarks()).name for file in sorted((recipes / "sweep").glob("*.yaml"))] == [
+        "demo",
+        "half",
+        "prompts",
+    ]
 
 
 @pytest.mark.parametrize(

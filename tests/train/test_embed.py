@@ -9,11 +9,11 @@ pytest.importorskip("transformers")
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mixture import open as open_mixture
-from mixture.errors import VlmixError
 from tests.helpers import vlmix
-from train.embed import embed
-from train.images import decode, normalise, to_square
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.train.evaluate.embed import embed
+from vlmix.train.images import decode, normalise, to_square
 
 
 @pytest.fixture(scope="module")

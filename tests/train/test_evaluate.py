@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from vlmix.builders import benchmark_named
+
 pytest.importorskip("transformers")
 
-from mixture.errors import VlmixError
-from mixture.files import alone
 from tests.train.nano import nano
-from train.benchmarks import BENCHMARKS, Report
-from train.evaluate import Task, Unscored, evaluate
-from train.run import train
+from vlmix.builders import known_benchmarks
+from vlmix.mixture.benchmark.benchmark import Report
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.locks import alone
+from vlmix.train.evaluate.evaluate import Task, Unscored, evaluate
+from vlmix.train.run import train
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +36,19 @@ def test_batched_answers_are_those_of_one_at_a_time_and_come_in_the_questions_or
 ) -> None:
     def ask(batch: int) -> list[dict[str, Any]]:
         out = tmp_path / str(batch)
-        task = Task(benchmark="vqav2", data=raw, limit=20, batch=batch, max_new_tokens=6)
+        task = Task(benchmark=benchmark_named("vqav2"), data=raw, limit=20, batch=batch, max_new_tokens=6)
         (report,) = evaluate(str(model), [task], out)
         assert isinstance(report, Report) and report.answered == 20
         return answers(out / "vqav2")
 
     alone, together = ask(1), ask(7)
     assert alone == together
-    questions = BENCHMARKS["vqav2"].questions(raw / "vqav2")[:20]
+    questions = known_benchmarks()["vqav2"].questions(raw / "vqav2")[:20]
     assert [row["question_id"] for row in alone] == [question.id for question in questions]
 
 
 def test_a_part_is_scored_as_a_part_and_by_one_evaluation_at_a_time(model: Path, raw: Path, tmp_path: Path) -> None:
-    task = Task(benchmark="vqav2", data=raw, limit=10, max_new_tokens=2)
+    task = Task(benchmark=benchmark_named("vqav2"), data=raw, limit=10, max_new_tokens=2)
     (before,) = evaluate(str(model), [task], tmp_path)
     assert isinstance(before, Report) and (before.answered, before.missing) == (10, 0)
     annotations = json.loads((raw / "vqav2" / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
@@ -63,7 +66,7 @@ def test_a_part_is_scored_as_a_part_and_by_one_evaluation_at_a_time(model: Path,
 
 
 def test_an_interrupted_evaluation_asks_only_what_is_left(model: Path, raw: Path, tmp_path: Path) -> None:
-    task = Task(benchmark="gqa", data=raw, limit=12, batch=4, max_new_tokens=4)
+    task = Task(benchmark=benchmark_named("gqa"), data=raw, limit=12, batch=4, max_new_tokens=4)
     evaluate(str(model), [task], tmp_path)
     folder = tmp_path / "gqa"
     whole = answers(folder)
@@ -77,20 +80,20 @@ def test_an_interrupted_evaluation_asks_only_what_is_left(model: Path, raw: Path
 
 
 def test_answers_of_another_model_are_not_mixed_in(model: Path, mixture: Path, raw: Path, tmp_path: Path) -> None:
-    task = Task(benchmark="gqa", data=raw, limit=2, max_new_tokens=2)
+    task = Task(benchmark=benchmark_named("gqa"), data=raw, limit=2, max_new_tokens=2)
     evaluate(str(model), [task], tmp_path)
     other = tmp_path / "other"
     train(nano(data=str(mixture), out=str(other), steps=1, seed=3))
     with pytest.raises(VlmixError, match="holds answers with other model; choose another --out"):
         evaluate(str(other), [task], tmp_path)
     with pytest.raises(VlmixError, match="other max_new_tokens and questions"):
-        evaluate(str(model), [Task(benchmark="gqa", data=raw, limit=3, max_new_tokens=3)], tmp_path)
+        evaluate(str(model), [Task(benchmark=benchmark_named("gqa"), data=raw, limit=3, max_new_tokens=3)], tmp_path)
 
 
 def test_an_image_that_is_not_there_is_named(model: Path, raw: Path, tmp_path: Path) -> None:
     shutil.copytree(raw / "gqa", tmp_path / "data" / "gqa", ignore=shutil.ignore_patterns("images"))
     with pytest.raises(VlmixError, match="no readable image gqa/images/.* --images names the folder"):
-        evaluate(str(model), [Task(benchmark="gqa", data=tmp_path / "data")], tmp_path / "out")
+        evaluate(str(model), [Task(benchmark=benchmark_named("gqa"), data=tmp_path / "data")], tmp_path / "out")
 
 
 def test_answers_whose_labels_are_not_there_are_kept_and_the_reason_told(
@@ -101,7 +104,7 @@ def test_answers_whose_labels_are_not_there_are_kept_and_the_reason_told(
     rows = json.loads((raw / "gqa" / "testdev_balanced_questions.json").read_text())
     few = {key: {k: v for k, v in row.items() if k != "answer"} for key, row in list(rows.items())[:3]}
     (data / "testdev_balanced_questions.json").write_text(json.dumps(few))
-    task = Task(benchmark="gqa", data=data, images=(raw,), max_new_tokens=2)
+    task = Task(benchmark=benchmark_named("gqa"), data=data, images=(raw,), max_new_tokens=2)
     (found,) = evaluate(str(model), [task], tmp_path / "out")
     assert isinstance(found, Unscored) and "answer" in found.why, found
     assert len(answers(tmp_path / "out" / "gqa")) == 3

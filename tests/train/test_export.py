@@ -28,19 +28,19 @@ from transformers import (  # noqa: E402
 )
 from transformers.utils import logging  # noqa: E402
 
-from mixture.errors import VlmixError  # noqa: E402
-from mixture.reader import Sample  # noqa: E402
-from mixture.samples import turns  # noqa: E402
 from tests.helpers import hashes  # noqa: E402
 from tests.train.nano import NANO, nano  # noqa: E402
 from tests.train.test_images import photograph  # noqa: E402
 from tests.train.test_tokens import CHATML, TEXTS, byte_level, llama_like  # noqa: E402
-from train.batches import Collator, Micro  # noqa: E402
-from train.config import Recipe  # noqa: E402
-from train.export import CONNECTOR, State, load_connector, write, write_connector  # noqa: E402
-from train.images import Vision, decode, normalise  # noqa: E402
-from train.model import Parts, Trainee, build  # noqa: E402
-from train.tokens import IMAGE, Encoder, Template, template, train_tokenizer  # noqa: E402
+from vlmix.mixture.dataset.reader import Sample  # noqa: E402
+from vlmix.mixture.dataset.schema import turns  # noqa: E402
+from vlmix.mixture.errors import VlmixError  # noqa: E402
+from vlmix.train.batches import Collator, Micro  # noqa: E402
+from vlmix.train.config import Recipe  # noqa: E402
+from vlmix.train.export import CONNECTOR, State, load_connector, write, write_connector  # noqa: E402
+from vlmix.train.images import Vision, decode, normalise  # noqa: E402
+from vlmix.train.model import Parts, Trainee, build  # noqa: E402
+from vlmix.train.tokens import IMAGE, Encoder, Template, template, train_tokenizer  # noqa: E402
 
 LM, CLIP = NANO["model"]["lm"], NANO["model"]["tower"]
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from vlmix.mixture.dataset.reader import Sample
+
 pytest.importorskip("transformers")
 
 import torch
@@ -12,13 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
-from mixture import open as open_mixture
-from mixture.reader import Mixture, Sample
 from tests.train.nano import nano
-from train.batches import Collator, Micro
-from train.flops import Flops, peak
-from train.model import Trainee, build
-from train.tokens import Encoder, template, train_tokenizer
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.train.batches import Collator, Micro
+from vlmix.train.flops import Flops, peak
+from vlmix.train.model import Trainee, build
+from vlmix.train.tokens import Encoder, template, train_tokenizer
 
 # A tower that weighs about as much as the LM, so that each part's passes show in the sum.
 TOWER = {

@@ -8,9 +8,9 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
 
-from mixture import open as open_mixture  # noqa: E402
-from train.images import CLIP_MEAN, CLIP_STD, decode, normalise, to_square  # noqa: E402
-from train.loader import Steps, load  # noqa: E402
+from vlmix.mixture.mixture import open as open_mixture  # noqa: E402
+from vlmix.train.images import CLIP_MEAN, CLIP_STD, decode, normalise, to_square  # noqa: E402
+from vlmix.train.loader import Steps, load  # noqa: E402
 
 
 def photograph(width: int, height: int) -> Image.Image:

@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from mixture.errors import VlmixError
 from tests.train.nano import NANO, nano
-from train.model import build
-from train.tokens import train_tokenizer
+from vlmix.mixture.errors import VlmixError
+from vlmix.train.model import build
+from vlmix.train.tokens import train_tokenizer
 
 LM = NANO["model"]["lm"]
 OPT = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 48, "num_attention_heads": 4, "word_embed_proj_dim": 32}

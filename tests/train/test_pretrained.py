@@ -33,9 +33,9 @@ from transformers import (  # noqa: E402
 )
 from transformers.utils import logging  # noqa: E402
 
-from mixture.errors import VlmixError  # noqa: E402
-from train.images import CLIP_MEAN, CLIP_STD  # noqa: E402
-from train.pretrained import load_lm, load_tower  # noqa: E402
+from vlmix.mixture.errors import VlmixError  # noqa: E402
+from vlmix.train.images import CLIP_MEAN, CLIP_STD  # noqa: E402
+from vlmix.train.weights.pretrained import load_lm, load_tower  # noqa: E402
 
 VISION = {
     "hidden_size": 32,
@@ -611,7 +611,7 @@ def test_a_gguf_of_endless_tensors_or_keys_is_refused_at_once(tmp_path: Path, co
 
 @pytest.mark.parametrize(("width", "patch"), [(0, 14), (63, 14), (64, 0)])
 def test_a_dinov2_without_width_or_patches_is_refused(width: int, patch: int) -> None:
-    from train import dinov2_onnx
+    from vlmix.train.weights import dinov2_onnx
 
     weights = {
         "embeddings.cls_token": np.zeros((1, 1, width), np.float32),

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from PIL import Image, ImageColor
 
-from mixture.errors import VlmixError
-from train.report import Result, aggregate, headline, require, series, table, write
-from train.report.aggregate import FULL
-from train.report.canvas import DARK, LIGHT, clean
-from train.report.curve import curve, scores
-from train.report.notes import notes
-from train.report.page import page
+from vlmix.mixture.errors import VlmixError
+from vlmix.train.sweep.report import Result, aggregate, headline, require, series, table, write
+from vlmix.train.sweep.report.aggregate import FULL
+from vlmix.train.sweep.report.canvas import DARK, LIGHT, clean
+from vlmix.train.sweep.report.curve import curve, scores
+from vlmix.train.sweep.report.notes import notes
+from vlmix.train.sweep.report.page import page
 
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
 

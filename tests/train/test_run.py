@@ -21,13 +21,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
-from mixture import open as open_mixture
-from mixture.errors import VlmixError
-from mixture.files import alone
 from tests.helpers import VLMIX, forge, hashes, vlmix
 from tests.train.nano import NANO, nano
-from train.metrics import read
-from train.run import train
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.locks import alone
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.train.metrics import read
+from vlmix.train.run import train
 
 TIMES = ("tokens_per_second", "step_seconds", "data_wait", "tflops", "mfu")
 
@@ -156,7 +156,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_stage_two_starts_from_stage_one(
 ) -> None:
     import transformers
 
-    from train.tokens import IMAGE
+    from vlmix.train.tokens import IMAGE
 
     lm, tower = tmp_path / "lm", tmp_path / "tower"
     exported = transformers.AutoModelForImageTextToText.from_pretrained(whole / "model")
@@ -309,7 +309,7 @@ def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold
 def with_small_files(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The real command in a process whose files may not grow past `limit` bytes, as on a full disk."""
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limited += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from cli.main import main; main()"
+    limited += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from vlmix.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", limited, *map(str, arguments)],
         capture_output=True,

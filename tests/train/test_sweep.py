@@ -10,17 +10,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from vlmix.builders import known_benchmarks
+
 pytest.importorskip("transformers")
 
 import yaml
 
-from cli.sweep import _doers
-from mixture import open as open_mixture
-from mixture.errors import VlmixError
 from tests.helpers import VLMIX, vlmix
 from tests.train.nano import NANO
-from train.report import Result
-from train.sweep import Cell, Choice, Exam, Sweep, _claim, _subset, cells, load, run, same_as_random
+from vlmix.cli.sweep import _doers
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.train.sweep.report import Result
+from vlmix.train.sweep.sweep import Cell, Choice, Exam, Sweep, _claim, _subset, cells, load, run, same_as_random
 
 
 @pytest.fixture()
@@ -46,7 +48,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     """The real command, two workers; SIGKILL to all of them as soon as one run is done. One process, never killed, has
     the same."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    run(load(spec), straight, _doers(1))
+    run(load(spec, known_benchmarks()), straight, _doers(1))
     process = subprocess.Popen(
         [*VLMIX, "sweep", str(spec), "--out", str(killed), "--workers", "2"],
         stderr=subprocess.DEVNULL,
@@ -81,7 +83,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     other = vlmix("sweep", spec, "changes.steps=3", "--out", killed)
     assert other.returncode == 1 and "holds another sweep: changes was {'steps': 2}, here" in other.stderr
     before = [row["run"] for row in rows(killed)]
-    more = run(load(spec, ["ratios=[0.3,0.5]"]), killed, _doers(1))
+    more = run(load(spec, known_benchmarks(), ["ratios=[0.3,0.5]"]), killed, _doers(1))
     assert [row.ratio for row in more] == [0.3, 0.5], "runs are added, those that are left out stay"
     assert {*before, "random-0.5-seed0"} == {path.parent.name for path in killed.glob("runs/*/result.json")}
 
@@ -122,14 +124,14 @@ def test_what_cannot_be_swept_is_told(changes: dict[str, Any], message: str, spe
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, **changes}))
     with pytest.raises(VlmixError, match=message):
-        load(spec)
+        load(spec, known_benchmarks())
 
 
 def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spec: Path, tmp_path: Path) -> None:
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, "evaluate": {"vqav2": {"data": str(tmp_path / "nowhere")}}}))
     with pytest.raises(VlmixError, match="nowhere does not exist"):
-        run(load(spec), tmp_path / "out", _doers(1))
+        run(load(spec, known_benchmarks()), tmp_path / "out", _doers(1))
     assert not (tmp_path / "out").exists()
 
 
@@ -151,14 +153,14 @@ def test_what_runs_would_stumble_over_is_told_before_the_first(
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, **changes}))
     with pytest.raises(VlmixError, match=message):
-        run(load(spec), tmp_path / "out", _doers(1))
+        run(load(spec, known_benchmarks()), tmp_path / "out", _doers(1))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_of_scores_that_changed_is_told(spec: Path, tmp_path: Path) -> None:
     """Its runs would be those of two selections."""
     scores, out = tmp_path / "scores.json", tmp_path / "out"
-    sweep = load(spec, [f"select=[{scores}]"])
+    sweep = load(spec, known_benchmarks(), [f"select=[{scores}]"])
     scores.write_text("{}")
     _claim(sweep, out)
     _claim(sweep, out)
@@ -181,7 +183,7 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     spec: Path, mixture: Path, scores: Path, tmp_path: Path
 ) -> None:
     choices = ", ".join(f"{{by: {scores}, column: {name}}}" for name in ("quality", "length", "flat"))
-    sweep = load(spec, [f"select=[random, {choices}]", "ratios=[0.1]"])
+    sweep = load(spec, known_benchmarks(), [f"select=[random, {choices}]", "ratios=[0.1]"])
     assert sweep.select[1] == Choice(by=str(scores), column="quality")
     found = {cell.label: cell for cell in cells(sweep)}
     assert set(found) == {"random", "scores.csv:quality", "scores.csv:length", "scores.csv:flat"}
@@ -216,5 +218,5 @@ def test_selections_without_their_scores_are_refused_before_the_first_run(
     everything.write_text("\n".join(open_mixture(mixture).column("id").to_pylist()))
     select = select.replace("FILE", str(scores)).replace("ALL", str(everything))
     with pytest.raises(VlmixError, match=message):
-        run(load(spec, [f"select=[random, {select}]"]), tmp_path / "out", _doers(1))
+        run(load(spec, known_benchmarks(), [f"select=[random, {select}]"]), tmp_path / "out", _doers(1))
     assert not (tmp_path / "out").exists()

@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mixture.errors import VlmixError
-from train.tokens import VICUNA, Encoder, add_image_token, template, train_tokenizer
+from vlmix.mixture.errors import VlmixError
+from vlmix.train.tokens import VICUNA, Encoder, add_image_token, template, train_tokenizer
 
 TEXTS = [VICUNA, "USER: What color is the cat? ASSISTANT: red\nAnswer the question using a single word or phrase."] * 3
 CHATML = (

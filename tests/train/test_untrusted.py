@@ -18,10 +18,10 @@ pytest.importorskip("transformers")
 
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex  # noqa: E402
 
-from mixture.errors import VlmixError  # noqa: E402
 from tests.train.nano import nano  # noqa: E402
-from train.checkpoint import _Unpickler  # noqa: E402
-from train.run import train  # noqa: E402
+from vlmix.mixture.errors import VlmixError  # noqa: E402
+from vlmix.train.checkpoint import _Unpickler  # noqa: E402
+from vlmix.train.run import train  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_one_line(begun: Path, mixture: Path, tmp_path: 
     out, step = copied(begun, tmp_path)
     (step / ".metadata").write_bytes(b"garbage")
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "train", str(out / "recipe.yaml"), f"out={out}"],
+        [sys.executable, "-m", "vlmix.cli.main", "train", str(out / "recipe.yaml"), f"out={out}"],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
@@ -122,7 +122,7 @@ def test_a_models_own_code_is_never_run_and_nobody_is_asked(
         path = model / name
         path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "evaluate", "gqa", "--model", str(model), "--data", str(raw),
+        [sys.executable, "-m", "vlmix.cli.main", "evaluate", "gqa", "--model", str(model), "--data", str(raw),
          "--out", str(tmp_path / "answers"), "--limit", "1"],
         cwd=ROOT, input="y\ny\ny\n", capture_output=True, text=True, timeout=120,
     )  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_models_own_code_is_never_run_and_nobody_is_asked(
 def test_every_load_says_that_no_code_is_to_run() -> None:
     """Of a file that vlmix wrote itself a moment ago as well: it costs nothing to say."""
     missing = []
-    for path in [*ROOT.glob("train/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("benchmarks/*.py")]:
+    for path in [*ROOT.glob("train/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("perf/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

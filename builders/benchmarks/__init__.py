@@ -1,0 +1,1 @@
+"""Evaluation sets: official files in, questions and the official score out. Answers may come from any model."""

@@ -1,0 +1,108 @@
+"""VizWiz-VQA: questions of blind people about their photographs, by VQA accuracy."""
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from vlmix.builders.benchmarks.normalise import Memo, evalai, soft_accuracy
+from vlmix.builders.benchmarks.vqa import DIGITS, Human, Item, Words, rate
+from vlmix.mixture.benchmark.answers import Answers
+from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Report, match, percent
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.official import OfficialFiles, RawFile
+from vlmix.mixture.render import SHORT_ANSWER
+
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
+
+
+class _VizWizRow(Struct):
+    image: str
+    question: str
+    answers: list[Human] | None = None
+    answer_type: str = ""
+
+
+_VIZWIZ_FILE = "{split}.json"
+
+
+def _vizwiz_file(files: OfficialFiles, split: str) -> tuple[Path, list[_VizWizRow], str]:
+    path = files.main(_VIZWIZ_FILE, *([split] if split else ["val", "test"]))
+    rows = files.json(path, list[_VizWizRow])
+    if not rows:
+        raise files.wrong(path, "it has no questions")
+    return path, rows, split or rows[0].image.removeprefix("VizWiz_").partition("_")[0]
+
+
+def _vizwiz_questions(files: OfficialFiles, split: str) -> list[Question]:
+    _, rows, _ = _vizwiz_file(files, split)
+    return [
+        Question(str(number), _vizwiz_image(row.image), f"{row.question.capitalize()}\n{UNANSWERABLE}\n{SHORT_ANSWER}")
+        for number, row in enumerate(rows)
+    ]
+
+
+def _vizwiz_image(name: str) -> str:
+    return f"vizwiz/{name.removeprefix('VizWiz_').partition('_')[0]}/{name}"
+
+
+def _vizwiz_match(answers: Answers, rows: list[_VizWizRow], path: Path) -> Matched:
+    names = {row.image: str(number) for number, row in enumerate(rows)}
+    ids = dict.fromkeys(names.values())
+    return match(answers, ids, path, lambda row: names.get(row.question_id, row.question_id))
+
+
+def _rate_vizwiz(answers: Answers, files: OfficialFiles, split: str) -> Report:
+    path, rows, split = _vizwiz_file(files, split)
+    items = []
+    for number, row in enumerate(rows):
+        if not row.answers:
+            raise files.wrong(path, f"{row.image} has no answers, as in the test split, whose labels the server keeps")
+        items.append(Item(str(number), row.answers, (row.answer_type,) if row.answer_type else ()))
+    items = [item for item in items if answers.asks(item.id)]
+    matched = _vizwiz_match(answers, rows, path)
+    note = (
+        "workers told apart by position, because VizWiz gives them no ids; `VizWiz API` leaves their answers as typed"
+    )
+    report = rate("vizwiz", split, items, matched, [note], by_position=True)
+    words, processed = Words(), Memo(evalai)
+    as_typed = 0.0
+    for item in items:
+        text = words.normal[words.clean[processed[matched.texts.get(item.id, "")]]]
+        equal = sum(human.answer == text for human in item.humans)
+        as_typed += soft_accuracy(equal, len(item.humans))
+    report.metrics["VizWiz API"] = round(percent(as_typed, len(items)), DIGITS)
+    return report
+
+
+def _submit_vizwiz(answers: Answers, files: OfficialFiles, split: str, out: Path) -> str:
+    path, rows, _ = _vizwiz_file(files, split or "test")
+    matched = _vizwiz_match(answers, rows, path)
+    processed = Memo(evalai)
+    submitted = []
+    for number, row in enumerate(rows):
+        if str(number) not in matched.texts:
+            raise VlmixError(
+                f"{answers.path}: {matched.missing:,} of {len(rows):,} questions have no answer, the first is {number} "
+                f"({row.image}); the server takes whole files only: answer them first"
+            )
+        submitted.append({"image": row.image, "answer": processed[matched.texts[str(number)]]})
+    with atomic(out) as file:
+        file.write(msgspec.json.encode(submitted))
+    return f"{out}: {len(submitted):,} answers"
+
+
+VIZWIZ = Benchmark(
+    name="vizwiz",
+    title="VizWiz-VQA",
+    metric="VQA accuracy",
+    homepage="https://vizwiz.org/tasks-and-datasets/vqa/",
+    files=(RawFile(_VIZWIZ_FILE, "questions and, except for test, ten answers each (Annotations.zip)"),),
+    splits=("val", "train", "test"),
+    ask=_vizwiz_questions,
+    rate=_rate_vizwiz,
+    submit=_submit_vizwiz,
+)
+
+BENCHMARKS = (VIZWIZ,)

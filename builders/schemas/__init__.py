@@ -1,0 +1,1 @@
+"""Official file schemas, each once."""

@@ -1,0 +1,1 @@
+"""Training sources: official files in, conversations out."""

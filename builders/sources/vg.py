@@ -1,0 +1,162 @@
+"""Visual Genome region descriptions (visualgenome.org)."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Literal
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from vlmix.builders import layout
+from vlmix.builders.sources.duplicates import unique
+from vlmix.builders.sources.regions import region
+from vlmix.builders.sources.text import phrase
+from vlmix.mixture.boxes import box_defect, clip
+from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
+from vlmix.mixture.io.official import RawFile
+from vlmix.mixture.keyed import integer_ranks
+from vlmix.mixture.record import Conversation, Exchange
+
+_IMAGES_AT_ONCE = 512
+
+
+class VgOptions(Options, frozen=True, kw_only=True):
+    version: Annotated[
+        Literal["1.2", "1.0"], Meta(description="region_descriptions.json or region_descriptions_v1.json")
+    ] = "1.2"
+    regions_per_image: Annotated[
+        int, Meta(ge=1, description="regions drawn by seed from each image (10 in LLaVA-1.5, A.2)")
+    ] = 10
+    min_regions: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="images with fewer usable regions are left out; regions_per_image by default"),
+    ] = None
+    min_side: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="drawn regions with a side below this share of the image's long side are dropped"),
+    ] = 0.015
+
+
+Pixels = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
+
+
+class Picture(Struct, gc=False):
+    image_id: int
+    url: str
+    width: int
+    height: int
+
+
+class Region(Struct, gc=False):
+    """v1.2 says `region_id`, v1.0 says `id`."""
+
+    x: Pixels
+    y: Pixels
+    width: Pixels
+    height: Pixels
+    phrase: str
+    region_id: Annotated[int, Meta(lt=2**62)] = -1
+    id: Annotated[int, Meta(lt=2**62)] = -1
+
+
+class Regions(Struct):
+    """The regions of an image; its id is `id`, or `image_id` in some copies."""
+
+    regions: list[Region]
+    id: int = -1
+    image_id: int = -1
+
+
+def read(raw: RawFolder, options: VgOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
+    """One conversation per image: regions drawn by seed, in the order of the draw, each asked in a direction drawn by
+    seed. Boxes are clipped to the image. An unusable region that the draw meets is rejected and the next one taken.
+    Which images LLaVA took is unknown; `take` draws them by seed."""
+    listed = raw.json(raw.require("image_data.json"), list[Picture])
+    pictures = unique(listed, lambda p: p.image_id, reject, lambda p: f"vg/{p.image_id}", "image")
+    name = "region_descriptions.json" if options.version == "1.2" else "region_descriptions_v1.json"
+    path = raw.require(name)
+    images = raw.elements(path, Regions)
+    while batch := list(islice(images, _IMAGES_AT_ONCE)):
+        if all(image.id < 0 and image.image_id < 0 for image in batch):
+            raise raw.wrong(path, "its entries have neither `id` nor `image_id`")
+        yield from _draw(batch, pictures, options, seed, reject)
+
+
+def _draw(
+    batch: list[Regions], pictures: dict[int, Picture], options: VgOptions, seed: int, reject: Rejects
+) -> Iterator[Conversation]:
+    known = []
+    for image in batch:
+        image_id = image.id if image.id >= 0 else image.image_id
+        if (picture := pictures.get(image_id)) is None:
+            reject(f"vg/{image_id}", "no_image_data", f"image {image_id} is not in image_data.json")
+        elif picture.url.count("/") < 2:
+            reject(f"vg/{image_id}", "bad_url", f"the URL {picture.url!r} does not tell the image's folder")
+        else:
+            known.append((picture, image.regions))
+    regions = [r for _, listed in known for r in listed]
+    counts = [len(listed) for _, listed in known]
+    owner = np.repeat(np.arange(len(known)), counts)  # [R] which image a region belongs to
+    ids = np.fromiter((r.region_id if r.region_id >= 0 else r.id for r in regions), dtype=np.int64, count=len(regions))
+    grounding = (integer_ranks(ids, seed, "vg direction") % np.uint64(2) == 0).tolist()
+    order = np.lexsort((ids, integer_ranks(ids, seed, "vg regions"), owner)).tolist()
+    least = options.min_regions or options.regions_per_image
+    end = 0
+    for (picture, _), count in zip(known, counts):
+        start, end = end, end + count
+        identity, width, height = _identity(picture), picture.width, picture.height
+        smallest = options.min_side * max(width, height)
+        drawn = 0
+        exchanges: list[Exchange] = []
+        for i in order[start:end]:
+            r = regions[i]
+            box = (r.x, r.y, r.x + r.width, r.y + r.height)
+            why = box_defect(box, width, height)
+            said = phrase(r.phrase)
+            if why is None and not said:
+                why = "empty_phrase", f"region {ids[i]} has no phrase"
+            if why is None:
+                drawn += 1
+                seen = clip(box, width, height)
+                assert seen is not None
+                if min(seen[2] - seen[0], seen[3] - seen[1]) < smallest:
+                    why = "box_tiny", f"region {ids[i]}: a side below {options.min_side} of the image"
+                else:
+                    exchanges.append(region(said, seen, grounding[i]))
+            if why is not None:
+                reject(identity, *why, exchange=int(ids[i]), record=r)
+            if drawn == options.regions_per_image:
+                break
+        if drawn < least:
+            reject(identity, "few_regions", f"{drawn} usable regions, at least {least} are asked for")
+        elif exchanges:
+            yield Conversation(
+                id=identity,
+                source="vg",
+                exchanges=tuple(exchanges),
+                image=f"{identity}.jpg",
+                width=width,
+                height=height,
+            )
+
+
+def _identity(picture: Picture) -> str:
+    # The folder of an image is the second-last part of its URL.
+    return f"vg/{picture.url.split('/')[-2]}/{picture.image_id}"
+
+
+SOURCE = Source(
+    name="vg",
+    title="Visual Genome",
+    homepage="https://homes.cs.washington.edu/~ranjay/visualgenome/api.html",
+    licence="CC BY 4.0; images Flickr terms",
+    formats=("region_caption", "grounding"),
+    files=(
+        RawFile("image_data.json", "sizes and folders of the images"),
+        RawFile("region_descriptions.json", "regions, version 1.2"),
+        RawFile("region_descriptions_v1.json", "regions, version 1.0 (`version: '1.0'`)", optional=True),
+    ),
+    read=read,
+    options=VgOptions,
+    images=layout.VISUAL_GENOME,
+)

@@ -1,0 +1,67 @@
+"""VQAv2: short answers about COCO images (visualqa.org)."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vlmix.builders import layout
+from vlmix.builders.sources.text import Split, majority
+from vlmix.builders.sources.vqa import Answer, merge, read_questions
+from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
+from vlmix.mixture.io.official import RawFile
+from vlmix.mixture.record import Conversation
+
+
+class VqaV2Options(Options, frozen=True, kw_only=True):
+    split: Annotated[Split, Meta(description="official split")] = "train"
+    capitalize: Annotated[bool, Meta(description="answers through str.capitalize(), as in LLaVA's rows")] = True
+
+
+class Annotation(Struct, gc=False):
+    question_id: int
+    multiple_choice_answer: str | None = None
+    answers: msgspec.Raw = msgspec.Raw()  # decoded only where a copy of the release left the first field out
+
+
+class Annotations(Struct):
+    annotations: list[Annotation]
+
+
+_answers = msgspec.json.Decoder(list[Answer])
+
+
+def read(raw: RawFolder, options: VqaV2Options, seed: int, reject: Rejects) -> Iterator[Conversation]:
+    """One conversation per image with all its questions; the answer is `multiple_choice_answer`, the majority of the
+    ten where that field is missing."""
+    year = f"{options.split}2014"
+    questions = read_questions(raw, f"v2_OpenEnded_mscoco_{year}_questions.json", "v2.0 of the VQA", year, digits=3)
+    path = raw.require(f"v2_mscoco_{year}_annotations.json")
+    annotations = raw.json(path, Annotations).annotations
+
+    def answer(annotation: Annotation) -> str:
+        if annotation.multiple_choice_answer is not None:
+            return annotation.multiple_choice_answer
+        try:
+            return majority(a.answer for a in _answers.decode(annotation.answers)) if annotation.answers else ""
+        except msgspec.DecodeError:
+            return ""
+
+    yield from merge("vqav2", options.split, questions, annotations, answer, options.capitalize, reject)
+
+
+SOURCE = Source(
+    name="vqav2",
+    title="VQAv2",
+    homepage="https://visualqa.org/download.html",
+    licence="annotations CC BY 4.0; images COCO (Flickr terms)",
+    formats=("short_answer",),
+    files=(
+        RawFile("v2_OpenEnded_mscoco_{split}2014_questions.json", "questions"),
+        RawFile("v2_mscoco_{split}2014_annotations.json", "ten answers each, and the most frequent"),
+    ),
+    read=read,
+    options=VqaV2Options,
+    images=layout.COCO,
+)

@@ -1,0 +1,205 @@
+"""What the benchmarks share: questions, answers and reports, and how answers are matched with questions.
+
+A benchmark reads official files as they are distributed, words questions as LLaVA-1.5 did, and scores by the official
+rule with its oddities. Nothing here needs torch: answers may come from any model and be scored on any machine.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from vlmix.mixture.benchmark.answers import Answer, Answers
+from vlmix.mixture.benchmark.judge import Case, Endpoint, Judgements, Progress, Verdict, check, judge, read_judgements
+from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.io.image_index import ImageFolder
+from vlmix.mixture.io.official import OfficialFiles, RawFile
+
+
+class Question(Struct, frozen=True):
+    """One question to a model. `id` is unique in a benchmark's split.
+
+    `image` is a path below the image root (`coco/…`, `gqa/images/…`, `textvqa/train_images/…`, in LLaVA's layout) or
+    below the benchmark's own folder, "" for text only. Files that hold their images give them as `image_bytes`. `text`
+    is LLaVA-1.5's prompt without the image token, which stands before it on a line of its own.
+    """
+
+    id: str
+    image: str
+    text: str
+    image_bytes: bytes | None = None
+
+
+class Report(Struct, kw_only=True):
+    """A score with what it is made of.
+
+    `score` is on the published scale (percent; MME up to 2000). `metrics` are sub-scores, on the same scale where
+    they are shares. `answered`, `missing`, `double` and `unknown` count questions with and without an answer, rows
+    beyond the first of a question, and rows for no question. `notes` say by which convention, and what was odd.
+    """
+
+    benchmark: str
+    split: str
+    score: float
+    metrics: dict[str, float]
+    answered: int
+    missing: int
+    double: int
+    unknown: int
+    notes: list[str]
+
+
+class Matched(NamedTuple):
+    """Answers against the ids of questions. `texts` has the last answer of each question that has one."""
+
+    texts: dict[str, str]
+    answered: int
+    missing: int
+    double: int
+    unknown: int
+
+    def report(
+        self, benchmark: str, split: str, score: float, metrics: Mapping[str, float], notes: Iterable[str]
+    ) -> Report:
+        return Report(
+            benchmark=benchmark,
+            split=split,
+            score=score,
+            metrics=dict(metrics),
+            answered=self.answered,
+            missing=self.missing,
+            double=self.double,
+            unknown=self.unknown,
+            notes=list(notes),
+        )
+
+
+def match(
+    answers: Answers,
+    ids: Collection[str],
+    source: Path,
+    identify: Callable[[Answer], str | None] | None = None,
+) -> Matched:
+    """`answers` by the question ids of the file `source`; `identify` says which question a row answers, where its
+    `question_id` does not. Raises VlmixError if not one row is for a question of `source`."""
+    known = ids if isinstance(ids, (set, frozenset, dict)) else set(ids)
+    texts: dict[str, str] = {}
+    double = unknown = 0
+    for row in answers.rows:
+        id = row.question_id if identify is None else identify(row)
+        if id is None or id not in known:
+            unknown += 1
+            continue
+        double += id in texts
+        texts[id] = row.text
+    if not texts:
+        asked = next(iter(ids), None)
+        raise VlmixError(
+            f"{answers.path or 'the answers'}: none of its {len(answers):,} answers is for a question of {source}"
+            + (f" (the first is for {answers.rows[0].question_id!r}, the first question is {asked!r})" if asked else "")
+            + "; name the answers' own benchmark and split"
+        )
+    return Matched(texts, len(texts), len(known) - len(texts), double, unknown)
+
+
+def percent(hits: float, count: float) -> float:
+    """100 x hits / count, 0 where nothing was counted."""
+    return 100 * hits / count if count else 0.0
+
+
+class Shares:
+    """Mean scores by group, in percent."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, group: str, score: float) -> None:
+        self._sums[group] = self._sums.get(group, 0.0) + score
+        self._counts[group] = self._counts.get(group, 0) + 1
+
+    def percents(self, digits: int | None = None) -> dict[str, float]:
+        """Group -> percent, rounded to `digits` if given, in the order of the groups' names."""
+        shares = {group: percent(self._sums[group], self._counts[group]) for group in sorted(self._sums)}
+        return shares if digits is None else {group: round(share, digits) for group, share in shares.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One benchmark.
+
+    `files` are the official files it reads, under their official names. `splits` are what `split` may be; "" takes what
+    LLaVA-1.5 reports where its labels are public, else the validation split. `max_new_tokens` is what LLaVA-1.5 allowed
+    an answer. `images` maps a folder of the image layout to other folders
+    where the same images may lie (as in `mixture.images.ImageIndex`).
+    """
+
+    name: str
+    title: str
+    metric: str
+    homepage: str
+    files: tuple[RawFile, ...]
+    splits: tuple[str, ...]
+    ask: Callable[[OfficialFiles, str], list[Question]]
+    rate: Callable[..., Report]
+    submit: Callable[[Answers, OfficialFiles, str, Path], str] | None = None
+    cases: Callable[[Answers, OfficialFiles], list[Case]] | None = None
+    verdict: Verdict | None = None
+    images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
+    max_new_tokens: int = 128
+
+    @property
+    def needs_judge(self) -> bool:
+        """True if a language model decides what an answer is worth."""
+        return self.cases is not None
+
+    def questions(self, data: Path, split: str = "") -> list[Question]:
+        """The questions of a folder of official files, or of one of them, in file order."""
+        return self.ask(self._official(data), self._split(split))
+
+    def score(
+        self, answers: Answers, annotations: Path, split: str = "", judgements: Judgements | None = None
+    ) -> Report:
+        """The report on `answers` by the official files in `annotations` (a folder, or the annotation file).
+
+        `judgements` (`judge.Judgements`) are required where `needs_judge`. Raises VlmixError for files that are
+        missing, damaged or another benchmark's, and where not one answer belongs to the split.
+        """
+        files, split = self._official(annotations), self._split(split)
+        return self.rate(answers, files, split, judgements) if self.needs_judge else self.rate(answers, files, split)
+
+    def judge(
+        self, answers: Answers, data: Path, endpoint: Endpoint, path: Path, progress: Progress | None = None
+    ) -> Judgements:
+        """Judgements of all `answers`, for `score`; those that `path` has already are not asked for again."""
+        cases, verdict = self._cases(answers, data)
+        return judge(cases, verdict, endpoint, path, progress)
+
+    def saved_judgements(self, answers: Answers, data: Path, path: Path) -> Judgements:
+        """The judgements in `path`, for `score`. Raises VlmixError if they are of other answers."""
+        cases, _ = self._cases(answers, data)
+        found = read_judgements(path)
+        check(found, cases, path)
+        return found
+
+    def _cases(self, answers: Answers, data: Path) -> tuple[list[Case], Verdict]:
+        if self.cases is None or self.verdict is None:
+            raise VlmixError(f"{self.name} needs no judge")
+        return self.cases(answers, self._official(data)), self.verdict
+
+    def submission(self, answers: Answers, questions: Path, out: Path, split: str = "") -> str:
+        """Writes the file that the test server takes, and says in one sentence what it holds."""
+        if self.submit is None:
+            raise VlmixError(f"there is no submission to write for {self.name}; score it with --annotations")
+        return self.submit(answers, self._official(questions), self._split(split), out)
+
+    def _official(self, path: Path) -> OfficialFiles:
+        official = tuple(file.name.replace("{split}", "*") for file in self.files)
+        return OfficialFiles(self.name, self.title, self.homepage, path, official)
+
+    def _split(self, split: str) -> str:
+        if split and split not in self.splits:
+            raise VlmixError(f"{self.name} has no split {split!r}{nearest(split, self.splits)}")
+        return split

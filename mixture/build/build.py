@@ -1,0 +1,271 @@
+"""Building a mixture folder: atomic, parallel, resumable, and the same bytes however it was run.
+
+Work happens in `OUT.partial`, which becomes OUT when everything is there. A build that was killed leaves its finished
+pieces in `OUT.partial/work`; the same command finds and keeps them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from xxhash import xxh3_64_hexdigest
+
+from vlmix.mixture.build.extract import CandidateReader
+from vlmix.mixture.build.plan import Prepared, missing_rejects, prepare
+from vlmix.mixture.build.recipe import Recipe
+from vlmix.mixture.build.shard import Pick, ShardJob, image_fit, write_shard
+from vlmix.mixture.build.source import Source
+from vlmix.mixture.dataset.manifest import REJECTS_NAME, Counts, Manifest, SourceInfo
+from vlmix.mixture.dataset.schema import Reject, write_rejects
+from vlmix.mixture.dataset.shards import ShardDone, arrange
+from vlmix.mixture.dataset.writer import merge_counts, run_shards, seal, write_index
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import disk_errors
+from vlmix.mixture.io.digests import file_digest, stamp
+from vlmix.mixture.io.images import ImageFacts, examine
+from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.io.staging import assembling
+from vlmix.mixture.keyed import Indices
+from vlmix.mixture.version import VERSION
+
+_CHUNK = 64  # images per task: a tenth of a second of work
+
+
+def build(
+    recipe: Recipe,
+    known: Mapping[str, Source],
+    raw: Path,
+    out: Path,
+    *,
+    images: list[Path] | None = None,
+    workers: int = 1,
+    annotations_only: bool = False,
+    progress: Progress = silent,
+) -> Manifest:
+    """Build the recipe's mixture into the new folder `out`.
+
+    `images` are image roots searched before `raw`. With `annotations_only` no image is touched and no shard written.
+    Raises VlmixError for bad input; what was finished until then is kept for the next run.
+    """
+    with assembling(out) as (partial, work), Pool(workers) as pool:
+        roots = None if annotations_only else [*(images or []), raw]
+        prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
+        rejects = [r for c in prepared.converted.values() for r in c.rejects]
+        facts: dict[str, ImageFacts] = {}
+        if annotations_only:
+            picked = prepared.candidates.pick()
+        else:
+            _check_images_exist(prepared, roots or [])
+            picked = _pick_usable(prepared, facts, rejects, pool, work, progress)
+            rejects += missing_rejects(prepared)
+        prepared.candidates.check_unique(picked)
+        if not len(picked):
+            raise VlmixError(f"recipe {recipe.name}: no sample is left; `vlmix plan` shows what each source gives")
+        done = _write_shards(prepared, picked, facts, partial, work, pool, annotations_only, progress)
+        return _finish(prepared, done, rejects, partial, work, annotations_only)
+
+
+def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
+    candidates = prepared.candidates
+    for name in candidates.names:
+        with_image = [i for i in candidates.members(name).tolist() if candidates.images[i]]
+        if with_image and candidates.missing[with_image].all():
+            looked = " and ".join(str(root) for root in roots)
+            raise VlmixError(
+                f"{name}: none of its {len(with_image)} images is there, the first is "
+                f"{candidates.images[with_image[0]]}; looked below {looked}; name the image folder with --images, or "
+                "build with --annotations-only"
+            )
+
+
+def _pick_usable(
+    prepared: Prepared,
+    facts: dict[str, ImageFacts],
+    rejects: list[Reject],
+    pool: Pool,
+    work: Path,
+    progress: Progress,
+) -> Indices:
+    """Pick, examine the images of what was picked, replace what cannot be used, until all can. Fills `facts`."""
+    candidates = prepared.candidates
+    journal = _Journal(work / "images.jsonl")
+    readers = [CandidateReader(path) for path in prepared.paths]
+    judged: set[int] = set()
+    while True:
+        picked = candidates.pick()
+        fresh = [i for i in picked.tolist() if candidates.images[i] and i not in judged]
+        if not fresh:
+            return picked
+        _examine(prepared, {candidates.images[i] for i in fresh}, facts, journal, pool, progress)
+        for position in fresh:
+            judged.add(position)
+            fact = facts[candidates.images[position]]
+            problem, detail = fact.problem, f"{fact.detail} ({Path(fact.path).name})"
+            if not problem:
+                entry, row = candidates.locate(position)
+                conversation = readers[entry][row]
+                if image_fit(conversation, fact) is None:
+                    problem = "image_size"
+                    detail = (
+                        f"the file is {fact.width}x{fact.height}, the boxes were made on "
+                        f"{conversation.width}x{conversation.height}"
+                    )
+            if problem:
+                candidates.unusable[position] = True
+                reject = Reject(
+                    source=candidates.sources[position],
+                    id=candidates.ids[position],
+                    image=candidates.images[position],
+                    reason=problem,
+                    detail=detail,
+                )
+                rejects.append(reject)
+
+
+class _Journal:
+    """What was found out about files, line by line with a checksum, so that a resumed build examines nothing twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.known: dict[str, ImageFacts] = {}
+        if path.exists():
+            for line in path.read_bytes().split(b"\n"):
+                checksum, _, text = line.partition(b" ")
+                if checksum == _checksum(text):  # else the last line of a killed run, or damage
+                    facts = msgspec.json.decode(text, type=ImageFacts)
+                    self.known[facts.path] = facts
+
+    def recall(self, path: Path) -> ImageFacts | None:
+        """What is known of a file that has not changed since."""
+        facts = self.known.get(str(path))
+        if facts is None:
+            return None
+        try:
+            found = stamp(path)
+            if found == facts.stamp:
+                return facts
+            if facts.digest and found.size == facts.bytes and file_digest(path) == facts.digest:
+                return msgspec.structs.replace(facts, stamp=found)
+        except OSError:
+            pass
+        return None
+
+    def add(self, facts: list[ImageFacts]) -> None:
+        with disk_errors(self._path), self._path.open("ab") as file:
+            # Starts on a new line: a killed run may have left half of one.
+            texts = [msgspec.json.encode(fact) for fact in facts]
+            file.write(b"\n" + b"\n".join(_checksum(text) + b" " + text for text in texts) + b"\n")
+
+
+def _checksum(text: bytes) -> bytes:
+    return xxh3_64_hexdigest(text).encode()
+
+
+def _examine(
+    prepared: Prepared,
+    images: set[str],
+    facts: dict[str, ImageFacts],
+    journal: _Journal,
+    pool: Pool,
+    progress: Progress,
+) -> None:
+    """Fill `facts` for `images`: of the files that may be an image, the first that is sound, else the first."""
+    waiting = []
+    for image in sorted(images - facts.keys()):
+        known = [journal.recall(path) for path in prepared.files[image]]
+        sound = next((f for f in known if f is not None and not f.problem), None)
+        if sound is not None and None not in known[: known.index(sound)]:
+            facts[image] = sound
+        elif None not in known and known[0] is not None:
+            facts[image] = known[0]
+        else:
+            waiting.append((image, prepared.files[image]))
+    done, total = len(facts), len(facts) + len(waiting)
+    progress("checking images", done, total)
+    chunks = [waiting[i : i + _CHUNK] for i in range(0, len(waiting), _CHUNK)]
+    for chunk, results in pool.map(examine_chunk, chunks):
+        journal.add([f for tried in results for f in tried])
+        for (image, _), tried in zip(chunk, results):
+            facts[image] = tried[-1] if not tried[-1].problem else tried[0]
+        done += len(chunk)
+        progress("checking images", done, total)
+
+
+def examine_chunk(chunk: list[tuple[str, list[Path]]]) -> list[list[ImageFacts]]:
+    """Per image, the facts of its files up to the first sound one; runs in a worker."""
+    results = []
+    for _, paths in chunk:
+        tried: list[ImageFacts] = []
+        for path in paths:
+            tried.append(examine(path))
+            if not tried[-1].problem:
+                break
+        results.append(tried)
+    return results
+
+
+def _write_shards(
+    prepared: Prepared,
+    picked: Indices,
+    facts: dict[str, ImageFacts],
+    partial: Path,
+    work: Path,
+    pool: Pool,
+    annotations_only: bool,
+    progress: Progress,
+) -> list[ShardDone]:
+    recipe, candidates = prepared.recipe, prepared.candidates
+    seen = candidates.epoch_counts(picked)
+    has_image = np.array([bool(candidates.images[i]) for i in picked], dtype=np.bool_)
+    order = arrange(picked, candidates.ids, has_image, recipe.order, recipe.seed, recipe.samples_per_shard)
+    picks = []
+    for ordinal in order.tolist():
+        position = int(picked[ordinal])
+        entry, row = candidates.locate(position)
+        picks.append(Pick(entry, row, ordinal, int(seen[ordinal]), facts.get(candidates.images[position])))
+    ids = [candidates.ids[int(picked[i])] for i in order]
+    texts = [converted.digest for converted in prepared.converted.values()]
+    # Of files their bytes count, which the digest stands for.
+    same = [pick.facts and msgspec.structs.replace(pick.facts, stamp=None) for pick in picks]
+    places = [(pick.entry, pick.row, pick.ordinal, pick.repeat) for pick in picks]
+    plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, texts, ids, places, same))
+    size = recipe.samples_per_shard
+    jobs = [
+        ShardJob(i // size, i, picks[i : i + size], prepared.paths, recipe.prompts, partial, work, not annotations_only)
+        for i in range(0, len(picks), size)
+    ]
+    return run_shards(write_shard, jobs, plan, pool, progress)
+
+
+def _finish(
+    prepared: Prepared, done: list[ShardDone], rejects: list[Reject], partial: Path, work: Path, annotations_only: bool
+) -> Manifest:
+    recipe = prepared.recipe
+    write_index(partial, work, done)
+    rejects = sorted(rejects, key=lambda r: (r.source, r.id, r.exchange, r.reason, r.detail))
+    write_rejects(partial / REJECTS_NAME, rejects)
+    counts = merge_counts(done)
+    natural = prepared.candidates.labels()
+    reasons: dict[str, Counter[str]] = {}
+    for reject in rejects:
+        reasons.setdefault(reject.source, Counter())[reject.reason] += 1
+    manifest = Manifest(
+        kind="annotations" if annotations_only else "mixture",
+        name=recipe.name,
+        seed=recipe.seed,
+        recipe=recipe.resolved(),
+        samples=sum(c.samples for c in counts.values()),
+        sources={name: _info(prepared, name, counts.get(name, Counts())) for name in natural},
+        rejects={source: dict(sorted(counter.items())) for source, counter in sorted(reasons.items())},
+        inputs={name: converted.inputs for name, converted in prepared.converted.items()},
+        shards=[d.shard for d in done if d.shard is not None],
+        files={},
+    )
+    return seal(partial, manifest)
+
+
+def _info(prepared: Prepared, source: str, counts: Counts) -> SourceInfo:
+    licence, homepage = prepared.homes(source)
+    return SourceInfo(licence=licence, homepage=homepage, counts=counts)

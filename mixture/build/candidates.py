@@ -1,0 +1,171 @@
+"""From the candidates of all sources to the samples of the mixture: present images, filters, exact counts, order."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vlmix.mixture.build.recipe import Recipe
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.filters import matching
+from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
+
+_FILTER_COLUMNS = ["id", "source", "image", "width", "height", "exchanges", "words"]
+
+
+class Candidates:
+    """The candidates of all entries, in recipe order, as columns.
+
+    Position i in a column is candidate i. `missing[i]` says that its image was not found; `unusable[i]` that its image
+    was found and turned out to be no use.
+    """
+
+    def __init__(self, recipe: Recipe, tables: Mapping[str, pa.Table]) -> None:
+        self.recipe = recipe
+        self.names = list(recipe.sources)
+        self.table = pa.concat_tables([tables[name] for name in self.names])
+        sizes = [tables[name].num_rows for name in self.names]
+        self.starts = dict(zip(self.names, np.cumsum([0, *sizes[:-1]]).tolist()))
+        self.sizes = dict(zip(self.names, sizes))
+        self.ids: list[str] = self.table["id"].to_pylist()
+        self.images: list[str] = self.table["image"].to_pylist()
+        self.sources: list[str] = self.table["source"].to_pylist()
+        self.missing: NDArray[np.bool_] = np.zeros(len(self.ids), dtype=np.bool_)
+        self.unusable: NDArray[np.bool_] = np.zeros(len(self.ids), dtype=np.bool_)
+        self.wanted = self._where()
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(number of the entry, row in its candidates file) of a candidate."""
+        starts = list(self.starts.values())
+        entry = int(np.searchsorted(starts, position, side="right")) - 1
+        return entry, position - starts[entry]
+
+    def members(self, name: str) -> Indices:
+        """Positions of one entry's candidates that pass its `where`."""
+        start = self.starts[name]
+        return np.asarray(np.flatnonzero(self.wanted[start : start + self.sizes[name]]) + start, dtype=np.int64)
+
+    def _where(self) -> NDArray[np.bool_]:
+        wanted = np.ones(len(self.ids), dtype=np.bool_)
+        for name, entry in self.recipe.sources.items():
+            if entry.where is None:
+                continue
+            start, size = self.starts[name], self.sizes[name]
+            frame = pl.from_arrow(self.table.slice(start, size).select(_FILTER_COLUMNS))
+            assert isinstance(frame, pl.DataFrame)
+            wanted[start : start + size] = matching(frame, entry.where, f"sources.{name}: where")
+        return wanted
+
+    def labels(self) -> list[str]:
+        """The datasets that the recipe's filters let through, in the order of their first conversation."""
+        return list(dict.fromkeys(self.sources[i] for name in self.names for i in self.members(name).tolist()))
+
+    def pick(self) -> Indices:
+        """Positions (ascending) of the mixture's samples, given what is known of the images so far.
+
+        Every share is of what is offered: the candidates whose image exists. One that proves broken is replaced by the
+        next in rank, where there is one.
+        """
+        recipe = self.recipe
+        usable = ~(self.missing | self.unusable)
+        offered = np.concatenate(list(self._pools(~self.missing).values()))
+        pools = self._pools(usable)
+        everything = np.concatenate(list(pools.values()))
+        if recipe.total is None and recipe.ratio is None:
+            return everything
+        if recipe.total is not None and recipe.total > len(everything):
+            raise VlmixError(f"total {recipe.total} asks for more than the {len(everything)} conversations there are")
+        if recipe.total is None:
+            total = exact_share(recipe.ratio or 1, len(offered))
+            if not recipe.stratify:
+                return choose({"": everything}, self.ids, recipe.seed, min(total, len(everything)))
+            shares = apportion(total, {name: len(members) for name, members in self._strata(offered).items()})
+            return prefixes(self._strata(everything), self.ids, recipe.seed, shares)
+        if not recipe.stratify:
+            return choose({"": everything}, self.ids, recipe.seed, recipe.total)
+        weights = {name: entry.weight for name, entry in recipe.sources.items() if entry.weight}
+        if not weights:
+            return choose(self._strata(everything), self.ids, recipe.seed, recipe.total)
+        if missing := [name for name in recipe.sources if name not in weights]:
+            raise VlmixError(f"sources.{missing[0]}: has no `weight` while others do; give every source one")
+        return choose(pools, self.ids, recipe.seed, recipe.total, weights)
+
+    def _pools(self, can_be_used: NDArray[np.bool_]) -> dict[str, Indices]:
+        """What each entry gives. Raises one VlmixError that tells all entries that ask for too much."""
+        pools: dict[str, Indices] = {}
+        problems = []
+        for name in self.names:
+            try:
+                pools[name] = self._pool(name, can_be_used)
+            except VlmixError as error:
+                problems.append(str(error))
+        if problems:
+            raise VlmixError("\n".join(problems))
+        return pools
+
+    def _pool(self, name: str, can_be_used: NDArray[np.bool_]) -> Indices:
+        """Positions (ascending) that an entry gives: its `take` or `ratio` of the members that can be used."""
+        entry, members = self.recipe.sources[name], self.members(name)
+        if not len(members):
+            raise VlmixError(f"sources.{name}: no conversation passes where: {entry.where!r}")
+        offered = int((~self.missing[members]).sum())
+        members = members[can_be_used[members]]
+        if entry.take is None and entry.ratio is None:
+            return members
+        count = entry.take or exact_share(entry.ratio or 1, offered)
+        if entry.take and count > len(members):
+            lost = self.sizes[name] - len(members)
+            raise VlmixError(
+                f"sources.{name}: take {count} asks for more than the {len(members)} conversations there are"
+                + (f" ({lost} of {self.sizes[name]} have no usable image or fail `where`)" if lost else "")
+                + "; lower `take`, or add `repeat` to see them more often"
+            )
+        if not count:
+            raise VlmixError(f"sources.{name}: ratio {entry.ratio} of {offered} conversations is none; raise it")
+        order = keyed_order([self.ids[i] for i in members.tolist()], self.recipe.seed)
+        return np.sort(members[order[:count]])
+
+    def _strata(self, positions: Indices) -> dict[str, Indices]:
+        return strata([self.sources[i] for i in positions], positions)
+
+    def epoch_counts(self, picked: Indices) -> NDArray[np.int32]:
+        """[len(picked)] int32: how often each sample is seen in an epoch (`repeat`)."""
+        counts = np.ones(len(picked), dtype=np.int32)
+        for name, entry in self.recipe.sources.items():
+            if entry.repeat != 1:
+                start = self.starts[name]
+                mine = (picked >= start) & (picked < start + self.sizes[name])
+                counts[mine] = repeats([self.ids[i] for i in picked[mine]], entry.repeat, self.recipe.seed)
+        return counts
+
+    def check_unique(self, picked: Indices) -> None:
+        """Raises VlmixError if two entries hold the same conversations: under the same id, or under the ids that two
+        builders of one dataset give (the official JSON holds VQAv2 too)."""
+        builders: dict[str, str] = {}
+        for name in self.names:
+            builder = self.recipe.sources[name].builder
+            for label in dict.fromkeys(self.sources[i] for i in self.members(name).tolist()):
+                if builders.setdefault(label, builder) != builder:
+                    raise VlmixError(
+                        f"sources.{name}: {label} comes from the builders {builders[label]} and {builder}, so its "
+                        "conversations would be seen twice; drop one, or narrow a collection with `only`"
+                    )
+        seen: dict[str, int] = {}
+        for position in picked.tolist():
+            earlier = seen.setdefault(self.ids[position], position)
+            if earlier != position:
+                first, second = (self.names[self.locate(p)[0]] for p in (earlier, position))
+                raise VlmixError(
+                    f"sources {first!r} and {second!r} both hold {self.ids[position]}; make them disjoint (options "
+                    "such as `only`, or `where`), or keep one with `repeat`"
+                )
+
+
+def strata(labels: Sequence[str], positions: Indices) -> dict[str, Indices]:
+    """`positions` grouped by label, labels in the order of their first occurrence."""
+    groups: dict[str, list[int]] = {}
+    for label, position in zip(labels, positions.tolist()):
+        groups.setdefault(label, []).append(position)
+    return {label: np.asarray(members, dtype=np.int64) for label, members in groups.items()}

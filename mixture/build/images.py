@@ -1,0 +1,133 @@
+"""Images: found by one scan of each folder, judged by their bytes, stored so that all readers see the same picture."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+from PIL import Image, ImageOps
+
+from vlmix.mixture.dataset.schema import Change
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.digests import stamp
+from vlmix.mixture.io.images import (
+    _EXIF,
+    _FORMATS,
+    _ORIENTATION,
+    _SCAN,
+    ImageFacts,
+    _orientation,
+    _segments,
+    image_xxh3,
+)
+from vlmix.mixture.record import Box, Conversation
+
+
+class Fit(Struct, frozen=True):
+    """How a file becomes a stored image: what happens to its bytes (`""`: nothing; `unflagged`: the orientation tag
+    is set to upright), whether its pixels are turned upright first, the stored size, and the factors that bring the
+    annotation's pixels to the stored ones."""
+
+    change: Change
+    turn: bool
+    width: int
+    height: int
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+
+
+def fit(facts: ImageFacts, width: int, height: int, boxed: bool) -> Fit | None:
+    """How the image serves an annotation made on `width` x `height` pixels (0, 0: unknown); None if it cannot.
+
+    A stored image never carries an EXIF orientation, so that readers that honour the tag and readers that do not
+    see the same picture. Which of the two pictures the annotation was made on is told by its size: where the
+    upright one fits, the pixels are turned; where only the raw one fits, the tag is dropped. With an unknown size
+    the upright picture is what people saw. A copy that was only resized scales the boxes; with boxes (`boxed`), any
+    other size is refused, without them it does not matter.
+    """
+    raw, upright = (facts.width, facts.height), facts.transposed_size
+    jpeg = facts.format in ("JPEG", "MPO")
+    flagged = facts.orientation != 1
+
+    def serve(size: tuple[int, int], turn: bool) -> Fit:
+        change: Change = "converted" if not jpeg else ("rotated" if turn else "unflagged") if flagged else ""
+        scale = (size[0] / width, size[1] / height) if width and height else (1.0, 1.0)
+        return Fit(change, turn and flagged, *size, *scale)
+
+    if width and height:
+        # Where both have the annotation's size (180 degrees, mirrored, square) the pixels stay as they are.
+        for size, turn in ((raw, False), (upright, True)):
+            if size == (width, height):
+                return serve(size, turn)
+        for size, turn in ((raw, False), (upright, True)):
+            # A resized copy: the sides differ, the aspect ratio agrees to within a pixel.
+            if abs(size[0] * height - size[1] * width) <= max(*size, width, height):
+                return serve(size, turn)
+        if boxed:
+            return None
+    return serve(upright, True)
+
+
+def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
+    """The JPEG bytes that go into a shard: the file's own where nothing has to change, deterministic for the rest.
+
+    Raises VlmixError if the file is no longer the one that was examined.
+    """
+    path = Path(facts.path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
+    if stamp(path) != facts.stamp and image_xxh3(data) != facts.digest:
+        raise VlmixError(f"{path} changed during the build; run it again")
+    if not fit.change:
+        return data
+    if fit.change == "unflagged" and (patched := _without_orientation(data)):
+        return patched
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            upright = ImageOps.exif_transpose(image) if fit.turn else image
+            out = io.BytesIO()
+            # Frame 0 of an animation; an alpha channel is dropped as LLaVA's own loader does (`convert("RGB")`).
+            upright.convert("RGB").save(out, "JPEG", quality=95, subsampling=0)
+    return out.getvalue()
+
+
+def _without_orientation(jpeg: bytes) -> bytes | None:
+    """The JPEG with its EXIF orientation set to 1 (upright) and every other byte kept; None if that did not help."""
+    data = bytearray(jpeg)
+    for code, at, end in _segments(jpeg):
+        if code == _SCAN:
+            break
+        start = at + 10  # past the marker, the length and "Exif\0\0"
+        if code != _EXIF or jpeg[at + 4 : start] != b"Exif\0\0":
+            continue
+        order: Literal["little", "big"] = "little" if data[start : start + 2] == b"II" else "big"
+        directory = start + int.from_bytes(data[start + 4 : start + 8], order)
+        entries = int.from_bytes(data[directory : directory + 2], order)
+        for entry in range(directory + 2, min(directory + 2 + 12 * entries, end - 11), 12):
+            if int.from_bytes(data[entry : entry + 2], order) == _ORIENTATION:
+                data[entry + 8 : entry + 10] = (1).to_bytes(2, order)
+        break
+    with Image.open(io.BytesIO(data)) as image:
+        return bytes(data) if _orientation(image) == 1 else None
+
+
+def scaled(conversation: Conversation, fit: Fit) -> Conversation:
+    """The conversation in the frame of the stored image: its size, and its boxes in that image's pixels."""
+    if fit.scale_x == fit.scale_y == 1.0:
+        if (conversation.width, conversation.height) == (fit.width, fit.height):
+            return conversation
+        return msgspec.structs.replace(conversation, width=fit.width, height=fit.height)
+
+    def move(box: Box) -> Box:
+        return box[0] * fit.scale_x, box[1] * fit.scale_y, box[2] * fit.scale_x, box[3] * fit.scale_y
+
+    exchanges = tuple(
+        msgspec.structs.replace(e, boxes=tuple(move(b) for b in e.boxes)) if e.boxes else e
+        for e in conversation.exchanges
+    )
+    return msgspec.structs.replace(conversation, width=fit.width, height=fit.height, exchanges=exchanges)

@@ -1,0 +1,182 @@
+"""From a recipe to the exact list of samples: read the sources, find the images, pick. Writes nothing but its work."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from msgspec import Struct
+
+from vlmix.mixture.build.candidates import Candidates
+from vlmix.mixture.build.extract import CandidateReader, Converted, ConvertJob, convert
+from vlmix.mixture.build.recipe import Recipe
+from vlmix.mixture.build.source import Source
+from vlmix.mixture.dataset.schema import Reject
+from vlmix.mixture.dataset.tar import BLOCK
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
+from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.keyed import Indices
+
+
+@dataclass
+class Prepared:
+    """What is known before any image is opened."""
+
+    recipe: Recipe
+    known: Mapping[str, Source]
+    converted: dict[str, Converted]
+    paths: list[Path]
+    candidates: Candidates
+    files: dict[str, list[Path]]
+    """Image -> files that may be it; empty without images."""
+
+    def homes(self, source: str) -> tuple[str, str]:
+        """(licence, home page) of a dataset named in a sample's `source`: what the recipe's entry says, else what its
+        builder says. Of a file of one's own nothing else is known."""
+        for name, entry in self.recipe.sources.items():
+            builder = self.known[entry.builder]
+            if source == (name if builder.verbatim else builder.name):
+                defaults = ("unknown", "") if builder.verbatim else (builder.licence, builder.homepage)
+                licence = defaults[0] if entry.license is None else entry.license
+                return licence, defaults[1] if entry.homepage is None else entry.homepage
+        if source in self.known:
+            return self.known[source].licence, self.known[source].homepage
+        for builder in self.known.values():
+            if source in builder.parts:
+                return builder.parts[source]
+        return "unknown", ""
+
+
+def prepare(
+    recipe: Recipe,
+    known: Mapping[str, Source],
+    raw: Path,
+    work: Path,
+    pool: Pool,
+    image_roots: list[Path] | None,
+    progress: Progress = silent,
+) -> Prepared:
+    """Read every source into `work` and look up the images below `image_roots` (None: leave images alone)."""
+    if not raw.is_dir():
+        state = "is not a folder" if raw.exists() else "does not exist"
+        raise VlmixError(f"{raw} {state}; it should hold one folder of official files per source")
+    work.mkdir(parents=True, exist_ok=True)
+    names = list(recipe.sources)
+    jobs = [
+        ConvertJob(name, entry, known[entry.builder], raw, recipe.seed, recipe.prompts, work / f"{i:03d}.arrow")
+        for i, (name, entry) in enumerate(recipe.sources.items())
+    ]
+    converted: dict[str, Converted] = {}
+    progress("reading sources", 0, len(jobs))
+    for job, result in pool.map(convert, jobs):
+        converted[job.name] = result
+        progress("reading sources", len(converted), len(jobs))
+    paths = [job.out for job in jobs]
+    tables: dict[str, pa.Table] = {name: CandidateReader(path).summary() for name, path in zip(names, paths)}
+    candidates = Candidates(recipe, tables)
+    prepared = Prepared(recipe, known, {n: converted[n] for n in names}, paths, candidates, {})
+    if image_roots is not None:
+        aliases: dict[str, tuple[ImageFolder, ...]] = {}
+        for entry in recipe.sources.values():
+            aliases.update(known[entry.builder].images)
+        index = ImageIndex(image_roots, aliases)
+        wanted = dict.fromkeys(image for image in candidates.images if image)
+        for number, image in enumerate(wanted):
+            prepared.files[image] = index.candidates(image)
+            if number % 10_000 == 0:
+                progress("finding images", number, len(wanted))
+        present = {image for image, files in prepared.files.items() if files}
+        candidates.missing = np.array([bool(i) and i not in present for i in candidates.images], dtype=np.bool_)
+    return prepared
+
+
+class PlanRow(Struct, frozen=True, kw_only=True):
+    """What a build would hold of one dataset. `missing` counts candidates that the recipe wants and whose image is not
+    there; `bytes` is the size of the shards to within the length of ids and sizes in the text."""
+
+    source: str
+    samples: int
+    seen: int
+    exchanges: int
+    words: int
+    images: int
+    missing: int
+    rejects: int
+    bytes: int
+    licence: str
+
+
+def plan(prepared: Prepared) -> list[PlanRow]:
+    """The composition that a build would have, dataset by dataset in recipe order.
+
+    A recipe entry none of whose images is there is planned from its annotations alone.
+    """
+    candidates = prepared.candidates
+    lost = candidates.missing.copy()
+    for name in candidates.names:
+        members = candidates.members(name)
+        with_image = members[[bool(candidates.images[i]) for i in members]] if len(members) else members
+        if len(with_image) and lost[with_image].all():
+            candidates.missing[with_image] = False
+    picked = candidates.pick()
+    candidates.check_unique(picked)
+    seen = candidates.epoch_counts(picked)
+    rejects = [r for c in prepared.converted.values() for r in c.rejects]
+    rows = []
+    wanted_lost = np.flatnonzero(lost & candidates.wanted).tolist()
+    exchanges, words, characters = (
+        candidates.table[column].to_numpy() for column in ("exchanges", "words", "characters")
+    )
+    for source, members in _by_source(candidates, picked):
+        positions = picked[members]
+        images = [candidates.images[i] for i in positions if candidates.images[i]]
+        sizes = [_size(prepared, image) for image in images]
+        rows.append(
+            PlanRow(
+                source=source,
+                samples=len(members),
+                seen=int(seen[members].sum()),
+                exchanges=int(exchanges[positions].sum()),
+                words=int(words[positions].sum()),
+                images=len(sizes) - sizes.count(0),
+                missing=sum(candidates.sources[i] == source for i in wanted_lost),
+                rejects=sum(r.source == source for r in rejects),
+                bytes=sum(s + -s % BLOCK + BLOCK for s in sizes if s)
+                + int(sum((c + 320) // BLOCK * BLOCK + 2 * BLOCK for c in characters[positions])),
+                licence=prepared.homes(source)[0],
+            )
+        )
+    return rows
+
+
+def _by_source(candidates: Candidates, picked: Indices) -> Iterator[tuple[str, Indices]]:
+    groups: dict[str, list[int]] = {}
+    for label in candidates.labels():
+        groups[label] = []
+    for index, position in enumerate(picked.tolist()):
+        groups[candidates.sources[position]].append(index)
+    for source, members in groups.items():
+        yield source, np.asarray(members, dtype=np.int64)
+
+
+def _size(prepared: Prepared, image: str) -> int:
+    files = prepared.files.get(image)
+    try:
+        return files[0].stat().st_size if files else 0
+    except OSError:  # a link that leads nowhere; a build finds out and says so
+        return 0
+
+
+def missing_rejects(prepared: Prepared) -> Iterator[Reject]:
+    """A reject for every conversation that the recipe wants and whose image was not found."""
+    candidates = prepared.candidates
+    for position in np.flatnonzero(candidates.missing & candidates.wanted).tolist():
+        yield Reject(
+            source=candidates.sources[position],
+            id=candidates.ids[position],
+            image=candidates.images[position],
+            reason="image_missing",
+            detail="no file of that name, in any of its folders or with any image extension",
+        )

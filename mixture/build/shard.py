@@ -1,0 +1,100 @@
+"""Writing one shard: a slice of the mixture order to a tar, and its rows of samples.parquet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from vlmix.mixture.build.extract import CandidateReader
+from vlmix.mixture.build.images import Fit, fit, scaled, stored_bytes
+from vlmix.mixture.dataset.schema import SampleJson, turns
+from vlmix.mixture.dataset.shards import Row, ShardDone, store_rows
+from vlmix.mixture.io.images import ImageFacts, image_xxh3
+from vlmix.mixture.record import Conversation
+from vlmix.mixture.render import StyleName, count_words, values
+
+
+class Pick(Struct, frozen=True):
+    """One sample of a shard: where its candidate is, its place in the natural order, its image's file."""
+
+    entry: int
+    row: int
+    ordinal: int
+    repeat: int
+    facts: ImageFacts | None
+
+
+class ShardJob(Struct, frozen=True):
+    """A shard to write. `first` is the mixture position of its first sample; `work` the folder of the stage before;
+    without `images` only the index rows are made."""
+
+    number: int
+    first: int
+    picks: list[Pick]
+    candidates: list[Path]
+    prompts: StyleName
+    out: Path
+    work: Path
+    images: bool
+
+
+def write_shard(job: ShardJob) -> ShardDone:
+    """Write the tar and its index rows; runs in a worker. Both appear whole or not at all, the rows last."""
+    readers: dict[int, CandidateReader] = {}
+
+    def rows() -> Iterator[Row]:
+        for pick in job.picks:
+            if pick.entry not in readers:
+                readers[pick.entry] = CandidateReader(job.candidates[pick.entry])
+            yield make_row(readers[pick.entry][pick.row], pick, job.prompts, job.images)
+
+    return store_rows(rows(), job.number, job.first, job.out, job.work, with_tar=job.images)
+
+
+def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_image: bool) -> Row:
+    """Text, boxes and image bytes of a sample."""
+    data, adapted = None, None
+    if conversation.image and with_image and pick.facts is not None:
+        adapted = image_fit(conversation, pick.facts)
+        assert adapted is not None, "samples whose image does not fit are rejected before the order is made"
+        data = stored_bytes(pick.facts, adapted)
+        conversation = scaled(conversation, adapted)
+    texts = values(conversation, prompts)
+    sample = SampleJson(
+        id=conversation.id,
+        source=conversation.source,
+        image=conversation.image,
+        width=conversation.width,
+        height=conversation.height,
+        conversations=turns(texts),
+        origin=conversation.origin,
+    )
+    columns = {
+        "id": sample.id,
+        "source": sample.source,
+        "image": sample.image,
+        "width": sample.width,
+        "height": sample.height,
+        "exchanges": len(conversation.exchanges),
+        "words": count_words(texts),
+        "repeat": pick.repeat,
+        "ordinal": pick.ordinal,
+        "image_hash": image_xxh3(data) if data is not None else "",
+        "image_change": adapted.change if adapted else "",
+        "conversations": [{"from": turn.from_, "value": turn.value} for turn in sample.conversations],
+        "formats": [exchange.format for exchange in conversation.exchanges],
+        "boxes": [
+            {"exchange": i, "x1": box[0], "y1": box[1], "x2": box[2], "y2": box[3]}
+            for i, exchange in enumerate(conversation.exchanges)
+            for box in exchange.boxes
+        ],
+        "origin": sample.origin,
+    }
+    return Row(sample.source, columns, msgspec.json.encode(sample), data)
+
+
+def image_fit(conversation: Conversation, facts: ImageFacts) -> Fit | None:
+    """How `facts` serves the conversation; None if its boxes were made on a picture of another shape."""
+    boxed = any(exchange.boxes for exchange in conversation.exchanges)
+    return fit(facts, conversation.width, conversation.height, boxed)

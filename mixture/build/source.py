@@ -1,0 +1,82 @@
+"""What a source is to a mixture: a declaration of its files and licence, and a function that reads conversations.
+
+`builders` fills this contract once per dataset; nothing in `mixture` knows a dataset by name.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from vlmix.mixture.dataset.schema import Reject
+from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.image_index import ImageFolder
+from vlmix.mixture.io.official import OfficialFiles, RawFile
+from vlmix.mixture.record import Conversation, ResponseFormat
+
+
+class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of a builder's own options. Document each field with `Annotated[T, Meta(description=...)]`."""
+
+
+class Rejects:
+    """Collects what a builder drops."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.rows: list[Reject] = []
+
+    def __call__(
+        self, id: str, reason: str, detail: str, *, exchange: int = -1, image: str = "", record: Any = None
+    ) -> None:
+        text = "" if record is None else msgspec.json.encode(record).decode()
+        self.rows.append(
+            Reject(source=self.source, id=id, reason=reason, detail=detail, exchange=exchange, image=image, record=text)
+        )
+
+
+class RawFolder(OfficialFiles):
+    """The official files of a source below RAW. What is read becomes an input of the build, named with its hash."""
+
+    def __init__(self, raw: Path, source: "Source") -> None:
+        super().__init__(source.name, source.title, source.homepage, raw / source.name)
+        self.raw = raw
+        self.opened: list[Path] = []
+        self.hashes: dict[Path, Future[str]] = {}
+        """File -> its sha256, made beside the decoding: hashing leaves the interpreter free."""
+        self._hasher = ThreadPoolExecutor(1)
+
+    def read(self, path: Path) -> memoryview:
+        data = super().read(path)
+        self.opened.append(path)
+        self.hashes[path] = self._hasher.submit(sha256, path)
+        return data
+
+
+ReadFunction = Callable[[RawFolder, Any, int, Rejects], Iterator[Conversation]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One dataset. `read(raw, options, seed, reject)` yields its conversations in the order of the official files.
+
+    `parts` names the datasets (name -> (licence, home page)) whose conversations a collection holds. `images` maps
+    a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
+    record back as it came, empty texts included.
+    """
+
+    name: str
+    title: str
+    homepage: str
+    licence: str
+    formats: tuple[ResponseFormat, ...]
+    files: tuple[RawFile, ...]
+    read: ReadFunction
+    options: type[Options] = Options
+    images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    verbatim: bool = False

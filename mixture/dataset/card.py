@@ -1,0 +1,106 @@
+"""The dataset card: the composition for people, and the configuration that HF datasets reads."""
+
+from typing import Any
+
+import yaml
+
+from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Manifest
+from vlmix.mixture.io.visible import markdown, markdown_code, markdown_link, visible
+
+_TEXT = {"dtype": "string"}
+_FEATURES = [
+    {
+        "name": "json",
+        "struct": [
+            {"name": "id", **_TEXT},
+            {"name": "source", **_TEXT},
+            {"name": "image", **_TEXT},
+            {"name": "width", "dtype": "int64"},
+            {"name": "height", "dtype": "int64"},
+            {"name": "conversations", "list": [{"name": "from", **_TEXT}, {"name": "value", **_TEXT}]},
+            {"name": "origin", **_TEXT},
+        ],
+    },
+    {"name": "__key__", **_TEXT},
+    {"name": "__url__", **_TEXT},
+]
+
+
+def card(manifest: Manifest) -> str:
+    """README.md of a mixture folder.
+
+    `configs` points HF datasets at the tars alone (other files beside them would be taken for data), and the features
+    are declared because they cannot be inferred where a mixture begins with text.
+    """
+    total = manifest.total
+    config: dict[str, Any] = {"config_name": "default", "data_files": [{"split": "train", "path": "train/*.tar"}]}
+    head: dict[str, Any] = {"configs": [config], "license": "other", "pretty_name": manifest.name}
+    if manifest.kind == "mixture":
+        image = [{"name": "jpg", "dtype": "image"}] if total.images else []
+        head["dataset_info"] = {"features": image + _FEATURES}
+    else:
+        config["data_files"] = [{"split": "train", "path": SAMPLES_NAME}]
+    lines = opening(head, manifest, _about(manifest))
+    dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
+    if dropped:
+        lines += ["", f"{dropped:,} records or exchanges were dropped; `rejects.parquet` lists each with its reason."]
+    if total.seen != total.samples:
+        lines += [
+            "",
+            "Some samples are to be seen more than once per epoch: column `repeat` of `samples.parquet`. "
+            "The shards hold each of them once.",
+        ]
+    lines += ["", "Every source keeps its own licence; the mixture adds none."]
+    return "\n".join(lines) + "\n"
+
+
+def opening(head: dict[str, Any], manifest: Manifest, about: str) -> list[str]:
+    """The lines with which a card begins: `head` as YAML for the Hub, the name, what it is, the composition."""
+    plain = visible(manifest.name) == manifest.name
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=plain).rstrip()
+    return ["---", front, "---", "", f"# {markdown(manifest.name)}", "", about, "", *composition(manifest)]
+
+
+def composition(manifest: Manifest) -> list[str]:
+    """Lines of Markdown: the sources with their counts and licences, prompt style, order and seed. Names and licences
+    are text there, never markup."""
+    total = manifest.total
+    lines = [
+        "| source | samples | share | per epoch | exchanges | words | images | licence |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for name, info in manifest.sources.items():
+        c = info.counts
+        share = f"{100 * c.samples / max(total.samples, 1):.1f} %"
+        label = markdown_link(name, info.homepage)
+        lines.append(
+            f"| {label} | {c.samples:,} | {share} | {c.seen:,} | {c.exchanges:,} | {c.words:,} | {c.images:,} "
+            f"| {markdown(info.licence)} |"
+        )
+    lines.append(
+        f"| **total** | {total.samples:,} | 100 % | {total.seen:,} | {total.exchanges:,} | {total.words:,} "
+        f"| {total.images:,} | |"
+    )
+    lines += [
+        "",
+        f"Prompt style: {markdown_code(str(manifest.recipe['prompts']))}. "
+        f"Order: {markdown_code(str(manifest.recipe['order']))}. Seed: {manifest.seed}.",
+    ]
+    return lines
+
+
+def _about(manifest: Manifest) -> str:
+    match manifest.kind:
+        case "mixture":
+            return (
+                "A vision-language mixture in WebDataset form: `train/*.tar` hold `{key}.jpg` (absent for text-only "
+                "samples) and `{key}.json`; `samples.parquet` is the index, `manifest.json` the recipe and checksums."
+            )
+        case "view":
+            parent = markdown_code(manifest.parent.path if manifest.parent else "")
+            return (
+                f"A subset of the mixture in {parent}, whose shards it uses; `samples.parquet` lists its samples. "
+                "`vlmix subsample --materialize` writes shards of its own."
+            )
+        case _:
+            return "The texts of a vision-language mixture without its images: `samples.parquet` holds them all."

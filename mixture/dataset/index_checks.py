@@ -1,0 +1,148 @@
+"""What the columns of an index must agree with: the manifest, each other, the texts that they count."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vlmix.mixture.boxes import box_defect, square_text
+from vlmix.mixture.dataset.manifest import Manifest
+from vlmix.mixture.dataset.schema import MOST_REPEATS, ROLES, VIEW, Change, origin_of
+from vlmix.mixture.dataset.shards import arrange
+from vlmix.mixture.errors import VlmixError, abridged
+from vlmix.mixture.record import FORMATS, IMAGE_TOKEN
+from vlmix.mixture.render import LETTERS, OPTION_LETTER, SHORT_ANSWER, count_words
+
+COLUMNS = [field for field in VIEW.names if field != "row"]
+"""Of an index, without the texts, which are checked row by row."""
+
+
+def index_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the columns `COLUMNS` of a mixture's index, texts aside; `frame` has no nulls."""
+    count = len(frame)
+    yield from count_problems(frame, manifest)
+    keys = pl.int_range(count, eager=True).cast(pl.String).str.zfill(9)
+    yield from _rows("key", frame["key"] != keys, "is not the position in the mixture")
+    yield from _rows("id", (frame["id"] == "") | frame["id"].is_duplicated(), "is empty or a duplicate")
+    yield from _ordinal_problems(frame, manifest)
+    most = most_repeats(manifest)
+    yield from _rows("repeat", ~frame["repeat"].is_between(1, most), f"is not from 1 to {most}, as the recipe says")
+    changes = frame["image_change"].is_in(list(get_args(Change)))
+    yield from _rows("image_change", ~changes, f"is none of {', '.join(repr(c) for c in get_args(Change))}")
+    stored = (frame["image"] != "") & bool(manifest.shards)
+    yield from _rows("image_size", (frame["image_size"] > 0) != stored, "disagrees with `image`")
+    for name in ("image_hash", "image_change"):
+        yield from _rows(name, (frame[name] != "") & ~stored, "is given, but there is no stored image")
+    yield from _rows("image_offset", (frame["image_offset"] != 0) & ~stored, "is given, but there is no stored image")
+    yield from _rows("json_size", (frame["json_size"] > 0) != bool(manifest.shards), "disagrees with the shards")
+    shards = [path for shard in manifest.shards for path in [shard.path] * min(shard.samples, count)] or [""] * count
+    if len(shards) == count:  # else the number of rows is wrong, which is reported already
+        yield from _rows("shard", frame["shard"] != pl.Series(shards), "is not the shard that the manifest puts it in")
+
+
+def _ordinal_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+    ordinal = frame["ordinal"]
+    bad = (ordinal < 0) | ordinal.is_duplicated()
+    if not manifest.subset:
+        bad |= ordinal >= len(frame)
+    yield from _rows("ordinal", bad, "is not a place in the natural order of its own")
+    if manifest.recipe["order"] == "natural" and not bad.any():
+        natural = frame.select("ordinal", pl.col("image") != "").sort("ordinal")
+        size = int(manifest.recipe["samples_per_shard"])
+        order = arrange(np.arange(len(frame)), [], natural["image"].to_numpy(), "natural", 0, size)
+        yield from _rows("ordinal", ordinal != natural["ordinal"][order], "is not in the natural order")
+
+
+def most_repeats(manifest: Manifest) -> int:
+    """How often an epoch sees a sample at most, by the recipe's entries."""
+    entries = manifest.recipe.get("sources")
+    numbers = [entry.get("repeat", 1) for entry in entries.values()] if isinstance(entries, dict) and entries else []
+    return min(math.ceil(max(numbers, default=MOST_REPEATS)), MOST_REPEATS)
+
+
+def count_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+    """Where the sums over an index differ from the counts of the manifest's sources."""
+    sums = frame.group_by("source").agg(
+        pl.len().alias("samples"),
+        pl.col("repeat").sum().alias("seen"),
+        pl.col("exchanges").cast(pl.Int64).sum(),
+        pl.col("words").cast(pl.Int64).sum(),
+        (pl.col("image") != "").sum().alias("images"),
+    )
+    found = {row.pop("source"): row for row in sums.to_dicts()}
+    for name in found.keys() - manifest.sources.keys():
+        yield f"source {abridged(name)!r} is not in the manifest"
+    for name, info in manifest.sources.items():
+        for what, number in found.get(name, dict.fromkeys(info.counts.__struct_fields__, 0)).items():
+            if number != (said := getattr(info.counts, what)):
+                yield f"{abridged(name)} has {number} {what}, the manifest says {said}"
+
+
+def _rows(column: str, bad: pl.Series, what: str) -> Iterator[str]:
+    if bad.any():
+        rows: NDArray[np.bool_] = bad.to_numpy()
+        more = f" and {rows.sum() - 1} more" if rows.sum() > 1 else ""
+        yield f"row {rows.argmax()}{more}: `{column}` {what}"
+
+
+def row_problems(row: dict[str, Any], prompts: str) -> Iterator[str]:
+    """What is wrong with the text columns of a row and the numbers that count them, prompts being
+    of the style `prompts`. Boxes are compared with the numbers that the text shows."""
+    turns, formats = row["conversations"], row["formats"]
+    texts = [turn["value"] for turn in turns]
+    if [turn["from"] for turn in turns] != [*ROLES] * row["exchanges"]:
+        yield "`exchanges` is not the number of its questions with answers"
+        return
+    if row["words"] != (words := count_words(texts)):
+        yield f"`words` is {row['words']}, its text has {words}"
+    if len(formats) != row["exchanges"] or not set(formats) <= set(FORMATS):
+        yield "`formats` is not a known response format for each of its exchanges"
+        return
+    try:
+        origin_of(row)
+    except VlmixError:
+        yield "`origin` is not a JSON object, or has other turns"
+    if problem := _box_problem(row, texts) or _prompt_problem(row, texts, prompts):
+        yield problem
+
+
+def _box_problem(row: dict[str, Any], texts: list[str]) -> str | None:
+    boxes: dict[int, list[tuple[float, float, float, float]]] = {}
+    for number, box in enumerate(row["boxes"]):
+        corners = box["x1"], box["y1"], box["x2"], box["y2"]
+        if not 0 <= box["exchange"] < row["exchanges"]:
+            return f"`boxes`: box {number} belongs to no exchange"
+        if not all(map(math.isfinite, corners)) or box_defect(corners, row["width"], row["height"]):
+            return f"`boxes`: box {number} is not one inside the image"
+        if min(corners) < 0 or corners[2] > row["width"] or corners[3] > row["height"]:
+            return f"`boxes`: box {number} is not one inside the image"
+        boxes.setdefault(box["exchange"], []).append(corners)
+    if list(boxes) != sorted(boxes):
+        return "`boxes` is not in the order of the exchanges"
+    for exchange, name in enumerate(row["formats"]):
+        if name not in ("grounding", "region_caption"):
+            continue
+        if exchange not in boxes:
+            return f"`boxes`: exchange {exchange}, a {name}, has none"
+        said = ", ".join(square_text(box, row["width"], row["height"]) for box in boxes[exchange])
+        question, answer = texts[2 * exchange : 2 * exchange + 2]
+        if (answer != said) if name == "grounding" else (said not in question):
+            return f"`boxes`: exchange {exchange} has other numbers in its text"
+    return None
+
+
+def _prompt_problem(row: dict[str, Any], texts: list[str], prompts: str) -> str | None:
+    """Where a format's prompt, which the style puts to its first question, or its answer's form is missing."""
+    for name, prompt in (("short_answer", SHORT_ANSWER), ("choice", OPTION_LETTER)):
+        if name in row["formats"] and prompts == "llava":
+            first = 2 * row["formats"].index(name)
+            if not texts[first].removesuffix(f"\n{IMAGE_TOKEN}").endswith(prompt):
+                return f"`formats`: exchange {first // 2} is called a {name} and is not asked as one"
+    for exchange, name in enumerate(row["formats"]):
+        answer = texts[2 * exchange + 1]
+        if name == "choice" and prompts != "instructblip" and not (len(answer) == 1 and answer in LETTERS):
+            return f"`formats`: exchange {exchange} is called a choice, and its answer is no letter"
+    return None

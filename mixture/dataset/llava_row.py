@@ -1,0 +1,39 @@
+"""A sample as a row of LLaVA's JSON, and the hash that names such a row by its content."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from vlmix.mixture.dataset.schema import ROLES, origin_of
+
+
+def llava_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of samples.parquet as a row of LLaVA's JSON.
+
+    `origin` is a JSON object: with a `conversations` key it is the whole original row, to be filled with the texts,
+    else it holds the keys that differ from what the sample's id and image say.
+    """
+    turns: list[dict[str, Any]] = row["conversations"]
+    origin = origin_of(row)
+    if "conversations" in origin:
+        extra = origin["conversations"] or [{} for _ in turns]
+        return {**origin, "conversations": [{**more, **turn} for more, turn in zip(extra, turns)]}
+    plain: dict[str, Any] = {"id": row["id"].partition("/")[2].partition("#")[0]}
+    if row["image"]:
+        plain["image"] = row["image"]
+    return {**plain, **origin, "conversations": turns}
+
+
+def row_sha256(image: str, values: Sequence[str], roles: Sequence[str] | None = None) -> str:
+    """64 hex digits that name a LLaVA row by what it says.
+
+    The SHA-256 of the JSON list `[image, from, value, from, value, …]`, UTF-8, no spaces, nothing escaped that need
+    not be: `json.dumps(…, ensure_ascii=False, separators=(",", ":"))`. `image` is `""` for text only. `roles` default
+    to human and gpt by turns. Ids and all other keys of a row are left out.
+    """
+    flat: list[Any] = [image] * (1 + 2 * len(values))
+    flat[1::2] = (ROLES * len(values))[: len(values)] if roles is None else roles
+    flat[2::2] = values
+    return hashlib.sha256(msgspec.json.encode(flat)).hexdigest()

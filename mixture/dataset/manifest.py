@@ -1,0 +1,173 @@
+"""`manifest.json`: what a mixture is made of, and how to tell that it is whole."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.storage import Local, Location
+from vlmix.mixture.record import unsafe_path
+from vlmix.mixture.version import FORMAT_VERSION, VERSION
+
+NAME = "manifest.json"
+SAMPLES_NAME = "samples.parquet"
+REJECTS_NAME = "rejects.parquet"
+_UNSEALED = "0" * 64
+_END = b' "sha256": "' + _UNSEALED.encode() + b'"\n}\n'
+
+
+class Input(Struct, frozen=True):
+    """A raw file that was read: path relative to RAW (the bare name if it lies elsewhere), bytes, sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Counts(Struct, frozen=True):
+    """What one source gives to a mixture."""
+
+    samples: int = 0
+    seen: int = 0
+    """Samples per epoch, repeats counted."""
+    exchanges: int = 0
+    words: int = 0
+    images: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
+
+
+class Shard(Struct, frozen=True):
+    """A written shard as the manifest lists it."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class SourceInfo(Struct, frozen=True, kw_only=True):
+    """One dataset in a mixture: where it comes from and what it gave."""
+
+    licence: str
+    homepage: str
+    counts: Counts
+
+
+class Parent(Struct, frozen=True):
+    """What a view refers to: the folder that holds the shards, relative to the view, and the sha256 of its manifest."""
+
+    path: str
+    sha256: str
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """The manifest. `files` maps the other files of the folder to their sha256."""
+
+    format_version: int = FORMAT_VERSION
+    vlmix_version: str = VERSION
+    kind: Literal["mixture", "view", "annotations"]
+    name: str
+    seed: int
+    recipe: dict[str, Any]
+    subset: list[dict[str, Any]] = []
+    """The selections, outermost last, that made this subset of the recipe's mixture."""
+    samples: int
+    sources: dict[str, SourceInfo]
+    rejects: dict[str, dict[str, int]] = {}
+    """Source -> reason -> count."""
+    inputs: dict[str, list[Input]] = {}
+    """Recipe entry -> raw files read."""
+    shards: list[Shard] = []
+    parent: Parent | None = None
+    files: dict[str, str]
+    sha256: str = _UNSEALED
+    """Of the file's own bytes, with zeros for these digits; `write` fills it in."""
+
+    @property
+    def total(self) -> Counts:
+        return sum((info.counts for info in self.sources.values()), Counts())
+
+
+def write(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a folder, with its checksum; gives it back as it was written."""
+    plain = msgspec.structs.replace(manifest, format_version=FORMAT_VERSION, sha256=_UNSEALED)
+    data = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
+    sealed = _sealed(data)
+    with atomic(folder / NAME) as file:
+        file.write(sealed)
+    return parse(sealed, NAME)
+
+
+def _sealed(data: bytes) -> bytes:
+    """A manifest's bytes with the checksum that they must have."""
+    bare = data[: -len(_END)] + _END
+    return data[: -len(_END)] + _END.replace(_UNSEALED.encode(), hashlib.sha256(bare).hexdigest().encode())
+
+
+def read(folder: Location) -> Manifest:
+    """The manifest of a mixture folder. Raises VlmixError if `folder` is not one, is of another format, or if a single
+    bit of the manifest is not as it was written."""
+    where = folder.join(NAME)
+    try:
+        data = where.whole()
+    except FileNotFoundError:
+        raise VlmixError(f"{folder.name} is not a mixture: it has no {NAME}{_unfinished(folder)}") from None
+    return parse(data, where.name)
+
+
+def parse(data: bytes, name: str, *, sealed: bool = True) -> Manifest:
+    """The manifest that `data`, the bytes of the file `name`, holds. With `sealed=False` its checksum is not looked at,
+    for a report on what else is damaged."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
+    if version != FORMAT_VERSION:
+        age, remedy = ("newer", "update vlmix") if version > FORMAT_VERSION else ("older", "build the mixture again")
+        raise VlmixError(
+            f"{name}: format version {version} is {age} than the {FORMAT_VERSION} that this vlmix reads; {remedy}"
+        )
+    if sealed and _sealed(data) != data:
+        raise VlmixError(
+            f"{name}: its bytes differ from its own checksum: it was damaged or edited; "
+            "copy the mixture again, or build it again with the recipe changed"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
+    if problem := _contradiction(manifest):
+        raise VlmixError(f"{name}: {problem}; the manifest is damaged, build the mixture again")
+    for file in (*manifest.files, *(shard.path for shard in manifest.shards)):
+        if problem := unsafe_path(file):
+            raise VlmixError(f"{name}: file {file[:200]!r} leaves the folder: {problem[:200]}")
+    return manifest
+
+
+class _Version(Struct, frozen=True):
+    format_version: int = 0
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What in a manifest cannot be true."""
+    if (manifest.kind == "view") != (manifest.parent is not None):
+        return "a view names its parent, and nothing else does"
+    if missing := [key for key in ("name", "order", "prompts", "samples_per_shard") if key not in manifest.recipe]:
+        return f"its recipe has no {missing[0]!r}"
+    if manifest.samples < 1 or manifest.samples != manifest.total.samples:
+        return f"{manifest.samples} samples, its sources add up to {manifest.total.samples}"
+    if manifest.kind == "mixture" and manifest.samples != sum(shard.samples for shard in manifest.shards):
+        return f"{manifest.samples} samples, its shards hold {sum(shard.samples for shard in manifest.shards)}"
+    return None
+
+
+def _unfinished(folder: Location) -> str:
+    if isinstance(folder, Local) and folder.path.with_name(folder.path.name + ".partial").is_dir():
+        return "; its build was interrupted, run the same `vlmix build` again to finish it"
+    return ""

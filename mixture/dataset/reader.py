@@ -1,0 +1,299 @@
+"""Reading a mixture: random access by position and by id, and views of it. Needs pyarrow, msgspec and NumPy alone."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Manifest
+from vlmix.mixture.dataset.schema import SAMPLES, VIEW, SampleJson, columns_problem
+from vlmix.mixture.dataset.tar import BLOCK
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.storage import Local, Location, locate
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_MOST_OPEN = 256  # descriptors kept per process; further shards are opened for each read
+
+
+class Sample(SampleJson, frozen=True):
+    """One sample: the fields of its `.json` member, `conversations` being turns in LLaVA's form; its key in the shard;
+    and `jpeg`, the stored image's bytes (None: text only)."""
+
+    key: str = ""
+    jpeg: bytes | None = None
+
+
+class RawSample(Struct, frozen=True):
+    """The members of a sample as they lie in the shard."""
+
+    key: str
+    jpeg: bytes | None
+    json: bytes
+
+
+class Reader(Sequence[Sample]):
+    """A mixture or a part of it. Position i is the i-th sample in mixture order.
+
+    May be pickled, forked and used from several threads; a worker opens the shards that it reads by itself.
+    """
+
+    def __init__(
+        self,
+        folder: Location,
+        manifest: Manifest,
+        root: Location,
+        root_manifest: Manifest,
+        positions: NDArray[np.int64] | None,
+    ) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.root, self.root_manifest = root, root_manifest
+        """What holds the shards and the texts: the folder itself, or that which a view refers to."""
+        self.positions = positions
+        """Rows of the folder's index that belong to this part; None: all."""
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        self._places: NDArray[np.int64] | None = None
+        """[N, 6]: number of the shard, offset and size of the image, offset and size of the JSON, row in the root."""
+        self._rows: NDArray[np.int64] | None = None
+        self._open: dict[int, int | None] = {}
+        """Shards that were looked at -> descriptor; None where ranges are asked for one by one."""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a mixture, an annotations-only mixture or a view: a local folder or any URL that fsspec opens.
+
+        Raises VlmixError if it is none, if its format is newer than this vlmix, or if a view's root is gone or was
+        built anew.
+        """
+        folder = locate(path)
+        manifest = manifests.read(folder)
+        if manifest.parent is None:
+            return cls(folder, manifest, folder, manifest, None)
+        root = folder.join(manifest.parent.path)
+        try:
+            digest = hashlib.sha256(root.join(manifests.NAME).whole()).hexdigest()
+        except FileNotFoundError:
+            what = f"{folder.name} is a view of {root.name}, which is gone; move it back or make the view anew"
+            raise VlmixError(what) from None
+        if digest != manifest.parent.sha256:
+            raise VlmixError(f"{folder.name} is a view of {root.name}, which was built anew since; make the view anew")
+        return cls(folder, manifest, root, manifests.read(root), None)
+
+    def __repr__(self) -> str:
+        part = "" if self.positions is None else f", a part of its {self.manifest.samples}"
+        return f"<{type(self).__name__} {self.folder.name}: {len(self)} samples{part}>"
+
+    def __len__(self) -> int:
+        return self.manifest.samples if self.positions is None else len(self.positions)
+
+    @overload
+    def __getitem__(self, position: int) -> Sample: ...
+    @overload
+    def __getitem__(self, position: slice) -> Self: ...
+    def __getitem__(self, position: int | slice) -> Sample | Self:
+        if isinstance(position, slice):
+            return self.part(np.arange(len(self))[position])
+        raw = self.raw(position)
+        try:
+            sample = msgspec.json.decode(raw.json, type=Sample)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise VlmixError(f"{self.root.name}: sample {raw.key}: {error}; {self._hint}") from None
+        return msgspec.structs.replace(sample, key=raw.key, jpeg=raw.jpeg)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[position] for position in range(len(self)))
+
+    def raw(self, position: int) -> RawSample:
+        """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
+        is missing, truncated or no longer the one that the index was made of."""
+        places = self._places if self._places is not None else self._load_places()
+        shard, image_offset, image_size, json_offset, json_size, row = places[position].tolist()
+        if shard not in self._open:
+            self._open_shard(shard, json_offset, row)
+        descriptor = self._open[shard]
+        if descriptor is not None:
+            jpeg = os.pread(descriptor, image_size, image_offset) if image_size else None
+            text = os.pread(descriptor, json_size, json_offset)
+        else:
+            where = self.root.join(self.root_manifest.shards[shard].path)
+            jpeg = where.range(image_offset, image_size) if image_size else None
+            text = where.range(json_offset, json_size)
+        if len(text) != json_size or (jpeg is not None and len(jpeg) != image_size):
+            path = self.root_manifest.shards[shard].path
+            raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
+        return RawSample(f"{row:09d}", jpeg, text)
+
+    def find(self, id: str) -> int:
+        """Position of the sample with this id. Raises KeyError if there is none."""
+        position = pc.index(self.column("id"), pa.scalar(id, pa.string())).as_py()
+        if position < 0:
+            raise KeyError(id)
+        return int(position)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of the index (`mixture.samples.SAMPLES`, texts excepted) for the samples of this part, kept."""
+        if name not in self._columns:
+            self._columns[name] = self._part(name)
+        return self._columns[name]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """[N] int64: the samples' rows in the root's samples.parquet, which are also their keys in the shards."""
+        if self._rows is None:
+            if self.manifest.parent is not None:
+                self._rows = self.column("row").to_numpy()
+            else:
+                self._rows = np.arange(self.manifest.samples) if self.positions is None else self.positions
+        return self._rows
+
+    @property
+    def samples(self) -> "pl.LazyFrame":
+        """The index as a lazy polars frame: of a whole mixture with its texts, of a view without."""
+        import polars as pl
+
+        index = self.folder.join(SAMPLES_NAME)
+        frame = pl.scan_parquet(index.path) if isinstance(index, Local) else pl.read_parquet(index.whole()).lazy()
+        if self.positions is None:
+            return frame
+        mine = pl.LazyFrame({"position": self.positions})
+        numbered = frame.with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
+        return mine.join(numbered, on="position", how="left", maintain_order="left").drop("position")
+
+    def part(self, positions: NDArray[np.int64]) -> Self:
+        """The samples at `positions`, in that order."""
+        mine = positions if self.positions is None else self.positions[positions]
+        return type(self)(self.folder, self.manifest, self.root, self.root_manifest, np.asarray(mine, dtype=np.int64))
+
+    def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
+        """[N] int64: words of each sample, plus `image_tokens` for an image."""
+        images = pc.not_equal(self._part("image"), "").to_numpy().astype(np.int64)
+        return np.asarray(self._part("words").to_numpy() + image_tokens * images, dtype=np.int64)
+
+    def turns(self) -> Iterator[tuple[NDArray[np.int64], pa.StringArray, NDArray[np.int64]]]:
+        """All texts, a row group at a time in the root's order: [n] positions, the turns of all of them in one array,
+        [n] how many each has."""
+        order = np.argsort(self.rows, kind="stable")
+        rows, start = self.rows[order], 0
+        with self.root.join(SAMPLES_NAME).arrow() as opened:
+            file = pq.ParquetFile(opened)
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(rows, [start, start + size])
+                if low < high:
+                    texts = file.read_row_group(group, columns=["conversations"])
+                    if problem := columns_problem(texts):
+                        raise VlmixError(f"{self.root.name}: {SAMPLES_NAME}: {problem}; {self._hint}")
+                    column = texts["conversations"].combine_chunks()
+                    mine = column.take(pa.array(rows[low:high] - start))
+                    counts = pc.list_value_length(mine).to_numpy().astype(np.int64)
+                    yield order[low:high], mine.flatten().field("value"), counts
+                start += size
+
+    def texts(self) -> Iterator[tuple[NDArray[np.int64], list[list[str]]]]:
+        """The same as Python's strings: [n] positions, and for each the values of its turns."""
+        for positions, values, counts in self.turns():
+            plain, ends = values.to_pylist(), np.cumsum(counts).tolist()
+            yield positions, [plain[a:b] for a, b in zip([0, *ends], ends)]
+
+    def _part(self, name: str) -> pa.ChunkedArray:
+        """A column of the index for the samples of this part, not kept."""
+        column = self._table(self.folder, [name])[name]
+        return column if self.positions is None else column.take(pa.array(self.positions))
+
+    @property
+    def local_root(self) -> Path:
+        """The root as a path. Raises VlmixError if it is a URL."""
+        if not isinstance(self.root, Local):
+            raise VlmixError(f"{self.root.name}: this needs a local folder; copy the mixture first")
+        return self.root.path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_open", {}).values():
+            if descriptor is not None:
+                os.close(descriptor)
+
+    @property
+    def _hint(self) -> str:
+        return f"`vlmix verify {self.root.name}` lists all damage"
+
+    def _table(self, folder: Location, columns: list[str]) -> pa.Table:
+        index = folder.join(SAMPLES_NAME)
+        try:
+            with index.arrow() as file:
+                table = pq.ParquetFile(file).read(columns)
+        except FileNotFoundError:
+            raise VlmixError(f"{index.name} is missing; {self._hint}") from None
+        except (pa.ArrowException, OSError) as error:
+            raise VlmixError(f"{index.name}: {str(error).splitlines()[0]}; {self._hint}") from None
+        if missing := [name for name in columns if name not in table.column_names]:
+            known = missing[0] in SAMPLES.names or missing[0] in VIEW.names
+            what = "is of another format version than its manifest says" if known else "does not have such a column"
+            raise VlmixError(f"{index.name} has no column {missing[0]!r}: it {what}")
+        if problem := columns_problem(table):
+            raise VlmixError(f"{index.name}: {problem}; {self._hint}")
+        if table.num_rows != self.manifest.samples:
+            raise VlmixError(
+                f"{index.name} has {table.num_rows} rows, the manifest says {self.manifest.samples}; {self._hint}"
+            )
+        return table
+
+    def _load_places(self) -> NDArray[np.int64]:
+        names = ["shard", "image_offset", "image_size", "json_offset", "json_size"]
+        table = self._table(self.folder, names)
+        if self.positions is not None:
+            table = table.take(pa.array(self.positions))
+        paths = pa.array([shard.path for shard in self.root_manifest.shards], pa.string())
+        places = np.empty((table.num_rows, 6), dtype=np.int64)
+        places[:, 0] = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1).to_numpy()
+        sizes = np.array([shard.bytes for shard in self.root_manifest.shards] or [0], dtype=np.int64)[places[:, 0]]
+        for column, name in enumerate(names[1:], start=1):
+            places[:, column] = table[name].to_numpy()
+        starts, counts = places[:, [1, 3]], places[:, [2, 4]]
+        if len(places) and ((places[:, 1:5] < 0).any() or (counts > sizes[:, None] - starts).any()):
+            raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME} places samples outside their shards; {self._hint}")
+        places[:, 5] = self.rows
+        self._places = places
+        return places
+
+    def _open_shard(self, number: int, offset: int, row: int) -> None:
+        """Look at a shard for the first time: it has to be as long as the manifest says, and the member at `offset` to
+        be that of `row`. `vlmix verify` compares all bytes."""
+        if number < 0:
+            raise VlmixError(f"{self.root.name} was built with --annotations-only: it has no shards")
+        shard = self.root_manifest.shards[number]
+        where = self.root.join(shard.path)
+        try:
+            size = where.size()
+        except FileNotFoundError:
+            raise VlmixError(f"{where.name} is missing; {self._hint}") from None
+        if size != shard.bytes:
+            raise VlmixError(
+                f"{where.name} has {size} bytes, the manifest says {shard.bytes}: it was truncated or changed since "
+                f"the index was made; {self._hint}"
+            )
+        if where.range(offset - BLOCK, 100).rstrip(b"\0") != b"%09d.json" % row:
+            raise VlmixError(f"{where.name} was changed since the index was made: {row:09d} is elsewhere; {self._hint}")
+        with self._lock:
+            if number not in self._open:
+                few = sum(descriptor is not None for descriptor in self._open.values()) < _MOST_OPEN
+                self._open[number] = os.open(where.path, os.O_RDONLY) if few and isinstance(where, Local) else None

@@ -1,0 +1,162 @@
+"""The index of a mixture: `samples.parquet`, one row per sample in mixture order, and `rejects.parquet`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from msgspec import Struct, field
+
+from vlmix.mixture.errors import VlmixError, abridged
+from vlmix.mixture.io.atomic import write_parquet
+
+_TURN = pa.struct({"from": pa.string(), "value": pa.string()})
+_BOX = pa.struct(
+    {"exchange": pa.int32(), "x1": pa.float64(), "y1": pa.float64(), "x2": pa.float64(), "y2": pa.float64()}
+)
+
+SAMPLES = pa.schema(
+    {
+        "key": pa.string(),  # of the members in the tar
+        "id": pa.string(),
+        "source": pa.string(),
+        "image": pa.string(),  # path in LLaVA's layout, "" for text only
+        "width": pa.int32(),  # of the stored image, pixels
+        "height": pa.int32(),
+        "exchanges": pa.int32(),
+        "words": pa.int32(),
+        "repeat": pa.int32(),  # times seen per epoch
+        "ordinal": pa.int64(),  # place in the natural order
+        "shard": pa.string(),  # path below the folder, "" without shards
+        "image_offset": pa.int64(),  # of the member's data in the shard; 0 with size 0 for text only
+        "image_size": pa.int64(),
+        "json_offset": pa.int64(),
+        "json_size": pa.int64(),
+        "image_hash": pa.string(),  # xxh3-128 of the stored bytes
+        "image_change": pa.string(),  # "", converted, rotated, unflagged
+        "conversations": pa.list_(_TURN),
+        "formats": pa.list_(pa.string()),  # response format of each exchange
+        "boxes": pa.list_(_BOX),  # pixels of the stored image
+        "origin": pa.string(),
+    }
+)
+
+MOST_REPEATS = 1000
+
+TEXT_COLUMNS = ("conversations", "formats", "boxes", "origin")
+"""The heavy columns, which a view leaves with its root."""
+
+VIEW = pa.schema([*(f for f in SAMPLES if f.name not in TEXT_COLUMNS), pa.field("row", pa.int64())])
+"""A view's index: no text, and `row`, the sample's row in the root's samples.parquet."""
+
+REJECTS = pa.schema(
+    {
+        "source": pa.string(),
+        "id": pa.string(),
+        "exchange": pa.int32(),  # inside the upstream record; -1 for the whole of it
+        "image": pa.string(),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "record": pa.string(),  # JSON, where the upstream record would be lost otherwise
+    }
+)
+
+
+class Reject(Struct, frozen=True, kw_only=True):
+    """Something that was dropped. `exchange` is the position inside the upstream record, -1 for a whole record;
+    `reason` a stable code; `record` the upstream record as JSON where it would be lost otherwise."""
+
+    source: str
+    id: str
+    reason: str
+    detail: str
+    exchange: int = -1
+    image: str = ""
+    record: str = ""
+
+
+def open_index(path: Path) -> pq.ParquetFile:
+    """A mixture's samples.parquet, opened. Raises VlmixError if it is missing, damaged or of other columns."""
+    if path.exists() and not path.is_file():
+        raise VlmixError(f"{path}: not a regular file")
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise VlmixError(f"{path} is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the index is damaged") from None
+    if not file.schema_arrow.equals(SAMPLES):
+        raise VlmixError(f"{path}: its columns are not those of a mixture's index; it was not written by this vlmix")
+    return file
+
+
+def columns_problem(table: pa.Table) -> str | None:
+    """What in columns of an index no writer could have put there: a value that is missing, a repeat past the recipe's
+    bounds. None if all is well."""
+    for name in table.column_names:
+        if table[name].null_count:
+            return f"{name} is missing for a sample"
+    if "repeat" in table.column_names and len(table):
+        least, most = pc.min_max(table["repeat"]).as_py().values()
+        if least < 1 or most > MOST_REPEATS:
+            return f"repeat goes from {least} to {most}, a recipe's from 1 to {MOST_REPEATS}"
+    return None
+
+
+def origin_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The `origin` of a row with its `conversations`, `{}` for none. Raises VlmixError if it is not such an object."""
+    if not row["origin"]:
+        return {}
+    try:
+        origin = json.loads(row["origin"])
+        if not isinstance(origin, dict):
+            raise ValueError("not an object")
+        whole = origin.get("conversations")
+        fits = isinstance(whole, list) and len(whole) == len(row["conversations"])
+        if whole is not None and row["conversations"] and not (fits and all(isinstance(turn, dict) for turn in whole)):
+            raise ValueError("it has other turns")
+    except (ValueError, RecursionError) as error:
+        raise VlmixError(f"sample {abridged(str(row['id']))}: its `origin` is damaged: {error}") from None
+    return origin
+
+
+class Turn(Struct, frozen=True):
+    """One turn in LLaVA's form."""
+
+    from_: str = field(name="from")
+    value: str
+
+
+class SampleJson(Struct, frozen=True):
+    """The `.json` member of a sample: every field always there and of one type."""
+
+    id: str
+    source: str
+    image: str
+    width: int
+    height: int
+    conversations: list[Turn]
+    origin: str
+
+
+ROLES = ("human", "gpt")
+
+
+def turns(texts: list[str]) -> list[Turn]:
+    return [Turn(ROLES[i % 2], text) for i, text in enumerate(texts)]
+
+
+def write_rejects(path: Path, rejects: list[Reject]) -> None:
+    columns: dict[str, Any] = {name: [getattr(r, name) for r in rejects] for name in REJECTS.names}
+    batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in REJECTS], schema=REJECTS)
+
+    def one() -> Iterator[pa.RecordBatch]:
+        yield batch
+
+    write_parquet(path, one(), REJECTS)
+
+
+Change = Literal["", "converted", "rotated", "unflagged"]

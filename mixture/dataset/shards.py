@@ -1,0 +1,110 @@
+"""One shard: samples to a tar and to their rows of the index; and which samples a shard leads with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from vlmix.mixture.dataset.manifest import Counts, Shard
+from vlmix.mixture.dataset.schema import SAMPLES
+from vlmix.mixture.dataset.tar import TarWriter
+from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.digests import file_digest, sha256
+from vlmix.mixture.keyed import Indices, keyed_order
+
+
+def shard_path(number: int) -> str:
+    return f"train/train-{number:06d}.tar"
+
+
+def sample_key(position: int) -> str:
+    return f"{position:09d}"
+
+
+class ShardDone(Struct, frozen=True):
+    """The result of a ShardJob; also kept beside the rows, so that a resumed build need not write it again."""
+
+    shard: Shard | None
+    counts: dict[str, Counts]
+    rows: str
+    """xxh3-128 of the file of index rows."""
+
+
+class Row(Struct, frozen=True):
+    """A sample ready to be stored: everything but its place."""
+
+    source: str
+    columns: dict[str, Any]
+    json: bytes
+    image: bytes | None
+
+
+def rows_path(work: Path, number: int) -> Path:
+    return work / f"rows-{number:06d}.arrow"
+
+
+def store_rows(rows: Iterator[Row], number: int, first: int, out: Path, work: Path, *, with_tar: bool) -> ShardDone:
+    """Append samples to a tar under the keys `first`, `first + 1`, … and keep their index rows in `work`."""
+    name = shard_path(number) if with_tar else ""
+    stored: list[dict[str, Any]] = []
+    counts: dict[str, Counts] = {}
+
+    def index(add: Callable[[str, bytes], tuple[int, int]]) -> None:
+        for position, row in enumerate(rows, start=first):
+            key = sample_key(position)
+            image = add(f"{key}.jpg", row.image) if row.image is not None else (0, 0)
+            text = add(f"{key}.json", row.json)
+            columns = row.columns
+            places = {"image_offset": image[0], "image_size": image[1], "json_offset": text[0], "json_size": text[1]}
+            stored.append({**columns, **places, "key": key, "shard": name})
+            counts[row.source] = counts.get(row.source, Counts()) + Counts(
+                1, columns["repeat"], columns["exchanges"], columns["words"], int(bool(columns["image"]))
+            )
+
+    shard = None
+    if with_tar:
+        path = out / name
+        with atomic(path) as file:
+            tar = TarWriter(file)
+
+            def add(member: str, data: bytes) -> tuple[int, int]:
+                placed = tar.add(member, data)
+                return placed.offset, placed.size
+
+            index(add)
+            tar.close()
+        shard = Shard(name, len(stored), path.stat().st_size, sha256(path))
+    else:
+        index(lambda member, data: (0, 0))
+    batch = pa.RecordBatch.from_pylist(stored, SAMPLES)
+    with atomic(rows_path(work, number)) as file, pa.ipc.new_file(file, SAMPLES) as writer:
+        writer.write_batch(batch)
+    done = ShardDone(shard, counts, file_digest(rows_path(work, number)))
+    with atomic(rows_path(work, number).with_suffix(".done")) as file:
+        file.write(msgspec.msgpack.encode(done))
+    return done
+
+
+def arrange(
+    picked: Indices, ids: Sequence[str], has_image: NDArray[np.bool_], recipe_order: str, seed: int, shard: int
+) -> Indices:
+    """[N] indices into `picked` in mixture order, for shards of `shard` samples.
+
+    The first five samples of a shard that holds images are image samples, because HF datasets infers types from them;
+    a shard with fewer than five leads with those it has. `has_image` and the result index `picked`.
+    """
+    if recipe_order == "natural":
+        order = np.arange(len(picked), dtype=np.int64)
+    else:
+        order = keyed_order([ids[i] for i in picked], seed, "order")
+    for start in range(0, len(order), shard):
+        part = order[start : start + shard]
+        with_image = np.flatnonzero(has_image[part])[:5]
+        rest = np.setdiff1d(np.arange(len(part)), with_image, assume_unique=True)
+        order[start : start + shard] = part[np.concatenate([with_image, rest])]
+    return order

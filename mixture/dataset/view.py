@@ -1,0 +1,148 @@
+"""Parts of a mixture as folders: views, which refer to another folder's shards, and copies with shards of their own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from msgspec import Struct
+
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Parent
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.dataset.schema import SAMPLES, TEXT_COLUMNS, VIEW, columns_problem, open_index, write_rejects
+from vlmix.mixture.dataset.shards import Row, ShardDone, arrange, store_rows
+from vlmix.mixture.dataset.writer import merge_counts, run_shards, seal, write_index
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import write_parquet
+from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.io.staging import assembling
+from vlmix.mixture.version import VERSION
+
+_INDEX = [name for name in SAMPLES.names if name not in TEXT_COLUMNS]
+
+
+def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]], index: pl.DataFrame | None = None) -> Manifest:
+    """Write a part of a mixture as the view `out`; `subset` says how it was chosen, `index` is its `index_of`."""
+    index, root = index_of(mixture) if index is None else index, mixture.local_root.absolute()
+    with assembling(out) as (partial, _):
+        table = index.to_arrow().cast(VIEW)
+        write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)
+        relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
+        parent = Parent(relative, sha256(root / manifests.NAME))
+        return seal(partial, _derived(mixture, subset, _counts(index), kind="view", parent=parent))
+
+
+def save_copy(
+    mixture: Reader, out: Path, subset: list[dict[str, Any]], *, workers: int = 1, progress: Progress = silent
+) -> Manifest:
+    """Write a part of a mixture as the mixture `out`, with shards of its own."""
+    with assembling(out) as (partial, work), Pool(workers) as pool:
+        done = _copy(mixture, index_of(mixture), partial, work, pool, progress)
+        write_index(partial, work, done)
+        write_rejects(partial / REJECTS_NAME, [])
+        shards = [d.shard for d in done if d.shard is not None]
+        kind = mixture.root_manifest.kind
+        return seal(partial, _derived(mixture, subset, merge_counts(done), kind=kind, shards=shards))
+
+
+def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Counts], **changed: Any) -> Manifest:
+    """The manifest of a part of `mixture`."""
+    if not subset and mixture.positions is not None:
+        subset = [{"of": mixture.manifest.name, "samples": len(mixture)}]  # a part that a program chose
+    sources = {
+        name: msgspec.structs.replace(info, counts=counts[name])
+        for name, info in mixture.manifest.sources.items()
+        if name in counts
+    }
+    plain: dict[str, Any] = {"rejects": {}, "shards": [], "files": {}, "parent": None}
+    return msgspec.structs.replace(
+        mixture.manifest,
+        **{
+            **plain,
+            "vlmix_version": VERSION,
+            "subset": [*mixture.manifest.subset, *subset],
+            "samples": len(mixture),
+            "sources": sources,
+            **changed,
+        },
+    )
+
+
+def index_of(mixture: Reader) -> pl.DataFrame:
+    """The index of a part without its texts, with `row`."""
+    frame = mixture.samples.select(_INDEX).collect()
+    if problem := columns_problem(frame.to_arrow()):
+        raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
+    return frame.with_columns(pl.Series("row", mixture.rows, dtype=pl.Int64))
+
+
+def _counts(frame: pl.DataFrame) -> dict[str, Counts]:
+    table = frame.group_by("source").agg(
+        pl.len().alias("samples"),
+        pl.col("repeat").sum().alias("seen"),
+        pl.col("exchanges").sum(),
+        pl.col("words").sum(),
+        (pl.col("image") != "").sum().alias("images"),
+    )
+    return {row.pop("source"): Counts(**row) for row in table.to_dicts()}
+
+
+class CopyJob(Struct, frozen=True):
+    """A shard to copy: rows of the root's samples.parquet, ascending but for the first image samples."""
+
+    number: int
+    first: int
+    rows: list[int]
+    root: Path
+    out: Path
+    work: Path
+
+
+def _copy(
+    mixture: Reader, kept: pl.DataFrame, partial: Path, work: Path, pool: Pool, progress: Progress
+) -> list[ShardDone]:
+    size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
+    if mixture.manifest.recipe["order"] == "natural":
+        kept = kept.sort("ordinal")
+    ids = kept["id"].to_list()
+    has_image = (kept["image"] != "").to_numpy()
+    order = arrange(np.arange(len(kept)), ids, has_image, "natural", 0, size)
+    rows = kept["row"].to_numpy()[order].tolist()
+    jobs = [CopyJob(i // size, i, rows[i : i + size], root, partial, work) for i in range(0, len(rows), size)]
+    plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
+    return run_shards(copy_shard, jobs, plan, pool, progress)
+
+
+def copy_shard(job: CopyJob) -> ShardDone:
+    """Copy samples into a new shard, bytes untouched; runs in a worker."""
+    root = Reader.open(job.root)
+    with_tar = bool(root.manifest.shards)
+
+    def rows() -> Iterator[Row]:
+        for row, columns in zip(job.rows, read_rows(job.root, job.rows)):
+            raw = root.raw(row) if with_tar else None
+            yield Row(columns["source"], columns, raw.json if raw else b"", raw.jpeg if raw else None)
+
+    return store_rows(rows(), job.number, job.first, job.out, job.work, with_tar=with_tar)
+
+
+def read_rows(root: Path, rows: list[int]) -> Iterator[dict[str, Any]]:
+    """Whole rows of a root's samples.parquet in the order asked for, reading only the row groups that hold them."""
+    file = open_index(root / SAMPLES_NAME)
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    ends = np.cumsum(sizes)
+    wanted = np.asarray(rows, dtype=np.int64)
+    groups = np.searchsorted(ends, wanted, side="right")
+    found: dict[int, dict[str, Any]] = {}
+    for group in np.unique(groups).tolist():
+        mine = np.sort(wanted[groups == group])
+        table: pa.Table = file.read_row_group(group).take(mine - (ends[group] - sizes[group]))
+        found.update(zip(mine.tolist(), table.to_pylist()))
+    for row in rows:
+        yield found.pop(row)

@@ -1,0 +1,108 @@
+"""Putting a mixture folder together: in `OUT.partial`, shard by shard, so that it appears whole or not at all, and a
+killed run continues."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+import pyarrow as pa
+from xxhash import xxh3_128_hexdigest
+
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.card import card
+from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
+from vlmix.mixture.dataset.schema import SAMPLES
+from vlmix.mixture.dataset.shards import ShardDone, rows_path
+from vlmix.mixture.io.atomic import write_parquet, write_text
+from vlmix.mixture.io.digests import file_digest, sha256
+from vlmix.mixture.io.pool import Pool, Progress
+
+
+class Job(Protocol):
+    """What every shard job knows."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def out(self) -> Path: ...
+    @property
+    def work(self) -> Path: ...
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+def run_shards(
+    write: Callable[[AnyJob], ShardDone],
+    jobs: Sequence[AnyJob],
+    plan: bytes,
+    pool: Pool,
+    progress: Progress,
+) -> list[ShardDone]:
+    """The results of all jobs in order. Shards of an earlier run are kept if its `plan`, which tells everything that
+    decides the bytes, was the same."""
+    if not jobs:
+        return []
+    _keep_only_if_same(jobs[0].out, jobs[0].work, plan)
+    done = {job.number: earlier for job in jobs if (earlier := _finished(job)) is not None}
+    progress("writing shards", len(done), len(jobs))
+    for job, result in pool.map(write, [job for job in jobs if job.number not in done]):
+        done[job.number] = result
+        progress("writing shards", len(done), len(jobs))
+    return [done[number] for number in sorted(done)]
+
+
+def _keep_only_if_same(partial: Path, work: Path, plan: bytes) -> None:
+    """Forget the shards of an interrupted build whose order was another (a changed recipe, changed images)."""
+    mark = work / "order"
+    fingerprint = xxh3_128_hexdigest(plan)
+    if mark.exists() and mark.read_bytes() == fingerprint.encode():
+        return
+    shutil.rmtree(partial / "train", ignore_errors=True)
+    for stale in work.glob("rows-*"):
+        stale.unlink()
+    write_text(mark, fingerprint)
+
+
+def _finished(job: Job) -> ShardDone | None:
+    """The result of an earlier run, if its files are still what it wrote; damaged work is absent work."""
+    rows = rows_path(job.work, job.number)
+    try:
+        done = msgspec.msgpack.decode(rows.with_suffix(".done").read_bytes(), type=ShardDone)
+        whole = file_digest(rows) == done.rows
+        if done.shard is not None:
+            whole = whole and sha256(job.out / done.shard.path) == done.shard.sha256
+    except (OSError, ValueError):
+        return None
+    return done if whole else None
+
+
+def write_index(folder: Path, work: Path, done: list[ShardDone]) -> None:
+    """samples.parquet from the rows that the shard writers left, one row group per shard."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for number in range(len(done)):
+            with pa.memory_map(str(rows_path(work, number))) as source:
+                yield pa.ipc.open_file(source).get_batch(0)
+
+    write_parquet(folder / SAMPLES_NAME, batches(), SAMPLES)
+
+
+def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
+    """Per source, summed over the shards."""
+    counts: dict[str, Counts] = {}
+    for shard in done:
+        for source, more in shard.counts.items():
+            counts[source] = counts.get(source, Counts()) + more
+    return counts
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the card and, last of all, the manifest with the checksums of the other files."""
+    write_text(folder / "README.md", card(manifest))
+    names = ("README.md", REJECTS_NAME, SAMPLES_NAME)
+    files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
+    manifest = msgspec.structs.replace(manifest, files=files)
+    return manifests.write(folder, manifest)

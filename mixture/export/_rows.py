@@ -1,0 +1,149 @@
+"""What the forms made of rows share: samples with their texts, image tokens that can be counted on, loose images."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmix.mixture.dataset.manifest import SAMPLES_NAME
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.dataset.schema import columns_problem, open_index
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.record import IMAGE_TOKEN, unsafe_path
+
+_COLUMNS = [
+    "id", "source", "image", "width", "height", "words", "repeat", "ordinal", "image_size", "image_hash",
+    "conversations", "formats", "boxes", "origin",
+]  # fmt: skip
+
+
+def open_whole(folder: str | Path) -> Reader:
+    """The mixture or view `folder`, which must have shards."""
+    mixture = Reader.open(folder)
+    if not mixture.root_manifest.shards:
+        raise VlmixError(
+            f"{folder} was built with --annotations-only: it has no images to export; llava-json writes its texts"
+        )
+    return mixture
+
+
+def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
+    """The samples as rows of samples.parquet with their `position`, once each: in the natural order where the recipe's
+    is, else in mixture order. One row group is in memory at a time."""
+    natural = mixture.manifest.recipe["order"] == "natural"
+    wanted = mixture.rows
+    file = open_index(mixture.local_root / SAMPLES_NAME)
+    start, count, total = 0, 0, len(mixture)
+    for group in range(file.num_row_groups):
+        size = file.metadata.row_group(group).num_rows
+        positions = np.flatnonzero((wanted >= start) & (wanted < start + size))
+        if len(positions):
+            found = file.read_row_group(group, columns=_COLUMNS).take(wanted[positions] - start)
+            if problem := columns_problem(found):
+                raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
+            found = found.append_column("position", pa.array(positions))
+            # In the natural order only the first images of a shard were moved, so sorting each shard restores it.
+            for row in (found.sort_by("ordinal") if natural else found).to_pylist():
+                if count % 1000 == 0:
+                    progress("exporting", count, total)
+                count += 1
+                if problem := _damage(row, mixture):
+                    what = f"{mixture.folder.name}: {SAMPLES_NAME}: {row['id']} {problem}"
+                    raise VlmixError(f"{what}; `vlmix verify` lists all damage")
+                yield row
+        start += size
+    progress("exporting", total, total)
+
+
+def _damage(row: dict[str, Any], mixture: Reader) -> str | None:
+    """What in a row no form could write; the columns by themselves are sound."""
+    turns = row["conversations"]
+    if not turns or len(turns) % 2 or any(turn is None or None in turn.values() for turn in turns):
+        return "has turns without text, or not in pairs"
+    if any(box is None or None in box.values() or 2 * box["exchange"] >= len(turns) for box in row["boxes"]):
+        return "has a box of no exchange"
+    if row["source"] not in mixture.manifest.sources:
+        return f"is of the unknown source {row['source']!r}"
+    if bool(row["image_size"]) > bool(row["image"]) or (row["image"] and unsafe_path(row["image"])):
+        return "has an image without a safe path"
+    return None
+
+
+def row_count(mixture: Reader) -> int:
+    """Samples per epoch, repeats counted."""
+    return int(pc.sum(mixture.column("repeat")).as_py())
+
+
+def texts(row: dict[str, Any]) -> list[str]:
+    """The turns' texts with exactly one image token if the sample has an image, and none if it has not.
+
+    Peers pair tokens with images by counting them, and stop or train on the wrong picture where the counts differ. A
+    token that is missing is put first; a further one, such as a tag in somebody's XML, is spelled `< image >`.
+    """
+    values = [turn["value"] for turn in row["conversations"]]
+    missing = 1 if row["image"] else 0
+    for number, value in enumerate(values):
+        kept, *others = value.split(IMAGE_TOKEN)
+        for other in others:
+            kept += (IMAGE_TOKEN if missing else spaced(IMAGE_TOKEN)) + other
+            missing = 0
+        values[number] = kept
+    if missing:
+        values[0] = f"{IMAGE_TOKEN}\n{values[0]}"
+    return values
+
+
+def spaced(token: str) -> str:
+    """A special token that stands for itself, spelled so that nobody takes it for one."""
+    return f"{token[0]} {token[1:-1]} {token[-1]}"
+
+
+def conversations(row: dict[str, Any]) -> list[dict[str, str]]:
+    """Turns in LLaVA's form, with `texts`."""
+    return [{"from": turn["from"], "value": text} for turn, text in zip(row["conversations"], texts(row))]
+
+
+def messages(values: list[str]) -> list[dict[str, str]]:
+    """Texts, question and answer by turns, as OpenAI's messages."""
+    return [{"role": ("user", "assistant")[i % 2], "content": value} for i, value in enumerate(values)]
+
+
+class LooseImages:
+    """Stored images as files below `folder`, under the paths that the samples name, each written once.
+
+    Two samples may name one path and yet have different bytes (an EXIF turn that only one annotation asked for); such
+    images take a name with their hash.
+    """
+
+    def __init__(self, mixture: Reader, folder: Path, *, shared: bool = False) -> None:
+        self.mixture, self.folder = mixture, folder
+        self.shared = shared
+        """Whether the folder may be in use already: then every file appears whole."""
+        table = pa.table({"image": mixture.column("image"), "hash": mixture.column("image_hash")})
+        counts = table.group_by("image").aggregate([("hash", "count_distinct")])
+        self._unlike = set(counts.filter(pc.greater(counts["hash_count_distinct"], 1))["image"].to_pylist())
+
+    def add(self, row: dict[str, Any]) -> str | None:
+        """The sample's image as a path below the folder, written if need be; None for a text-only sample."""
+        if not row["image_size"]:
+            return None
+        if problem := unsafe_path(row["image"]):
+            raise VlmixError(f"sample {row['id']}: {problem}")
+        name = PurePosixPath(row["image"])
+        if row["image"] in self._unlike:
+            name = name.with_name(f"{name.stem}.{row['image_hash'][:8]}{name.suffix}")
+        path = self.folder / name
+        if not path.exists():
+            data = self.mixture.raw(row["position"]).jpeg or b""
+            if self.shared:
+                with atomic(path) as file:
+                    file.write(data)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        return str(name)

@@ -1,0 +1,113 @@
+"""What the forms made of shards share: tars in a new folder, and where the members lie."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
+from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.dataset.shards import shard_path
+from vlmix.mixture.dataset.tar import BLOCK, Member, TarWriter, scan
+from vlmix.mixture.dataset.view import save_copy
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.pool import Progress
+
+
+class Tar(NamedTuple):
+    """A shard: path below the folder, its samples in the order of the tar as (key, members), and how often an epoch
+    sees each of them."""
+
+    path: str
+    samples: list[tuple[str, list[Member]]]
+    repeats: NDArray[np.int32]
+
+    @property
+    def repeat(self) -> int:
+        """Of all its samples; for `whole_shards`."""
+        return int(self.repeats[0])
+
+    @property
+    def bounds(self) -> list[int]:
+        """[samples + 1] bytes: where each sample's first header is, and where the last one's padded data ends."""
+        last = self.samples[-1][1][-1]
+        starts = [members[0].offset - BLOCK for _, members in self.samples]
+        return [*starts, last.offset + last.size + -last.size % BLOCK]
+
+
+def place(mixture: Reader, folder: Path, progress: Progress, *, whole_shards: bool = True) -> Iterator[Tar]:
+    """Put shards with the samples of `mixture` into `folder`, and tell what is in them.
+
+    A mixture's shards are hard-linked, or copied where the file system has no such links, with the files that make it a
+    mixture. A view is written out as a mixture. With `whole_shards`, which the forms need that can repeat shards but
+    not samples, a mixture whose samples have unlike `repeat` gets new shards of one `repeat` each, under the same keys.
+    """
+    repeats = mixture.column("repeat").to_numpy()
+    if whole_shards and (repeats != repeats[0]).any():
+        paths = _write_by_repeat(mixture, folder, repeats, progress)
+        repeats = np.sort(repeats)
+    elif mixture.manifest.parent is None:
+        paths = _link_all(mixture, folder)
+    else:
+        made = folder / "copy"
+        paths = [shard.path for shard in save_copy(mixture, made, [], progress=progress).shards]
+        repeats = Reader.open(made).column("repeat").to_numpy()  # a copy may begin with other samples
+        for entry in made.iterdir():
+            entry.rename(folder / entry.name)
+        made.rmdir()
+    done = 0
+    for number, path in enumerate(paths):
+        progress("indexing shards", number, len(paths))
+        found = groupby(scan(folder / path), key=lambda member: member.name.partition(".")[0])
+        samples = [(key, list(members)) for key, members in found]
+        yield Tar(path, samples, repeats[done : done + len(samples)])
+        done += len(samples)
+    if done != len(mixture):
+        what = f"the shards hold {done} samples, the index {len(mixture)}"
+        raise VlmixError(f"{mixture.root.name}: {what}; `vlmix verify` lists all damage")
+    progress("indexing shards", len(paths), len(paths))
+
+
+def _link_all(mixture: Reader, folder: Path) -> list[str]:
+    root = mixture.local_root
+    for shard in mixture.manifest.shards:
+        _link(root / shard.path, folder / shard.path, shard.bytes)
+    for name in (MANIFEST_NAME, SAMPLES_NAME, REJECTS_NAME, "README.md"):
+        if (root / name).exists():
+            shutil.copyfile(root / name, folder / name)
+    return [shard.path for shard in mixture.manifest.shards]
+
+
+def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], progress: Progress) -> list[str]:
+    size = int(mixture.manifest.recipe["samples_per_shard"])
+    parts = [np.flatnonzero(repeats == repeat) for repeat in np.unique(repeats)]
+    slices = [part[i : i + size] for part in parts for i in range(0, len(part), size)]
+    paths = [shard_path(number) for number in range(len(slices))]
+    for number, (path, positions) in enumerate(zip(paths, slices)):
+        progress("writing shards", number, len(slices))
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / path).open("wb") as file:
+            tar = TarWriter(file)
+            for position in positions.tolist():
+                raw = mixture.raw(position)
+                if raw.jpeg is not None:
+                    tar.add(f"{raw.key}.jpg", raw.jpeg)
+                tar.add(f"{raw.key}.json", raw.json)
+            tar.close()
+    return paths
+
+
+def _link(source: Path, target: Path, size: int) -> None:
+    if not source.exists() or source.stat().st_size != size:
+        raise VlmixError(f"{source} is missing or not as long as the manifest says; `vlmix verify` lists all damage")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

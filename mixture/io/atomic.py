@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all, and the errors of a disk."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vlmix.mixture.errors import VlmixError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only when the block ends well. A full disk is an error that says so."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusal to write into a message with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space and run the same command again; what is finished is kept" if full else "check it"
+        raise VlmixError(f"{path}: cannot write: {error.strerror or error}; {remedy}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_parquet(path: Path, batches: Iterator[Any], schema: Any) -> None:
+    """Record batches to a Parquet file, one row group each; the bytes depend on the rows alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic(path) as file, pq.ParquetWriter(file, schema, compression="zstd", compression_level=3) as writer:
+        for batch in batches:
+            writer.write_table(pa.Table.from_batches([batch], schema), row_group_size=max(batch.num_rows, 1))

@@ -1,0 +1,177 @@
+"""Official files: found under their names, read by mapping, decoded with errors that name the file and the remedy."""
+
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.surrogates import mend
+
+T = TypeVar("T")
+
+
+class RawFile(Struct, frozen=True):
+    """An official file: its name (a glob, or `{split}` in it, is allowed) and what it holds."""
+
+    name: str
+    holds: str
+    optional: bool = False
+
+
+class RepeatedKey(Struct, frozen=True):
+    """A key that a JSON object holds `count` times; `agree` says whether with one value."""
+
+    key: str
+    count: int
+    agree: bool
+
+
+class OfficialFiles:
+    """The official files of one dataset or benchmark: `path` is the folder that holds them, or one of them. `official`
+    are the patterns of their names."""
+
+    def __init__(self, name: str, title: str, homepage: str, path: Path, official: tuple[str, ...] = ()) -> None:
+        self.name, self.title, self.homepage, self.path, self.official = name, title, homepage, path, official
+        self.mended: dict[Path, int] = {}
+        """File -> halves of surrogate pairs that were replaced by U+FFFD, because no text can hold them."""
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent if self.path.is_file() else self.path
+
+    def within(self, path: Path) -> "OfficialFiles":
+        """The same files at another place."""
+        return OfficialFiles(self.name, self.title, self.homepage, path, self.official)
+
+    def find(self, *names: str) -> Path | None:
+        """The first of `names` (may hold folders) that is there: in the folder, or in an archive's own folder, one or
+        two levels down; deeper searching would walk folders of images."""
+        folder = self.folder
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+            found = sorted(p for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{name}") if p.is_file())
+            if len(found) > 1:
+                names_there = " and ".join(str(p.relative_to(folder)) for p in found[:2])
+                raise VlmixError(f"{folder}: {name} is there more than once ({names_there}); keep one")
+            if found:
+                return found[0]
+        return None
+
+    def require(self, *names: str) -> Path:
+        """As `find`; a file that is not there is an error."""
+        if found := self.find(*names):
+            return found
+        raise self.missing(*names)
+
+    def missing(self, *names: str) -> VlmixError:
+        """The error for a folder without any of `names`."""
+        if not self.folder.is_dir():
+            there = f"; {self.folder} does not exist"
+        else:
+            files = sorted(p.name for p in self.folder.iterdir())[:8]
+            there = f" (the folder has {', '.join(files)})" if files else " (the folder is empty)"
+        wanted = " or ".join([str(self.folder / names[0]), *names[1:]])
+        return VlmixError(f"{self.name}: {wanted} is missing{there}; get it from {self.homepage} and unzip it there")
+
+    def main(self, pattern: str, *splits: str) -> Path:
+        """The file of a kind, `pattern` being its name with `{split}` in place of the split: the one that was named,
+        whatever it is called, unless it is an official file of another kind; else the first of `splits` that is there.
+        """
+        if self.path.is_file() and (self._named(pattern.replace("{split}", "*")) or not self._named(*self.official)):
+            return self.path
+        return self.require(*(pattern.format(split=split) for split in splits or ("",)))
+
+    def _named(self, *patterns: str) -> bool:
+        return any(fnmatchcase(self.path.name, Path(pattern).name) for pattern in patterns)
+
+    def read(self, path: Path) -> memoryview:
+        """The bytes of a file, mapped, without a byte order mark."""
+        try:
+            with path.open("rb") as file:
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError:
+            raise VlmixError(f"{path} is empty; {self._again}") from None
+        except OSError as error:
+            raise VlmixError(f"{path}: {error.strerror}") from None
+        if len(data) < 1000 and not bytes(data).strip():
+            raise VlmixError(f"{path} is empty; {self._again}")
+        return data[3:] if bytes(data[:3]) == b"\xef\xbb\xbf" else data
+
+    def json(self, path: Path, type: type[T]) -> T:
+        """The file decoded as `type`; unknown fields are skipped, wrong ones are an error that names the place."""
+        return self._decode(path, self.read(path), type)
+
+    def keyed(self, path: Path, type: type[T], mark: str) -> tuple[dict[str, T], list[RepeatedKey]]:
+        """A file that is one JSON object, decoded as key -> `type`, and the keys that it holds more than once.
+
+        A decoder keeps the last value of such a key and says nothing. `mark` is a field that every value has once:
+        where it occurs as often as there are keys, none is repeated, and counting costs little.
+        Values that agree are kept; keys whose values differ are left out.
+        """
+        buffer = self.read(path)
+        found = self._decode(path, buffer, dict[str, type])  # type: ignore[valid-type]
+        if sum(1 for _ in re.finditer(b'"%s"' % mark.encode(), buffer)) == len(found):
+            return found, []
+        values: dict[str, list[Any]] = {}
+        for key, value in json.loads(bytes(buffer), object_pairs_hook=list):
+            values.setdefault(key, []).append(value)
+        repeated = [
+            RepeatedKey(key, len(several), all(value == several[0] for value in several))
+            for key, several in values.items()
+            if len(several) > 1
+        ]
+        for each in repeated:
+            if not each.agree:
+                del found[each.key]
+        return found, repeated
+
+    def elements(self, path: Path, type: type[T]) -> Iterator[T]:
+        """The elements of a file that is one long JSON list, decoded one at a time to keep memory flat."""
+        decoder = msgspec.json.Decoder(type)
+        for number, raw in enumerate(self.json(path, list[msgspec.Raw])):
+            try:
+                yield decoder.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise VlmixError(f"{path}: record {number}: {error}; {self._other}") from None
+
+    def lines(self, path: Path, type: type[T]) -> list[T]:
+        """The objects of a JSONL file; blank lines are skipped."""
+        lines = enumerate(bytes(self.read(path)).splitlines(), 1)
+        return [self._decode(path, line, type, f"line {number}: ") for number, line in lines if line.strip()]
+
+    def _decode(self, path: Path, buffer: Any, type: type[T], place: str = "") -> T:
+        try:
+            return msgspec.json.decode(buffer, type=type)
+        except msgspec.ValidationError as error:
+            raise VlmixError(f"{path}: {place}{error}; {self._other}") from None
+        except msgspec.DecodeError as error:
+            # msgspec reports half of a surrogate pair (chats cut inside an emoji) as truncated input.
+            text, count = mend(bytes(buffer))
+            if count:
+                self.mended[path] = self.mended.get(path, 0) + count
+                return self._decode(path, text, type, place)
+            raise VlmixError(f"{path}: {place}{error}; {self._again}") from None
+        except RecursionError:
+            raise VlmixError(f"{path}: {place}nested too deeply; {self._again}") from None
+        except UnicodeDecodeError as error:
+            raise VlmixError(f"{path}: {place}not UTF-8 at byte {error.start}; {self._again}") from None
+
+    def wrong(self, path: Path, what: str) -> VlmixError:
+        """The error for a file that is not what its name says."""
+        return VlmixError(f"{path}: {what}; {self._other}")
+
+    @property
+    def _again(self) -> str:
+        return f"the file is damaged or was not downloaded whole: get it again from {self.homepage}"
+
+    @property
+    def _other(self) -> str:
+        return f"this is not the {self.title} file that was expected: get it from {self.homepage}"

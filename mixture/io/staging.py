@@ -1,0 +1,40 @@
+"""New folders: filled beside their place, held by one process, and renamed when whole."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import disk_errors
+from vlmix.mixture.io.locks import alone
+
+
+@contextmanager
+def assembling(out: Path) -> Iterator[tuple[Path, Path]]:
+    """(folder to fill, its work folder) for the new folder `out`, held by this process alone. When the block ends well
+    the work is removed and the folder takes its name."""
+    if out.exists():
+        raise VlmixError(f"{out} exists already; choose another --out or remove it")
+    partial = out.with_name(out.name + ".partial")
+    work = partial / "work"
+    with disk_errors(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+    with alone(partial) as mine:
+        if not mine:
+            raise VlmixError(f"{partial} is being written by another run; wait for it or stop it")
+        try:
+            if out.exists():
+                raise VlmixError(f"{out} was made by another run meanwhile")
+            with disk_errors(partial):
+                work.mkdir(exist_ok=True)
+            for leftover in partial.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield partial, work
+            with disk_errors(out):
+                shutil.rmtree(work)
+                partial.replace(out)
+        except BaseException:
+            if not any(path.is_file() for path in partial.rglob("*")):
+                shutil.rmtree(partial, ignore_errors=True)  # nothing was made that a next run could use
+            raise

@@ -1,0 +1,118 @@
+"""Strict YAML into typed records: an unknown key names the nearest known one, a key never stands twice."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from vlmix.mixture.errors import VlmixError, nearest
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Any:
+    """Plain data of the YAML file at `path`, with `key=value` overrides (`sources.vqav2.take=100`) applied."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise VlmixError(f"recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise VlmixError(f"recipe {path}: not a text file") from None
+    data = _yaml(text, str(path))
+    for change in overrides or []:
+        _override(data, change)
+    return data
+
+
+def check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
+    """Raise VlmixError for a key that is no field of `struct`, naming the nearest field."""
+    for key in data:
+        if key not in struct.__struct_fields__:
+            raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), struct.__struct_fields__)}")
+
+
+def convert(data: dict[str, Any], struct: Any, where: str) -> Any:
+    """Plain data as a typed record. Raises VlmixError that names the field and the rule."""
+    try:
+        return msgspec.convert(data, struct)
+    except msgspec.ValidationError as error:
+        message = str(error).replace("`$.", "`").replace("Object missing required field", "missing key")
+        raise VlmixError(f"{where}: {message}") from None
+
+
+_MOST_VALUES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML data; a key that stands twice is an error instead of the last one winning."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+# YAML 1.1 takes 2e-5 for text, as it has no point; everybody who writes a learning rate means a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str, where: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (size := _size(node, {})) > _MOST_VALUES:
+            raise VlmixError(
+                f"{where}: with its aliases (*) and merges (<<) written out it holds {size:,} values, at most "
+                f"{_MOST_VALUES:,} are taken; write out what you mean"
+            )
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise VlmixError(f"{where}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise VlmixError(f"{where}: nested too deeply") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, counting what an alias repeats each time, without repeating it."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    elif not known[id(node)]:
+        raise yaml.constructor.ConstructorError(None, None, "an alias that holds itself", node.start_mark)
+    return known[id(node)]
+
+
+def _override(data: Any, override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise VlmixError(f"{override}: write key=value, for example sources.vqav2.take=1000")
+    node = data
+    *parents, leaf = path.split(".")
+    for key in parents:
+        if not isinstance(node, dict):
+            raise VlmixError(f"{override}: {key!r} is not a mapping")
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    if not isinstance(node, dict):
+        what = repr(parents[-1]) if parents else "the recipe"
+        raise VlmixError(f"{override}: {what} is not a mapping")
+    node[leaf] = _yaml(text, f"{override}")

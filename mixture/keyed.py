@@ -1,0 +1,102 @@
+"""Keyed sampling. A sample's rank is a hash of (seed, id), and a subset is a prefix of the rank order; so subsets nest,
+and depend neither on file order, worker count and machine nor on which other sources there are."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.hashing import mix64
+
+Ranks = NDArray[np.uint64]
+Indices = NDArray[np.int64]
+
+
+def ranks(ids: Sequence[str], seed: int, purpose: str = "") -> Ranks:
+    """[N] uint64: the rank of each id. Another `purpose` gives an independent order from the same seed."""
+    hashes = map(xxh3_64_intdigest, map(str.encode, ids), repeat(_key(seed, purpose)))
+    return np.fromiter(hashes, dtype=np.uint64, count=len(ids))
+
+
+def _key(seed: int, purpose: str) -> int:
+    return xxh3_64_intdigest(f"{seed}/{purpose}".encode())
+
+
+def integer_ranks(numbers: NDArray[np.integer], seed: int, purpose: str = "") -> Ranks:
+    """[N] uint64: like `ranks` for integer ids by the million (`mix64` of number + key)."""
+    return mix64(numbers.astype(np.uint64) + np.uint64(_key(seed, purpose)))
+
+
+def keyed_order(ids: Sequence[str], seed: int, purpose: str = "") -> Indices:
+    """[N] positions of `ids` in rank order; equal ranks are ordered by id."""
+    values = ranks(ids, seed, purpose)
+    order = np.argsort(values, kind="stable")
+    if len(order) and (np.diff(values[order]) == 0).any():
+        return np.asarray(sorted(range(len(ids)), key=lambda i: (int(values[i]), ids[i])), dtype=np.int64)
+    return order.astype(np.int64)
+
+
+def exact_share(ratio: float, count: int) -> int:
+    """`ratio` of `count`, halves rounded up, free of binary rounding (0.1 of 5 is 1, not 0)."""
+    return int(Fraction(str(ratio)) * count + Fraction(1, 2))
+
+
+def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers proportional to `weights` that sum to `total`.
+
+    The method is Sainte-Lague's: seats go one by one to the largest weight / (2 * seats + 1), ties to the name that
+    comes first. Unlike largest remainders it never takes a seat away when `total` grows, so subsets nest.
+    """
+    names = [name for name, weight in weights.items() if weight > 0]
+    if not names:
+        return dict.fromkeys(weights, 0)
+    weight = np.array([weights[name] for name in names], dtype=np.float64)
+    quota = total * weight / weight.sum()
+    # A seat count differs from its quota by less than the number of parties, so start below it and hand out the rest.
+    seats = np.maximum(np.floor(quota).astype(np.int64) - len(names), 0)
+    for _ in range(total - int(seats.sum())):
+        seats[np.argmax(weight / (2 * seats + 1))] += 1
+    return {**dict.fromkeys(weights, 0), **dict(zip(names, seats.tolist()))}
+
+
+def choose(
+    strata: Mapping[str, Indices], ids: Sequence[str], seed: int, total: int, weights: Mapping[str, float] | None = None
+) -> Indices:
+    """Positions (ascending) of `total` samples, apportioned over the strata, each a prefix of its rank order.
+
+    `strata` maps a name to the positions in `ids` that belong to it; `weights` default to the sizes of the strata.
+    Raises VlmixError when a stratum holds fewer samples than its share.
+    """
+    shares = apportion(total, weights or {name: len(members) for name, members in strata.items()})
+    for name, members in strata.items():
+        if shares[name] > len(members):
+            raise VlmixError(
+                f"total {total}: the weight of {name!r} asks for {shares[name]} samples, it has {len(members)}; "
+                "lower its weight or the total, or give the source a `repeat`"
+            )
+    return prefixes(strata, ids, seed, shares)
+
+
+def prefixes(strata: Mapping[str, Indices], ids: Sequence[str], seed: int, shares: Mapping[str, int]) -> Indices:
+    """Positions (ascending) of the first `shares[name]` samples of each stratum's rank order; all of a smaller one."""
+    chosen = []
+    for name, members in strata.items():
+        order = keyed_order([ids[i] for i in members.tolist()], seed)
+        chosen.append(members[order[: shares.get(name, 0)]])
+    return np.sort(np.concatenate([*chosen, np.empty(0, dtype=np.int64)]))
+
+
+def repeats(ids: Sequence[str], repeat: float, seed: int) -> NDArray[np.int32]:
+    """[N] int32: how often each sample is seen in an epoch, so that the sum is exactly `repeat` times N.
+
+    The whole part goes to every sample, the rest to the prefix of the rank order.
+    """
+    whole = int(repeat)
+    counts = np.full(len(ids), whole, dtype=np.int32)
+    extra = exact_share(repeat, len(ids)) - whole * len(ids)
+    counts[keyed_order(ids, seed, "repeat")[:extra]] += 1
+    return counts

@@ -1,0 +1,85 @@
+"""What users hold: a mixture that is read, subset, put in an order of training and saved."""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.schedule.schedule import Last, Order
+
+
+class Mixture(Reader):
+    """A mixture or a part of it. Position i is the i-th sample in mixture order.
+
+    May be pickled, forked and used from several threads; a worker opens the shards that it reads by itself.
+    """
+
+    def subset(
+        self,
+        *,
+        ratio: float | None = None,
+        total: int | None = None,
+        sources: dict[str, int | float] | None = None,
+        where: str | None = None,
+        stratify: bool = True,
+        seed: int | None = None,
+        by: str | Path | None = None,
+        column: str | None = None,
+        ascending: bool = False,
+        threshold: float | None = None,
+        embeddings: str | Path | None = None,
+        clusters: int | None = None,
+    ) -> Self:
+        """A nested subset, as `vlmix subsample` draws it: a prefix of the keyed rank order, or of the ranking `by`, in
+        mixture order (see `mixture.subset.Selection`)."""
+        from vlmix.mixture.selection.subset import Selection, draw  # polars, which trainers need not have
+
+        selection = Selection(
+            ratio=ratio,
+            total=total,
+            sources=sources or {},
+            where=where,
+            stratify=stratify,
+            seed=seed,
+            by=None if by is None else str(by),
+            column=column,
+            ascending=ascending,
+            threshold=threshold,
+            embeddings=None if embeddings is None else str(embeddings),
+            clusters=clusters,
+        )
+        return draw(self, selection).part
+
+    def order(
+        self,
+        global_batch: int,
+        *,
+        seed: int | None = None,
+        lengths: NDArray[np.int64] | None = None,
+        window: int = 1,
+        last: Last = "short",
+    ) -> Order:
+        """The order of training over these samples (see `mixture.order`). `lengths` [N] default to words; give token
+        counts where the shares of a batch should be balanced by tokens or packed."""
+        return Order(
+            self.rows,
+            pc.not_equal(self._part("image"), "").to_numpy(),
+            self._part("repeat").to_numpy(),
+            self.lengths() if lengths is None else lengths,
+            seed=self.manifest.seed if seed is None else seed,
+            global_batch=global_batch,
+            window=window,
+            last=last,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root."""
+        from vlmix.mixture.dataset.view import save_view  # polars, which trainers need not have
+
+        save_view(self, Path(path), [])
+
+
+open = Mixture.open

@@ -1,0 +1,266 @@
+"""Rankings: what a selection goes by, if not by the keyed rank alone. A ranking gives every sample a priority, and a
+subset takes the highest of each source first (see `mixture.subset`); so subsets of one ranking nest."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.hashing import mix64
+from vlmix.mixture.keyed import Indices, Ranks, keyed_order, ranks
+from vlmix.mixture.record import IMAGE_TOKEN
+from vlmix.mixture.selection.kmeans import Embeddings, cluster_count, spherical_kmeans
+
+Priorities = NDArray[np.float64]
+"""[N]: the higher, the sooner; equal ones follow the keyed rank."""
+
+Codes = NDArray[np.int64]
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """What came of a selection `by` something.
+
+    The `rows` of a file named a sample (`matched_by` id, hash or llava_id: see `mixture.selection`), or `missed`: their
+    sample is not there. `unscored` samples of the mixture have no score or embedding, of which `unscored_kept` were
+    kept. `overlap` is the share of the kept samples that a random draw of as many, with the same seed, `where`,
+    `sources` and stratification, would have kept.
+    """
+
+    by: str
+    sha256: str = ""
+    """Of the file of scores, ids or embeddings."""
+    rows: int = 0
+    matched_by: dict[str, int] = {}
+    missed: int = 0
+    missed_first: list[str] = []
+    doubled: int = 0
+    """Rows whose sample another row had taken."""
+    ambiguous: int = 0
+    """Matched rows for which another sample would have done as well, as LLaVA's ids are not unique."""
+    ambiguous_first: list[str] = []
+    unscored: int = 0
+    unscored_kept: int = 0
+    repeated: int = 0
+    """By lengths: samples whose text or image another one of their source has shown."""
+    repeated_kept: int = 0
+    filled: int = 0
+    """Clusters that are not empty."""
+    listed: int = 0
+    """By a file without scores: the samples on offer that it names."""
+    kept: int = 0
+    overlap: float = 0.0
+    same_as_random: bool = False
+    """Whether the samples are exactly those of the random draw, though not all there are."""
+
+    @property
+    def matched(self) -> int:
+        return sum(self.matched_by.values())
+
+    def notes(self) -> list[str]:
+        """What a user should know before using the subset."""
+        notes = []
+        if 0 < self.kept < self.listed:
+            share = f"{100 * self.kept / self.listed:.1f}".removesuffix(".0")
+            notes.append(f"{self.by} has no scores: kept a random {share} % of the {self.listed:,} samples it lists")
+        if self.same_as_random:
+            notes.append(
+                f"warning: by {self.by}, the {self.kept:,} samples equal the random selection of the same size and seed"
+            )
+        return notes
+
+    def counts(self) -> dict[str, Any]:
+        """What a manifest records: all but the names of single rows and zeros."""
+        plain = msgspec.to_builtins(self)
+        return {key: value for key, value in plain.items() if value and key != "by" and not key.endswith("_first")}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a selection goes by. All [N]: who comes first, who may be kept at all, who has no score or embedding, who
+    repeats another sample; and the report as far as it goes before anything is kept."""
+
+    priority: Priorities
+    stays: NDArray[np.bool_]
+    unscored: NDArray[np.bool_]
+    repeated: NDArray[np.bool_]
+    report: Report
+
+    def outcome(self, kept: Indices, random: Indices) -> Report:
+        """The report once the samples at `kept` are kept, those at `random` being as many drawn at random."""
+        return msgspec.structs.replace(
+            self.report,
+            unscored=int(self.unscored.sum()),
+            unscored_kept=int(self.unscored[kept].sum()),
+            repeated=int(self.repeated.sum()),
+            repeated_kept=int(self.repeated[kept].sum()),
+            kept=len(kept),
+            same_as_random=len(kept) < len(self.stays) and np.array_equal(np.sort(kept), np.sort(random)),
+            overlap=round(len(np.intersect1d(kept, random, assume_unique=True)) / len(kept), 4),
+        )
+
+
+def rank_lengths(mixture: Reader, frame: pl.DataFrame, seed: int, *, stratify: bool = True) -> Ranking:
+    """The ranking `lengths` of `mixture`, whose index is `frame`: see `by_lengths`."""
+    priority, rounds = by_lengths(frame, _texts(mixture), seed, stratify=stratify)
+    everybody, nobody = np.ones(len(frame), dtype=np.bool_), np.zeros(len(frame), dtype=np.bool_)
+    return Ranking(priority, everybody, nobody, rounds > 0, Report(by="lengths"))
+
+
+def rank_clusters(
+    embeddings: Embeddings,
+    index: pl.DataFrame,
+    offered: Indices,
+    seed: int,
+    *,
+    clusters: int | None = None,
+    stratify: bool = True,
+) -> Ranking:
+    """The ranking `clusters` of the rows `offered` of an index: see `by_clusters`.
+
+    The clusters are those of the whole embedding file, so they do not depend on how much of a mixture is offered.
+    Raises VlmixError if no sample of the index has an embedding.
+    """
+    labels = spherical_kmeans(embeddings.ids, embeddings.vectors, clusters or cluster_count(len(embeddings.ids)), seed)
+    known = pl.DataFrame({"id": embeddings.ids, "label": labels})
+    mine = index.select("id").join(known, on="id", how="left", maintain_order="left")["label"]
+    matched = len(mine) - mine.null_count()
+    if not matched:
+        raise VlmixError(
+            f"{embeddings.name}: no sample has an embedding in it; its first id is {embeddings.ids[0]!r}, the first "
+            f"sample's is {index['id'][0]!r}"
+        )
+    of_sample = mine.fill_null(-1).to_numpy().astype(np.int64)[offered]
+    report = Report(
+        by="clusters",
+        sha256=embeddings.sha256,
+        rows=len(embeddings.ids),
+        matched_by={"id": matched},
+        missed=len(embeddings.ids) - matched,
+        filled=len(np.unique(labels)),
+    )
+    everybody, nobody = np.ones(len(offered), dtype=np.bool_), np.zeros(len(offered), dtype=np.bool_)
+    priority = by_clusters(index[offered], of_sample, seed, stratify=stratify)
+    return Ranking(priority, everybody, of_sample < 0, nobody, report)
+
+
+def by_lengths(frame: pl.DataFrame, texts: Ranks, seed: int, *, stratify: bool = True) -> tuple[Priorities, Indices]:
+    """Priorities that leave repetition for last and keep the lengths of the source, and [N] the rounds.
+
+    A sample's round is the number of samples of its source that come before it in the keyed rank and have the same
+    text, or the same image, whichever is more. Texts are the same if all turns are, without case, white space,
+    punctuation and image token. A source gives its rounds one after the other. Within a round the samples lie in the
+    order of their words, and are taken as a van der Corput sequence takes the points of a line, scrambled by the seed:
+    of the first m samples, every stretch of the lengths that holds a share p of the round gets m p, give or take the
+    logarithm of m. So a subset that is filled from round 0 has the length distribution of one sample per image.
+
+    `frame` is the index; `texts` [N] are equal for samples of the same text. With `stratify` False the mixture counts
+    as one source.
+    """
+    codes, names = _groups(frame, stratify)
+    ids: list[str] = frame["id"].to_list()
+    rank = _inverse(keyed_order(ids, seed))
+    images = frame["image"].cast(pl.Categorical).to_physical().to_numpy().astype(np.int64)
+    pictured = (frame["image"] != "").to_numpy()
+    # A text-only sample is alone with its image: minus its own number.
+    images = np.where(pictured, images, -1 - np.arange(len(images)))
+    rounds = np.maximum(_earlier(rank, codes, texts), _earlier(rank, codes, images))
+    words = frame["words"].to_numpy().astype(np.int64)
+    place = _places(codes, rounds, order=np.lexsort((rank, words, rounds, codes)))
+    keys = mix64(ranks(names, seed, "lengths")[codes] + rounds.astype(np.uint64))
+    return _quantiles(codes, np.lexsort((_scrambled(place, keys), rounds, codes))), rounds
+
+
+def by_clusters(frame: pl.DataFrame, labels: Codes, seed: int, *, stratify: bool = True) -> Priorities:
+    """Priorities that go round the clusters: from each cluster its first sample in the keyed rank, then from each its
+    second, and so on; a round takes the clusters in the keyed rank of their samples.
+
+    So a subset holds the same number of samples of every cluster that has that many. Within a cluster the choice is
+    random, which leaves its spread as it is. Each source goes round by itself. `labels` [N] are the clusters of the
+    rows of `frame`, -1 without one: those of a source keep their share of it, in the keyed rank.
+    With `stratify` False all sources go round together.
+    """
+    codes, names = _groups(frame, stratify)
+    sources, _ = _groups(frame, True)
+    ids: list[str] = frame["id"].to_list()
+    rank = _inverse(keyed_order(ids, seed))
+    without = labels < 0
+    strata = np.where(without, len(names) + sources, codes)
+    turn = np.where(without, 0, _earlier(rank, strata, labels))
+    return _quantiles(strata, np.lexsort((rank, turn, strata)))
+
+
+def _groups(frame: pl.DataFrame, stratify: bool) -> tuple[Codes, list[str]]:
+    """[N] number of each sample's source and the sources' names; one nameless source if not `stratify`."""
+    if not stratify:
+        return np.zeros(len(frame), dtype=np.int64), [""]
+    names = frame["source"].unique(maintain_order=True)
+    codes = frame["source"].replace_strict(names, pl.int_range(len(names), eager=True), return_dtype=pl.Int64)
+    return codes.to_numpy(), names.to_list()
+
+
+def _inverse(order: Indices) -> Indices:
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def _starts(sorted_codes: list[NDArray[Any]]) -> Indices:
+    """[N] for rows in sorted order, where the run of equal codes begins that each belongs to."""
+    changes = np.zeros(len(sorted_codes[0]), dtype=np.bool_)
+    for codes in sorted_codes:
+        changes[1:] |= codes[1:] != codes[:-1]
+    return np.maximum.accumulate(np.where(changes, np.arange(len(changes)), 0))
+
+
+def _places(*codes: NDArray[Any], order: Indices) -> Indices:
+    """[N] place of each sample among those that share all its `codes`, in `order`, which keeps these together."""
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order)) - _starts([column[order] for column in codes])
+    return places
+
+
+def _earlier(rank: Indices, codes: Codes, keys: NDArray[Any]) -> Indices:
+    """[N] how many samples with the same code and key stand before each in the rank."""
+    return _places(codes, keys, order=np.lexsort((rank, keys, codes)))
+
+
+def _quantiles(codes: Codes, order: Indices) -> Priorities:
+    """Priorities for an order that keeps codes together: minus the share of its code that stands before a sample, so
+    that codes keep their shares of a common prefix."""
+    sizes = np.bincount(codes, minlength=1)
+    return -(_places(codes, order=order) + 0.5) / sizes[codes]
+
+
+def _scrambled(places: Indices, keys: Ranks) -> Ranks:
+    """[N] uint64: the bits of `places` in reverse, each flipped or not by a hash of the key and the bits before it.
+
+    In the order of the result every prefix is spread evenly over the places of a key (nested uniform scrambling of the
+    van der Corput sequence: Owen 1995).
+    """
+    bits = max(int(places.max(initial=0)).bit_length(), 1)
+    numbers = places.astype(np.uint64)
+    result = np.zeros_like(numbers)
+    for level in range(bits):
+        node = (numbers & np.uint64((1 << level) - 1)) | np.uint64(1 << level)
+        flip = mix64(keys + node) & np.uint64(1)
+        result |= (((numbers >> np.uint64(level)) & np.uint64(1)) ^ flip) << np.uint64(bits - 1 - level)
+    return result
+
+
+def _texts(mixture: Reader) -> Ranks:
+    """[N] uint64: equal for samples whose turns are equal but for case, white space, punctuation and image token."""
+    result = np.zeros(len(mixture), dtype=np.uint64)
+    for positions, values, lengths in mixture.turns():
+        texts = pl.Series(values, dtype=pl.String).str.replace_all(IMAGE_TOKEN, "", literal=True).str.to_lowercase()
+        hashes = texts.str.replace_all(r"[^\p{L}\p{N}]+", " ").str.strip_chars(" ").hash().to_numpy()
+        # The place of a turn is part of its hash, because a sum does not depend on the order.
+        starts = np.cumsum(lengths) - lengths
+        place = np.arange(len(hashes)) - np.repeat(starts, lengths)
+        result[positions] = np.add.reduceat(mix64(hashes + place.astype(np.uint64)), starts)
+    return result

@@ -1,0 +1,249 @@
+"""Subsets: prefixes of the keyed rank order, or of a ranking, as a view that refers to the shards or with shards of
+their own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+import polars as pl
+from msgspec import Struct
+
+from vlmix.mixture.dataset.manifest import Manifest
+from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.dataset.view import index_of, save_copy, save_view
+from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.filters import matching
+from vlmix.mixture.io.pool import Progress, silent
+from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes
+from vlmix.mixture.selection.kmeans import read_embeddings
+from vlmix.mixture.selection.match import follow, match
+from vlmix.mixture.selection.rankings import Priorities, Report, rank_clusters, rank_lengths
+from vlmix.mixture.selection.score_file import read_listing
+
+AnyReader = TypeVar("AnyReader", bound=Reader)
+
+
+class Selection(Struct, frozen=True, kw_only=True):
+    """What to keep: first `where`, then what a list in `by` names, then each source in `sources` cut to a count (int)
+    or share (float), then `ratio` or `total` of the rest, stratified by source unless told otherwise. `seed` None
+    takes the mixture's.
+
+    `by` says who comes first: None, the keyed rank alone; a file (see `mixture.listing`); `"lengths"` or `"clusters"`
+    (see `mixture.rankings`). A file with scores ranks by them, the highest first, or the lowest if `ascending`;
+    samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
+    without scores keeps the samples that it names. The scores are those in `column`, by default
+    `score`. `"clusters"` reads the file `embeddings` and makes `clusters` of them, by default about the square root of
+    their number.
+    """
+
+    ratio: float | None = None
+    total: int | None = None
+    sources: dict[str, int | float] = {}
+    where: str | None = None
+    stratify: bool = True
+    seed: int | None = None
+    by: str | None = None
+    column: str | None = None
+    ascending: bool = False
+    threshold: float | None = None
+    embeddings: str | None = None
+    clusters: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawn(Generic[AnyReader]):
+    """A selection from a mixture: its part, the index of that (see `index_of`), the entry for the manifest, and the
+    report of a selection `by` something."""
+
+    part: AnyReader
+    index: pl.DataFrame
+    entry: dict[str, Any]
+    report: Report | None
+
+
+def draw(mixture: AnyReader, selection: Selection) -> Drawn[AnyReader]:
+    """Select from `mixture`; writes nothing.
+
+    Raises VlmixError for a selection that asks for more than there is, or for nothing, and for a file that is damaged,
+    of another form, or names no sample.
+    """
+    seed = mixture.manifest.seed if selection.seed is None else selection.seed
+    index = index_of(mixture)
+    _check_by(selection)
+    if selection.by is None:
+        kept, report = select(index, selection, seed), None
+    else:
+        kept, report = _select_by(mixture, index, selection, selection.by, seed)
+    entry = {name: getattr(selection, name) for name in ("ratio", "total", "sources", "where", "stratify")}
+    entry |= {"seed": seed, "of": mixture.manifest.name}
+    if report is not None:
+        said = {"by": report.by, "ascending": selection.ascending, "threshold": selection.threshold}
+        if selection.embeddings is not None:
+            said |= {"embeddings": Path(selection.embeddings).name, "clusters": selection.clusters}
+        if selection.column is not None:
+            said |= {"column": selection.column}
+        entry |= {**said, **report.counts()}
+    return Drawn(mixture.part(kept), index[kept], entry, report)
+
+
+def _check_by(selection: Selection) -> None:
+    """Raises VlmixError for options that go with another `by`, and for a ranking of which no amount is asked."""
+    if selection.by in (None, "lengths", "clusters") and (selection.ascending or selection.threshold is not None):
+        raise VlmixError("ascending and threshold go with a file of scores: name it with `by`")
+    if selection.by in (None, "lengths", "clusters") and selection.column is not None:
+        raise VlmixError("column goes with a file of scores: name it with `by`")
+    if selection.by != "clusters" and (selection.embeddings is not None or selection.clusters is not None):
+        raise VlmixError("embeddings and a number of clusters go with `by` clusters alone")
+    if selection.by == "clusters" and selection.embeddings is None:
+        raise VlmixError("clusters of what? name an embedding file: Parquet with the columns id and embedding")
+    if selection.clusters is not None and selection.clusters < 1:
+        raise VlmixError(f"{selection.clusters} clusters: at least 1")
+    if selection.by in ("lengths", "clusters"):
+        _check_amount(selection, selection.by)
+
+
+def _check_amount(selection: Selection, by: str) -> None:
+    if selection.ratio is None and selection.total is None and not selection.sources:
+        raise VlmixError(f"by {by}: say how much to keep: a ratio, a total, or the amount of a source")
+
+
+def _select_by(
+    mixture: Reader, index: pl.DataFrame, selection: Selection, by: str, seed: int
+) -> tuple[Indices, Report]:
+    """Row numbers (ascending) of `index` that a selection by something keeps, and what came of it."""
+    offered = np.arange(len(index), dtype=np.int64)
+    if selection.where is not None:
+        offered = offered[matching(index, selection.where, "where")]
+        if not len(offered):
+            raise VlmixError("the selection keeps no sample; loosen `where`")
+    frame = index[offered]
+    if by == "lengths":
+        ranking = rank_lengths(mixture.part(offered), frame, seed, stratify=selection.stratify)
+    elif by == "clusters":
+        embeddings = read_embeddings(Path(selection.embeddings or ""))
+        count, stratify = selection.clusters, selection.stratify
+        ranking = rank_clusters(embeddings, index, offered, seed, clusters=count, stratify=stratify)
+    else:
+        listing = read_listing(Path(by), selection.column)
+        if listing.scored and selection.threshold is None:
+            _check_amount(selection, listing.name)
+        found = match(listing, mixture, seed, ascending=selection.ascending)
+        ranking = follow(listing, found, offered, ascending=selection.ascending, threshold=selection.threshold)
+    stays = np.flatnonzero(ranking.stays)
+    if not len(stays):
+        raise VlmixError(f"{Path(by).name}: no sample that is offered passes; loosen the threshold or `where`")
+    plain = msgspec.structs.replace(selection, where=None)
+    chosen = stays[select(frame[stays], plain, seed, ranking.priority[stays])]
+    as_many = msgspec.structs.replace(plain, ratio=None, total=len(chosen))
+    return offered[chosen], ranking.outcome(chosen, select(frame, as_many, seed))
+
+
+def select(frame: pl.DataFrame, selection: Selection, seed: int, priority: Priorities | None = None) -> Indices:
+    """Row numbers (ascending) of the samples that `selection` keeps, its `by` aside: of those that compete, the ones
+    with the highest `priority` [N], equal ones in the keyed rank."""
+    if selection.ratio is not None and selection.total is not None:
+        raise VlmixError("ratio and total exclude each other")
+    if selection.ratio is not None and not 0 < selection.ratio <= 1:
+        raise VlmixError(f"ratio {selection.ratio}: it must be above 0 and at most 1")
+    if selection.total is not None and selection.total < 1:
+        raise VlmixError(f"total {selection.total}: at least 1")
+    priority = np.zeros(len(frame)) if priority is None else priority
+    kept = np.arange(len(frame), dtype=np.int64)
+    if selection.where is not None:
+        kept = kept[matching(frame, selection.where, "where")]
+    ids: list[str] = frame["id"].to_list()
+    labels = frame["source"].cast(pl.Categorical)
+    groups = _by_source(labels, kept)
+    for name, amount in selection.sources.items():
+        if name not in groups:
+            raise VlmixError(f"no sample of source {name!r} is there{nearest(name, groups)}")
+        members = groups[name]
+        if (isinstance(amount, float) and not 0 <= amount <= 1) or amount < 0:
+            raise VlmixError(f"source {name}: {amount} is neither a count nor a share between 0 and 1")
+        count = exact_share(amount, len(members)) if isinstance(amount, float) else amount
+        if count > len(members):
+            raise VlmixError(f"source {name}: {count} asks for more than its {len(members)} samples")
+        groups[name] = _highest({name: members}, priority, ids, seed, {name: count})
+    kept = np.sort(np.concatenate([*groups.values(), np.empty(0, dtype=np.int64)]))
+    if selection.ratio is None and selection.total is None:
+        total = len(kept)
+    else:
+        total = selection.total or exact_share(selection.ratio or 0, len(kept))
+    if total > len(kept):
+        raise VlmixError(f"total {total} asks for more than the {len(kept)} samples there are")
+    if total < len(kept):
+        pools = _by_source(labels, kept) if selection.stratify else {"": kept}
+        shares = apportion(total, {name: len(members) for name, members in pools.items()})
+        kept = _highest(pools, priority, ids, seed, shares)
+    if not len(kept):
+        raise VlmixError("the selection keeps no sample; raise the ratio or loosen `where`")
+    return kept
+
+
+def _highest(
+    pools: Mapping[str, Indices], priority: Priorities, ids: list[str], seed: int, shares: Mapping[str, int]
+) -> Indices:
+    """Positions (ascending) of the `shares[name]` members of each pool with the highest priority. Where the last ones
+    are equal, they are a prefix of the keyed rank."""
+    sure, equal, left = [], {}, {}
+    for name, members in pools.items():
+        if count := shares[name]:
+            mine = priority[members]
+            last = np.partition(mine, len(mine) - count)[len(mine) - count]
+            sure.append(members[mine > last])
+            equal[name], left[name] = members[mine == last], count - len(sure[-1])
+    return np.sort(np.concatenate([*sure, prefixes(equal, ids, seed, left)]))
+
+
+def _by_source(labels: pl.Series, positions: Indices) -> dict[str, Indices]:
+    """`positions` grouped by their categorical label, labels in the order of their first occurrence."""
+    mine = labels.gather(positions)
+    codes = mine.to_physical().to_numpy()
+    firsts = mine.is_first_distinct().arg_true().to_list()
+    return {mine[first]: positions[codes == codes[first]] for first in firsts}
+
+
+def subsample(
+    folder: Path,
+    out: Path,
+    selection: Selection,
+    *,
+    materialize: bool = False,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> Manifest:
+    """Make the new folder `out` with the samples of the mixture or view `folder` that `selection` keeps.
+
+    A view holds no shards: its index refers to the root's. Raises VlmixError for a selection that asks for more than
+    there is, or for nothing.
+    """
+    return save(draw(Reader.open(folder), selection), out, materialize=materialize, workers=workers, progress=progress)
+
+
+def save(
+    drawn: Drawn[AnyReader], out: Path, *, materialize: bool = False, workers: int = 1, progress: Progress = silent
+) -> Manifest:
+    """Make the new folder `out` of what was drawn: a view, or with `materialize` shards of its own."""
+    if materialize:
+        return save_copy(drawn.part, out, [drawn.entry], workers=workers, progress=progress)
+    return save_view(drawn.part, out, [drawn.entry], drawn.index)
+
+
+def parse_amounts(texts: list[str]) -> Mapping[str, int | float]:
+    """`vqav2=1000`, `gqa=0.1`, `ocrvqa=12.5%` as source -> count (int) or share (float)."""
+    amounts: dict[str, int | float] = {}
+    for text in texts:
+        name, equals, amount = text.partition("=")
+        try:
+            if not (name and equals):
+                raise ValueError
+            if amount.endswith("%"):
+                amounts[name] = float(amount[:-1]) / 100
+            else:
+                amounts[name] = float(amount) if "." in amount else int(amount)
+        except ValueError:
+            raise VlmixError(f"source {text!r}: write NAME=1000, NAME=0.1 or NAME=10%") from None
+    return amounts

@@ -1,0 +1,374 @@
+"""Reading annotations: vlmix's first stage against a throw-away script, on VQAv2 and Visual Genome at their true size.
+
+Files in the official schema are generated first: VQAv2 train (82,783 images, 443,757 questions of ten answers) and
+Visual Genome (108,077 images, 50 regions each on average). Then, each in a process of its own:
+
+- `plain`: `json.load`, dictionaries and loops to a list of LLaVA rows, as such scripts do it; nothing is written;
+- `vlmix`: `mixture.convert.convert`, from the raw files to the Arrow file of candidates: validation, ids, keyed draws,
+  rejects, rendering, word counts, writing, and the sha256 of every input;
+- the floor: reading the bytes, hashing them, skipping through the JSON with msgspec, `json.load` alone.
+
+Times exclude interpreter start and imports. Both ways are single-threaded. For VQAv2 both must give the same text,
+letter for letter in count; for Visual Genome the draws differ, so only the number of rows is compared.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from common import (
+    TIMES,
+    Clock,
+    Facts,
+    Measured,
+    alternate,
+    machine,
+    megabytes,
+    parser,
+    perform,
+    run,
+    spread,
+    table,
+    warm_arrow,
+    work_folder,
+)
+
+VQA_IMAGES, VQA_QUESTIONS = 82_783, 443_757
+VG_IMAGES, VG_REGIONS_MEAN = 108_077, 50
+QUESTIONS = "vqav2/v2_OpenEnded_mscoco_train2014_questions.json"
+ANNOTATIONS = "vqav2/v2_mscoco_train2014_annotations.json"
+IMAGE_DATA = "vg/image_data.json"
+REGIONS = "vg/region_descriptions.json"
+FILES = {"vqav2": (QUESTIONS, ANNOTATIONS), "vg": (IMAGE_DATA, REGIONS)}
+LINES = {
+    "plain": "json.load + dicts",
+    "vlmix": "vlmix convert",
+    "load": "floor: json.load alone",
+    "skip": "floor: msgspec skips",
+    "sha256": "floor: sha256",
+    "read": "floor: bytes read",
+}
+
+_THINGS = "man woman dog cat bus train table clock plate pizza horse umbrella boat zebra laptop bench kite skateboard"
+_LOOKS = "red blue small white tall old wooden green shiny empty striped yellow large brown black open plastic wet"
+_PLACES = "street kitchen field beach room sidewalk counter grass wall window water fence snow shelf road tree"
+_ASKS = (
+    "What color is the {look} {thing}?",
+    "Is the {thing} {look}?",
+    "How many {thing}s are on the {place}?",
+    "What is the {thing} next to the {place} doing?",
+    "Is there a {look} {thing} in the {place}?",
+    "Where is the {thing}?",
+    "What kind of {thing} is this?",
+    "Does the {thing} look {look} to you?",
+)
+_SAYS = (
+    "a {look} {thing} on the {place}",
+    "the {thing} is {look}",
+    "{look} {thing}",
+    "a {thing} near the {look} {place} ",  # 7 % of the real phrases have outer white space
+    "The {thing} is next to the {place}.",
+    "{thing} standing by a {look} {place}",
+    "A {look} {place}",
+    "part of a {look} {thing}\\n",
+)
+_SIZES = ((800, 600), (500, 375), (1024, 768), (500, 333), (375, 500), (640, 480))
+_KINDS = (("is the", "yes/no"), ("how many", "number"), ("what color is the", "other"), ("none of the above", "other"))
+
+
+def _texts(forms: tuple[str, ...], count: int, rng: random.Random) -> list[str]:
+    words = _THINGS.split(), _LOOKS.split(), _PLACES.split()
+    things, looks, places = (rng.choices(w, k=count) for w in words)
+    said = zip(rng.choices(forms, k=count), things, looks, places)
+    return [form.format(thing=thing, look=look, place=place) for form, thing, look, place in said]
+
+
+def generate_vqav2(raw: Path, scale: float) -> None:
+    """Questions and annotations with upstream's keys, key order and spacing (about 800 bytes an annotation)."""
+    rng = random.Random(0)
+    images, total = max(round(VQA_IMAGES * scale), 1), max(round(VQA_QUESTIONS * scale), 1)
+    asked = _texts(_ASKS, 20_000, rng)
+    answered = [_answers(rng) for _ in range(20_000)]
+    head = (
+        '{"info": {"description": "This is v2.0 of the VQA dataset.", "url": "http://visualqa.org", "version": "2.0", '
+        '"year": 2017, "contributor": "VQA Team", "date_created": "2017-04-26 17:07:13"}, "data_type": "mscoco", '
+        '"data_subtype": "train2014", '
+    )
+    # The files list an image's questions together, images in no order of their ids.
+    ids = rng.sample(range(1, 581_922), images)
+    named = [(ids[i % images], i // images) for i in sorted(range(total), key=lambda i: (i % images, i // images))]
+
+    def questions() -> Iterator[str]:
+        for image, number in named:
+            text = rng.choice(asked)
+            yield f'{{"image_id": {image}, "question": "{text}", "question_id": {image * 1000 + number}}}'
+
+    def annotations() -> Iterator[str]:
+        for image, number in named:
+            before, after = rng.choice(answered)
+            yield f'{{{before}, "image_id": {image}, {after}, "question_id": {image * 1000 + number}}}'
+
+    _write(raw / QUESTIONS, head + '"task_type": "Open-Ended", "questions": [', questions(), "]}")
+    _write(raw / ANNOTATIONS, head + '"annotations": [', annotations(), "]}")
+
+
+def _answers(rng: random.Random) -> tuple[str, str]:
+    """The fields of an annotation before and after its ids."""
+    start, kind = rng.choices(_KINDS, weights=(38, 12, 30, 20))[0]
+    pool = {"yes/no": ["yes", "no"], "number": ["1", "2", "3", "4"]}.get(kind) or (_LOOKS + " " + _THINGS).split()
+    best, others = rng.choice(pool), rng.sample(pool, 2)
+    given = [best if rng.random() < 0.7 else rng.choice(others) for _ in range(10)]
+    listed = ", ".join(
+        f'{{"answer": "{answer}", "answer_confidence": "{rng.choice(("yes", "maybe", "no"))}", "answer_id": {i}}}'
+        for i, answer in enumerate(given, start=1)
+    )
+    common = max(given, key=given.count)
+    before = f'"question_type": "{start}", "multiple_choice_answer": "{common}", "answers": [{listed}]'
+    return before, f'"answer_type": "{kind}"'
+
+
+def generate_vg(raw: Path, scale: float) -> None:
+    """Images and regions of version 1.2; one region in a thousand starts left of its image, as upstream."""
+    rng = random.Random(1)
+    phrases = _texts(_SAYS, 50_000, rng)
+    ids = range(2_300_000, 2_300_000 + max(round(VG_IMAGES * scale), 1))
+    sizes = rng.choices(_SIZES, k=len(ids))
+
+    def images() -> Iterator[str]:
+        for image, (width, height) in zip(ids, sizes):
+            url = f"https://cs.stanford.edu/people/rak248/VG_100K{'_2' * (image % 2)}/{image}.jpg"
+            size = f'"width": {width}, "url": "{url}", "height": {height}'
+            yield f'{{{size}, "image_id": {image}, "coco_id": null, "flickr_id": null}}'
+
+    def regions() -> Iterator[str]:
+        number = 5_000_000
+        for image, size in zip(ids, sizes):
+            count = rng.randint(VG_REGIONS_MEAN - 45, VG_REGIONS_MEAN + 45)
+            listed = ", ".join(_region(number + i, image, *size, phrases, rng.random) for i in range(count))
+            number += count
+            yield f'{{"regions": [{listed}], "id": {image}}}'
+
+    _write(raw / IMAGE_DATA, "[", images(), "]")
+    _write(raw / REGIONS, "[", regions(), "]")
+
+
+def _region(number: int, image: int, width: int, height: int, phrases: list[str], draw: Callable[[], float]) -> str:
+    x, y = int(draw() * width * 0.8), int(draw() * height * 0.8)
+    w, h = 1 + int(draw() * (width - x)), 1 + int(draw() * (height - y))
+    if draw() < 0.001:
+        x = -x - 1
+    return (
+        f'{{"region_id": {number}, "width": {w}, "height": {h}, "image_id": {image}, '
+        f'"phrase": "{phrases[int(draw() * len(phrases))]}", "y": {y}, "x": {x}}}'
+    )
+
+
+def _write(path: Path, head: str, items: Iterator[str], tail: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", buffering=2**20) as file:
+        file.write(head + next(items))
+        _append(file, items)
+        file.write(tail)
+
+
+def _append(file: TextIO, items: Iterator[str]) -> None:
+    for item in items:
+        file.write(", ")
+        file.write(item)
+
+
+def generate(args: argparse.Namespace) -> Facts:
+    clock = Clock()
+    generate_vqav2(args.work, args.scale)
+    generate_vg(args.work, args.scale)
+    return clock.facts()
+
+
+def plain_vqav2(raw: Path) -> list[dict[str, Any]]:
+    """LLaVA rows, one per image with all its questions, by `json.load` and dictionaries."""
+    with (raw / QUESTIONS).open() as file:
+        questions = json.load(file)["questions"]
+    with (raw / ANNOTATIONS).open() as file:
+        annotations = json.load(file)["annotations"]
+    answers = {a["question_id"]: a["multiple_choice_answer"] for a in annotations}
+    grouped: dict[int, list[tuple[str, str]]] = {}
+    for question in questions:
+        answer = answers.get(question["question_id"], "").strip().capitalize()
+        if answer and question["question"].strip():
+            grouped.setdefault(question["image_id"], []).append((question["question"], answer))
+    rows = []
+    for image, pairs in grouped.items():
+        turns = []
+        for number, (question_text, answer) in enumerate(pairs):
+            if number == 0:
+                question_text = f"<image>\n{question_text}\nAnswer the question using a single word or phrase."
+            turns.append({"from": "human", "value": question_text})
+            turns.append({"from": "gpt", "value": answer})
+        rows.append({"id": f"{image:012d}", "image": f"coco/train2017/{image:012d}.jpg", "conversations": turns})
+    return rows
+
+
+def plain_vg(raw: Path) -> list[dict[str, Any]]:
+    """LLaVA rows, one per image with ten of its regions, by `json.load` and `random.sample`."""
+    rng = random.Random(0)
+    with (raw / IMAGE_DATA).open() as file:
+        pictures = {picture["image_id"]: picture for picture in json.load(file)}
+    with (raw / REGIONS).open() as file:
+        images = json.load(file)
+    rows = []
+    for image in images:
+        picture = pictures[image["id"]]
+        width, height = picture["width"], picture["height"]
+        usable = [
+            r
+            for r in image["regions"]
+            if r["width"] > 0
+            and r["height"] > 0
+            and r["x"] < width
+            and r["y"] < height
+            and r["x"] + r["width"] > 0
+            and r["y"] + r["height"] > 0
+            and r["phrase"].strip()
+        ]
+        if len(usable) < 10:
+            continue
+        turns = _plain_turns(rng.sample(usable, 10), width, height, rng)
+        if turns:
+            turns[0]["value"] = "<image>\n" + turns[0]["value"]
+            name = f"vg/{picture['url'].split('/')[-2]}/{image['id']}.jpg"
+            rows.append({"id": str(image["id"]), "image": name, "conversations": turns})
+    return rows
+
+
+def _plain_turns(regions: list[dict[str, Any]], width: int, height: int, rng: random.Random) -> list[dict[str, str]]:
+    side = max(width, height)
+    dx, dy = (side - width) // 2, (side - height) // 2
+    turns: list[dict[str, str]] = []
+    for r in regions:
+        x1, y1 = max(r["x"], 0), max(r["y"], 0)
+        x2, y2 = min(r["x"] + r["width"], width), min(r["y"] + r["height"], height)
+        if min(x2 - x1, y2 - y1) < 0.015 * side:
+            continue
+        corners = (x1 + dx) / side, (y1 + dy) / side, (x2 + dx) / side, (y2 + dy) / side
+        box = str([round(corner, 2) for corner in corners])
+        phrase = r["phrase"].strip().rstrip(". ")
+        if rng.random() < 0.5:
+            question = f"Please provide a short description for this region: {box}."
+            answer = phrase.capitalize() + "."
+        else:
+            question = f"Please provide the bounding box coordinate of the region this sentence describes: {phrase}."
+            answer = box
+        turns += {"from": "human", "value": question}, {"from": "gpt", "value": answer}
+    return turns
+
+
+def plain(args: argparse.Namespace) -> Facts:
+    make = {"vqav2": plain_vqav2, "vg": plain_vg}[args.source]
+    clock = Clock()
+    rows = make(args.work)
+    facts = clock.facts()
+    characters = sum(len(turn["value"]) for row in rows for turn in row["conversations"])
+    return {**facts, "rows": len(rows), "characters": characters}
+
+
+def vlmix(args: argparse.Namespace) -> Facts:
+    from vlmix.builders.sources import vg, vqav2
+    from vlmix.mixture.build.extract import CandidateReader, ConvertJob, convert
+    from vlmix.mixture.build.recipe import Entry
+
+    source = {"vqav2": vqav2.SOURCE, "vg": vg.SOURCE}[args.source]
+    out = args.work / "candidates.arrow"
+    for earlier in (out, out.with_suffix(".state")):
+        earlier.unlink(missing_ok=True)  # a finished conversion would be taken as it is
+    entry = Entry(builder=args.source, options=source.options())
+    warm_arrow()
+    clock = Clock()
+    converted = convert(ConvertJob(args.source, entry, source, args.work, 0, "llava", out))
+    facts = clock.facts()
+    characters = sum(CandidateReader(out).summary()["characters"].to_pylist())
+    return {**facts, "rows": converted.candidates, "characters": characters}
+
+
+def floor(args: argparse.Namespace) -> Facts:
+    """One pass over the source's files that does no more than `args.contender` says."""
+    import hashlib
+    import mmap
+
+    import msgspec
+
+    def once(path: Path) -> None:
+        if args.contender == "load":
+            with path.open() as text:
+                json.load(text)
+            return
+        with path.open("rb") as file:
+            if args.contender == "sha256":
+                hashlib.file_digest(file, "sha256")
+            elif args.contender == "read":
+                while file.read(2**20):
+                    pass
+            else:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    msgspec.json.decode(data, type=msgspec.Raw)
+
+    clock = Clock()
+    for name in FILES[args.source]:
+        once(args.work / name)
+    return clock.facts()
+
+
+CONTENDERS = {
+    "generate": generate,
+    "plain": plain,
+    "vlmix": vlmix,
+    "load": floor,
+    "skip": floor,
+    "sha256": floor,
+    "read": floor,
+}
+
+
+def compare(source: str, work: Path, repeat: int) -> dict[str, Measured]:
+    return alternate(tuple(LINES), repeat, lambda name: run(name, work, "--source", source))
+
+
+def show(source: str, work: Path, measured: dict[str, Measured]) -> str:
+    size = sum((work / name).stat().st_size for name in FILES[source])
+    base = measured["plain"]
+    rows = []
+    for name, found in measured.items():
+        ratios = [f"{base.seconds / found.seconds:.1f}x", f"1/{base.peak / found.peak:.1f}"]
+        anon = f"1/{base.anon / found.anon:.1f}" if base.anon and found.anon else "-"
+        rate = f"{size / found.seconds / 1e6:,.0f}"
+        cells = [*spread(found), rate, ratios[0], megabytes(found.peak), ratios[1], megabytes(found.anon), anon]
+        rows.append([LINES[name], *cells, f"{found.facts['rows']:,}" if "rows" in found.facts else ""])
+    headings = [source, *TIMES, "MB/s", "speed", "peak RSS", "of plain", "peak anon", "of plain", "rows"]
+    same = measured["vlmix"].facts["characters"] == base.facts["characters"]
+    text = f"{size / 1e6:,.0f} MB of JSON\n{table(headings, rows)}"
+    if source == "vqav2":
+        text += f"\nthe two ways give {'the same' if same else 'DIFFERENT'} numbers of characters"
+    return text
+
+
+def main() -> None:
+    arguments = parser(__doc__, repeat=3)
+    arguments.add_argument("--source", choices=tuple(FILES), help="only this one")
+    args = arguments.parse_args()
+    if perform(args, CONTENDERS):
+        return
+    print(machine("vlmix", "msgspec", "pyarrow", "numpy"))
+    with work_folder(args) as work:
+        run("generate", work, "--scale", str(args.scale))
+        for source in [args.source] if args.source else FILES:
+            print(f"\n{show(source, work, compare(source, work, args.repeat))}", flush=True)
+    print(
+        "\nspeed and memory relative to the first line; seconds best .. worst; peak RSS counts the pages of mapped "
+        "input files,\nwhich the kernel can drop, peak anon does not"
+    )
+
+
+if __name__ == "__main__":
+    main()

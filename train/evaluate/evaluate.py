@@ -1,0 +1,215 @@
+"""A model on benchmarks: questions answered in batches by one or several processes, resumable, then scored.
+
+`OUT/<benchmark>/` gets `answers.jsonl` in LLaVA's form and, where labels are public, `report.json`. Every rank appends
+to a file of its own as it goes; a question that any of them has answered is not asked again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from vlmix.mixture.benchmark.answers import read_answers
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import disk_errors, write_text
+from vlmix.mixture.io.image_index import ImageIndex
+from vlmix.mixture.io.locks import alone
+from vlmix.train.batches import UNREADABLE
+from vlmix.train.evaluate.generate import Generator
+from vlmix.train.images import decode
+from vlmix.train.parallel import Ranks, ranks
+
+ANSWERS, REPORT = "answers.jsonl", "report.json"
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done: (benchmark, questions answered on this rank, questions of this rank)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked, and how."""
+
+    benchmark: Benchmark
+    data: Path
+    """The official files: a folder that holds them, or one with a folder of the benchmark's name."""
+    images: tuple[Path, ...] = ()
+    """Roots in LLaVA's layout, looked into before `data`."""
+    split: str = ""
+    batch: int = 16
+    max_new_tokens: int = 0
+    """0: what LLaVA-1.5 allowed the benchmark."""
+    limit: int = 0
+    """The first so many questions; 0: all. A score of a part is one of that part."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the benchmark's own files."""
+        inner = self.data / self.benchmark.name
+        return inner if inner.is_dir() else self.data
+
+
+class Unscored(Struct, frozen=True):
+    """Answers without a score."""
+
+    why: str
+
+
+def evaluate(
+    model: str, tasks: Sequence[Task], out: Path, progress: Progress = lambda *_: None
+) -> list[Report | Unscored]:
+    """The reports of a model on benchmarks; unscored where a judge is needed or the labels are not there.
+
+    With several ranks (torchrun) all get the same reports. Raises VlmixError for benchmarks that cannot be asked, and
+    where `out` holds answers of another model or to other questions.
+    """
+    with ranks() as me:
+        generator = me.each(lambda: Generator(model, me.device))
+        return [_one(generator, model, task, out / task.benchmark.name, me, progress) for task in tasks]
+
+
+def _one(
+    generator: Generator, model: str, task: Task, folder: Path, me: Ranks, progress: Progress
+) -> Report | Unscored:
+    questions: list[Question] = me.each(lambda: task.benchmark.questions(task.folder, task.split))
+    questions = questions[: task.limit] if task.limit else questions
+    me.once(lambda: _make(folder))
+    with alone(folder) if me.first else nullcontext(True) as mine:
+        done: set[str] = me.once(lambda: _begin(folder, _identity(generator, task, questions), mine))
+        return _ask(generator, model, task, questions, done, folder, me, progress)
+
+
+def _ask(
+    generator: Generator,
+    model: str,
+    task: Task,
+    questions: list[Question],
+    done: set[str],
+    folder: Path,
+    me: Ranks,
+    progress: Progress,
+) -> Report | Unscored:
+    benchmark, data = task.benchmark, task.folder
+    # Long prompts first: a batch holds similar lengths, and what does not fit shows at once.
+    pending = sorted((q for q in questions if q.id not in done), key=lambda q: (-len(q.text), q.id))
+    mine = pending[me.rank :: me.world]
+    near = (folder if folder.is_dir() else folder.parent for folder in (task.data, data))
+    index = ImageIndex([*task.images, *near], benchmark.images)
+
+    def answer() -> None:
+        part = folder / f"part-{me.rank:05d}.jsonl"
+        for start in range(0, len(mine), task.batch):
+            batch = mine[start : start + task.batch]
+            asked = [(question.text, _image(question, index, benchmark)) for question in batch]
+            texts = generator.answers(asked, task.max_new_tokens or benchmark.max_new_tokens)
+            rows = [
+                {"question_id": question.id, "prompt": question.text, "text": text, "model_id": model}
+                for question, text in zip(batch, texts)
+            ]
+            with disk_errors(part), part.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+            progress(benchmark.name, start + len(batch), len(mine))
+
+    me.each(answer)
+    report: Report | Unscored = me.once(lambda: _finish(benchmark, questions, data, task, folder))
+    return report
+
+
+def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: Task, folder: Path) -> Report | Unscored:
+    """One file of answers in the questions' order, and the score."""
+    texts = {row.question_id: row for part in _parts(folder) for row in read_answers(part, strict=False).rows}
+    rows = [{"question_id": q.id, "prompt": q.text, "text": texts[q.id].text} for q in questions if q.id in texts]
+    write_text(folder / ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))
+    if benchmark.needs_judge:
+        return Unscored(f"a judge says what answers are worth; vlmix score {benchmark.name} asks one")
+    try:
+        answers = read_answers(folder / ANSWERS)
+        if task.limit:
+            answers.asked = frozenset(question.id for question in questions)
+        report = benchmark.score(answers, data, task.split)
+    except VlmixError as error:
+        if benchmark.submit is not None:  # the labels may stay with the test server
+            return Unscored(str(error))
+        raise
+    if task.limit:
+        report.notes.append(f"the first {len(questions):,} questions alone")
+    write_text(folder / REPORT, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
+    return report
+
+
+def _image(question: Question, index: ImageIndex, benchmark: Benchmark) -> bytes | None:
+    if question.image_bytes is not None:
+        try:
+            decode(question.image_bytes)
+        except UNREADABLE as error:
+            raise VlmixError(f"{benchmark.name}: question {question.id}: its image cannot be read: {error}") from None
+        return question.image_bytes
+    if not question.image:
+        return None
+    plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
+    for path in [*index.candidates(question.image), *(path for path in plain if path.is_file())]:
+        try:
+            data = path.read_bytes()
+            decode(data)
+        except UNREADABLE:
+            continue
+        return data
+    roots = ", ".join(str(root) for root in index.roots)
+    raise VlmixError(
+        f"{benchmark.name}: question {question.id}: no readable image {question.image} below {roots}; "
+        "--images names the folder that holds it"
+    )
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("part-*.jsonl")) if path.stat().st_size]
+
+
+def _answered(folder: Path) -> set[str]:
+    """Ids that have an answer. A line that a killed process left half written is closed, and its question asked
+    again."""
+    for part in _parts(folder):
+        data = part.read_bytes()
+        if not data.endswith(b"\n"):
+            part.write_bytes(data[: data.rfind(b"\n") + 1])
+    return {row.question_id for part in _parts(folder) for row in read_answers(part, strict=False).rows}
+
+
+def _identity(generator: Generator, task: Task, questions: list[Question]) -> dict[str, str]:
+    """What answers belong to: the model's weights, the questions, and how long answers may be."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(generator.model.state_dict().items()):
+        # A sample of every weight tells models apart without reading tens of gigabytes.
+        flat = tensor.flatten()
+        few = flat[:: max(1, len(flat) // 64)].float().cpu()
+        weights.update(name.encode() + str(tuple(tensor.shape)).encode() + few.numpy().tobytes())
+    asked = hashlib.sha256("\n".join(f"{question.id}\t{question.text}" for question in questions).encode())
+    return {
+        "model": weights.hexdigest(),
+        "questions": asked.hexdigest(),
+        "max_new_tokens": str(task.max_new_tokens or task.benchmark.max_new_tokens),
+    }
+
+
+def _make(folder: Path) -> None:
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _begin(folder: Path, identity: dict[str, str], mine: bool) -> set[str]:
+    """Ids that have an answer already. Raises VlmixError if another process writes there, or the folder's answers are
+    not of this identity."""
+    if not mine:
+        raise VlmixError(f"{folder} is being written by another evaluation; wait for it or choose another --out")
+    path = folder / "asked.json"
+    if not path.exists():
+        write_text(path, json.dumps(identity, indent=1) + "\n")
+    before = json.loads(path.read_text())
+    if other := sorted(key for key in identity if before.get(key) != identity[key]):
+        raise VlmixError(f"{folder} holds answers with other {' and '.join(other)}; choose another --out")
+    return _answered(folder)

@@ -1,0 +1,37 @@
+"""Parameter groups of the optimizer."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from vlmix.train.config import Part, Recipe
+from vlmix.train.model import Trainee
+
+
+def groups(model: Trainee, recipe: Recipe) -> Iterator[dict[str, object]]:
+    """Parameter groups for AdamW: by learning rate, and by weight decay (none on vectors, such as norms and biases)."""
+    optim = recipe.optim
+    rates = {
+        "connector": optim.lr if optim.connector_lr is None else optim.connector_lr,
+        "tower": optim.lr if optim.tower_lr is None else optim.tower_lr,
+        "lm": optim.lr,
+    }
+    found: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
+    for (part, decays), parameters in sorted(found.items(), key=lambda item: item[0]):
+        yield {
+            "params": parameters,
+            "part": part,
+            "lr": rates[part],
+            "base_lr": rates[part],
+            "weight_decay": optim.weight_decay if decays else 0.0,
+        }
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter belongs to, by its name in the model."""
+    if "vision_tower." in name:
+        return "tower"
+    return "connector" if "multi_modal_projector." in name or name.endswith("image_newline") else "lm"

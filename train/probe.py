@@ -1,0 +1,122 @@
+"""Checks of a language model before it is trained: architectures that the trainer would train wrongly are refused."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.train import attention
+from vlmix.train.config import Recipe
+from vlmix.train.weights.pretrained import Tower
+
+_EXPERTS = re.compile(r"experts|moe\.")
+
+
+_SAME = 1e-3
+"""Relative difference that rounding in fp32 stays below."""
+
+
+def _lm_name(recipe: Recipe) -> str:
+    lm = recipe.model.lm
+    return lm if isinstance(lm, str) else str(lm.get("model_type"))
+
+
+@contextmanager
+def _lm_errors(recipe: Recipe, what: str) -> Iterator[None]:
+    """Makes whatever transformers raises about an LM that it was not written for a VlmixError."""
+    try:
+        yield
+    except VlmixError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise VlmixError(f"model.lm {_lm_name(recipe)}: it {what}: {reason}") from None
+
+
+def _check_lm(recipe: Recipe, lm: Any) -> None:
+    """Raises VlmixError for an LM that would not be trained as it was made, or that lets packed samples see each
+    other: because it keeps a state, as Mamba does, or does not tell its attention where samples begin."""
+    name, config, length = _lm_name(recipe), lm.config, recipe.batch.length
+    if any(_EXPERTS.search(each) for each, _ in lm.named_parameters()):
+        raise VlmixError(
+            f"model.lm {name}: a mixture of experts; vlmix trains no balancing loss for its router, take a dense LM"
+        )
+    if not isinstance(getattr(lm.get_decoder(), "layers", None), nn.ModuleList):
+        raise VlmixError(
+            f"model.lm {name}: it has no `layers`, which vlmix shards one by one; take one built as Llama is"
+        )
+    if getattr(config, "attn_logit_softcapping", None):
+        raise VlmixError(f"model.lm {name}: its attention caps logits, which vlmix's does not")
+    window = getattr(config, "sliding_window", None)
+    if window and window < length:
+        raise VlmixError(
+            f"model.lm {name}: its attention looks back {window} tokens, vlmix's over the whole sample; "
+            f"take batch.length={window} or less"
+        )
+    most = getattr(config, "max_position_embeddings", None)
+    if most and most < length:
+        raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.length={most} or less")
+    with _lm_errors(recipe, "cannot be run as vlmix trains it"):
+        attends, apart, logits = _tried(lm)
+    if logits > _SAME:
+        raise VlmixError(
+            f"model.lm {name}: it scales or caps its logits, which transformers' Llava does not; take another LM"
+        )
+    if attends > _SAME:
+        raise VlmixError(f"model.lm {name}: its attention computes something else than vlmix's")
+    if recipe.batch.pack and apart > _SAME:
+        raise VlmixError(f"model.lm {name}: it would let packed samples see each other; take batch.pack=0")
+
+
+@torch.no_grad()
+def _tried(lm: Any) -> tuple[float, float, float]:
+    """Relative differences of a few hidden states: under vlmix's attention and under the LM's own, and packed and
+    alone; and of the LM's logits and those of its head alone."""
+    decoder, was_training = lm.get_decoder(), lm.training
+    own = decoder.config._attn_implementation
+    ids = torch.randint(lm.config.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
+    embeds = lm.get_input_embeddings()(ids)
+    lm.eval()
+
+    def hidden(part: slice, positions: torch.Tensor, **bounds: Any) -> torch.Tensor:
+        out: torch.Tensor = decoder(
+            inputs_embeds=embeds[:, part], position_ids=positions[None], use_cache=False, **bounds
+        ).last_hidden_state
+        return out
+
+    expected = hidden(slice(12), torch.arange(12))
+    own_logits = lm(inputs_embeds=embeds, position_ids=torch.arange(12)[None], use_cache=False).logits
+    head_logits = lm.get_output_embeddings()(expected)
+    decoder.set_attn_implementation(attention.register())
+    try:
+        found = hidden(slice(12), torch.arange(12))
+        alone = [hidden(slice(5), torch.arange(5)), hidden(slice(5, 12), torch.arange(7))]
+        bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
+        both = torch.cat([torch.arange(5), torch.arange(7)])
+        packed = hidden(slice(12), both, cu_seq_lens_q=bounds, max_length_q=7)
+    finally:
+        decoder.set_attn_implementation(own)
+        lm.train(was_training)
+    return (
+        _apart(expected, found),
+        _apart(torch.cat(alone, dim=1), packed),
+        _apart(own_logits, head_logits),
+    )
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max())
+
+
+def _unused(tower: Tower, layer: int) -> frozenset[str]:
+    named = {name: weight.requires_grad_() for name, weight in tower.model.named_parameters()}
+    pixels = torch.zeros((1, 3, tower.side, tower.side))
+    states = tower.model(pixels, output_hidden_states=True).hidden_states
+    if not -len(states) <= layer < len(states):
+        raise VlmixError(f"model.layer {layer}: the tower has {len(states)} hidden states, {-len(states)} to -1")
+    gradients = torch.autograd.grad(states[layer].sum(), list(named.values()), allow_unused=True)
+    return frozenset(name for name, gradient in zip(named, gradients) if gradient is None)

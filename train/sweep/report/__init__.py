@@ -1,0 +1,54 @@
+"""The report of a sweep: what models keep of their score when data is taken away, in numbers, a curve and a page.
+
+Same rows and facts, same bytes, in whatever order the runs ended.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import atomic, write_text
+from vlmix.train.sweep.report.aggregate import Point, Result, Series, Spread, aggregate, ordered, series
+from vlmix.train.sweep.report.canvas import DARK, LIGHT, require
+from vlmix.train.sweep.report.curve import curve, scores
+from vlmix.train.sweep.report.page import page
+from vlmix.train.sweep.report.words import headline, table
+
+CURVE_NAME = "curve.png"
+REPORT_NAME = "report.html"
+
+
+def write(out: Path, title: str, rows: list[Result], facts: dict[str, Any]) -> Path:
+    """Writes `curve.png` and `report.html` into `out`, each whole or not at all, and gives the page's path.
+
+    `facts` are shown in their order, nested ones under dotted names; they are to hold no time, host or absolute path,
+    as a page depends on nothing else but `rows` and matplotlib's version.
+    Raises VlmixError without rows, and without matplotlib.
+    """
+    if not rows:
+        raise VlmixError(f"{out}: there are no finished runs to report on yet; run the sweep first")
+    points = aggregate(rows)
+    light, dark = curve(points, LIGHT), curve(points, DARK)
+    each_light, each_dark = scores(points, LIGHT), scores(points, DARK)
+    each = (each_light, each_dark) if each_light and each_dark else None
+    text = page(title, ordered(rows), facts, (light, dark), each)
+    with atomic(out / CURVE_NAME) as file:
+        file.write(light)
+    write_text(out / REPORT_NAME, text)
+    return out / REPORT_NAME
+
+
+__all__ = [
+    "CURVE_NAME",
+    "REPORT_NAME",
+    "Point",
+    "Result",
+    "Series",
+    "Spread",
+    "aggregate",
+    "headline",
+    "require",
+    "series",
+    "table",
+    "write",
+]

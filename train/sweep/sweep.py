@@ -1,0 +1,419 @@
+"""Sweeps: nested subsets of a mixture, each trained on and evaluated, over seeds, selections and recipe keys.
+
+SWEEP/
+  sweep.json               what is swept; another sweep is refused
+  data/<digest>/           mixtures built for keys of the data recipe
+  runs/<name>/subset       the view that a run trains on
+  runs/<name>/run          the training run, answers/ its answers, result.json its row
+  results.jsonl, report.html, curve.png
+
+A run that has its row is not repeated; one that was interrupted goes on. Any number of processes may work on one
+folder: each takes runs that nobody holds, by a lock that dies with its holder.
+"""
+
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vlmix.mixture.benchmark.benchmark import Benchmark, Report
+from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.io import strict_yaml as strict
+from vlmix.mixture.io.atomic import disk_errors, write_text
+from vlmix.mixture.io.digests import sha256 as digest
+from vlmix.mixture.io.locks import alone
+from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.selection.score_file import read_listing
+from vlmix.train.config import Recipe, parse
+from vlmix.train.evaluate.evaluate import Task, Unscored
+from vlmix.train.metrics import read as read_metrics
+from vlmix.train.sweep.report import Result
+from vlmix.train.sweep.report.aggregate import BUILT_IN
+
+if TYPE_CHECKING:
+    from vlmix.mixture.selection.subset import Drawn
+
+RESULTS, SPEC = "results.jsonl", "sweep.json"
+_GROWING = ("seeds", "ratios", "select", "files")
+"""What may be added to a sweep that is there: its runs are named by these."""
+Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class Build(Struct, frozen=True, kw_only=True):
+    """A mixture to be built by the sweep, so that keys of its recipe can be swept."""
+
+    recipe: str
+    raw: str
+    images: list[str] = []
+
+
+class Exam(Struct, frozen=True, kw_only=True):
+    """One benchmark of the sweep."""
+
+    data: str
+    """Folder of the official files."""
+    images: list[str] = []
+    split: str = ""
+    limit: Annotated[int, Meta(ge=0)] = 0
+    """The first so many questions; 0: all."""
+    max_new_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Of an answer; 0: what LLaVA-1.5 allowed the benchmark."""
+
+
+class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A selection by one column of a file."""
+
+    by: str
+    """A file of scores."""
+    column: str
+
+
+class Sweep(Struct, frozen=True, kw_only=True):
+    """What is swept: every combination of `axes`, `select`, `ratios` and `seeds` is one run."""
+
+    name: str
+    mixture: str = ""
+    """A mixture, or `build`."""
+    build: Build | None = None
+    recipe: str
+    """The training recipe: a file or a packaged one."""
+    changes: dict[str, Any] = {}
+    """Keys of the training recipe for all runs."""
+    ratios: Annotated[tuple[Share, ...], Meta(min_length=1)] = (0.1, 0.3, 0.5, 1.0)
+    seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
+    select: Annotated[tuple[str | Choice, ...], Meta(min_length=1)] = ("random",)
+    """random, lengths, clusters, a file of scores or ids, or `{by: FILE, column: NAME}` (docs/selection.md)."""
+    embeddings: str = ""
+    """For clusters: the file that `vlmix embed` writes."""
+    same: Literal["epochs", "steps"] = "epochs"
+    """Whether a subset is trained for as many epochs as the whole, or for as many steps."""
+    axes: dict[str, Annotated[list[Any], Meta(min_length=1)]] = {}
+    """Recipe key -> values. `data.KEY` is a key of the data recipe, others are of the training recipe."""
+    evaluate: Annotated[dict[str, Exam], Meta(min_length=1)]
+    batch: Annotated[int, Meta(ge=1)] = 16
+    """Questions answered together."""
+
+
+class Cell(Struct, frozen=True, kw_only=True):
+    """One run of a sweep."""
+
+    axes: dict[str, Any]
+    select: str
+    column: str = ""
+    """Of the scores in a file; empty: `score`."""
+    ratio: float
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """What the selection is called in the results."""
+        return Path(self.select).name + (f":{self.column}" if self.column else "")
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells what the run is."""
+        values = [f"{key.rpartition('.')[2]}={value}" for key, value in self.axes.items()]
+        parts = [*values, self.label, f"{self.ratio:g}", f"seed{self.seed}"]
+        plain = "-".join("".join(c if c.isalnum() or c in "._=" else "_" for c in part) for part in parts)
+        return plain if len(plain) < 100 else f"{plain[:80]}-{sha256(plain.encode()).hexdigest()[:12]}"
+
+
+class Doers(Struct, frozen=True):
+    """The work of a run, as whoever runs the sweep does it: in this process or in others."""
+
+    build: Callable[[Build, dict[str, Any], Path], None]
+    """Build a mixture with changes to its recipe into a folder."""
+    train: Callable[[Recipe], int]
+    """0 if the run got to its end, else the signal that stopped it."""
+    evaluate: Callable[[str, list[Task], Path], list[Report | Unscored]]
+    recipe: Callable[[str], Any]
+    """Plain data of a training recipe by its name."""
+    benchmarks: Mapping[str, Benchmark]
+
+
+Tell = Callable[[str, int, int], None]
+"""Told about runs: (what happens, runs that are done, runs in all)."""
+
+
+def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] | None = None) -> Sweep:
+    """The sweep in the YAML file at `path`, with `key=value` overrides. Raises VlmixError that names the key.
+
+    `benchmarks` are the evaluation sets that it may name.
+    """
+    data = strict.load(path, overrides)
+    if not isinstance(data, dict):
+        raise VlmixError(f"{path}: a sweep is a mapping with `name`, `mixture`, `recipe` and `evaluate`")
+    strict.check_keys(data, Sweep, str(path))
+    sweep: Sweep = strict.convert(data, Sweep, str(path))
+    if bool(sweep.mixture) == (sweep.build is not None):
+        raise VlmixError(f"{path}: a sweep has either a `mixture` or a `build`")
+    if unknown := sorted(name for name in sweep.evaluate if name not in benchmarks):
+        raise VlmixError(f"{path}: there is no benchmark {unknown[0]!r}")
+    if judged := sorted(name for name in sweep.evaluate if benchmarks[name].needs_judge):
+        raise VlmixError(f"{path}: {judged[0]} needs a judge; a sweep evaluates what can be scored by itself")
+    if sweep.build is None and (fixed := sorted(key for key in sweep.axes if key.startswith("data."))):
+        raise VlmixError(f"{path}: axes.{fixed[0]} is a key of the data recipe; give `build` instead of `mixture`")
+    if "clusters" in sweep.select and not sweep.embeddings:
+        raise VlmixError(f"{path}: `select: clusters` needs `embeddings`, the file that `vlmix embed` writes")
+    return sweep
+
+
+def cells(sweep: Sweep) -> list[Cell]:
+    """All runs of a sweep, the largest first, so that several workers end together. The whole mixture is the same
+    under every selection: it is trained on once per seed. Raises VlmixError for two runs of one name."""
+    found: dict[str, Cell] = {}
+    for values in itertools.product(*sweep.axes.values()):
+        for select, ratio, seed in itertools.product(sweep.select, sweep.ratios, sweep.seeds):
+            by, column = _by("random" if ratio == 1 else select)
+            cell = Cell(axes=dict(zip(sweep.axes, values)), select=by, column=column, ratio=ratio, seed=seed)
+            if found.setdefault(cell.name, cell) != cell:
+                raise VlmixError(f"two runs of the sweep would be called {cell.name}: name their files or values apart")
+    return sorted(found.values(), key=lambda cell: -cell.ratio)
+
+
+def _by(select: str | Choice) -> tuple[str, str]:
+    """A selection's name or file, and its column."""
+    return (select.by, select.column) if isinstance(select, Choice) else (select, "")
+
+
+def same_as_random(sweep: Sweep, out: Path) -> list[str]:
+    """Runs of a sweep whose subset is exactly that of the random selection, though they select by something."""
+    views = {cell.name: out / "runs" / cell.name / "subset" for cell in cells(sweep) if cell.ratio < 1}
+    return [
+        name
+        for name, view in sorted(views.items())
+        if view.exists() and open_mixture(view).manifest.subset[-1].get("same_as_random")
+    ]
+
+
+def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> list[Result]:
+    """Do what is left of a sweep, beside other processes that work on the same folder; the rows of all runs.
+
+    Seeds, ratios and selections may be added to a sweep that is there. Raises VlmixError where `out` holds another
+    one, before the first run for what cannot be trained on or asked, and for a run that fails; what is done stays.
+    """
+    left = cells(sweep)
+    names = {cell.name for cell in left}
+    _check(sweep, left, doers)
+    _claim(sweep, out)
+    count = len(left)
+    while left:
+        held = []
+        for cell in left:
+            home = out / "runs" / cell.name
+            if (home / "result.json").exists():
+                continue
+            with _held(home) as mine:
+                if not mine:
+                    held.append(cell)
+                elif not (home / "result.json").exists():
+                    tell(cell.name, finished(out, names), count)
+                    try:
+                        _run_one(sweep, cell, out, home, doers)
+                    except VlmixError as error:
+                        raise VlmixError(f"run {cell.name}: {error}") from None
+            tell(cell.name, finished(out, names), count)
+        if held and len(held) == len(left):
+            time.sleep(0.5)  # the others hold them all; they may end without a result
+        left = held
+    rows = [row for row in _rows(out) if row.run in names]
+    text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+    write_text(out / RESULTS, text.decode())
+    return rows
+
+
+def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> None:
+    whole = _mixture(sweep, cell, out, doers)
+    data = whole if cell.ratio == 1 else _subset(sweep, cell, whole, home / "subset")
+    recipe = msgspec.structs.replace(_recipe(sweep, cell, doers), data=str(data), out=str(home / "run"))
+    if sweep.same == "steps" and not recipe.steps:
+        batch = recipe.batch
+        full = open_mixture(whole).order(batch.samples, window=batch.window, last=batch.last).steps_per_epoch
+        recipe = msgspec.structs.replace(recipe, steps=math.ceil(recipe.epochs * full))
+    began = time.monotonic()
+    if stopped := doers.train(recipe):
+        raise SystemExit(128 + stopped)
+    trained = time.monotonic()
+    reports = doers.evaluate(str(home / "run"), _tasks(sweep, doers), home / "answers")
+    scored: dict[str, Report] = {}
+    for name, report in zip(sweep.evaluate, reports, strict=True):
+        if isinstance(report, Unscored):
+            raise VlmixError(f"{home}: no score for {name}: {report.why}")
+        scored[name] = report
+    opened, last = open_mixture(data), read_metrics(home / "run")[-1]
+    result = Result(
+        run=cell.name,
+        axes=cell.axes,
+        select=cell.label,
+        ratio=cell.ratio,
+        seed=cell.seed,
+        samples=len(opened),
+        sources={name: info.counts.samples for name, info in sorted(opened.manifest.sources.items())},
+        steps=last["step"],
+        loss=last["loss"],
+        train_seconds=round(trained - began, 1),
+        evaluate_seconds=round(time.monotonic() - trained, 1),
+        scores={name: report.score for name, report in scored.items()},
+        metrics={name: report.metrics for name, report in scored.items()},
+        questions={name: report.answered + report.missing for name, report in scored.items()},
+    )
+    write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
+
+
+def _check(sweep: Sweep, planned: list[Cell], doers: Doers) -> None:
+    """Raises VlmixError for what the runs would stumble over one by one."""
+    for chosen, column in map(_by, sweep.select):
+        if chosen in BUILT_IN:
+            if column:
+                raise VlmixError(f"select: column {column} goes with a file of scores, not with {chosen}")
+        elif not Path(chosen).is_file():
+            raise VlmixError(f"select: {chosen} is no file of scores or ids{nearest(chosen, BUILT_IN)}")
+        else:
+            read_listing(Path(chosen), column or None)
+    if "clusters" in sweep.select and not Path(sweep.embeddings).is_file():
+        raise VlmixError(f"embeddings: there is no file {sweep.embeddings}; `vlmix embed` writes one")
+    for task in _tasks(sweep, doers):
+        task.benchmark.questions(task.folder, task.split)
+    samples = int(open_mixture(sweep.mixture).column("repeat").to_numpy().sum()) if sweep.mixture else None
+    for cell in planned:
+        batch = _recipe(sweep, cell, doers).batch.samples
+        if samples is not None and batch > (held := int(samples * cell.ratio)):
+            raise VlmixError(
+                f"run {cell.name}: batch.samples {batch} is larger than its {held} samples; add "
+                "changes.batch.samples=N, or leave the ratio out"
+            )
+    if sweep.mixture:
+        firsts = {cell.label: cell for cell in planned if cell.ratio < 1 and cell.select not in BUILT_IN}
+        for cell in firsts.values():
+            _draw(sweep, cell, open_mixture(sweep.mixture))
+
+
+def _recipe(sweep: Sweep, cell: Cell, doers: Doers) -> Recipe:
+    """The training recipe of a run, but for its folders."""
+    plain = doers.recipe(sweep.recipe)
+    changes = sweep.changes | {key: value for key, value in cell.axes.items() if not key.startswith("data.")}
+    for key, value in changes.items():
+        _set(plain, key, value)
+    return parse(plain | {"seed": cell.seed}, f"sweep {sweep.name}")
+
+
+def _tasks(sweep: Sweep, doers: Doers) -> list[Task]:
+    return [
+        Task(
+            benchmark=doers.benchmarks[name],
+            data=Path(exam.data),
+            images=tuple(Path(root) for root in exam.images),
+            split=exam.split,
+            limit=exam.limit,
+            max_new_tokens=exam.max_new_tokens,
+            batch=sweep.batch,
+        )
+        for name, exam in sweep.evaluate.items()
+    ]
+
+
+def _mixture(sweep: Sweep, cell: Cell, out: Path, doers: Doers) -> Path:
+    """The whole mixture of a cell, built where keys of its recipe are swept."""
+    if sweep.build is None:
+        return Path(sweep.mixture)
+    changes = {key.removeprefix("data."): value for key, value in cell.axes.items() if key.startswith("data.")}
+    digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
+    folder = out / "data" / digest
+    with _held(folder, wait=True):
+        if not (folder / "mixture").is_dir():
+            doers.build(sweep.build, changes, folder / "mixture")
+    return folder / "mixture"
+
+
+def _subset(sweep: Sweep, cell: Cell, whole: Path, view: Path) -> Path:
+    """A view of part of a mixture, drawn by the cell's seed: parts of one seed nest."""
+    from vlmix.mixture.selection.subset import save
+
+    if view.exists():  # of a run that was interrupted: the same, and quickly made
+        shutil.rmtree(view)
+    save(_draw(sweep, cell, open_mixture(whole)), view)
+    return view
+
+
+def _draw(sweep: Sweep, cell: Cell, whole: Mixture) -> "Drawn[Mixture]":
+    """The samples of a cell. Raises VlmixError for a list of all samples: that is the random selection."""
+    from vlmix.mixture.selection.subset import Selection, draw
+
+    selection = Selection(
+        ratio=cell.ratio,
+        seed=cell.seed,
+        by=None if cell.select == "random" else cell.select,
+        column=cell.column or None,
+        embeddings=sweep.embeddings if cell.select == "clusters" else None,
+    )
+    drawn = draw(whole, selection)
+    if drawn.report is not None and drawn.report.listed == len(whole):
+        raise VlmixError(
+            f"select: {cell.select} has no scores and lists all {len(whole):,} samples, so its part is the random one; "
+            "add a column score, or leave it out"
+        )
+    return drawn
+
+
+def _set(data: Any, key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+    data[leaf] = value
+
+
+def _claim(sweep: Sweep, out: Path) -> None:
+    """Make the folder this sweep's."""
+    plain = json.loads(msgspec.json.encode(sweep))
+    files = [*(chosen for chosen, _ in map(_by, sweep.select) if chosen not in BUILT_IN), sweep.embeddings]
+    plain["files"] = {file: digest(Path(file)) for file in files if file}
+    path = out / SPEC
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with _held(out, wait=True):
+        if not path.exists():
+            if any(out.iterdir()):
+                raise VlmixError(f"{out} is not empty and no sweep; choose another --out")
+            write_text(path, json.dumps(plain, indent=1) + "\n")
+            return
+        before = json.loads(path.read_text())
+        for file, was in before.get("files", {}).items():
+            if plain["files"].get(file, was) != was:
+                raise VlmixError(f"{out}: {file} is not what its runs were drawn by; choose another --out")
+        plain["files"] = {**before.get("files", {}), **plain["files"]}
+        same = {key: value for key, value in before.items() if key not in _GROWING}
+        if same == {key: value for key, value in plain.items() if key not in _GROWING}:
+            write_text(path, json.dumps(plain, indent=1) + "\n")
+            return
+    keys = (plain.keys() | before.keys()) - set(_GROWING)
+    if other := sorted(key for key in keys if plain.get(key) != before.get(key)):
+        told = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
+        raise VlmixError(f"{out} holds another sweep: {told}. Choose another --out")
+
+
+def finished(out: Path, names: Collection[str]) -> int:
+    """How many of the runs have their result in a folder."""
+    return sum((out / "runs" / name / "result.json").exists() for name in names)
+
+
+def _rows(out: Path) -> list[Result]:
+    files = sorted((out / "runs").glob("*/result.json"))
+    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
+    return sorted(rows, key=lambda row: (json.dumps(row.axes), row.select, row.ratio, row.seed))
+
+
+@contextmanager
+def _held(folder: Path, wait: bool = False) -> Iterator[bool]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, wait) as mine:
+        yield mine

@@ -1,0 +1,42 @@
+"""vlmix: what vision-language data is worth.
+
+The public door: `open` reads a mixture, `build` makes one, `vlmix.torch` feeds a training loop. Importing this loads
+neither torch nor polars.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmix.mixture.dataset.reader import Sample
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.mixture import Mixture, open
+
+__all__ = ["Mixture", "Sample", "VlmixError", "build", "open"]
+
+
+def build(
+    recipe: str | Path,
+    raw: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    images: Sequence[str | Path] = (),
+    workers: int = 1,
+    annotations_only: bool = False,
+) -> Mixture:
+    """Build the mixture folder `out`, as `vlmix build RECIPE KEY=VALUE ... --raw RAW --out OUT` does, and open it.
+
+    `recipe` is a YAML file or the name of a recipe that comes with vlmix, `raw` the folder with the official files.
+    Raises VlmixError for bad input. With more than one worker, call it below `if __name__ == "__main__":`.
+    """
+    from vlmix.builders import known_sources
+    from vlmix.cli.recipes import find
+    from vlmix.mixture.build.build import build as make
+    from vlmix.mixture.build.recipe import load
+
+    roots = [Path(folder) for folder in images] or None
+    parsed = load(find(str(recipe)), known_sources(), list(overrides))
+    make(
+        parsed, known_sources(), Path(raw), Path(out), images=roots, workers=workers, annotations_only=annotations_only
+    )
+    return open(out)
