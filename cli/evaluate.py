@@ -45,7 +45,7 @@ def evaluate(
             data=data,
             images=tuple(images or ()),
             split=split,
-            batch=batch,
+            batch_size=batch,
             max_new_tokens=max_new_tokens,
             limit=limit,
         )

@@ -29,8 +29,9 @@ ImagesOpt = Annotated[
     list[Path] | None,
     typer.Option("--images", help="Image root in LLaVA's layout, looked into before RAW. Repeatable."),
 ]
-SetOpt = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a key of the recipe: sources.vqav2.take=1000. Repeatable.")
+OverridesArg = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Change keys of the recipe: seed=1 sources.vg.take=1000 …"),
 ]
 WorkersOpt = Annotated[int, typer.Option(help="Processes.", min=1)]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -63,7 +64,7 @@ def sources(
     name: Annotated[str | None, typer.Argument(help="Show one source with its files and options.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """The builders: which official files they read, their licences, home pages and options."""
+    """The builders: which official files they read, their licenses, home pages and options."""
     from vlmix.builders import known_sources
     from vlmix.mixture.errors import nearest
 
@@ -96,9 +97,9 @@ def sample(
 def plan(
     recipe: RecipeArg,
     raw: RawOpt,
+    overrides: OverridesArg = None,
     images: ImagesOpt = None,
     annotations_only: AnnotationsOnlyOpt = False,
-    set_: SetOpt = None,
     workers: WorkersOpt = _CORES,
     as_json: JsonOpt = False,
 ) -> None:
@@ -109,7 +110,7 @@ def plan(
     from vlmix.mixture.build.plan import prepare
     from vlmix.mixture.io.pool import Pool
 
-    parsed, known = _recipe(recipe, set_)
+    parsed, known = _recipe(recipe, overrides)
     roots = None if annotations_only else [*(images or []), raw]
     with show.progress() as progress, tempfile.TemporaryDirectory(prefix="vlmix-plan-") as work, Pool(workers) as pool:
         rows = make_plan(prepare(parsed, known, raw, Path(work), pool, roots, progress))
@@ -121,16 +122,16 @@ def build(
     recipe: RecipeArg,
     raw: RawOpt,
     out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],
+    overrides: OverridesArg = None,
     images: ImagesOpt = None,
     workers: WorkersOpt = _CORES,
     annotations_only: AnnotationsOnlyOpt = False,
-    set_: SetOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Build a mixture folder. Interrupted, the same command goes on where it stopped."""
     from vlmix.mixture.build.build import build as make
 
-    parsed, known = _recipe(recipe, set_)
+    parsed, known = _recipe(recipe, overrides)
     with show.progress() as progress:
         manifest = make(
             parsed,
@@ -240,7 +241,7 @@ def batches(
     start: Annotated[int, typer.Option(help="First step of the epoch, from 0.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="How many steps; 0: to the end of the epoch.", min=0)] = 3,
     seed: Annotated[int | None, typer.Option(help="Of the order; the mixture's by default.")] = None,
-    window: Annotated[int, typer.Option(help="Batches that are filled by length together.", min=1)] = 1,
+    length_window: Annotated[int, typer.Option(help="Batches that are filled by length together.", min=1)] = 1,
     pack: Annotated[int | None, typer.Option(help="Capacity of the bins to pack each share into.", min=1)] = None,
     image_tokens: Annotated[int, typer.Option(help="Length that an image adds to the words of its text.")] = 576,
     as_json: JsonOpt = False,
@@ -251,7 +252,7 @@ def batches(
 
     opened = open_mixture(mixture)
     lengths = opened.lengths(image_tokens)
-    order = opened.order(global_batch, seed=seed, lengths=lengths, window=window)
+    order = opened.schedule(global_batch, seed=seed, lengths=lengths, length_window=length_window)
     show.batches(order, audit(opened, order, world, rank, epoch, start, steps, pack), as_json)
 
 
@@ -312,12 +313,12 @@ def demo(
     where = "source IN ('vqav2', 'gqa')"
     show.step(f'vlmix subsample {full} --where "{where}" --out {part}')
     subsample(full, part, where=where, workers=workers)
-    show.step(f"vlmix train tiny data={part} out={run} epochs={epochs}")
-    train("tiny", [f"data={part}", f"out={run}", f"epochs={epochs}"])
+    show.step(f"vlmix train tiny mixture={part} out={run} epochs={epochs}")
+    train("tiny", [f"mixture={part}", f"out={run}", f"epochs={epochs}"])
     show.step(f"vlmix evaluate vqav2 gqa --model {run} --data {raw} --out {out / 'answers'} --max-new-tokens 10")
     evaluate(["vqav2", "gqa"], str(run), raw, out / "answers", max_new_tokens=10)
     examined = f"evaluate={{vqav2: {{data: {raw}, max_new_tokens: 10}}, gqa: {{data: {raw}, max_new_tokens: 10}}}}"
-    each = f"changes.epochs={epochs}"
+    each = f"overrides.epochs={epochs}"
     show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --workers {min(workers, 6)}')
     sweep("demo", [f"mixture={part}", examined, each], at, workers=min(workers, 6))
 

@@ -96,10 +96,10 @@ def _show(benchmark: "Benchmark", report: "Report") -> None:
         show.add(table, name, f"{value:.2f}")
     show._out.print(table)
     counts = [f"{report.answered:,} questions answered"]
-    for name in ("missing", "double", "unknown"):
+    for name in ("missing", "duplicates", "unknown"):
         count: Any = getattr(report, name)
         if count:
-            counts.append(f"{count:,} {name}")
+            counts.append(f"{count:,} {name.removesuffix('s')}")
     show.done(", ".join(counts), None, as_json=False)
     for note in report.notes:
         show.done(f"  {note}", None, as_json=False)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlmix.mixture.dataset.verify import Verified
     from vlmix.mixture.mixture import Mixture
     from vlmix.mixture.schedule.listing import Share
-    from vlmix.mixture.schedule.schedule import Order
+    from vlmix.mixture.schedule.schedule import Schedule
     from vlmix.mixture.selection.rankings import Report
     from vlmix.train.evaluate.evaluate import Unscored
 
@@ -134,9 +134,9 @@ def sources(known: "list[Source]", as_json: bool) -> None:
         _json([_source(source) for source in known])
         return
     for source in known:
-        _out.print(plain(source.name, "bold"), plain(f" {source.title}; {', '.join(source.formats)}"))
+        _out.print(plain(source.name, "bold"), plain(f" {source.title}; {', '.join(source.response_formats)}"))
         _say(f"    files    {', '.join(file.name for file in source.files if not file.optional)}")
-        _say(f"    licence  {source.licence}\n    home     {source.homepage}")
+        _say(f"    license  {source.license}\n    home     {source.homepage}")
     _say("\n`vlmix sources NAME` shows a source's options and where its images are looked for.")
 
 
@@ -145,8 +145,8 @@ def source(source: "Source", as_json: bool) -> None:
     if as_json:
         _json(data)
         return
-    _say(f"{source.title}\n  home     {source.homepage}\n  licence  {source.licence}")
-    _say(f"  formats  {', '.join(source.formats)}\n\nFiles, in RAW/{source.name}/")
+    _say(f"{source.title}\n  home     {source.homepage}\n  license  {source.license}")
+    _say(f"  formats  {', '.join(source.response_formats)}\n\nFiles, in RAW/{source.name}/")
     for file in data["files"]:
         _say(f"  {file['name']}  ({file['holds']}{', optional' if file['optional'] else ''})")
     if data["images"]:
@@ -170,8 +170,8 @@ def _source(source: "Source") -> dict[str, Any]:
         "name": source.name,
         "title": source.title,
         "homepage": source.homepage,
-        "licence": source.licence,
-        "formats": source.formats,
+        "license": source.license,
+        "response_formats": source.response_formats,
         "files": msgspec.to_builtins(source.files),
         "images": {k: [f"{f.path}/{f.prefix}" if f.prefix else f.path for f in v] for k, v in source.images.items()},
         "options": options,
@@ -193,9 +193,9 @@ def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
     if as_json:
         _json({"name": name, "sources": msgspec.to_builtins(rows)})
         return
-    repeated = any(row.seen != row.samples for row in rows)
-    columns = ["samples", "seen", "exchanges", "words", "images", "missing", "rejects"]
-    headings = ["samples", "per epoch", "exchanges", "words", "images", "no image", "rejects"]
+    repeated = any(row.samples_per_epoch != row.samples for row in rows)
+    columns = ["samples", "samples_per_epoch", "rounds", "words", "images", "missing", "rejects"]
+    headings = ["samples", "per epoch", "rounds", "words", "images", "no image", "rejects"]
     if not repeated:
         del columns[1], headings[1]
     table = table_of("source", *headings, "size")
@@ -206,7 +206,7 @@ def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
     table.add_section()
     add(table, "total", *total, _bytes(sum(row.bytes for row in rows)))
     _out.print(table)
-    _licences({row.source: row.licence for row in rows})
+    _licenses({row.source: row.license for row in rows})
 
 
 def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
@@ -214,21 +214,23 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
         _json(msgspec.to_builtins(manifest))
         return
     total = manifest.total
-    repeated = ["per epoch"] if total.seen != total.samples else []
-    table = table_of("source", "samples", "share", *repeated, "exchanges", "words", "images", "rejects")
+    repeated = ["per epoch"] if total.samples_per_epoch != total.samples else []
+    table = table_of("source", "samples", "share", *repeated, "rounds", "words", "images", "rejects")
     rejects = {name: sum(reasons.values()) for name, reasons in manifest.rejects.items()}
     rows = [(name, info.counts) for name, info in manifest.sources.items()]
     for name, c in [*rows, ("total", total)]:
         if name == "total":
             table.add_section()
         dropped = sum(rejects.values()) if name == "total" else rejects.get(name, 0)
-        numbers = (f"{n:,}" for n in ([c.seen] if repeated else []) + [c.exchanges, c.words, c.images, dropped])
+        numbers = (
+            f"{n:,}" for n in ([c.samples_per_epoch] if repeated else []) + [c.rounds, c.words, c.images, dropped]
+        )
         add(table, name, f"{c.samples:,}", f"{100 * c.samples / total.samples:.1f} %", *numbers)
     _out.print(table)
     reasons: Counter[str] = sum(map(Counter, manifest.rejects.values()), Counter())
     if reasons:
         _say("rejects: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()))
-    _licences({name: info.licence for name, info in manifest.sources.items()})
+    _licenses({name: info.license for name, info in manifest.sources.items()})
     size = sum(shard.bytes for shard in manifest.shards)
     where = f"a view of {manifest.parent.path}" if manifest.parent else f"{len(manifest.shards)} shards, {_bytes(size)}"
     _say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
@@ -247,16 +249,16 @@ def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: boo
         matched = ", ".join(f"{count:,} by {name.replace('_', ' ')}" for name, count in report.matched_by.items())
         of = "embeddings" if report.by == "clusters" else "rows"
         _say(f"by {report.by}: {report.rows:,} {of}, matched {matched}")
-        _some("missed, as no sample is theirs", report.missed, report.missed_first)
-        _some("doubled, as another row has their sample", report.doubled, [])
+        _some("missed, as no sample is theirs", report.unmatched, report.unmatched_first)
+        _some("doubled, as another row has their sample", report.duplicates, [])
         _some("ambiguous, as several samples have their id", report.ambiguous, report.ambiguous_first)
     else:
         _say(f"by {report.by}")
-    _some(f"samples in {report.filled:,} clusters", report.filled and report.matched, [])
-    lacking = "an embedding" if report.filled else "a score"
+    _some(f"samples in {report.nonempty_clusters:,} clusters", report.nonempty_clusters and report.matched, [])
+    lacking = "an embedding" if report.nonempty_clusters else "a score"
     _some(f"samples without {lacking}, {report.unscored_kept:,} of them kept", report.unscored, [])
     _some(f"samples repeat a text or an image, {report.repeated_kept:,} of them kept", report.repeated, [])
-    _say(f"  {100 * report.overlap:.1f} % of the {report.kept:,} would be in a random draw of as many")
+    _say(f"  {100 * report.random_overlap:.1f} % of the {report.kept:,} would be in a random draw of as many")
 
 
 def _some(what: str, count: int, first: list[str]) -> None:
@@ -269,7 +271,7 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
     from vlmix.mixture.dataset.view import read_rows
 
     try:
-        position = mixture.find(id)
+        position = mixture.index_of(id)
     except KeyError:
         stem = id.partition("#")[0]
         alike = [other for other in mixture.column("id").to_pylist() if other.startswith(stem)]
@@ -295,13 +297,13 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
         _out.print(plain(f"{name:>13}  {row[name]}", lines=False))
     for number, turn in enumerate(row["conversations"]):
         if number % 2 == 0:
-            _out.print(plain(f"\n[{number // 2}] {row['formats'][number // 2]}", "dim"))
+            _out.print(plain(f"\n[{number // 2}] {row['response_formats'][number // 2]}", "dim"))
         _say(f"{turn['from']:>6}: {turn['value']}")
     for box in row["boxes"]:
-        _say(f"   box of [{box['exchange']}]: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
+        _say(f"   box of [{box['round']}]: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
 
 
-def batches(order: "Order", rows: "list[Share]", as_json: bool) -> None:
+def batches(order: "Schedule", rows: "list[Share]", as_json: bool) -> None:
     if as_json:
         _json({"steps_per_epoch": order.steps_per_epoch, "shares": msgspec.to_builtins(rows)})
         return
@@ -373,12 +375,12 @@ def rows(header: list[str], cells: list[list[str]]) -> None:
     _out.print(table)
 
 
-def _licences(licences: dict[str, str]) -> None:
+def _licenses(licenses: dict[str, str]) -> None:
     by_text: dict[str, list[str]] = {}
-    for name, licence in licences.items():
-        by_text.setdefault(licence, []).append(name)
-    for licence, names in by_text.items():
-        _out.print(plain(f"{', '.join(names)}: {licence}", "dim", lines=False))
+    for name, license in licenses.items():
+        by_text.setdefault(license, []).append(name)
+    for license, names in by_text.items():
+        _out.print(plain(f"{', '.join(names)}: {license}", "dim", lines=False))
 
 
 def _bytes(count: int) -> str:

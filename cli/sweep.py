@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def sweep(
     sweep: Annotated[str, typer.Argument(help="A YAML file, or the name of a sweep of vlmix.")],
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="seeds=[0,1,2] changes.epochs=2 …")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="seeds=[0,1,2] changes.epochs=2 …")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the sweep. What is there is gone on with.")] = Path(
         "sweep"
@@ -103,9 +103,9 @@ def embed(
 
 def _doers(nproc: int) -> Any:
     from vlmix.builders import known_benchmarks
-    from vlmix.train.sweep.sweep import Doers
+    from vlmix.train.sweep.sweep import Backend
 
-    return Doers(
+    return Backend(
         build=_build,
         train=lambda recipe: _train(recipe, nproc),
         evaluate=lambda model, tasks, out: _evaluate(model, tasks, out, nproc),
@@ -145,7 +145,7 @@ def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[R
     if nproc > 1:  # the answers, by several processes for each benchmark; then scored here
         for task in tasks:
             arguments = [task.benchmark.name, "--model", model, "--data", str(task.data), "--out", str(out)]
-            arguments += ["--split", task.split, "--batch", str(task.batch), "--limit", str(task.limit)]
+            arguments += ["--split", task.split, "--batch", str(task.batch_size), "--limit", str(task.limit)]
             arguments += ["--max-new-tokens", str(task.max_new_tokens)]
             arguments += [part for root in task.images for part in ("--images", str(root))]
             launch(nproc, ["evaluate", *arguments, "--quiet"])
@@ -163,10 +163,10 @@ def _facts(parsed: "Sweep") -> dict[str, Any]:
 
     return {
         "training recipe": Path(parsed.recipe).stem,
-        "changes": ", ".join(f"{key}={_bare(value)}" for key, value in parsed.changes.items()) or "none",
+        "overrides": ", ".join(f"{key}={_bare(value)}" for key, value in parsed.overrides.items()) or "none",
         "mixture": Path(parsed.mixture or (parsed.build.recipe if parsed.build else "")).stem,
         "seeds": ", ".join(str(seed) for seed in parsed.seeds),
-        "subsets are trained for": f"the same number of {parsed.same}",
+        "subsets are trained for": f"the same number of {parsed.budget}",
         "benchmarks": ", ".join(
             f"{name} (the first {exam.limit:,} questions)" if exam.limit else name
             for name, exam in parsed.evaluate.items()

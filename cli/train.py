@@ -15,13 +15,13 @@ from vlmix.mixture.errors import VlmixError
 if TYPE_CHECKING:
     from vlmix.train.config import Recipe
 
-_TRAINED = {"lm": "LM", "tower": "tower", "connector": "connector"}
+_TRAINED = {"lm": "LM", "vision_tower": "vision_tower", "connector": "connector"}
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a training recipe of vlmix.")],
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data=MIXTURE out=RUN optim.lr=1e-4 …")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="mixture=MIXTURE out=RUN optim.lr=1e-4 …")
     ] = None,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the run's folder and its last metrics.")] = False,
@@ -101,10 +101,10 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
         if event == "data":
             show.note(
                 f"{facts['mixture']}: {facts['samples']:,} samples, {facts['tokens']:,} tokens, "
-                f"{facts['trained_tokens']:,} of them trained on; {facts['steps']:,} steps"
+                f"{facts['target_tokens']:,} of them trained on; {facts['steps']:,} steps"
             )
             if facts["cut_samples"]:
-                show.note(f"{facts['cut_samples']:,} samples are longer than batch.length and are cut")
+                show.note(f"{facts['cut_samples']:,} samples are longer than batch.max_length and are cut")
             if facts["untrained_samples"]:
                 show.note(f"{facts['untrained_samples']:,} samples train on nothing: empty or cut answers")
         elif event == "model":

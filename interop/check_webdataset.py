@@ -47,7 +47,7 @@ for case, folder, samples in cases("hf"):
             same(f"{case}: rows", sum(1 for _ in raw), len(repeated(samples)))
             for found, sample in zip(raw, repeated(samples)):
                 same(f"{case}: id", found["id"], sample["id"])
-                for name in ("source", "width", "height", "conversations", "formats", "boxes"):
+                for name in ("source", "width", "height", "conversations", "response_formats", "boxes"):
                     same(f"{case}: {sample['id']}: {name}", found[name], sample[name])
                 shas = [sha256(image["bytes"]) for image in found["images"]]
                 same(f"{case}: {sample['id']}: images", shas, [sample["sha256"]] if sample["sha256"] else [])

@@ -49,10 +49,10 @@ def expected(mixture: Path, root: Path) -> list[dict[str, object]]:
     """The samples in the order in which rows must come, with the sha256 of their image."""
     frame = pl.read_parquet(root / "samples.parquet")
     if mixture != root:
-        kept = pl.read_parquet(mixture / "samples.parquet")["row"].to_list()
+        kept = pl.read_parquet(mixture / "samples.parquet")["root_row"].to_list()
         frame = frame[kept]
     if json.loads((root / "manifest.json").read_text())["recipe"]["order"] == "natural":
-        frame = frame.sort("ordinal")
+        frame = frame.sort("natural_index")
     members = {}
     for path in sorted((root / "train").glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -63,7 +63,7 @@ def expected(mixture: Path, root: Path) -> list[dict[str, object]]:
     found = []
     for row in frame.to_dicts():
         image = members.get(f"{row['key']}.jpg")
-        names = ("id", "source", "image", "width", "height", "repeat", "conversations", "formats", "boxes")
+        names = ("id", "source", "image", "width", "height", "repeat", "conversations", "response_formats", "boxes")
         found.append(
             {**{name: row[name] for name in names}, "sha256": hashlib.sha256(image).hexdigest() if image else None}
         )

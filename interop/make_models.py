@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from vlmix.train.config import parse
 from vlmix.train.export import write
-from vlmix.train.model import Trainee, build
+from vlmix.train.model import TrainableVLM, build
 from vlmix.train.tokens import VICUNA, question_text, template, train_tokenizer
 from vlmix.train.weights.pretrained import load_tokenizer
 
@@ -50,27 +50,27 @@ CASES: dict[str, dict[str, Any]] = {
     "clip": {},
     "clip, untied": {"lm": {**LM, "tie_word_embeddings": False}},
     "clip, linear connector": {"connector": "linear"},
-    "clip, cropped, chat template": {"fitting": "crop", "template": "chat"},
+    "clip, cropped, chat template": {"image_aspect_ratio": "crop", "template": "chat"},
     "clip, scaled rope": {
         "lm": {**LM, "rope_theta": 1e5, "rope_scaling": {**SCALED, "original_max_position_embeddings": 32}}
     },
     "clip, qwen2": {"lm": {**LM, "model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": False}},
     "clip, bf16": {"precision": "bf16"},
     "clip, SentencePiece": {"tokenizer": "SentencePiece"},
-    "siglip": {"tower": SIGLIP, "fitting": "stretch"},
-    "siglip, untied": {"tower": SIGLIP, "lm": {**LM, "tie_word_embeddings": False}},
-    "dinov2": {"tower": DINOV2},
+    "siglip": {"vision_tower": SIGLIP, "image_aspect_ratio": "stretch"},
+    "siglip, untied": {"vision_tower": SIGLIP, "lm": {**LM, "tie_word_embeddings": False}},
+    "dinov2": {"vision_tower": DINOV2},
     "dinov2, SwiGLU, untied": {
-        "tower": {**DINOV2, "use_swiglu_ffn": True},
+        "vision_tower": {**DINOV2, "use_swiglu_ffn": True},
         "lm": {**LM, "tie_word_embeddings": False},
     },
-    "next": {"grids": [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]},
+    "next": {"tile_grids": [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]},
     "next, siglip, untied": {
-        "grids": [[1, 2], [2, 1], [2, 2]],
-        "tower": SIGLIP,
+        "tile_grids": [[1, 2], [2, 1], [2, 2]],
+        "vision_tower": SIGLIP,
         "lm": {**LM, "tie_word_embeddings": False},
     },
-    "next, dinov2": {"grids": [[1, 2], [2, 1]], "tower": DINOV2},
+    "next, dinov2": {"tile_grids": [[1, 2], [2, 1]], "vision_tower": DINOV2},
 }
 SIZES = [(90, 60), (41, 77), (64, 64), (150, 30)]
 QUESTIONS = [
@@ -110,14 +110,14 @@ def export(out: Path, changes: dict[str, Any]) -> None:
     recipe = parse(
         {
             "name": "interop",
-            "model": {"lm": LM, "tower": TOWER, "tokenizer": 400, "layer": -2}
+            "model": {"lm": LM, "vision_tower": TOWER, "tokenizer": 400, "vision_feature_layer": -2}
             | {key: value for key, value in changes.items() if key not in ("template", "precision", "tokenizer")},
             "template": changes.get("template", "vicuna"),
-            "train": ["connector", "lm", "tower"],
-            "batch": {"length": 1024},
+            "trainable": ["connector", "lm", "vision_tower"],
+            "batch": {"max_length": 1024},
             "optim": {"lr": 1e-3},
             "precision": changes.get("precision", "fp32"),
-            "checkpointing": False,
+            "activation_checkpointing": False,
         }
     )
     tokenizer = sentences() if "tokenizer" in changes else train_tokenizer(QUESTIONS, 400)
@@ -125,7 +125,7 @@ def export(out: Path, changes: dict[str, Any]) -> None:
     tokenizer.chat_template = CHAT
     torch.manual_seed(0)
     parts, tokenizer = build(recipe, tokenizer)
-    trainee = Trainee(parts, recipe)
+    trainee = TrainableVLM(parts, recipe)
     with torch.no_grad():  # far from each other, so that the most likely token is the same at any rounding
         for parameter in trainee.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

@@ -10,10 +10,16 @@ class VlmixError(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the known word closest to `word`, else `"; known: a, b, c"`."""
+    """`"; did you mean 'x'?"` for the known names close to `word`, whole or in a part between underscores; where none
+    is, `"; known: a, b, c"`."""
     known = sorted(known)
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    parts: dict[str, list[str]] = {}
+    for name in known:
+        for part in name.split("_"):
+            parts.setdefault(part, []).append(name)
+    names = parts.get(word) or get_close_matches(word, known, n=1)
+    names = names or [name for part in get_close_matches(word, parts, n=1) for name in parts[part]]
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else f"; known: {', '.join(known)}"
 
 
 def abridged(text: str, most: int = 120) -> str:

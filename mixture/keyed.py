@@ -12,11 +12,11 @@ from xxhash import xxh3_64_intdigest
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import mix64
 
-Ranks = NDArray[np.uint64]
+HashOrder = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 
 
-def ranks(ids: Sequence[str], seed: int, purpose: str = "") -> Ranks:
+def hash_order(ids: Sequence[str], seed: int, purpose: str = "") -> HashOrder:
     """[N] uint64: the rank of each id. Another `purpose` gives an independent order from the same seed."""
     hashes = map(xxh3_64_intdigest, map(str.encode, ids), repeat(_key(seed, purpose)))
     return np.fromiter(hashes, dtype=np.uint64, count=len(ids))
@@ -26,14 +26,14 @@ def _key(seed: int, purpose: str) -> int:
     return xxh3_64_intdigest(f"{seed}/{purpose}".encode())
 
 
-def integer_ranks(numbers: NDArray[np.integer], seed: int, purpose: str = "") -> Ranks:
+def integer_ranks(numbers: NDArray[np.integer], seed: int, purpose: str = "") -> HashOrder:
     """[N] uint64: like `ranks` for integer ids by the million (`mix64` of number + key)."""
     return mix64(numbers.astype(np.uint64) + np.uint64(_key(seed, purpose)))
 
 
 def keyed_order(ids: Sequence[str], seed: int, purpose: str = "") -> Indices:
     """[N] positions of `ids` in rank order; equal ranks are ordered by id."""
-    values = ranks(ids, seed, purpose)
+    values = hash_order(ids, seed, purpose)
     order = np.argsort(values, kind="stable")
     if len(order) and (np.diff(values[order]) == 0).any():
         return np.asarray(sorted(range(len(ids)), key=lambda i: (int(values[i]), ids[i])), dtype=np.int64)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.schedule.schedule import Last, Order
+from vlmix.mixture.schedule.schedule import Schedule
 
 
 class Mixture(Reader):
@@ -53,26 +53,26 @@ class Mixture(Reader):
         )
         return draw(self, selection).part
 
-    def order(
+    def schedule(
         self,
         global_batch: int,
         *,
         seed: int | None = None,
         lengths: NDArray[np.int64] | None = None,
-        window: int = 1,
-        last: Last = "short",
-    ) -> Order:
+        length_window: int = 1,
+        drop_last: bool = False,
+    ) -> Schedule:
         """The order of training over these samples (see `mixture.order`). `lengths` [N] default to words; give token
         counts where the shares of a batch should be balanced by tokens or packed."""
-        return Order(
+        return Schedule(
             self.rows,
             pc.not_equal(self._part("image"), "").to_numpy(),
             self._part("repeat").to_numpy(),
             self.lengths() if lengths is None else lengths,
             seed=self.manifest.seed if seed is None else seed,
             global_batch=global_batch,
-            window=window,
-            last=last,
+            length_window=length_window,
+            drop_last=drop_last,
         )
 
     def save(self, path: str | Path) -> None:

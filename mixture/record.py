@@ -21,7 +21,7 @@ _MOST_PIXELS = 1_000_000  # of a side
 INVISIBLE = " \t\r\n\f\v\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 
 
-class Exchange(Struct, frozen=True, gc=False):
+class Round(Struct, frozen=True, gc=False):
     """One question with its answer, and what their text is made from.
 
     - `short_answer`, `free`: `question` and `answer` are the words.
@@ -52,12 +52,12 @@ class Conversation(Struct, frozen=True, gc=False):
 
     id: str
     source: str
-    exchanges: tuple[Exchange, ...]
+    rounds: tuple[Round, ...]
     image: str = ""
     width: int = 0
     height: int = 0
     image_at: Literal["front", "back", "inline"] = "front"
-    origin: str = ""
+    extra: str = ""
 
 
 def is_blank(text: str) -> bool:
@@ -72,9 +72,9 @@ def builder_mistake(conversation: Conversation, labels: Collection[str]) -> str 
         return f"there is no source {conversation.source!r}{nearest(str(conversation.source), labels)}"
     if conversation.image_at not in _PLACES:
         return f"there is no `image_at` {conversation.image_at!r}{nearest(str(conversation.image_at), _PLACES)}"
-    for exchange in conversation.exchanges:
-        if exchange.format not in FORMATS:
-            return f"there is no response format {exchange.format!r}{nearest(str(exchange.format), FORMATS)}"
+    for qa in conversation.rounds:
+        if qa.format not in FORMATS:
+            return f"there is no response format {qa.format!r}{nearest(str(qa.format), FORMATS)}"
     return None
 
 
@@ -83,34 +83,34 @@ def defect(conversation: Conversation, verbatim: bool = False) -> tuple[str, str
 
     `verbatim` records pass with empty texts, because they must be given back as they came.
     """
-    if not conversation.exchanges:
-        return "no_exchanges", "no question with an answer is left"
+    if not conversation.rounds:
+        return "no_rounds", "no question with an answer is left"
     if not (0 <= conversation.width <= _MOST_PIXELS and 0 <= conversation.height <= _MOST_PIXELS):
         return "bad_size", f"an image of {conversation.width}x{conversation.height} pixels"
     path = conversation.image
     if path and (problem := unsafe_path(path)):
         return "unsafe_path", problem
     inline = conversation.image_at == "inline"
-    for number, exchange in enumerate(conversation.exchanges):
-        if not inline and (IMAGE_TOKEN in exchange.question or IMAGE_TOKEN in exchange.answer):
-            return "image_token", f"exchange {number} holds {IMAGE_TOKEN!r} in its text"
-        if exchange.boxes and not (conversation.width and conversation.height):
-            return "no_image_size", f"exchange {number} has a box but the size of the image is unknown"
-        match exchange.format:
+    for number, qa in enumerate(conversation.rounds):
+        if not inline and (IMAGE_TOKEN in qa.question or IMAGE_TOKEN in qa.answer):
+            return "image_token", f"round {number} holds {IMAGE_TOKEN!r} in its text"
+        if qa.boxes and not (conversation.width and conversation.height):
+            return "no_image_size", f"round {number} has a box but the size of the image is unknown"
+        match qa.format:
             case "choice":
-                blank = is_blank(exchange.question)
-                if not 0 <= exchange.correct < len(exchange.choices) <= 26:
-                    return "bad_choice", f"exchange {number}: option {exchange.correct} of {len(exchange.choices)}"
+                blank = is_blank(qa.question)
+                if not 0 <= qa.correct < len(qa.choices) <= 26:
+                    return "bad_choice", f"round {number}: option {qa.correct} of {len(qa.choices)}"
             case "grounding":
-                blank = is_blank(exchange.question)
+                blank = is_blank(qa.question)
             case "region_caption" | "caption":
-                blank = is_blank(exchange.answer)
+                blank = is_blank(qa.answer)
             case _:
-                blank = is_blank(exchange.question) or is_blank(exchange.answer)
+                blank = is_blank(qa.question) or is_blank(qa.answer)
         if blank and not verbatim:
-            return "empty_text", f"exchange {number} has an empty question or answer"
-        if exchange.format in ("grounding", "region_caption") and not exchange.boxes:
-            return "no_box", f"exchange {number} has no box"
+            return "empty_text", f"round {number} has an empty question or answer"
+        if qa.format in ("grounding", "region_caption") and not qa.boxes:
+            return "no_box", f"round {number} has no box"
     return None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 from vlmix.mixture.boxes import square_text
-from vlmix.mixture.record import IMAGE_TOKEN, Box, Conversation, Exchange
+from vlmix.mixture.record import IMAGE_TOKEN, Box, Conversation, Round
 
 StyleName = Literal["llava", "plain", "instructblip"]
 STYLES: tuple[StyleName, ...] = get_args(StyleName)
@@ -41,8 +41,8 @@ class Blank(Frame):
         return "[0.00, 0.00, 0.00, 0.00]" if len(boxes) == 1 else ", ".join(["[0.00, 0.00, 0.00, 0.00]"] * len(boxes))
 
 
-def values(conversation: Conversation, style: StyleName = "llava", *, count_only: bool = False) -> list[str]:
-    """The texts of all turns, question and answer by turns: 2 x len(exchanges) strings.
+def render(conversation: Conversation, style: StyleName = "llava", *, count_only: bool = False) -> list[str]:
+    """The texts of all turns, question and answer by turns: 2 x len(rounds) strings.
 
     A format prompt stands where its response format first occurs, which in LLaVA's rows is the first question.
     The image token joins the first question unless the record says that it is there already. With `count_only` the
@@ -52,12 +52,12 @@ def values(conversation: Conversation, style: StyleName = "llava", *, count_only
     frame = (Blank if count_only else Frame)(conversation.width, conversation.height)
     prompted: set[str] = set()
     texts: list[str] = []
-    for exchange in conversation.exchanges:
-        form = exchange.format
+    for qa in conversation.rounds:
+        form = qa.format
         if form == "free":
-            texts += exchange.question, exchange.answer
+            texts += qa.question, qa.answer
             continue
-        texts += ask(exchange, frame, form not in prompted)
+        texts += ask(qa, frame, form not in prompted)
         prompted.add(form)
     if conversation.image:
         if conversation.image_at == "front":
@@ -73,51 +73,51 @@ def count_words(texts: list[str]) -> int:
     return len(text.split()) - (text.count(IMAGE_TOKEN) if "<" in text else 0)
 
 
-def _ask_llava(exchange: Exchange, frame: Frame, first: bool, format_prompts: bool = True) -> tuple[str, str]:
-    match exchange.format:
+def _ask_llava(qa: Round, frame: Frame, first: bool, format_prompts: bool = True) -> tuple[str, str]:
+    match qa.format:
         case "region_caption":
-            return f"{REGION_CAPTION}{frame.text(exchange.boxes)}.", exchange.answer
+            return f"{REGION_CAPTION}{frame.text(qa.boxes)}.", qa.answer
         case "grounding":
-            return f"{GROUNDING}{exchange.question}.", frame.text(exchange.boxes)
+            return f"{GROUNDING}{qa.question}.", frame.text(qa.boxes)
         case "short_answer":
-            question = exchange.question
-            return f"{question}\n{SHORT_ANSWER}" if first and format_prompts else question, exchange.answer
+            question = qa.question
+            return f"{question}\n{SHORT_ANSWER}" if first and format_prompts else question, qa.answer
         case "choice":
-            lines = [exchange.question, *(f"{LETTERS[i]}. {option}" for i, option in enumerate(exchange.choices))]
+            lines = [qa.question, *(f"{LETTERS[i]}. {option}" for i, option in enumerate(qa.choices))]
             if first and format_prompts:
                 lines.append(OPTION_LETTER)
-            return "\n".join(lines), LETTERS[exchange.correct]
+            return "\n".join(lines), LETTERS[qa.correct]
         case "caption":
-            return _with_ocr(exchange.question or CAPTION, exchange), exchange.answer
+            return _with_ocr(qa.question or CAPTION, qa), qa.answer
         case _:
-            return exchange.question, exchange.answer
+            return qa.question, qa.answer
 
 
-def _ask_plain(exchange: Exchange, frame: Frame, first: bool) -> tuple[str, str]:
-    return _ask_llava(exchange, frame, first, format_prompts=False)
+def _ask_plain(qa: Round, frame: Frame, first: bool) -> tuple[str, str]:
+    return _ask_llava(qa, frame, first, format_prompts=False)
 
 
-def _ask_instructblip(exchange: Exchange, frame: Frame, first: bool) -> tuple[str, str]:
-    match exchange.format:
+def _ask_instructblip(qa: Round, frame: Frame, first: bool) -> tuple[str, str]:
+    match qa.format:
         case "short_answer":
-            return f"Question: {exchange.question} Short answer:", exchange.answer
+            return f"Question: {qa.question} Short answer:", qa.answer
         case "choice":
-            options = ", ".join(f"({LETTERS[i].lower()}) {option}" for i, option in enumerate(exchange.choices))
-            question = f"Question: {exchange.question} Options: {options}. Short answer:"
-            return question, exchange.choices[exchange.correct]
+            options = ", ".join(f"({LETTERS[i].lower()}) {option}" for i, option in enumerate(qa.choices))
+            question = f"Question: {qa.question} Options: {options}. Short answer:"
+            return question, qa.choices[qa.correct]
         case "caption":
-            return _with_ocr(exchange.question or "A short image description:", exchange), exchange.answer
+            return _with_ocr(qa.question or "A short image description:", qa), qa.answer
         case _:
-            return _ask_llava(exchange, frame, first)
+            return _ask_llava(qa, frame, first)
 
 
-def _with_ocr(question: str, exchange: Exchange) -> str:
-    if exchange.ocr_tokens is None:
+def _with_ocr(question: str, qa: Round) -> str:
+    if qa.ocr_tokens is None:
         return question
-    return f"{question}\n{OCR_LINE}{', '.join(exchange.ocr_tokens)}"
+    return f"{question}\n{OCR_LINE}{', '.join(qa.ocr_tokens)}"
 
 
-_ASK: dict[StyleName, Callable[[Exchange, Frame, bool], tuple[str, str]]] = {
+_ASK: dict[StyleName, Callable[[Round, Frame, bool], tuple[str, str]]] = {
     "llava": _ask_llava,
     "plain": _ask_plain,
     "instructblip": _ask_instructblip,

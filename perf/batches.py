@@ -183,11 +183,11 @@ def _loader(dataset: Any, **more: Any) -> Any:
 
 def vlmix(args: argparse.Namespace) -> Facts:
     import vlmix
-    from vlmix.train.loader import Steps, load
+    from vlmix.train.loader import StepDataset, make_loader
 
     opened = vlmix.open(args.work / "mixture")
-    order = opened.order(BATCH)
-    steps = load(Steps(opened, order, side=SIDE), 0, order.steps_per_epoch, WORKERS)
+    order = opened.schedule(BATCH)
+    steps = make_loader(StepDataset(opened, order, side=SIDE), 0, order.steps_per_epoch, WORKERS)
     return timed(batch.images for batch in steps)
 
 

@@ -39,19 +39,19 @@ def generate(args: argparse.Namespace) -> Facts:
         "out": str(args.work / "run"),
         "model": {
             "lm": {**lm, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
-            "tower": {**tower, "num_attention_heads": 6, "image_size": 224, "patch_size": 14},
+            "vision_tower": {**tower, "num_attention_heads": 6, "image_size": 224, "patch_size": 14},
             "tokenizer": 1000,
         },
         "template": "vicuna",
-        "train": ["connector"],
-        "batch": {"samples": 1, "length": 1024},
+        "trainable": ["connector"],
+        "batch": {"global_size": 1, "max_length": 1024},
         "optim": {"lr": 1e-3},
         "steps": 1,
         "precision": "fp32",
-        "workers": 0,
+        "loader_workers": 0,
     }
     # The LM is exported, too, if it counts as trained; at a rate that changes nothing worth speaking of.
-    train(parse_training({**recipe, "train": ["connector", "lm"], "optim": {"lr": 1e-12}}))
+    train(parse_training({**recipe, "trainable": ["connector", "lm"], "optim": {"lr": 1e-12}}))
     return {"seconds": 0.0, "cpu": 0.0}
 
 

@@ -1,6 +1,6 @@
 """VQA accuracy step by step as the official evaluator takes it: every question, every answer, every time.
 
-Follows GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py (Simplified BSD licence), in Python 3 and
+Follows GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py (Simplified BSD license), in Python 3 and
 without its progress bar. Ground truth and results are its dictionaries.
 """
 

@@ -47,7 +47,7 @@ def _write_headers(folder: Path, part: Any) -> None:
     from vlmix.mixture.dataset.shards import sample_key
     from vlmix.mixture.dataset.tar import BLOCK, header
 
-    batch = part.order(BATCH).batch(0)
+    batch = part.schedule(BATCH).batch(0)
     columns = (part.column(name).take(batch).to_pylist() for name in ("shard", "json_offset", "json_size"))
     for row, shard, offset, size in zip(part.rows[batch].tolist(), *columns):
         with (folder / shard).open("r+b") as file:
@@ -62,7 +62,7 @@ def first_batch(args: argparse.Namespace) -> Facts:
     opened = vlmix.open(args.work / ("view" if args.contender == "view" else "mixture"))
     if args.contender == "part":
         opened = opened.subset(ratio=0.1)
-    order = opened.order(BATCH)
+    order = opened.schedule(BATCH)
     batch = [opened.raw(position) for position in order.batch(0).tolist()]
     facts = clock.facts(samples=len(opened), batch=len(batch))
     places, order_arrays = opened._places, (order._identity, order._images, order._repeat, order.lengths)

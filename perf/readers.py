@@ -28,7 +28,7 @@ def generate(args: argparse.Namespace) -> Facts:
 
     from vlmix.mixture.dataset.manifest import Manifest, SourceInfo
     from vlmix.mixture.dataset.shards import Row, ShardDone, store_rows
-    from vlmix.mixture.dataset.writer import merge_counts, seal, write_index
+    from vlmix.mixture.dataset.writer import finalize, merge_counts, write_index
     from vlmix.mixture.io.images import image_xxh3
 
     clock = Clock()
@@ -40,9 +40,15 @@ def generate(args: argparse.Namespace) -> Facts:
     def row(position: int) -> Row:
         turns = [{"from": "human", "value": text}]
         columns = {"id": f"x/{position}", "source": "x", "image": f"{position}.jpg", "width": 640, "height": 480}
-        counts = {"exchanges": 1, "words": 1, "repeat": 1, "ordinal": position}
+        counts = {"num_rounds": 1, "num_words": 1, "repeat": 1, "natural_index": position}
         image = pool[position % len(pool)]
-        rest = {"image_hash": image_xxh3(image), "image_change": "", "formats": ["free"], "boxes": [], "origin": ""}
+        rest = {
+            "image_hash": image_xxh3(image),
+            "image_change": "",
+            "response_formats": ["free"],
+            "boxes": [],
+            "extra": "",
+        }
         json = f'{{"id":"x/{position}","conversations":[{{"from":"human","value":"{text}"}}]}}'.encode()
         return Row("x", {**columns, **counts, **rest, "conversations": turns}, json, image)
 
@@ -58,11 +64,11 @@ def generate(args: argparse.Namespace) -> Facts:
         seed=0,
         recipe={"name": "noise", "order": "natural", "prompts": "llava", "samples_per_shard": SHARD},
         samples=total,
-        sources={"x": SourceInfo(licence="", homepage="", counts=merge_counts(done)["x"])},
+        sources={"x": SourceInfo(license="", homepage="", counts=merge_counts(done)["x"])},
         shards=[d.shard for d in done if d.shard is not None],
-        files={},
+        checksums={},
     )
-    seal(folder, manifest)
+    finalize(folder, manifest)
     return clock.facts(bytes=sum(shard.bytes for shard in manifest.shards))
 
 

@@ -84,11 +84,11 @@ def webdataset(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
 def tar(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
     from vlmix.mixture.dataset.shards import sample_key, shard_path
     from vlmix.mixture.dataset.tar import TarWriter
-    from vlmix.mixture.io.atomic import atomic
+    from vlmix.mixture.io.atomic import atomic_write
 
     yield
     for number, (first, count) in enumerate(shards(total)):
-        with atomic(folder / shard_path(number)) as file:
+        with atomic_write(folder / shard_path(number)) as file:
             writer = TarWriter(file)
             for position, (image, text) in samples(pairs, first, count):
                 key = sample_key(position)
@@ -110,16 +110,16 @@ def store(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
             "image": f"coco/train2017/{position:012d}.jpg",
             "width": 640,
             "height": 480,
-            "exchanges": 5,
-            "words": 150,
+            "num_rounds": 5,
+            "num_words": 150,
             "repeat": 1,
-            "ordinal": position,
+            "natural_index": position,
             "image_hash": image_xxh3(image),
             "image_change": "",
             "conversations": turns,
-            "formats": ["short_answer"] * 5,
+            "response_formats": ["short_answer"] * 5,
             "boxes": [],
-            "origin": "",
+            "extra": "",
         }
         return Row("vqav2", columns, text, image)
 

@@ -1,6 +1,6 @@
 """Padding waste and step time of packed batches, of padded ones, and of LLaVA's own length-grouped sampler.
 
-Waste (no model): whole epochs over an index of 665,298 samples with the sources, exchanges and words of LLaVA-1.5's
+Waste (no model): whole epochs over an index of 665,298 samples with the sources, rounds and words of LLaVA-1.5's
 mixture, and over the mixture of `--mixture`, as 8 ranks with 16 samples each see them. Of all positions that the ranks
 compute, the waste is those without a token; the imbalance is the tokens of the fullest rank over the mean rank; the
 cost is the positions of the slowest rank over the tokens of the mean one, 1 being a step without waste or waiting.
@@ -45,11 +45,11 @@ from common import (
 from numpy.typing import NDArray
 
 from vlmix.mixture.schedule.packing import packed_shares, shares
-from vlmix.mixture.schedule.schedule import Order
+from vlmix.mixture.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from vlmix.mixture.mixture import Mixture
-    from vlmix.train.batches import Collator, Micro
+    from vlmix.train.batches import Collator, MicroBatch
     from vlmix.train.config import Recipe
 
 Numbers = NDArray[np.int64]
@@ -57,22 +57,22 @@ Step = list[list[Numbers]]
 """What a step is: for every rank its micro-batches, each the positions of its samples."""
 
 LENGTH, IMAGE_TOKENS = 2_048, 576
-OPENING, EXCHANGE = 36, 10  # tokens of the vicuna template: before the first question, and around each exchange
+OPENING, EXCHANGE = 36, 10  # tokens of the vicuna template: before the first question, and around each round
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A source: rows, how often (weight) a row has how many exchanges, words of a question and of an answer."""
+    """A source: rows, how often (weight) a row has how many rounds, words of a question and of an answer."""
 
     rows: int
-    exchanges: dict[int, float]
+    rounds: dict[int, float]
     question: float
     answer: float
     tokens: float
     """Tokens of a word."""
 
 
-# Rows, and exchanges where there are several, are counts over the real mixture's rows. Words are means over 136 real
+# Rows, and rounds where there are several, are counts over the real mixture's rows. Words are means over 136 real
 # rows, tokens of a word those of a Llama-like tokenizer of 32,000 over the same rows (boxes and OCR take more).
 # ShareGPT's lengths are assumed: the released rows end at 2,048 tokens, their distribution was not at hand.
 SHAPES = {
@@ -87,7 +87,7 @@ SHAPES = {
     "vg": Shape(86_417, {6: 1, 7: 2, 8: 4, 9: 14, 10: 79}, 14, 4.2, 2.28),
     "sharegpt": Shape(40_688, {1: 20, 2: 20, 3: 20, 5: 20, 8: 20}, 30, 170, 1.4),
 }
-_LONE_ANSWER = 115  # words of LLaVA-Instruct's descriptions and reasoning, whose rows have one exchange
+_LONE_ANSWER = 115  # words of LLaVA-Instruct's descriptions and reasoning, whose rows have one round
 _SPREAD = {"sharegpt": 0.9}  # sigma of the logarithm of a text's words
 _FOLDERS = {"gqa": "gqa/images", "ocrvqa": "ocr_vqa/images", "textcaps": "textvqa/train_images", "vg": "vg/VG_100K"}
 
@@ -110,8 +110,10 @@ class Index:
     def save(self, path: Path) -> None:
         np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
-    def order(self, global_batch: int, window: int = 1) -> Order:
-        return Order(self.rows, self.images, self.repeat, self.tokens, seed=0, global_batch=global_batch, window=window)
+    def order(self, global_batch: int, window: int = 1) -> Schedule:
+        return Schedule(
+            self.rows, self.images, self.repeat, self.tokens, seed=0, global_batch=global_batch, length_window=window
+        )
 
     @property
     def seen(self) -> Numbers:
@@ -120,20 +122,20 @@ class Index:
 
 
 def draw(name: str, count: int, rng: np.random.Generator) -> tuple[Numbers, Numbers, Numbers]:
-    """Exchanges of `count` rows [count]; words of all questions, and of all answers, row after row."""
+    """Rounds of `count` rows [count]; words of all questions, and of all answers, row after row."""
     shape = SHAPES[name]
-    weights = np.array(list(shape.exchanges.values()))
-    exchanges = rng.choice(np.array(list(shape.exchanges)), count, p=weights / weights.sum())
+    weights = np.array(list(shape.rounds.values()))
+    rounds = rng.choice(np.array(list(shape.rounds)), count, p=weights / weights.sum())
     sigma = _SPREAD.get(name, 0.4)
-    answer = np.full(int(exchanges.sum()), shape.answer, dtype=float)
+    answer = np.full(int(rounds.sum()), shape.answer, dtype=float)
     if name == "llava_instruct":
-        answer[np.repeat(exchanges == 1, exchanges)] = _LONE_ANSWER
+        answer[np.repeat(rounds == 1, rounds)] = _LONE_ANSWER
 
     def spread(mean: Any) -> Numbers:
         words = mean * rng.lognormal(-(sigma**2) / 2, sigma, len(answer))
         return np.maximum(1, words.round()).astype(np.int64)
 
-    return exchanges, spread(shape.question), spread(answer)
+    return rounds, spread(shape.question), spread(answer)
 
 
 def made_up(scale: float) -> Index:
@@ -141,11 +143,11 @@ def made_up(scale: float) -> Index:
     rng = np.random.default_rng(0)
     images, words, tokens = [], [], []
     for name, shape in SHAPES.items():
-        exchanges, question, answer = draw(name, max(round(shape.rows * scale), 1), rng)
-        starts = np.cumsum(exchanges) - exchanges
+        rounds, question, answer = draw(name, max(round(shape.rows * scale), 1), rng)
+        starts = np.cumsum(rounds) - rounds
         said = np.add.reduceat(question + answer, starts)
         image = name != "sharegpt"
-        whole = (said * shape.tokens).round().astype(np.int64) + OPENING + EXCHANGE * exchanges + IMAGE_TOKENS * image
+        whole = (said * shape.tokens).round().astype(np.int64) + OPENING + EXCHANGE * rounds + IMAGE_TOKENS * image
         images.append(np.full(len(said), image))
         words.append(said)
         tokens.append(np.minimum(whole, LENGTH))
@@ -215,7 +217,7 @@ def at_random(index: Index, micro: int, world: int) -> Iterator[Step]:
     return in_turn([drawn[i : i + micro * world] for i in range(0, len(drawn), micro * world)], micro, world)
 
 
-def padded(order: Order, micro: int, world: int, steps: int) -> Iterator[Step]:
+def padded(order: Schedule, micro: int, world: int, steps: int) -> Iterator[Step]:
     for step in range(steps):
         batch = order.batch(step)
         largest = -(-len(batch) // world)
@@ -223,7 +225,7 @@ def padded(order: Order, micro: int, world: int, steps: int) -> Iterator[Step]:
         yield [[share[i : i + micro] for i in range(0, largest, micro)] for share in mine]
 
 
-def packed(order: Order, capacity: int, world: int, steps: int) -> Iterator[Step]:
+def packed(order: Schedule, capacity: int, world: int, steps: int) -> Iterator[Step]:
     for step in range(steps):
         batch = order.batch(step)
         yield [[batch[members] for members in mine] for mine in packed_shares(order.lengths[batch], world, capacity)]
@@ -327,14 +329,14 @@ def generate(args: argparse.Namespace) -> Facts:
     words = ["".join(rng.choice(letters, length)) for length in rng.integers(2, 9, 600)]
     rows = []
     for number, name in enumerate(names):
-        exchanges, questions, answers = draw(name, 1, rng)
+        rounds, questions, answers = draw(name, 1, rng)
         row: dict[str, Any] = {"id": f"{number:012d}", "conversations": []}
         if name != "sharegpt":
             row["image"] = f"{_FOLDERS.get(name, 'coco/train2017')}/{number:012d}.jpg"
             path = raw / row["image"]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(pictures[number % len(pictures)])
-        for i in range(int(exchanges[0])):
+        for i in range(int(rounds[0])):
             image = "<image>\n" if "image" in row and not i else ""
             for role, count in (("human", questions[i]), ("gpt", answers[i])):
                 said = _said(words, int(count), SHAPES[name].tokens, rng)
@@ -358,7 +360,7 @@ def measure(args: argparse.Namespace) -> Facts:
 
     import vlmix
     from vlmix.train.batches import lengths
-    from vlmix.train.images import Vision
+    from vlmix.train.images import ImageGeometry
     from vlmix.train.tokens import Encoder, add_image_token, template, train_tokenizer
 
     clock = Clock()
@@ -370,7 +372,7 @@ def measure(args: argparse.Namespace) -> Facts:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
     add_image_token(tokenizer)
     tokenizer.save_pretrained(args.work / "tokenizer")
-    found = lengths(opened, Encoder(tokenizer, template("vicuna", tokenizer)), Vision(336, 14), LENGTH)
+    found = lengths(opened, Encoder(tokenizer, template("vicuna", tokenizer)), ImageGeometry(336, 14), LENGTH)
     index = Index(
         images=np.array(opened.column("image").to_pylist()) != "",
         words=opened.lengths(),
@@ -408,15 +410,20 @@ def recipe_of(args: argparse.Namespace, pack: int, compiled: bool) -> "Recipe":
             "name": "benchmark",
             "model": {
                 "lm": {"model_type": "llama", "max_position_embeddings": LENGTH, **MODELS[args.model]},
-                "tower": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, **eyes},
+                "vision_tower": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, **eyes},
                 "tokenizer": str(args.work / "tokenizer"),
             },
             "template": "vicuna",
-            "train": ["connector", "lm"],
-            "batch": {"samples": args.micro * args.ranks, "micro": args.micro, "pack": pack, "length": LENGTH},
+            "trainable": ["connector", "lm"],
+            "batch": {
+                "global_size": args.micro * args.ranks,
+                "micro_size": args.micro,
+                "pack_length": pack,
+                "max_length": LENGTH,
+            },
             "optim": {"lr": 2e-5},
             "precision": "fp32" if tiny else "bf16",
-            "checkpointing": not tiny,
+            "activation_checkpointing": not tiny,
             "compile": compiled,
         }
     )
@@ -444,7 +451,7 @@ class Shares:
     def __init__(self, opened: "Mixture", collator: "Collator", plan: list[Step], mine: range, pack: bool) -> None:
         self.opened, self.collator, self.plan, self.mine, self.pack = opened, collator, plan, mine, pack
 
-    def __getitem__(self, step: int) -> "list[list[Micro]]":
+    def __getitem__(self, step: int) -> "list[list[MicroBatch]]":
         return [
             [self.collator([self.opened[i] for i in micro.tolist()], self.pack) for micro in self.plan[step][rank]]
             for rank in self.mine
@@ -459,10 +466,10 @@ def train(args: argparse.Namespace) -> Facts:
     import vlmix
     from vlmix.train.batches import Collator
     from vlmix.train.flops import Flops, peak
-    from vlmix.train.loader import load
-    from vlmix.train.model import Trainee, build
-    from vlmix.train.parallel import ranks, shard
-    from vlmix.train.param_groups import groups
+    from vlmix.train.loader import make_loader
+    from vlmix.train.model import TrainableVLM, build
+    from vlmix.train.parallel import apply_fsdp, init_distributed
+    from vlmix.train.param_groups import param_groups
     from vlmix.train.tokens import Encoder, template
 
     way, _, compiled = args.contender.partition("+")
@@ -470,7 +477,7 @@ def train(args: argparse.Namespace) -> Facts:
     recipe = recipe_of(args, pack, bool(compiled))
     opened, index = vlmix.open(args.mixture), Index.load(args.work / "index.npz")
     plan = plan_of(way, index, args)
-    with ranks() as me:
+    with init_distributed() as me:
         if me.device.type == "cpu":
             torch.set_num_threads(1)
         torch.manual_seed(0)
@@ -479,10 +486,10 @@ def train(args: argparse.Namespace) -> Facts:
         )
         if args.model != "tiny":
             parts.model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
-        model = Trainee(parts, recipe)
+        model = TrainableVLM(parts, recipe)
         flops = Flops.of(model)
-        shard(model, recipe, me)
-        optimizer = torch.optim.AdamW(list(groups(model, recipe)), fused=True)
+        apply_fsdp(model, recipe, me)
+        optimizer = torch.optim.AdamW(list(param_groups(model, recipe)), fused=True)
         names = sorted(set(opened.column("source").to_pylist()))
         encoder = Encoder(tokenizer, template(recipe.template, tokenizer))
         collator = Collator(encoder, parts.vision, recipe.batch, names, tokenizer.pad_token_id or 0)
@@ -495,9 +502,9 @@ def train(args: argparse.Namespace) -> Facts:
             if not on_cpu:
                 torch.cuda.synchronize()
 
-        def step(work: "list[list[Micro]]") -> list[float]:
+        def step(work: "list[list[MicroBatch]]") -> list[float]:
             """One step; the seconds of each share."""
-            trained = me.total([sum(len(micro.targets) for share in work for micro in share)])[0]
+            trained = me.all_reduce_sum([sum(len(micro.targets) for share in work for micro in share)])[0]
             took = []
             for share in work:
                 began = now()
@@ -505,14 +512,16 @@ def train(args: argparse.Namespace) -> Facts:
                     (model(micro.to(me.device)).sum() * (me.world / max(trained, 1))).backward()
                 wait()
                 took.append(now() - began)
-            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], recipe.optim.clip)
+            torch.nn.utils.clip_grad_norm_(
+                [p for p in model.parameters() if p.requires_grad], recipe.optim.max_grad_norm
+            )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             wait()
             return took
 
         step(data[0])
-        batches = iter(load(data, 0, len(plan), 1 if on_cpu else 8))  # type: ignore[arg-type]
+        batches = iter(make_loader(data, 0, len(plan), 1 if on_cpu else 8))  # type: ignore[arg-type]
         work = next(batches)  # the worker's start is not a step's wait
         clock, waited, slowest, needed = Clock(), 0.0, 0.0, 0.0
         for number in range(len(plan)):
@@ -523,12 +532,12 @@ def train(args: argparse.Namespace) -> Facts:
             slowest += max(step(work))
             needed += sum(flops.of_micro(micro) for share in work for micro in share)
         facts = clock.facts(steps=len(plan), waited=waited, slowest=slowest, world=me.world, on_cpu=on_cpu)
-        needed = me.total([needed])[0]
+        needed = me.all_reduce_sum([needed])[0]
         found = tally(iter(plan), index.tokens, bool(pack))
         limit = peak(me.device)
         per_gpu = needed / facts["seconds"] / me.world / 1e12
         facts |= {"tokens": found.tokens, "waste": found.waste, "tflops": per_gpu, "mfu": limit and per_gpu / limit}
-        told: Facts = me.once(lambda: facts)
+        told: Facts = me.run_on_main(lambda: facts)
         return told
 
 
@@ -543,8 +552,15 @@ LINES = {
 def launch(name: str, args: argparse.Namespace, work: Path, options: Sequence[str]) -> tuple[Facts, int, int | None]:
     if args.nproc == 1:
         return run(name, work, *options)
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.nproc)]
-    return execute([*ranks, sys.argv[0], "--contender", name, "--work", str(work), *options])
+    init_distributed = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(args.nproc),
+    ]
+    return execute([*init_distributed, sys.argv[0], "--contender", name, "--work", str(work), *options])
 
 
 def show_steps(measured: dict[str, Measured]) -> str:

@@ -33,7 +33,7 @@ from common import (
 )
 
 RATIO = 0.1
-# Source -> (samples, exchanges of each), about LLaVA-1.5's 665K.
+# Source -> (samples, rounds of each), about LLaVA-1.5's 665K.
 SOURCES = {
     "llava_instruct": (157_712, 3),
     "vqav2": (82_783, 5),
@@ -102,14 +102,14 @@ def _batch(number: int, first: int, part: Any, sources: list[str], numbers: Any,
     count = len(part)
     ids = [f"{source}/{n:012d}" for source, n in zip(sources, numbers.tolist())]
     text_only = np.array([source == "sharegpt" for source in sources])
-    exchanges = np.array([SOURCES[source][1] for source in sources], dtype=np.int32)
+    rounds = np.array([SOURCES[source][1] for source in sources], dtype=np.int32)
     sizes = np.where(text_only, 0, rng.lognormal(11, 0.4, count)).astype(np.int64)
     texts = rng.lognormal(7.1, 0.3, count).astype(np.int64)
     places = np.cumsum(sizes + texts + 2_048) - sizes - texts
-    starts = np.concatenate([[0], np.cumsum(2 * exchanges)])
+    starts = np.concatenate([[0], np.cumsum(2 * rounds)])
     said = pa.StructArray.from_arrays(
         [
-            pa.array(["human", "gpt"] * int(exchanges.sum())),
+            pa.array(["human", "gpt"] * int(rounds.sum())),
             turns.take(pa.array(rng.integers(0, len(turns), int(starts[-1])))),
         ],
         ["from", "value"],
@@ -122,10 +122,10 @@ def _batch(number: int, first: int, part: Any, sources: list[str], numbers: Any,
         "image": ["" if bare else f"images/{id}.jpg" for id, bare in zip(ids, text_only)],
         "width": np.where(text_only, 0, 640).astype(np.int32),
         "height": np.where(text_only, 0, 480).astype(np.int32),
-        "exchanges": exchanges,
-        "words": (texts // 6).astype(np.int32),
+        "num_rounds": rounds,
+        "num_words": (texts // 6).astype(np.int32),
         "repeat": np.ones(count, dtype=np.int32),
-        "ordinal": part,
+        "natural_index": part,
         "shard": [shard_path(number)] * count,
         "image_offset": np.where(text_only, 0, places),
         "image_size": sizes,
@@ -134,9 +134,9 @@ def _batch(number: int, first: int, part: Any, sources: list[str], numbers: Any,
         "image_hash": ["" if bare else hashes[32 * i : 32 * i + 32] for i, bare in enumerate(text_only)],
         "image_change": [""] * count,
         "conversations": pa.ListArray.from_arrays(pa.array(starts, pa.int32()), said),
-        "formats": [["short_answer"] * n for n in exchanges.tolist()],
+        "response_formats": [["short_answer"] * n for n in rounds.tolist()],
         "boxes": [_boxes(source) for source in sources],
-        "origin": [""] * count,
+        "extra": [""] * count,
     }
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in SAMPLES], schema=SAMPLES)
 
@@ -144,7 +144,7 @@ def _batch(number: int, first: int, part: Any, sources: list[str], numbers: Any,
 def _boxes(source: str) -> list[dict[str, float]]:
     if source not in ("vg", "refcoco"):
         return []
-    return [{"exchange": i, "x1": 1.5 * i, "y1": 20.0, "x2": 100.25, "y2": 50.0} for i in range(SOURCES[source][1])]
+    return [{"round": i, "x1": 1.5 * i, "y1": 20.0, "x2": 100.25, "y2": 50.0} for i in range(SOURCES[source][1])]
 
 
 def _manifest(folder: Path, scale: float) -> None:
@@ -160,7 +160,7 @@ def _manifest(folder: Path, scale: float) -> None:
     recipe = Recipe(name="made-up", sources={})
     size = recipe.samples_per_shard
     # The selection takes its numbers from the index; these stand for what a build would have counted.
-    infos = {name: SourceInfo(licence="none", homepage="", counts=Counts(n, n, n, n, n)) for name, n in counts.items()}
+    infos = {name: SourceInfo(license="none", homepage="", counts=Counts(n, n, n, n, n)) for name, n in counts.items()}
     shards = [Shard(shard_path(i // size), min(size, total - i), 300_000_000, "0" * 64) for i in range(0, total, size)]
     manifest = Manifest(
         kind="mixture",
@@ -170,7 +170,7 @@ def _manifest(folder: Path, scale: float) -> None:
         samples=total,
         sources=infos,
         shards=shards,
-        files={},
+        checksums={},
     )
     manifests.write(folder, manifest)
 

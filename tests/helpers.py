@@ -17,7 +17,7 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.record import Conversation
-from vlmix.mixture.render import values
+from vlmix.mixture.render import render
 
 VLMIX = [sys.executable, "-c", "from vlmix.cli.main import main; main()"]
 
@@ -36,7 +36,7 @@ def read(name: str, raw: Path, seed: int = 0, **options: Any) -> tuple[list[Conv
 
 
 def rows(found: list[Conversation], style: Any = "llava") -> list[list[str]]:
-    return [values(conversation, style) for conversation in found]
+    return [render(conversation, style) for conversation in found]
 
 
 def reasons(rejects: list[Reject]) -> set[str]:
@@ -64,7 +64,7 @@ def vlmix(*arguments: object, **popen: Any) -> subprocess.CompletedProcess[str]:
 def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda plain: None) -> None:
     """Write the manifest anew, with true checksums, as somebody would who forges a mixture."""
     plain = json.loads((folder / "manifest.json").read_text())
-    plain["files"] = {name: sha256(folder / name) for name in plain["files"]}
+    plain["checksums"] = {name: sha256(folder / name) for name in plain["checksums"]}
     change(plain)
     for shard in plain["shards"]:
         path = folder / shard["path"]

@@ -20,9 +20,9 @@ from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.schedule.packing import Positions
-from vlmix.mixture.schedule.schedule import Order
+from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import Batch
-from vlmix.train.images import Vision, decode
+from vlmix.train.images import ImageGeometry, decode
 from vlmix.train.tokens import Encoded, Encoder
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -30,28 +30,28 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.De
 
 
 @dataclass
-class Micro:
+class MicroBatch:
     """B rows of T tokens holding S samples, of which K tokens are trained on. Packed, B is 1."""
 
-    ids: torch.Tensor
+    input_ids: torch.Tensor
     """[B, T] int64."""
-    positions: torch.Tensor
+    position_ids: torch.Tensor
     """[B, T] int64: place of each token in its sample."""
     targets: torch.Tensor
     """[K] int64: tokens to be predicted."""
-    sites: torch.Tensor
+    target_positions: torch.Tensor
     """[K] int64: place in B * T of the token before each target."""
-    owners: torch.Tensor
+    sample_index: torch.Tensor
     """[K] int64: the sample of each target, 0 to S - 1."""
     images: torch.Tensor
     """[V, 3, side, side] uint8: the views of all images, in order."""
-    sizes: list[tuple[int, int]]
+    image_sizes: list[tuple[int, int]]
     """[I] (height, width) of each image in pixels."""
-    views: list[int]
+    tiles_per_image: list[int]
     """[I] views of each image."""
-    bounds: torch.Tensor | None
+    cu_seqlens: torch.Tensor | None
     """[S + 1] int32 where packed: where samples begin and end."""
-    longest: int
+    max_seqlen: int
     """Tokens of the longest sample."""
     samples: list[str]
     """[S] ids in the mixture."""
@@ -63,13 +63,13 @@ class Micro:
     unreadable: list[str] = field(default_factory=list)
     """Samples whose image did not decode: they show nothing and train on nothing."""
 
-    def to(self, device: torch.device) -> "Micro":
+    def to(self, device: torch.device) -> "MicroBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "Micro":
+    def pin_memory(self) -> "MicroBatch":
         return self._each(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Micro":
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
         tensors = {name: value for name, value in self.__dict__.items() if isinstance(value, torch.Tensor)}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
         return dataclasses.replace(self, **changed)
@@ -81,30 +81,30 @@ _Laid = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # ids, p
 class Collator:
     """Samples to micro-batches."""
 
-    def __init__(self, encoder: Encoder, vision: Vision, batch: Batch, sources: Sequence[str], pad: int) -> None:
+    def __init__(self, encoder: Encoder, vision: ImageGeometry, batch: Batch, sources: Sequence[str], pad: int) -> None:
         self.encoder, self.vision, self.batch, self.pad = encoder, vision, batch, pad
         self.sources = {name: number for number, name in enumerate(sources)}
 
     def encode(self, sample: Sample) -> Encoded:
-        """Ids of a sample, cut to batch.length. Raises VlmixError where the cut would go through its image."""
+        """Ids of a sample, cut to batch.max_length. Raises VlmixError where the cut would go through its image."""
         values = [turn.value for turn in sample.conversations]
         tokens = self.vision.tokens(sample.width, sample.height) if sample.image else 0
-        return cut(self.encoder.encode(values, tokens), self.batch.length, tokens, self.encoder.image_id, sample.id)
+        return cut(self.encoder.encode(values, tokens), self.batch.max_length, tokens, self.encoder.image_id, sample.id)
 
-    def __call__(self, samples: Sequence[Sample], packed: bool) -> Micro:
+    def __call__(self, samples: Sequence[Sample], packed: bool) -> MicroBatch:
         encoded, views, sizes, unreadable = [], [], [], []
         for sample in samples:
             tokens = self.encode(sample)
             if sample.jpeg is not None:
                 try:
                     image = decode(sample.jpeg)
-                    if image.shape[1:] != (sample.height, sample.width) and self.vision.grids:
+                    if image.shape[1:] != (sample.height, sample.width) and self.vision.tile_grids:
                         raise ValueError(f"the index says {sample.width} x {sample.height}")
                     views.append(self.vision.views(image))
                 except UNREADABLE:
                     unreadable.append(sample.id)
                     views.append(self.vision.blank(sample.width, sample.height))
-                    tokens = Encoded(tokens.ids, np.zeros_like(tokens.trained))
+                    tokens = Encoded(tokens.ids, np.zeros_like(tokens.loss_mask))
                 sizes.append((sample.height, sample.width))
             encoded.append(tokens)
         if not samples:
@@ -114,21 +114,21 @@ class Collator:
         ids, positions, starts = (self._packed if packed else self._padded)(encoded, lengths)
         targets, sites, owners = [], [], []
         for number, tokens in enumerate(encoded):
-            places = np.flatnonzero(tokens.trained[1:])
+            places = np.flatnonzero(tokens.loss_mask[1:])
             targets.append(tokens.ids[places + 1])
             sites.append(places + starts[number])
             owners.append(np.full(len(places), number))
-        return Micro(
-            ids=torch.from_numpy(ids),
-            positions=torch.from_numpy(positions),
+        return MicroBatch(
+            input_ids=torch.from_numpy(ids),
+            position_ids=torch.from_numpy(positions),
             targets=torch.from_numpy(np.concatenate(targets)),
-            sites=torch.from_numpy(np.concatenate(sites)),
-            owners=torch.from_numpy(np.concatenate(owners)),
+            target_positions=torch.from_numpy(np.concatenate(sites)),
+            sample_index=torch.from_numpy(np.concatenate(owners)),
             images=torch.cat(views) if views else torch.empty((0, 3, side, side), dtype=torch.uint8),
-            sizes=sizes,
-            views=[len(view) for view in views],
-            bounds=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)) if packed else None,
-            longest=int(lengths.max()),
+            image_sizes=sizes,
+            tiles_per_image=[len(view) for view in views],
+            cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)) if packed else None,
+            max_seqlen=int(lengths.max()),
             samples=[sample.id for sample in samples],
             sources=torch.tensor([self.sources[sample.source] for sample in samples], dtype=torch.int64),
             lengths=lengths if samples else lengths[:0],
@@ -154,35 +154,38 @@ def cut(tokens: Encoded, length: int, image_tokens: int, image_id: int, name: st
     """The first `length` tokens. Raises VlmixError if they do not hold the whole image."""
     if len(tokens.ids) <= length:
         return tokens
-    tokens = Encoded(tokens.ids[:length], tokens.trained[:length])
+    tokens = Encoded(tokens.ids[:length], tokens.loss_mask[:length])
     if image_tokens and (tokens.ids == image_id).sum() != image_tokens:
         raise VlmixError(
-            f"sample {name}: batch.length {length} cuts through its image of {image_tokens} tokens; raise batch.length"
+            f"sample {name}: batch.max_length {length} cuts through its image of {image_tokens} tokens; "
+            "raise batch.max_length"
         )
     return tokens
 
 
-class Microbatches(Dataset["list[Micro] | VlmixError"]):
+class MicroBatchDataset(Dataset["list[MicroBatch] | VlmixError"]):
     """Item k: the micro-batches of one rank in step k. An error that a user can act on comes as an item, so that it
     crosses the border of a worker process as it is."""
 
-    def __init__(self, mixture: Mixture, order: Order, collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, mixture: Mixture, order: Schedule, collator: Collator, rank: int, world: int) -> None:
         self.mixture, self.order, self.collator = mixture, order, collator
         self.rank, self.world = rank, world
 
-    def __getitem__(self, step: int) -> "list[Micro] | VlmixError":
+    def __getitem__(self, step: int) -> "list[MicroBatch] | VlmixError":
         batch = self.collator.batch
         try:
             bins = self._bins(step)
-            return [self.collator([self.mixture[i] for i in members.tolist()], bool(batch.pack)) for members in bins]
+            return [
+                self.collator([self.mixture[i] for i in members.tolist()], bool(batch.pack_length)) for members in bins
+            ]
         except VlmixError as error:
             return error
 
     def _bins(self, step: int) -> list[Positions]:
-        if self.collator.batch.pack:
-            return self.order.bins(step, self.rank, self.world, self.collator.batch.pack)
-        share = self.order.share(step, self.rank, self.world)
-        micro = self.collator.batch.micro
+        if self.collator.batch.pack_length:
+            return self.order.packed_batch(step, self.rank, self.world, self.collator.batch.pack_length)
+        share = self.order.rank_batch(step, self.rank, self.world)
+        micro = self.collator.batch.micro_size
         largest = -(-len(self.order.batch(step)) // self.world)
         return [share[i : i + micro] for i in range(0, largest, micro)]
 
@@ -192,13 +195,13 @@ class Lengths:
     """Tokens of every sample of a mixture, [N] int64, as the model takes them."""
 
     tokens: NDArray[np.int64]
-    trained: NDArray[np.int64]
+    targets: NDArray[np.int64]
     """Of them, those that are trained on."""
-    whole: NDArray[np.int64]
-    """Before they were cut to batch.length."""
+    untruncated: NDArray[np.int64]
+    """Before they were cut to batch.max_length."""
 
 
-def lengths(mixture: Mixture, encoder: Encoder, vision: Vision, length: int) -> Lengths:
+def lengths(mixture: Mixture, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:
     """One pass over all texts of a mixture. Raises VlmixError for a sample whose image would be cut."""
     images = np.array(mixture.column("image").to_pylist()) != ""
     sizes = zip(mixture.column("width").to_pylist(), mixture.column("height").to_pylist())
@@ -209,5 +212,5 @@ def lengths(mixture: Mixture, encoder: Encoder, vision: Vision, length: int) -> 
         for position, tokens in zip(positions.tolist(), encoded):
             name = mixture.column("id")[position].as_py() if len(tokens.ids) > length else ""
             short = cut(tokens, length, int(image_tokens[position]), encoder.image_id, name)
-            found[:, position] = len(short.ids), short.trained[1:].sum(), len(tokens.ids)
+            found[:, position] = len(short.ids), short.loss_mask[1:].sum(), len(tokens.ids)
     return Lengths(*found)

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.model import Trainee
+from vlmix.train.model import TrainableVLM
 from vlmix.train.parallel import Ranks
 
 _OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -115,12 +115,12 @@ class Checkpoints:
         self._pending: tuple[Path, Future[Any]] | None = None
         # A save in the background talks among the ranks while training does: in a group of its own.
         self._group = dist.new_group(backend="gloo")
-        if ranks.first:
+        if ranks.is_main:
             for left in folder.glob("*.partial"):
                 shutil.rmtree(left)
         dist.barrier()
 
-    def save(self, model: Trainee, optimizer: torch.optim.Optimizer, state: State) -> None:
+    def save(self, model: TrainableVLM, optimizer: torch.optim.Optimizer, state: State) -> None:
         """Begin to save; training may go on at once. Waits for the save before it, and raises VlmixError if that, or
         this, cannot be written."""
         self.wait()
@@ -134,7 +134,7 @@ class Checkpoints:
             except OSError as error:
                 raise self._unwritable(path, error) from None
 
-        self.ranks.once(begin)
+        self.ranks.run_on_main(begin)
         tensors = _tensors(model, optimizer)
         self._pending = path, dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)
 
@@ -155,7 +155,7 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:  # whatever a storage writer raises, on whichever rank
             problem = self._unwritable(path, error)
         found = [each for each in self.ranks.gather(problem) if each]
-        self.ranks.once(lambda: self._finish(path, found[0] if found else None))
+        self.ranks.run_on_main(lambda: self._finish(path, found[0] if found else None))
 
     def _finish(self, path: Path, problem: VlmixError | None) -> None:
         """Give a save its name, or take it away."""
@@ -184,7 +184,7 @@ class Checkpoints:
         except (OSError, msgspec.DecodeError) as error:
             raise VlmixError(f"{newest[0]}: {error}; remove this checkpoint to go on from the one before") from None
 
-    def restore(self, path: Path, model: Trainee, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, path: Path, model: TrainableVLM, optimizer: torch.optim.Optimizer) -> None:
         """Load a checkpoint into a model and its optimizer, sharded as they are."""
         tensors = _tensors(model, optimizer)
         try:
@@ -207,7 +207,7 @@ class Checkpoints:
         return VlmixError(f"{path}: cannot write the checkpoint: {what}; free some space. {kept}")
 
 
-def _tensors(model: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _tensors(model: TrainableVLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What learns, and the optimizer's state. (DCP by itself takes a frozen tied embedding for trained.)"""
     trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
     weights = get_model_state_dict(model, options=_OPTIONS)

@@ -12,8 +12,8 @@ from vlmix.mixture.io import strict_yaml as strict
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(ge=0)]
-Part = Literal["connector", "lm", "tower"]
-Fitting = Literal["pad", "crop", "stretch"]
+Part = Literal["connector", "lm", "vision_tower"]
+AspectRatio = Literal["pad", "crop", "stretch"]
 """How a picture becomes a square: `train.images.to_square`."""
 Grid = Annotated[list[Positive], Meta(min_length=2, max_length=2)]
 
@@ -23,37 +23,38 @@ class Model(Struct, frozen=True, kw_only=True):
 
     lm: str | dict[str, Any]
     """A folder, hub name, .gguf file or package:// file; or the keys of a configuration to be drawn at random."""
-    tower: str | dict[str, Any]
+    vision_tower: str | dict[str, Any]
     """A folder, hub name, .onnx file or package:// file; or the keys of a configuration to be drawn at random."""
     tokenizer: str | Positive | None = None
     """A folder or hub name; a number trains one of that many tokens on the mixture; by default the LM's own."""
     connector: Literal["mlp", "linear"] = "mlp"
-    start: str | None = None
+    init_connector_from: str | None = None
     """Run of stage one, or its connector.safetensors, that the connector starts from."""
     prepend_scheme: Literal["always", "first"] | None = None
     """Where a tokenizer of Llama's SentencePiece kind puts its blank: before every run of text between special tokens,
     or before the first of a prompt alone. None: always for LLaVA's templates, the tokenizer's own way for `chat`."""
-    layer: int = -2
+    vision_feature_layer: int = -2
     """Hidden state of the tower that is used."""
-    fitting: Fitting = "pad"
-    grids: list[Grid] | None = None
+    image_aspect_ratio: AspectRatio = "pad"
+    tile_grids: list[Grid] | None = None
     """Tile grids (rows, columns) of the tower's side, beside the global view: LLaVA-NeXT's form. None: one view."""
 
 
 class Batch(Struct, frozen=True, kw_only=True):
     """What makes up a step."""
 
-    samples: Positive = 128
+    global_size: Positive = 128
     """Global batch: samples per step over all ranks."""
-    micro: Positive = 16
+    micro_size: Positive = 16
     """Samples of a padded micro-batch."""
-    pack: Count = 0
+    pack_length: Count = 0
     """Tokens of a packed micro-batch; 0: padded micro-batches."""
-    length: Positive = 2048
+    max_length: Positive = 2048
     """Tokens of a sample; longer ones are cut at the right."""
-    window: Positive = 1
+    length_window: Positive = 1
     """Global batches that are filled by length together."""
-    last: Literal["short", "drop"] = "short"
+    drop_last: bool = False
+    """Drop the last batch of an epoch where it is smaller."""
 
 
 class Optim(Struct, frozen=True, kw_only=True):
@@ -61,14 +62,14 @@ class Optim(Struct, frozen=True, kw_only=True):
 
     lr: Annotated[float, Meta(gt=0)]
     connector_lr: Rate | None = None
-    tower_lr: Rate | None = None
+    vision_tower_lr: Rate | None = None
     weight_decay: Rate = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Annotated[float, Meta(gt=0)] = 1e-8
-    clip: Rate = 1.0
+    max_grad_norm: Rate = 1.0
     """Largest norm of the gradient; 0: no clipping."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Meta(ge=0, le=1)] = 0.03
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.03
     """Share of the steps."""
 
 
@@ -83,7 +84,7 @@ class Lora(Struct, frozen=True, kw_only=True):
 class Checkpoints(Struct, frozen=True, kw_only=True):
     """When the state of a run is saved, and how many are kept."""
 
-    every: Count = 500
+    interval: Count = 500
     """Steps; 0: only at the end and on a signal."""
     keep: Positive = 2
 
@@ -92,7 +93,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """A parsed training recipe."""
 
     name: str
-    data: str = ""
+    mixture: str = ""
     """The mixture: a folder, a view or a URL."""
     out: str = ""
     """Folder of the run; runs/NAME by default."""
@@ -101,27 +102,27 @@ class Recipe(Struct, frozen=True, kw_only=True):
     template: Literal["vicuna", "bare", "plain", "chat"]
     """vicuna: LLaVA's v1; bare: the same without its system message; plain: image and caption (stage one); chat: the
     LM's own chat template."""
-    train: list[Part]
+    trainable: list[Part]
     """What is trained; the rest stays as it was, bit for bit."""
     lora: Lora | None = None
     batch: Batch = Batch()
     optim: Optim
     epochs: Annotated[float, Meta(gt=0)] = 1.0
-    steps: Count = 0
+    max_steps: Count = 0
     """Number of steps instead of epochs, over as many epochs as that takes."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the computation; weights and the optimizer's state are fp32."""
-    checkpointing: bool = True
+    activation_checkpointing: bool = True
     """Recompute the LM's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """torch.compile of every block of the LM."""
-    reshard: bool = True
+    reshard_after_forward: bool = True
     """Give gathered weights back after each block's forward (ZeRO-3) or keep them until backward (ZeRO-2)."""
-    checkpoints: Checkpoints = Checkpoints()
-    log_every: Positive = 1
-    workers: Count = 4
+    checkpoint: Checkpoints = Checkpoints()
+    log_interval: Positive = 1
+    loader_workers: Count = 4
     """Processes per rank that prepare batches."""
-    threads: Count = 0
+    cpu_threads: Count = 0
     """CPU threads of a process; 0: torch's choice. Small models are slower with several."""
     max_bad_images: Count = 16
     """Images that may fail to decode before the run stops."""
@@ -145,15 +146,18 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
 def parse(data: Any, where: str = "recipe") -> Recipe:
     """A training recipe from plain data."""
     if not isinstance(data, dict):
-        raise VlmixError(f"{where}: a training recipe is a mapping with `model`, `template`, `train` and `optim`")
+        raise VlmixError(f"{where}: a training recipe is a mapping with `model`, `template`, `trainable` and `optim`")
     _check(data, Recipe, where)
     recipe: Recipe = strict.convert(data, Recipe, where)
-    if not recipe.train or len(set(recipe.train)) != len(recipe.train):
-        raise VlmixError(f"{where}: `train` names what learns, each once: connector, lm, tower")
-    if recipe.lora and "lm" not in recipe.train:
-        raise VlmixError(f"{where}: `lora` trains the LM; add lm to `train`")
-    if recipe.batch.pack and recipe.batch.pack < recipe.batch.length:
-        raise VlmixError(f"{where}: batch.pack {recipe.batch.pack} is less than batch.length {recipe.batch.length}")
+    if not recipe.trainable or len(set(recipe.trainable)) != len(recipe.trainable):
+        raise VlmixError(f"{where}: `trainable` names what is trained, each once: connector, lm, vision_tower")
+    if recipe.lora and "lm" not in recipe.trainable:
+        raise VlmixError(f"{where}: `lora` trains the LM; add lm to `trainable`")
+    if recipe.batch.pack_length and recipe.batch.pack_length < recipe.batch.max_length:
+        raise VlmixError(
+            f"{where}: batch.pack_length {recipe.batch.pack_length} is less than batch.max_length "
+            f"{recipe.batch.max_length}"
+        )
     if isinstance(recipe.model.lm, dict) and recipe.model.tokenizer is None:
         raise VlmixError(f"{where}: an LM from scratch needs model.tokenizer: a folder, or the size of one to train")
     if isinstance(recipe.model.tokenizer, int) and isinstance(recipe.model.lm, str):

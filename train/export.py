@@ -30,9 +30,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic, disk_errors
+from vlmix.mixture.io.atomic import atomic_write, disk_errors
 from vlmix.train.config import Recipe
-from vlmix.train.images import Vision
+from vlmix.train.images import ImageGeometry
 from vlmix.train.model import LlavaModel
 from vlmix.train.tokens import IMAGE, Encoder, Template, adds_begin, question_text
 
@@ -83,7 +83,7 @@ def write(
     out: Path,
     state: State,
     model: LlavaModel,
-    vision: Vision,
+    vision: ImageGeometry,
     has_cls: bool,
     tokenizer: PreTrainedTokenizerBase,
     layout: Template,
@@ -93,8 +93,9 @@ def write(
 ) -> None:
     """A folder with weights, configuration, processor and chat template; read back before it takes its name.
 
-    `state` holds the whole weights by their names in Trainee. Raises VlmixError, and leaves what stood at `out`, if
-    the disk is full, or if transformers misses a weight, finds one that it does not expect or has another value for it.
+    `state` holds the whole weights by their names in TrainableVLM. Raises VlmixError, and leaves what stood at
+    `out`, if the disk is full, or if transformers misses a weight, finds one that it does not expect or has
+    another value for it.
     """
     state = {name.removeprefix("hf."): tensor for name, tensor in state.items()}
     if recipe.lora:
@@ -155,7 +156,7 @@ def _save(tensors: State, path: Path) -> None:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
 
 
-def _config(model: LlavaModel, vision: Vision, dtype: torch.dtype) -> dict[str, Any]:
+def _config(model: LlavaModel, vision: ImageGeometry, dtype: torch.dtype) -> dict[str, Any]:
     """transformers 5's configuration, and in older words what transformers 4 and the converters would not find in it:
     they would take their own defaults, silently."""
     told: dict[str, Any] = json.loads(model.config.to_json_string())
@@ -213,28 +214,30 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, layout: T
     _write_json(folder / "tokenizer_config.json", settings | named)
 
 
-def _write_processor(folder: Path, vision: Vision, has_cls: bool) -> None:
+def _write_processor(folder: Path, vision: ImageGeometry, has_cls: bool) -> None:
     """The files are written here, not by `save_pretrained`: without torchvision that would name an image processor
     which transformers 4 does not have."""
     side = {"height": vision.side, "width": vision.side}
-    kind = "LlavaNext" if vision.grids else "Llava"
+    kind = "LlavaNext" if vision.tile_grids else "Llava"
     images: dict[str, Any] = {
         "image_processor_type": f"{kind}ImageProcessor",
         "processor_class": f"{kind}Processor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": side if vision.fitting == "stretch" and not vision.grids else {"shortest_edge": vision.side},
+        "size": side
+        if vision.image_aspect_ratio == "stretch" and not vision.tile_grids
+        else {"shortest_edge": vision.side},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": side,
-        "do_pad": vision.fitting == "pad" or bool(vision.grids),
+        "do_pad": vision.image_aspect_ratio == "pad" or bool(vision.tile_grids),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(vision.mean),
         "image_std": list(vision.std),
     }
-    if vision.grids:
+    if vision.tile_grids:
         images["image_grid_pinpoints"] = vision.pinpoints
     _write_json(folder / "preprocessor_config.json", images)
     processor = {
@@ -298,7 +301,7 @@ def write_connector(path: Path, state: State) -> None:
         name = name.removeprefix("hf.").removeprefix("model.")
         if name.startswith("multi_modal_projector.") or name == "image_newline":
             mine[name.removeprefix("multi_modal_projector.")] = tensor.float().contiguous()
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(save(mine, {"format": "pt"}))
 
 
@@ -309,11 +312,11 @@ def load_connector(model: LlavaModel, start: str) -> None:
     """
     path = Path(start) / CONNECTOR if Path(start).is_dir() else Path(start)
     if not path.is_file():
-        raise VlmixError(f"model.start {start}: no {CONNECTOR} there; name a finished run of stage one")
+        raise VlmixError(f"model.init_connector_from {start}: no {CONNECTOR} there; name a finished run of stage one")
     try:
         weights = load_file(path)
     except Exception as error:  # safetensors' own
-        raise VlmixError(f"model.start {path}: {error}; it is not a connector") from None
+        raise VlmixError(f"model.init_connector_from {path}: {error}; it is not a connector") from None
     newline = weights.pop("image_newline", None)
     try:
         model.model.multi_modal_projector.load_state_dict(weights)
@@ -321,7 +324,7 @@ def load_connector(model: LlavaModel, start: str) -> None:
             model.model.image_newline.data.copy_(newline)
     except RuntimeError as error:
         what = " ".join(str(error).split())
-        raise VlmixError(f"model.start {path}: of another model: {what}") from None
+        raise VlmixError(f"model.init_connector_from {path}: of another model: {what}") from None
 
 
 def _write_json(path: Path, data: Any) -> None:

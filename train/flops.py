@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vlmix.train.batches import Micro
-from vlmix.train.model import Trainee
+from vlmix.train.batches import MicroBatch
+from vlmix.train.model import TrainableVLM
 
 PEAKS = {"H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989.5, "H200": 989.5, "GH200": 989.5, "A100": 312.0}
 """Dense bf16 TFLOP/s of one device, by NVIDIA's data sheets; the first name that fits."""
@@ -42,7 +42,7 @@ class Flops:
     tower_passes: int
 
     @classmethod
-    def of(cls, model: Trainee) -> "Flops":
+    def of(cls, model: TrainableVLM) -> "Flops":
         text, eyes = model.hf.config.text_config, model.hf.config.vision_config
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         lm_learns = "lm" in model.parts
@@ -50,15 +50,15 @@ class Flops:
             lm=_linear(model.hf.model.language_model),
             head=model.hf.lm_head.in_features * model.hf.lm_head.out_features,
             connector=_linear(model.hf.model.multi_modal_projector),
-            tower=_linear(model.tower),
+            tower=_linear(model.vision_tower),
             lm_width=text.num_hidden_layers * text.num_attention_heads * head_width,
             tower_width=eyes.num_hidden_layers * eyes.hidden_size,
             tower_tokens=(model.vision.side // model.vision.patch) ** 2 + int(model.has_cls),
             lm_passes=3 if lm_learns and not _adapted(model) else 2,
-            tower_passes=3 if "tower" in model.parts else 1,
+            tower_passes=3 if "vision_tower" in model.parts else 1,
         )
 
-    def of_micro(self, micro: Micro) -> float:
+    def of_micro(self, micro: MicroBatch) -> float:
         """FLOPs that a micro-batch needs; padding needs none."""
         tokens, squares = float(micro.lengths.sum()), float((micro.lengths.astype(float) ** 2).sum())
         attention = 2 * self.lm_width * squares
@@ -79,5 +79,5 @@ def _linear(module: nn.Module) -> int:
     return found
 
 
-def _adapted(model: Trainee) -> bool:
+def _adapted(model: TrainableVLM) -> bool:
     return any("lora_" in name for name, _ in model.named_parameters())

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from transformers.image_processing_utils import select_best_resolution
 
-from vlmix.train.config import Fitting
+from vlmix.train.config import AspectRatio
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -30,7 +30,7 @@ def decode(data: bytes) -> torch.Tensor:
 
 
 def to_square(
-    image: torch.Tensor, side: int, fitting: Fitting = "pad", mean: tuple[float, float, float] = CLIP_MEAN
+    image: torch.Tensor, side: int, fitting: AspectRatio = "pad", mean: tuple[float, float, float] = CLIP_MEAN
 ) -> torch.Tensor:
     """[3, side, side] uint8 of an image [3, H, W] uint8.
 
@@ -75,26 +75,26 @@ def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Vision:
+class ImageGeometry:
     """How images become tokens: pixels of `side`, patches of `patch`, and with `grids` the tiles of LLaVA-NeXT."""
 
     side: int
     patch: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    fitting: Fitting = "pad"
-    grids: tuple[tuple[int, int], ...] | None = None
+    image_aspect_ratio: AspectRatio = "pad"
+    tile_grids: tuple[tuple[int, int], ...] | None = None
     """(rows, columns) of tiles that an image may be cut into, beside its global view."""
 
     @property
     def pinpoints(self) -> list[list[int]]:
         """The grids in pixels (height, width), as LlavaNextConfig names them."""
-        return [[rows * self.side, columns * self.side] for rows, columns in self.grids or ()]
+        return [[rows * self.side, columns * self.side] for rows, columns in self.tile_grids or ()]
 
     def tokens(self, width: int, height: int) -> int:
         """Tokens of an image of this size in pixels, row ends included."""
         edge = self.side // self.patch
-        if self.grids is None:
+        if self.tile_grids is None:
             return edge * edge
         rows, columns = self._grid(width, height)
         high, wide = rows * edge, columns * edge
@@ -107,8 +107,8 @@ class Vision:
     def views(self, image: torch.Tensor) -> torch.Tensor:
         """[V, 3, side, side] uint8 of an image [3, H, W]: the square alone; or with grids the whole image, stretched,
         and its tiles row by row, as transformers' LlavaNextImageProcessor makes them."""
-        if self.grids is None:
-            return to_square(image, self.side, self.fitting, self.mean)[None]
+        if self.tile_grids is None:
+            return to_square(image, self.side, self.image_aspect_ratio, self.mean)[None]
         height, width = image.shape[1:]
         rows, columns = self._grid(width, height)
         high, wide = rows * self.side, columns * self.side
@@ -125,7 +125,7 @@ class Vision:
 
     def blank(self, width: int, height: int) -> torch.Tensor:
         """The views of an image of this size in pixels that shows nothing."""
-        views = 1 if self.grids is None else 1 + math.prod(self._grid(width, height))
+        views = 1 if self.tile_grids is None else 1 + math.prod(self._grid(width, height))
         return torch.zeros((views, 3, self.side, self.side), dtype=torch.uint8)
 
     def _grid(self, width: int, height: int) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.mixture import Mixture
-from vlmix.mixture.schedule.schedule import Order
-from vlmix.train.config import Fitting
+from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.train.config import AspectRatio
 from vlmix.train.images import CLIP_MEAN, decode, to_square
 
 Item = TypeVar("Item")
@@ -31,18 +31,18 @@ class StepBatch:
     images: torch.Tensor
 
 
-class Steps(Dataset[StepBatch]):
+class StepDataset(Dataset[StepBatch]):
     """The steps of a training, by number. The order is that of `order`; nothing is buffered or drawn here."""
 
     def __init__(
         self,
         mixture: Mixture,
-        order: Order,
+        order: Schedule,
         *,
         rank: int = 0,
         world: int = 1,
         side: int = 336,
-        fitting: Fitting = "pad",
+        fitting: AspectRatio = "pad",
         mean: tuple[float, float, float] = CLIP_MEAN,
     ) -> None:
         self.mixture, self.order = mixture, order
@@ -50,7 +50,7 @@ class Steps(Dataset[StepBatch]):
         self.side, self.fitting, self.mean = side, fitting, mean
 
     def __getitem__(self, step: int) -> StepBatch:
-        positions = self.order.share(step, self.rank, self.world)
+        positions = self.order.rank_batch(step, self.rank, self.world)
         samples, images = [], []
         for position in positions.tolist():
             sample = self.mixture[position]
@@ -61,7 +61,7 @@ class Steps(Dataset[StepBatch]):
         return StepBatch(step, positions, samples, pixels)
 
 
-def load(steps: "Dataset[Item]", start: int, end: int, workers: int = 2) -> "DataLoader[Item]":
+def make_loader(steps: "Dataset[Item]", start: int, end: int, workers: int = 2) -> "DataLoader[Item]":
     """The items from `start` to before `end`, in order, prepared by `workers` processes."""
     return DataLoader(
         steps,

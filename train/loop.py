@@ -22,17 +22,17 @@ import torch.distributed as dist
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key
-from vlmix.mixture.schedule.schedule import Order
-from vlmix.train.batches import Micro, Microbatches
+from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.train.batches import MicroBatch, MicroBatchDataset
 from vlmix.train.checkpoint import Checkpoints, State
 from vlmix.train.config import Recipe
 from vlmix.train.flops import Flops, peak
-from vlmix.train.loader import load
+from vlmix.train.loader import make_loader
 from vlmix.train.metrics import Metrics
-from vlmix.train.model import Trainee
+from vlmix.train.model import TrainableVLM
 from vlmix.train.parallel import Ranks
 
-Report = Callable[[str, dict[str, Any]], None]
+EventCallback = Callable[[str, dict[str, Any]], None]
 """Told on the first rank: what happens (data, model, resumed, step, saved, unreadable, stopped or done), and facts."""
 
 
@@ -40,7 +40,7 @@ Report = Callable[[str, dict[str, Any]], None]
 class _Counted:
     """Sums over the ranks of one step."""
 
-    trained: float
+    target_tokens: float
     tokens: float
     image_tokens: float
     slots: float
@@ -60,9 +60,9 @@ class Loop:
 
     recipe: Recipe
     me: Ranks
-    report: Report
+    report: EventCallback
     folder: Path
-    model: Trainee
+    model: TrainableVLM
     optimizer: torch.optim.Optimizer
     checkpoints: Checkpoints
     flops: Flops
@@ -70,7 +70,7 @@ class Loop:
     stopping: int = 0
     """The signal that asked for the end."""
 
-    def run(self, data: Microbatches, state: State, steps: int) -> State:
+    def run(self, data: MicroBatchDataset, state: State, steps: int) -> State:
         """From a state to the end, or to a signal; the state there, saved."""
         with self._signals():
             try:
@@ -79,14 +79,14 @@ class Loop:
                 self.checkpoints.wait()
                 raise
 
-    def _run(self, data: Microbatches, state: State, steps: int) -> State:
+    def _run(self, data: MicroBatchDataset, state: State, steps: int) -> State:
         recipe, me, model, optimizer = self.recipe, self.me, self.model, self.optimizer
         names, checkpoints = self.sources, self.checkpoints
-        metrics: Metrics | None = me.each(lambda: Metrics(self.folder, state.step) if me.first else None)
+        metrics: Metrics | None = me.run_on_all(lambda: Metrics(self.folder, state.step) if me.is_main else None)
         keep = metrics.add if metrics else lambda row: None
         sums = torch.zeros((2, len(names)), device=me.device)  # loss and trained tokens per source since the last row
         counted, unreadable = dict(state.counted), state.unreadable
-        batches = iter(load(data, state.step, steps, recipe.workers))
+        batches = iter(make_loader(data, state.step, steps, recipe.loader_workers))
         began = time.perf_counter()
         waited, logged, last_saved = 0.0, list[_Counted](), state.step
         for step in range(state.step, steps):
@@ -95,7 +95,7 @@ class Loop:
             waited += time.perf_counter() - asked
             count = self._count(micros)
             if count.errors:
-                me.agree(micros)
+                me.raise_if_any(micros)
             assert not isinstance(micros, VlmixError)
             if count.unreadable:
                 unreadable = self._unreadable(micros, unreadable)
@@ -107,32 +107,32 @@ class Loop:
                 micro = micro.to(me.device)
                 loss = model(micro)
                 # FSDP averages over ranks: times world, this is the mean over the tokens of the whole global batch.
-                (loss.sum() * (me.world / max(count.trained, 1))).backward()
+                (loss.sum() * (me.world / max(count.target_tokens, 1))).backward()
                 losses.append((micro, loss.detach()))
-            norm = _clip(model, recipe.optim.clip)
+            norm = _clip(model, recipe.optim.max_grad_norm)
             if not math.isfinite(norm):
-                me.end(self._not_finite(step, losses))
-            factor = rate(step, steps, recipe)
+                me.abort(self._not_finite(step, losses))
+            factor = lr_factor(step, steps, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             for micro, loss in losses:
-                ones = torch.ones_like(micro.owners, dtype=sums.dtype)
-                tokens = torch.zeros_like(loss).index_add(0, micro.owners, ones)
+                ones = torch.ones_like(micro.sample_index, dtype=sums.dtype)
+                tokens = torch.zeros_like(loss).index_add(0, micro.sample_index, ones)
                 sums.index_add_(1, micro.sources, torch.stack([loss, tokens]))
-            for name in ("samples", "tokens", "image_tokens", "trained"):
+            for name in ("samples", "tokens", "image_tokens", "target_tokens"):
                 counted[name] = counted.get(name, 0) + getattr(count, name)
             logged.append(count)
             done = step + 1
-            every = recipe.checkpoints.every
+            every = recipe.checkpoint.interval
             save = bool((every and done % every == 0) or done == steps or count.stops)
-            if done % recipe.log_every == 0 or save:  # a run that goes on begins a new row, too
+            if done % recipe.log_interval == 0 or save:  # a run that goes on begins a new row, too
                 dist.all_reduce(sums)
                 seconds = time.perf_counter() - began
                 row = self._row(done, data.order, norm, sums, logged, seconds, waited)
-                row["seen"] = {**counted, "unreadable": len(unreadable)}
-                me.each(partial(keep, row))
+                row["total"] = {**counted, "unreadable": len(unreadable)}
+                me.run_on_all(partial(keep, row))
                 self.report("step", row | {"of": steps})
                 sums.zero_()
                 waited, logged, began = 0.0, [], time.perf_counter()
@@ -149,11 +149,11 @@ class Loop:
             metrics.close()
         return state
 
-    def _count(self, micros: list[Micro] | VlmixError) -> _Counted:
+    def _count(self, micros: list[MicroBatch] | VlmixError) -> _Counted:
         failed = isinstance(micros, VlmixError)
         mine = [] if isinstance(micros, VlmixError) else micros
-        slots = sum(micro.ids.numel() for micro in mine)
-        sums = self.me.total(
+        slots = sum(micro.input_ids.numel() for micro in mine)
+        sums = self.me.all_reduce_sum(
             [
                 sum(len(micro.targets) for micro in mine),
                 sum(int(micro.lengths.sum()) for micro in mine),
@@ -175,7 +175,7 @@ class Loop:
     def _row(
         self,
         step: int,
-        order: Order,
+        order: Schedule,
         norm: float,
         sums: torch.Tensor,
         logged: list[_Counted],
@@ -198,7 +198,7 @@ class Loop:
             "samples": int(total["samples"]),
             "tokens": int(total["tokens"]),
             "image_tokens": int(total["image_tokens"]),
-            "trained_tokens": int(total["trained"]),
+            "target_tokens": int(total["target_tokens"]),
             "padding_waste": round(1 - total["tokens"] / max(total["slots"], 1), 4),
             "imbalance": round(total["fullest"] * self.me.world / max(total["slots"], 1), 4),
             "tokens_per_second": round(total["tokens"] / seconds, 1),
@@ -215,7 +215,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             yield group["part"], group["lr"]
 
-    def _unreadable(self, micros: list[Micro], before: tuple[str, ...]) -> tuple[str, ...]:
+    def _unreadable(self, micros: list[MicroBatch], before: tuple[str, ...]) -> tuple[str, ...]:
         """All samples so far whose image did not decode. Ends the run where they are too many."""
         found = [name for names in self.me.gather([n for micro in micros for n in micro.unreadable]) for name in names]
         new = sorted(set(found) - set(before))
@@ -223,16 +223,16 @@ class Loop:
             self.report("unreadable", {"samples": new})
         every = (*before, *new)
         if len(every) > self.recipe.max_bad_images:
-            self.me.end(
+            self.me.abort(
                 VlmixError(
                     f"{len(every)} images did not decode so far, the last of {', '.join(every[-5:])}; "
-                    f"`vlmix verify {self.recipe.data}` lists the damage, max_bad_images=N with a larger N goes on "
+                    f"`vlmix verify {self.recipe.mixture}` lists the damage, max_bad_images=N with a larger N goes on "
                     "without them"
                 )
             )
         return every
 
-    def _not_finite(self, step: int, losses: list[tuple[Micro, torch.Tensor]]) -> VlmixError:
+    def _not_finite(self, step: int, losses: list[tuple[MicroBatch, torch.Tensor]]) -> VlmixError:
         bad = [
             name
             for micro, loss in losses
@@ -245,7 +245,7 @@ class Loop:
         what = f"the loss of {', '.join(named[:8])}" if named else f"a gradient over {', '.join(everyone[:8])}"
         return VlmixError(
             f"step {step + 1}: {what} is not finite; nothing was updated. Lower optim.lr, or look at the samples with "
-            f"`vlmix inspect {self.recipe.data} --id ID`; what was saved before stays"
+            f"`vlmix inspect {self.recipe.mixture} --id ID`; what was saved before stays"
         )
 
     @contextlib.contextmanager
@@ -272,19 +272,19 @@ class Loop:
                 signal.signal(kind, before[kind])
 
 
-def rate(step: int, steps: int, recipe: Recipe) -> float:
+def lr_factor(step: int, steps: int, recipe: Recipe) -> float:
     """Factor of the learning rate in a step, from 0: linear warm-up from 0, then the schedule down to 0, as Hugging
     Face's schedules have it."""
-    warmup = math.ceil(recipe.optim.warmup * steps)
+    warmup = math.ceil(recipe.optim.warmup_ratio * steps)
     if step < warmup:
         return step / warmup
-    if recipe.optim.schedule == "constant":
+    if recipe.optim.lr_scheduler == "constant":
         return 1.0
     done = (step - warmup) / max(1, steps - warmup)
-    return 1 - done if recipe.optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return 1 - done if recipe.optim.lr_scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _clip(model: Trainee, largest: float) -> float:
+def _clip(model: TrainableVLM, largest: float) -> float:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norm = torch.nn.utils.clip_grad_norm_(trained, largest or math.inf)
     full = getattr(norm, "full_tensor", None)

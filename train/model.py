@@ -19,9 +19,9 @@ from transformers import (
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.train import attention
-from vlmix.train.batches import Micro
+from vlmix.train.batches import MicroBatch
 from vlmix.train.config import Lora, Part, Recipe
-from vlmix.train.images import CLIP_MEAN, CLIP_STD, Vision, normalise
+from vlmix.train.images import CLIP_MEAN, CLIP_STD, ImageGeometry, normalise
 from vlmix.train.probe import _check_lm, _lm_errors, _unused
 from vlmix.train.tokens import IMAGE, add_image_token, with_prefix
 from vlmix.train.weights.pretrained import Tower, load_lm, load_tokenizer, load_tower
@@ -31,17 +31,17 @@ LlavaModel: TypeAlias = Any
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelBundle:
     """What a model is built of: transformers' model on the CPU in fp32, and how it sees images."""
 
     model: LlavaModel
-    vision: Vision
+    vision: ImageGeometry
     has_cls: bool
     unused: frozenset[str]
     """Weights of the tower after the layer that is used; they would have no gradient, ever."""
 
 
-def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Parts, PreTrainedTokenizerBase]:
+def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[ModelBundle, PreTrainedTokenizerBase]:
     """The model of a recipe and its tokenizer, with `<image>` among its tokens; `tokenizer` for an LM from scratch.
 
     Weights that are drawn at random follow torch's generator.
@@ -62,23 +62,24 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Pa
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     _check_lm(recipe, lm)
     tower = _tower(recipe)
-    vision = Vision(
+    vision = ImageGeometry(
         tower.side,
         tower.patch,
         tower.mean,
         tower.std,
-        recipe.model.fitting,
-        tuple((rows, columns) for rows, columns in recipe.model.grids) if recipe.model.grids else None,
+        recipe.model.image_aspect_ratio,
+        tuple((rows, columns) for rows, columns in recipe.model.tile_grids) if recipe.model.tile_grids else None,
     )
-    if vision.grids and tower.model.config.image_size != tower.side:
+    if vision.tile_grids and tower.model.config.image_size != tower.side:
         # LlavaNext takes the size of a tile from the tower's configuration.
         raise VlmixError(
-            f"model.grids: the tower {recipe.model.tower} is configured for {tower.model.config.image_size} pixels and "
-            f"used at {tower.side}; tiles need a tower whose configuration says what it takes"
+            f"model.tile_grids: the tower {recipe.model.vision_tower} is configured for "
+            f"{tower.model.config.image_size} pixels and used at {tower.side}; "
+            "tiles need a tower whose configuration says what it takes"
         )
     with _lm_errors(recipe, "does not fit into transformers' Llava"):
         model = _assemble(recipe, lm, tower, vision, tokenizer)
-    return Parts(model, vision, tower.has_cls, _unused(tower, recipe.model.layer)), tokenizer
+    return ModelBundle(model, vision, tower.has_cls, _unused(tower, recipe.model.vision_feature_layer)), tokenizer
 
 
 def _prepared(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -90,9 +91,9 @@ def _prepared(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> PreTrainedT
 
 
 def _tower(recipe: Recipe) -> Tower:
-    if isinstance(recipe.model.tower, str):
-        return load_tower(recipe.model.tower, torch.float32)
-    config = _config(recipe.model.tower, "tower")
+    if isinstance(recipe.model.vision_tower, str):
+        return load_tower(recipe.model.vision_tower, torch.float32)
+    config = _config(recipe.model.vision_tower, "vision_tower")
     model = AutoModel.from_config(config, trust_remote_code=False)
     has_cls = "siglip" not in config.model_type
     return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), has_cls, int(config.patch_size))
@@ -105,18 +106,20 @@ def _config(keys: dict[str, Any], part: str, **more: Any) -> Any:
         raise VlmixError(f"model.{part}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
-def _assemble(recipe: Recipe, lm: Any, tower: Tower, vision: Vision, tokenizer: PreTrainedTokenizerBase) -> LlavaModel:
+def _assemble(
+    recipe: Recipe, lm: Any, tower: Tower, vision: ImageGeometry, tokenizer: PreTrainedTokenizerBase
+) -> LlavaModel:
     common = {
         "text_config": lm.config,
         "vision_config": tower.model.config,
         "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
         # A linear connector is the two-layer one whose second half is the identity: exportable as it is.
         "projector_hidden_act": "gelu" if recipe.model.connector == "mlp" else "linear",
-        "vision_feature_layer": recipe.model.layer,
+        "vision_feature_layer": recipe.model.vision_feature_layer,
         "vision_feature_select_strategy": "default" if tower.has_cls else "full",
         "tie_word_embeddings": bool(lm.config.tie_word_embeddings),
     }
-    if vision.grids:
+    if vision.tile_grids:
         kind, config = (
             LlavaNextForConditionalGeneration,
             LlavaNextConfig(image_grid_pinpoints=vision.pinpoints, **common),
@@ -130,7 +133,7 @@ def _assemble(recipe: Recipe, lm: Any, tower: Tower, vision: Vision, tokenizer: 
     model.model.multi_modal_projector = type(projector)(config)
     if recipe.model.connector == "linear":
         model.model.multi_modal_projector.linear_2 = nn.Identity()
-    if vision.grids:
+    if vision.tile_grids:
         width = config.text_config.hidden_size
         model.model.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
     model.model.vision_tower = tower.model
@@ -140,7 +143,7 @@ def _assemble(recipe: Recipe, lm: Any, tower: Tower, vision: Vision, tokenizer: 
     return model
 
 
-def skeleton(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
+def meta_model(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
     """A model of the same shapes as one that another process built, its weights unset."""
     kind = LlavaNextForConditionalGeneration if isinstance(config, LlavaNextConfig) else LlavaForConditionalGeneration
     with torch.device("meta"):
@@ -152,41 +155,41 @@ def skeleton(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
     return model
 
 
-class Trainee(nn.Module):
+class TrainableVLM(nn.Module):
     """A model as it is trained: which parts learn, and the loss of a micro-batch."""
 
     hf: LlavaModel
 
-    def __init__(self, parts: Parts, recipe: Recipe) -> None:
+    def __init__(self, parts: ModelBundle, recipe: Recipe) -> None:
         super().__init__()
         hf, vision = parts.model, parts.vision
         self.hf, self.vision, self.has_cls = hf, vision, parts.has_cls
-        self.parts: frozenset[Part] = frozenset(recipe.train)
+        self.parts: frozenset[Part] = frozenset(recipe.trainable)
         name = attention.register()
         hf.model.language_model.set_attn_implementation(name)
         hf.requires_grad_(False)
         for part in self.parts:
             for module in self.modules_of(part):
                 module.requires_grad_(True)
-        if "connector" in self.parts and vision.grids:
+        if "connector" in self.parts and vision.tile_grids:
             hf.model.image_newline.requires_grad_(True)
-        for name, parameter in self.tower.named_parameters():
+        for name, parameter in self.vision_tower.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name not in parts.unused)
         if recipe.lora:
             _adapt(hf.model.language_model, recipe.lora)
             hf.lm_head.requires_grad_(False)
-        if recipe.checkpointing and {"lm", "connector", "tower"} & self.parts:
+        if recipe.activation_checkpointing and {"lm", "connector", "vision_tower"} & self.parts:
             lm = hf.model.language_model
             # transformers 5.23 gave it another name.
             enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        if "tower" not in self.parts:
-            self.tower.to(torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
+        if "vision_tower" not in self.parts:
+            self.vision_tower.to(torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
         self.train()
 
     def _seen(self, pixels: torch.Tensor) -> torch.Tensor:
         """[V, patches, width]: the tower's hidden state of normalised views [V, 3, side, side]."""
-        hidden: torch.Tensor = self.tower(pixels, output_hidden_states=True).hidden_states[
+        hidden: torch.Tensor = self.vision_tower(pixels, output_hidden_states=True).hidden_states[
             self.hf.config.vision_feature_layer
         ]
         return hidden[:, int(self.has_cls) :]
@@ -196,11 +199,11 @@ class Trainee(nn.Module):
         return {
             "connector": [inner.multi_modal_projector],
             "lm": [inner.language_model, self.hf.lm_head],
-            "tower": [inner.vision_tower],
+            "vision_tower": [inner.vision_tower],
         }[part]
 
     @property
-    def tower(self) -> nn.Module:
+    def vision_tower(self) -> nn.Module:
         tower: nn.Module = self.hf.model.vision_tower
         return tower
 
@@ -210,67 +213,69 @@ class Trainee(nn.Module):
         layers: nn.ModuleList = self.hf.model.language_model.layers
         return layers
 
-    def train(self, mode: bool = True) -> "Trainee":
+    def train(self, mode: bool = True) -> "TrainableVLM":
         super().train(mode)
-        if "tower" not in self.parts:
-            self.tower.eval()
+        if "vision_tower" not in self.parts:
+            self.vision_tower.eval()
         return self
 
-    def forward(self, micro: Micro) -> torch.Tensor:
+    def forward(self, micro: MicroBatch) -> torch.Tensor:
         """[S] fp32: the sum of the losses of each sample's trained tokens. A micro-batch without any gives zeros that
         can be differentiated, so that every rank runs the same passes."""
-        embeds = self.hf.get_input_embeddings()(micro.ids)
+        embeds = self.hf.get_input_embeddings()(micro.input_ids)
         features = self._features(micro, embeds.dtype)
         if len(micro.images):
-            at = (micro.ids == self.hf.config.image_token_id)[..., None]
+            at = (micro.input_ids == self.hf.config.image_token_id)[..., None]
             embeds = embeds.masked_scatter(at, features)
         else:
             embeds = embeds + 0.0 * features.sum()
         hidden = self.hf.model.language_model(
             inputs_embeds=embeds,
-            position_ids=micro.positions,
+            position_ids=micro.position_ids,
             use_cache=False,
-            cu_seq_lens_q=micro.bounds,
-            max_length_q=micro.longest,
+            cu_seq_lens_q=micro.cu_seqlens,
+            max_length_q=micro.max_seqlen,
         ).last_hidden_state
         # The head runs where something is learnt, which for short answers is a few tokens in hundreds.
-        logits = self.hf.lm_head(hidden.flatten(0, 1)[micro.sites]).float()
+        logits = self.hf.lm_head(hidden.flatten(0, 1)[micro.target_positions]).float()
         losses: torch.Tensor = cross_entropy(logits, micro.targets, reduction="none")
-        per_sample = losses.new_zeros(len(micro.samples)).index_add(0, micro.owners, losses)
+        per_sample = losses.new_zeros(len(micro.samples)).index_add(0, micro.sample_index, losses)
         total: torch.Tensor = per_sample + 0.0 * logits.sum()
         return total
 
-    def _features(self, micro: Micro, dtype: torch.dtype) -> torch.Tensor:
+    def _features(self, micro: MicroBatch, dtype: torch.dtype) -> torch.Tensor:
         """[F, width]: the connector's output for all image tokens; of zeros where there is no image."""
         inner = self.hf.model
-        learns = "tower" in self.parts
+        learns = "vision_tower" in self.parts
         if not len(micro.images) and not learns:
             width = inner.multi_modal_projector.linear_1.in_features
             features: torch.Tensor = inner.multi_modal_projector(
-                torch.zeros((1, width), device=micro.ids.device, dtype=dtype)
+                torch.zeros((1, width), device=micro.input_ids.device, dtype=dtype)
             )
             return self._with_newline(features)
         pixels = micro.images
         if not len(pixels):
-            pixels = torch.zeros((1, 3, self.vision.side, self.vision.side), dtype=torch.uint8, device=micro.ids.device)
+            pixels = torch.zeros(
+                (1, 3, self.vision.side, self.vision.side), dtype=torch.uint8, device=micro.input_ids.device
+            )
         with torch.set_grad_enabled(learns):
-            at = dtype if learns else next(self.tower.parameters()).dtype
+            at = dtype if learns else next(self.vision_tower.parameters()).dtype
             hidden = self._seen(normalise(pixels, self.vision.mean, self.vision.std, at))
         projected: torch.Tensor = inner.multi_modal_projector(hidden.to(dtype))
         if not len(micro.images):
             return self._with_newline(projected.flatten(0, 1))
-        if not self.vision.grids:
+        if not self.vision.tile_grids:
             return projected.flatten(0, 1)
         packed, _ = inner.pack_image_features(
-            projected.split(micro.views),
-            micro.sizes,
+            projected.split(micro.tiles_per_image),
+            micro.image_sizes,
             vision_feature_select_strategy=self.hf.config.vision_feature_select_strategy,
             image_newline=inner.image_newline,
         )
         return torch.cat(packed)
 
     def _with_newline(self, features: torch.Tensor) -> torch.Tensor:
-        return features + self.hf.model.image_newline if self.vision.grids else features
+        return features + self.hf.model.image_newline if self.vision.tile_grids else features
 
 
 def _adapt(lm: nn.Module, lora: Lora) -> None:

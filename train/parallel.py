@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.config import Recipe
-from vlmix.train.model import Trainee
+from vlmix.train.model import TrainableVLM
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,37 @@ class Ranks:
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def total(self, numbers: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
         """Sums over all ranks, on the CPU: no wait for the accelerator."""
         sums = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(sums)
         return list(sums.tolist())
 
-    def once(self, call: Callable[[], Any]) -> Any:
+    def run_on_main(self, call: Callable[[], Any]) -> Any:
         """What the first rank's call returns, on all. A VlmixError that it raises ends all of them."""
-        box = [_caught(call) if self.first else None]
+        box = [_caught(call) if self.is_main else None]
         dist.broadcast_object_list(box, src=0)
         if isinstance(box[0], VlmixError):
-            self.end(box[0])
+            self.abort(box[0])
         return box[0]
 
-    def each(self, call: Callable[[], Any]) -> Any:
+    def run_on_all(self, call: Callable[[], Any]) -> Any:
         """What this rank's call returns. A VlmixError that it raises on any rank ends all of them."""
-        return self.agree(_caught(call))
+        return self.raise_if_any(_caught(call))
 
-    def agree(self, value: Any) -> Any:
+    def raise_if_any(self, value: Any) -> Any:
         """This rank's value. If it is a VlmixError on any rank, that ends all of them."""
         errors = [error for error in self.gather(value if isinstance(value, VlmixError) else None) if error]
         if errors:
-            self.end(errors[0])
+            self.abort(errors[0])
         return value
 
-    def end(self, error: VlmixError) -> NoReturn:
+    def abort(self, error: VlmixError) -> NoReturn:
         """End all ranks, which all know the error. The first one tells it."""
-        raise error if self.first else SystemExit(1)
+        raise error if self.is_main else SystemExit(1)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on all."""
@@ -75,7 +75,7 @@ def _caught(call: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
+def init_distributed() -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone."""
     joined = "LOCAL_RANK" in os.environ  # RANK alone may be a cluster's name for a machine
     rank, world = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if joined else (0, 1)
@@ -101,29 +101,33 @@ def ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def shard(model: Trainee, recipe: Recipe, ranks: Ranks) -> None:
+def apply_fsdp(model: TrainableVLM, recipe: Recipe, init_distributed: Ranks) -> None:
     """Shard a model in place: every block of the LM, then the rest. A frozen tower stays whole on every rank: it takes
     no part in collectives, so a rank without images holds up nobody."""
     bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     common: dict[str, Any] = {
-        "mesh": init_device_mesh(ranks.device.type, (ranks.world,)),
+        "mesh": init_device_mesh(init_distributed.device.type, (init_distributed.world,)),
         "mp_policy": bf16 if recipe.precision == "bf16" else MixedPrecisionPolicy(),
     }
-    if "tower" not in model.parts:
-        model.tower.to(ranks.device)
-        common["ignored_params"] = set(model.tower.parameters())
+    if "vision_tower" not in model.parts:
+        model.vision_tower.to(init_distributed.device)
+        common["ignored_params"] = set(model.vision_tower.parameters())
     for block in model.blocks:
         if recipe.compile:
             block.compile(dynamic=True)
-        fully_shard(block, reshard_after_forward=recipe.reshard and ranks.world > 1, **common)
+        fully_shard(block, reshard_after_forward=recipe.reshard_after_forward and init_distributed.world > 1, **common)
     fully_shard(model, reshard_after_forward=False, **common)
 
 
-def spread(model: Trainee, whole: dict[str, torch.Tensor], ranks: Ranks) -> None:
+def broadcast_weights(model: TrainableVLM, whole: dict[str, torch.Tensor], init_distributed: Ranks) -> None:
     """Give all ranks the weights that the first one has in `whole` (empty on the others), and its buffers."""
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
-            full = whole[name].to(ranks.device) if ranks.first else torch.empty_like(_full_size(parameter))
+            full = (
+                whole[name].to(init_distributed.device)
+                if init_distributed.is_main
+                else torch.empty_like(_full_size(parameter))
+            )
             split = distribute_tensor(full, parameter.device_mesh, parameter.placements)
             with torch.no_grad():
                 parameter.to_local().copy_(split.to_local())
@@ -137,13 +141,13 @@ def _full_size(parameter: DTensor) -> torch.Tensor:
     return torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
 
-def full_state(model: Trainee, ranks: Ranks, trained_only: bool = False) -> dict[str, torch.Tensor]:
+def full_state(model: TrainableVLM, init_distributed: Ranks, trained_only: bool = False) -> dict[str, torch.Tensor]:
     """The whole weights on the CPU of the first rank; empty on the others, which take part in gathering."""
     state = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        if ranks.first:
+        if init_distributed.is_main:
             state[name] = whole.detach().cpu()
     return state

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from torch import nn
 
 from vlmix.train.config import Part, Recipe
-from vlmix.train.model import Trainee
+from vlmix.train.model import TrainableVLM
 
 
-def groups(model: Trainee, recipe: Recipe) -> Iterator[dict[str, object]]:
+def param_groups(model: TrainableVLM, recipe: Recipe) -> Iterator[dict[str, object]]:
     """Parameter groups for AdamW: by learning rate, and by weight decay (none on vectors, such as norms and biases)."""
     optim = recipe.optim
     rates = {
         "connector": optim.lr if optim.connector_lr is None else optim.connector_lr,
-        "tower": optim.lr if optim.tower_lr is None else optim.tower_lr,
+        "vision_tower": optim.lr if optim.vision_tower_lr is None else optim.vision_tower_lr,
         "lm": optim.lr,
     }
     found: dict[tuple[Part, bool], list[nn.Parameter]] = {}
@@ -33,5 +33,5 @@ def groups(model: Trainee, recipe: Recipe) -> Iterator[dict[str, object]]:
 def part_of(name: str) -> Part:
     """The part that a parameter belongs to, by its name in the model."""
     if "vision_tower." in name:
-        return "tower"
+        return "vision_tower"
     return "connector" if "multi_modal_projector." in name or name.endswith("image_newline") else "lm"

@@ -40,7 +40,7 @@ def _lm_errors(recipe: Recipe, what: str) -> Iterator[None]:
 def _check_lm(recipe: Recipe, lm: Any) -> None:
     """Raises VlmixError for an LM that would not be trained as it was made, or that lets packed samples see each
     other: because it keeps a state, as Mamba does, or does not tell its attention where samples begin."""
-    name, config, length = _lm_name(recipe), lm.config, recipe.batch.length
+    name, config, length = _lm_name(recipe), lm.config, recipe.batch.max_length
     if any(_EXPERTS.search(each) for each, _ in lm.named_parameters()):
         raise VlmixError(
             f"model.lm {name}: a mixture of experts; vlmix trains no balancing loss for its router, take a dense LM"
@@ -55,11 +55,11 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
     if window and window < length:
         raise VlmixError(
             f"model.lm {name}: its attention looks back {window} tokens, vlmix's over the whole sample; "
-            f"take batch.length={window} or less"
+            f"take batch.max_length={window} or less"
         )
     most = getattr(config, "max_position_embeddings", None)
     if most and most < length:
-        raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.length={most} or less")
+        raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.max_length={most} or less")
     with _lm_errors(recipe, "cannot be run as vlmix trains it"):
         attends, apart, logits = _tried(lm)
     if logits > _SAME:
@@ -68,8 +68,8 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
         )
     if attends > _SAME:
         raise VlmixError(f"model.lm {name}: its attention computes something else than vlmix's")
-    if recipe.batch.pack and apart > _SAME:
-        raise VlmixError(f"model.lm {name}: it would let packed samples see each other; take batch.pack=0")
+    if recipe.batch.pack_length and apart > _SAME:
+        raise VlmixError(f"model.lm {name}: it would let packed samples see each other; take batch.pack_length=0")
 
 
 @torch.no_grad()
@@ -117,6 +117,8 @@ def _unused(tower: Tower, layer: int) -> frozenset[str]:
     pixels = torch.zeros((1, 3, tower.side, tower.side))
     states = tower.model(pixels, output_hidden_states=True).hidden_states
     if not -len(states) <= layer < len(states):
-        raise VlmixError(f"model.layer {layer}: the tower has {len(states)} hidden states, {-len(states)} to -1")
+        raise VlmixError(
+            f"model.vision_feature_layer {layer}: the tower has {len(states)} hidden states, {-len(states)} to -1"
+        )
     gradients = torch.autograd.grad(states[layer].sum(), list(named.values()), allow_unused=True)
     return frozenset(name for name, gradient in zip(named, gradients) if gradient is None)

@@ -20,31 +20,31 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic, disk_errors, write_text
-from vlmix.mixture.io.locks import alone
+from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_text
+from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.mixture.schedule.schedule import ORDER_VERSION, Order
+from vlmix.mixture.schedule.schedule import ORDER_VERSION, Schedule
 from vlmix.mixture.version import VERSION
-from vlmix.train.batches import Collator, Lengths, Microbatches
+from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import Checkpoints, State
 from vlmix.train.config import Recipe
 from vlmix.train.export import CONNECTOR, MODEL, load_connector, write, write_connector
 from vlmix.train.flops import Flops
-from vlmix.train.images import Vision
-from vlmix.train.loop import Loop, Report
-from vlmix.train.model import Parts, Trainee, build, skeleton
-from vlmix.train.parallel import Ranks, full_state, ranks, shard, spread
-from vlmix.train.param_groups import groups, part_of
+from vlmix.train.images import ImageGeometry
+from vlmix.train.loop import EventCallback, Loop
+from vlmix.train.model import ModelBundle, TrainableVLM, build, meta_model
+from vlmix.train.parallel import Ranks, apply_fsdp, broadcast_weights, full_state, init_distributed
+from vlmix.train.param_groups import param_groups, part_of
 from vlmix.train.tokens import Encoder, Template, template, train_tokenizer
 from vlmix.train.weights.pretrained import load_tokenizer
 
-_FREE = ("out", "workers", "log_every", "checkpoints", "threads", "max_bad_images", "peak_tflops")
+_FREE = ("out", "loader_workers", "log_interval", "checkpoint", "cpu_threads", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change while a run goes on."""
 _FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "data.json", "checkpoints")
 """What a run may have written before it has its recipe.yaml."""
-_KNOBS = ("batch.pack", "batch.micro", "checkpointing", "reshard", "compile")
+_KNOBS = ("batch.pack_length", "batch.micro_size", "activation_checkpointing", "reshard_after_forward", "compile")
 """What saves memory or time: it may change, too, and then the sums are rounded differently."""
 
 
@@ -52,18 +52,18 @@ def silent(event: str, facts: dict[str, Any]) -> None:
     """No report."""
 
 
-def train(recipe: Recipe, report: Report = silent) -> int:
+def train(recipe: Recipe, report: EventCallback = silent) -> int:
     """Run a recipe to its end: 0 if it got there, or the number of the signal that stopped it, its state saved.
 
     The run's folder is `recipe.out`; what stands there of the same recipe goes on. Raises VlmixError for input that
     cannot be trained on, on every rank.
     """
-    if not recipe.data:
-        raise VlmixError("no mixture to train on: add data=FOLDER")
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    with ranks() as me:
-        return _Run(recipe, me, report if me.first else silent).go()
+    if not recipe.mixture:
+        raise VlmixError("no mixture to train on: add mixture=FOLDER")
+    if recipe.cpu_threads:
+        torch.set_num_threads(recipe.cpu_threads)
+    with init_distributed() as me:
+        return _Run(recipe, me, report if me.is_main else silent).go()
 
 
 def folder_of(recipe: Recipe) -> Path:
@@ -71,48 +71,48 @@ def folder_of(recipe: Recipe) -> Path:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, me: Ranks, report: Report) -> None:
+    def __init__(self, recipe: Recipe, me: Ranks, report: EventCallback) -> None:
         self.recipe, self.me, self.report = recipe, me, report
         self.folder = folder_of(recipe)
 
     def go(self) -> int:
         me = self.me
-        me.once(self._prepare)
-        with alone(self.folder) if me.first else nullcontext(True) as mine:
-            me.once(lambda: self._check_alone(mine))
+        me.run_on_main(self._prepare)
+        with exclusive_lock(self.folder) if me.is_main else nullcontext(True) as mine:
+            me.run_on_main(lambda: self._check_alone(mine))
             return self._go()
 
     def _go(self) -> int:
         recipe, me = self.recipe, self.me
-        mixture: Mixture = me.each(lambda: open_mixture(recipe.data))
+        mixture: Mixture = me.run_on_all(lambda: open_mixture(recipe.mixture))
         identity = _identity(recipe, mixture)
-        checkpoints = Checkpoints(self.folder / "checkpoints", recipe.checkpoints.keep, me)
-        latest = me.once(lambda: _latest(checkpoints, identity, self.folder))
+        checkpoints = Checkpoints(self.folder / "checkpoints", recipe.checkpoint.keep, me)
+        latest = me.run_on_main(lambda: _latest(checkpoints, identity, self.folder))
         model, tokenizer, layout, whole = self._model(mixture, begun=latest is not None)
         encoder = Encoder(tokenizer, layout)
         found = self._lengths(mixture, encoder, model.vision)
-        order: Order = me.each(lambda: self._order(mixture, found))
-        steps = recipe.steps or math.ceil(recipe.epochs * order.steps_per_epoch)
+        order: Schedule = me.run_on_all(lambda: self._order(mixture, found))
+        steps = recipe.max_steps or math.ceil(recipe.epochs * order.steps_per_epoch)
         facts = {**self._tell_data(mixture, found, order, steps), "parts": self._tell_model(model)}
-        me.once(lambda: write_text(self.folder / "data.json", json.dumps(facts, indent=1) + "\n"))
+        me.run_on_main(lambda: write_text(self.folder / "data.json", json.dumps(facts, indent=1) + "\n"))
         flops = Flops.of(model)
-        shard(model, recipe, me)
-        spread(model, whole, me)
+        apply_fsdp(model, recipe, me)
+        broadcast_weights(model, whole, me)
         whole.clear()
         optimizer = torch.optim.AdamW(
-            list(groups(model, recipe)), betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True
+            list(param_groups(model, recipe)), betas=recipe.optim.betas, eps=recipe.optim.eps, fused=True
         )
         state = State(0, {}, identity)
         if latest:
             path, state = latest
-            me.each(lambda: checkpoints.restore(path, model, optimizer))
+            me.run_on_all(lambda: checkpoints.restore(path, model, optimizer))
             self.report("resumed", {"step": state.step})
         resolved = yaml.safe_dump(recipe.resolved(), sort_keys=False)
-        me.once(lambda: write_text(self.folder / "recipe.yaml", resolved))
+        me.run_on_main(lambda: write_text(self.folder / "recipe.yaml", resolved))
         names = sorted(set(mixture.column("source").to_pylist()))
         pad = tokenizer.pad_token_id
         collator = Collator(encoder, model.vision, recipe.batch, names, 0 if pad is None else int(pad))
-        data = Microbatches(mixture, order, collator, me.rank, me.world)
+        data = MicroBatchDataset(mixture, order, collator, me.rank, me.world)
         loop = Loop(recipe, me, self.report, self.folder, model, optimizer, checkpoints, flops, names)
         state = loop.run(data, state, steps)
         if state.step < steps:
@@ -122,7 +122,7 @@ class _Run:
         return 0
 
     def _prepare(self) -> None:
-        _check_data(open_mixture(self.recipe.data), self.recipe)
+        _check_data(open_mixture(self.recipe.mixture), self.recipe)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         there = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
@@ -133,78 +133,82 @@ class _Run:
         if not mine:
             raise VlmixError(f"{self.folder} is being written by another run; wait for it or choose another out=")
 
-    def _order(self, mixture: Mixture, found: Lengths) -> Order:
+    def _order(self, mixture: Mixture, found: Lengths) -> Schedule:
         batch = self.recipe.batch
-        order = mixture.order(
-            batch.samples, seed=self.recipe.seed, lengths=found.tokens, window=batch.window, last=batch.last
+        order = mixture.schedule(
+            batch.global_size,
+            seed=self.recipe.seed,
+            lengths=found.tokens,
+            length_window=batch.length_window,
+            drop_last=batch.drop_last,
         )
-        order.share(0, self.me.rank, self.me.world)  # the batch has to be a multiple of the ranks
+        order.rank_batch(0, self.me.rank, self.me.world)  # the batch has to be a multiple of the ranks
         return order
 
     def _model(self, mixture: Mixture, begun: bool):  # type: ignore[no-untyped-def]
         """The model, on every rank; its weights on the first one alone."""
         recipe, me = self.recipe, self.me
         home = self.folder / "tokenizer"
-        built: list[Parts] = []
+        built: list[ModelBundle] = []
 
-        def first() -> tuple[Any, Parts]:
+        def first() -> tuple[Any, ModelBundle]:
             torch.manual_seed(recipe.seed)
             parts, tokenizer = build(recipe, _own_tokenizer(recipe, mixture, home if begun else None))
-            if recipe.model.start:
-                load_connector(parts.model, recipe.model.start)
+            if recipe.model.init_connector_from:
+                load_connector(parts.model, recipe.model.init_connector_from)
             if not begun or not home.is_dir():
                 _save_tokenizer(tokenizer, home)
             built.append(parts)
             return parts.model.config, dataclasses.replace(parts, model=None)
 
-        config, described = me.once(first)
+        config, described = me.run_on_main(first)
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
-        layout: Template = me.each(lambda: template(recipe.template, tokenizer))
+        layout: Template = me.run_on_all(lambda: template(recipe.template, tokenizer))
         torch.manual_seed(recipe.seed + 1)
-        parts = built[0] if built else dataclasses.replace(described, model=skeleton(config))
-        model = Trainee(parts, recipe)
-        whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if me.first else {}
+        parts = built[0] if built else dataclasses.replace(described, model=meta_model(config))
+        model = TrainableVLM(parts, recipe)
+        whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if me.is_main else {}
         return model, tokenizer, layout, whole
 
-    def _lengths(self, mixture: Mixture, encoder: Encoder, vision: Vision) -> Lengths:
+    def _lengths(self, mixture: Mixture, encoder: Encoder, vision: ImageGeometry) -> Lengths:
         """Token lengths, measured by the first rank and kept in the run's folder for the next start."""
         path = self.folder / "lengths.npz"
 
         def first() -> None:
             words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
-            eyes = [vision.side, vision.patch, vision.grids]
-            settings = [VERSION, _digest(mixture), self.recipe.template, self.recipe.batch.length, eyes]
+            eyes = [vision.side, vision.patch, vision.tile_grids]
+            settings = [VERSION, _digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
             key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 if np.load(path)["key"] == key:
                     return
-            found = measure(mixture, encoder, vision, self.recipe.batch.length)
-            with atomic(path) as file:
-                np.savez(file, key=key, tokens=found.tokens, trained=found.trained, whole=found.whole)
+            found = measure(mixture, encoder, vision, self.recipe.batch.max_length)
+            with atomic_write(path) as file:
+                np.savez(file, key=key, tokens=found.tokens, trained=found.targets, whole=found.untruncated)
 
-        self.me.once(first)
+        self.me.run_on_main(first)
         kept = np.load(path)
         return Lengths(kept["tokens"], kept["trained"], kept["whole"])
 
-    def _tell_data(self, mixture: Mixture, found: Lengths, order: Order, steps: int) -> dict[str, Any]:
+    def _tell_data(self, mixture: Mixture, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "mixture": mixture.manifest.name,
             "samples": len(mixture),
             "steps": steps,
             "steps_per_epoch": order.steps_per_epoch,
             "tokens": int(found.tokens.sum()),
-            "trained_tokens": int(found.trained.sum()),
-            "cut_samples": int((found.whole > found.tokens).sum()),
-            "untrained_samples": int((found.trained == 0).sum()),
+            "target_tokens": int(found.targets.sum()),
+            "cut_samples": int((found.untruncated > found.tokens).sum()),
+            "untrained_samples": int((found.targets == 0).sum()),
         }
-        if not facts["trained_tokens"]:
-            self.me.end(
-                VlmixError(f"{self.recipe.data}: none of its tokens would train; all answers are empty or cut off")
+        if not facts["target_tokens"]:
+            self.me.abort(
+                VlmixError(f"{self.recipe.mixture}: none of its tokens would train; all answers are empty or cut off")
             )
         self.report("data", facts)
         return facts
 
-    def _tell_model(self, model: Trainee) -> dict[str, dict[str, int]]:
+    def _tell_model(self, model: TrainableVLM) -> dict[str, dict[str, int]]:
         facts: dict[str, dict[str, int]] = {}
         for name, parameter in model.named_parameters():
             part = facts.setdefault(part_of(name), {"trained": 0, "frozen": 0})
@@ -212,8 +216,8 @@ class _Run:
         self.report("model", facts)
         return facts
 
-    def _export(self, model: Trainee, tokenizer: PreTrainedTokenizerBase, layout: Template) -> None:
-        only_connector = set(self.recipe.train) == {"connector"}
+    def _export(self, model: TrainableVLM, tokenizer: PreTrainedTokenizerBase, layout: Template) -> None:
+        only_connector = set(self.recipe.trainable) == {"connector"}
         state = full_state(model, self.me, trained_only=only_connector)
 
         def first() -> str:
@@ -224,18 +228,18 @@ class _Run:
             write(out, state, model.hf, model.vision, model.has_cls, tokenizer, layout, self.recipe)
             return MODEL
 
-        written = self.me.once(first)
+        written = self.me.run_on_main(first)
         self.report("done", {"out": str(self.folder / written)})
 
 
 def _check_data(mixture: Mixture, recipe: Recipe) -> None:
     images = np.array(mixture.column("image").to_pylist()) != ""
     if mixture.root_manifest.kind == "annotations":
-        raise VlmixError(f"{recipe.data} was built with --annotations-only: it has no shards to train on")
+        raise VlmixError(f"{recipe.mixture} was built with --annotations-only: it has no shards to train on")
     if recipe.template == "plain" and not images.all():
         first = mixture.column("id")[int(np.argmin(images))].as_py()
         some = "no images at all" if not images.any() else f"samples without an image, such as {first}"
-        raise VlmixError(f"{recipe.data} has {some}; stage one (template: plain) needs one in every sample")
+        raise VlmixError(f"{recipe.mixture} has {some}; stage one (template: plain) needs one in every sample")
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
@@ -267,7 +271,7 @@ def _own_tokenizer(recipe: Recipe, mixture: Mixture, home: Path | None) -> PreTr
 
 def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
     """What a checkpoint must agree with to be gone on from."""
-    plain = {key: value for key, value in recipe.resolved().items() if key not in _FREE and key != "data"}
+    plain = {key: value for key, value in recipe.resolved().items() if key not in _FREE and key != "mixture"}
     flat: dict[str, str] = {}
     for key, value in plain.items():
         section = value if isinstance(value, dict) else {"": value}
@@ -278,7 +282,7 @@ def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
 
 
 def _digest(mixture: Mixture) -> str:
-    index = mixture.root_manifest.files.get(manifests.SAMPLES_NAME, "")  # a view's own has no texts
+    index = mixture.root_manifest.checksums.get(manifests.SAMPLES_NAME, "")  # a view's own has no texts
     return hashlib.sha256(msgspec.json.encode([index, mixture.rows.tolist()])).hexdigest()
 
 

@@ -44,7 +44,7 @@ class Template:
 
     opening: str
     question_end: str
-    lead: str
+    answer_prefix: str
     answer_end: str
     next_question: str
     questions: bool = True
@@ -53,7 +53,7 @@ class Template:
     def jinja(self) -> str:
         """The same as a chat template in Jinja, for transformers' processors."""
         text = {name: json.dumps(getattr(self, name)) for name in ("opening", "question_end", "next_question")}
-        answer = "{{ " + json.dumps(self.lead) + " }}{{ content(m) }}{{ " + json.dumps(self.answer_end) + " }}"
+        answer = "{{ " + json.dumps(self.answer_prefix) + " }}{{ content(m) }}{{ " + json.dumps(self.answer_end) + " }}"
         asked = "{{ text }}" if self.questions else ""
         newline = "{% if text or not loop.last %}{{ " + json.dumps("\n") + " }}{% endif %}" if self.questions else ""
         return (
@@ -114,7 +114,7 @@ class Encoded(NamedTuple):
     """Token ids [T] int64 and which of them are trained on [T] bool."""
 
     ids: NDArray[np.int64]
-    trained: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
 
 
 class _Run(NamedTuple):
@@ -208,7 +208,7 @@ class Encoder:
                 pieces.literal(layout.question_end)
             else:
                 trained = not is_blank(value)  # an empty answer would teach silence
-                pieces.text(layout.lead + value, trained)
+                pieces.text(layout.answer_prefix + value, trained)
                 pieces.literal(layout.answer_end, trained)
         return pieces.done
 

@@ -69,8 +69,8 @@ AOKVQA = Benchmark(
     homepage="https://github.com/allenai/aokvqa",
     files=(RawFile(_AOK_FILE, "questions with choices and ten direct answers"),),
     splits=("val", "train", "test"),
-    ask=_aokvqa_questions,
-    rate=_rate_aokvqa,
+    read_questions=_aokvqa_questions,
+    score_answers=_rate_aokvqa,
     images=layout.COCO,
 )
 
@@ -116,8 +116,8 @@ AOKVQA_CHOICE = Benchmark(
     homepage=AOKVQA.homepage,
     files=AOKVQA.files,
     splits=AOKVQA.splits,
-    ask=_choice_questions,
-    rate=_rate_choices,
+    read_questions=_choice_questions,
+    score_answers=_rate_choices,
     images=layout.COCO,
 )
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 from vlmix.builders import layout
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match, percent
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
 
@@ -66,7 +66,7 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
     path, rows = _opened(files, split)
     rows = {id: row for id, row in rows.items() if answers.asks(id)}
     matched = match(answers, rows, path)
@@ -124,7 +124,7 @@ def _submit(answers: Answers, files: OfficialFiles, split: str, out: Path) -> st
     path, rows = _opened(files, split or "submission_all")
     matched = match(answers, rows, path)
     predictions = [{"questionId": id, "prediction": prediction(text)} for id, text in matched.texts.items()]
-    with atomic(out) as file:
+    with atomic_write(out) as file:
         file.write(msgspec.json.encode(predictions))
     return f"{out}: {len(predictions):,} predictions, {matched.missing:,} questions without one"
 
@@ -146,8 +146,8 @@ GQA = Benchmark(
         "test_balanced",
         "submission_all",
     ),
-    ask=_questions,
-    rate=_rate,
+    read_questions=_questions,
+    score_answers=_score_answers,
     submit=_submit,
     images=layout.GQA,
 )

@@ -11,7 +11,7 @@ from msgspec import Struct
 from vlmix.builders.benchmarks.judging import finite_numbers, judge_notes, required_judgements
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, match
-from vlmix.mixture.benchmark.judge import Case, Judgements
+from vlmix.mixture.benchmark.judge import Judgements, JudgeRequest
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 
@@ -78,7 +78,7 @@ def wild_scores(reply: str) -> list[float] | None:
     return finite_numbers(words) if len(words) == 2 else None
 
 
-def _wild_cases(answers: Answers, files: OfficialFiles) -> list[Case]:
+def _wild_cases(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]:
     path, rows = _wild_rows(files)
     context_path, reference_path = files.require("context.jsonl"), files.require("answers_gpt4.jsonl")
     contexts = {context.image: context.caption for context in files.lines(context_path, _WildContext)}
@@ -97,7 +97,9 @@ def _wild_cases(answers: Answers, files: OfficialFiles) -> list[Case]:
         context = caption if isinstance(caption, str) else "\n".join(caption)
         prompt = wild_prompt(context, row.text, references[id], matched.texts[id])
         cases.append(
-            Case(id, f"llava_bench_{row.category}", prompt, _WILD_FAILED, system=_WILD_SYSTEM, temperatures=(0.2,))
+            JudgeRequest(
+                id, f"llava_bench_{row.category}", prompt, _WILD_FAILED, system=_WILD_SYSTEM, temperatures=(0.2,)
+            )
         )
     return cases
 
@@ -144,10 +146,10 @@ LLAVA_BENCH = Benchmark(
         RawFile("answers_gpt4.jsonl", "reference answers for the judge"),
     ),
     splits=(),
-    ask=_wild_questions,
-    rate=_wild_rate,
-    cases=_wild_cases,
-    verdict=wild_scores,
+    read_questions=_wild_questions,
+    score_answers=_wild_rate,
+    judge_requests=_wild_cases,
+    parse_scores=wild_scores,
     max_new_tokens=1024,
 )
 

@@ -9,9 +9,9 @@ from msgspec import Struct
 from vlmix.builders.benchmarks.judging import finite_numbers, judge_notes, required_judgements
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Report, match
-from vlmix.mixture.benchmark.judge import Case, Judgements
+from vlmix.mixture.benchmark.judge import Judgements, JudgeRequest
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 
 _VET_INSTRUCTION = (
@@ -98,11 +98,11 @@ def _vet_match(answers: Answers, path: Path, rows: dict[str, _VetQuestion]) -> M
     return match(answers, rows, path, lambda row: row.question_id.removeprefix(_VET_PREFIX))
 
 
-def _vet_cases(answers: Answers, files: OfficialFiles) -> list[Case]:
+def _vet_cases(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]:
     path, rows = _vet_rows(files)
     matched = _vet_match(answers, path, rows)
     return [
-        Case(
+        JudgeRequest(
             id,
             "+".join(sorted(set(row.capability))),
             vet_prompt(row.question, row.answer, matched.texts[id]),
@@ -147,7 +147,7 @@ def _vet_submit(answers: Answers, files: OfficialFiles, split: str, out: Path) -
     path, rows = _vet_rows(files)
     matched = _vet_match(answers, path, rows)
     texts = {f"{_VET_PREFIX}{id}": matched.texts[id] for id in rows if id in matched.texts}
-    with atomic(out) as file:
+    with atomic_write(out) as file:
         file.write(msgspec.json.format(msgspec.json.encode(texts), indent=2))
     return f"{out}: {len(texts):,} answers, {matched.missing:,} questions without one"
 
@@ -159,11 +159,11 @@ MM_VET = Benchmark(
     homepage="https://github.com/yuweihao/MM-Vet",
     files=(RawFile("mm-vet.json", "218 questions with their truth and capabilities"),),
     splits=(),
-    ask=_vet_questions,
-    rate=_vet_rate,
+    read_questions=_vet_questions,
+    score_answers=_vet_rate,
     submit=_vet_submit,
-    cases=_vet_cases,
-    verdict=vet_score,
+    judge_requests=_vet_cases,
+    parse_scores=vet_score,
     max_new_tokens=1024,
 )
 

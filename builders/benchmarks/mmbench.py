@@ -13,7 +13,7 @@ from vlmix.builders.benchmarks.sheet import write_sheet
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match, percent
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import LETTERS, OPTION_LETTER
 
@@ -133,14 +133,14 @@ def _benchmark(name: str, title: str, pattern: str, instruction: str) -> Benchma
 
     def rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
         path, rows = _opened(files, split, pattern, images=False)
-        return _rate(name, answers, path, rows, split or rows[0].get("split") or "dev", files)
+        return _score_answers(name, answers, path, rows, split or rows[0].get("split") or "dev", files)
 
     def submit(answers: Answers, files: OfficialFiles, split: str, out: Path) -> str:
         path, rows = _opened(files, split, pattern, images=False)
         matched = match(answers, dict.fromkeys(row["index"] for row in rows), path)
         header = [column for column in rows[0] if column not in _NOT_SUBMITTED]
         header.insert(_PREDICTION_COLUMN, "prediction")
-        with atomic(out) as file:
+        with atomic_write(out) as file:
             write_sheet(file, header, ([_cell(row, column, matched.texts) for column in header] for row in rows))
         return f"{out}: {len(rows):,} rows, {matched.missing:,} without a prediction"
 
@@ -151,8 +151,8 @@ def _benchmark(name: str, title: str, pattern: str, instruction: str) -> Benchma
         homepage="https://github.com/open-compass/MMBench",
         files=(RawFile(pattern, "questions in all rotations, with their images"),),
         splits=("dev", "test"),
-        ask=questions,
-        rate=rate,
+        read_questions=questions,
+        score_answers=rate,
         submit=submit,
         max_new_tokens=1024,
     )
@@ -172,7 +172,9 @@ def _cell(row: Row, column: str, texts: Mapping[str, str]) -> str | int | None:
     return int(text) if column == "index" else None if text in _NO_VALUE else text
 
 
-def _rate(name: str, answers: Answers, path: Path, rows: list[Row], split: str, files: OfficialFiles) -> Report:
+def _score_answers(
+    name: str, answers: Answers, path: Path, rows: list[Row], split: str, files: OfficialFiles
+) -> Report:
     rows = [row for row in rows if answers.asks(row["index"])]
     matched = match(answers, dict.fromkeys(row["index"] for row in rows), path)
     labelled = [row for row in rows if row.get("answer", "") in LETTERS and row.get("answer")]

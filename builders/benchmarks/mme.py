@@ -92,7 +92,7 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
     root, tasks = _opened(files, split)
     counted = {name: [asked for asked in questions if answers.asks(asked.id)] for name, questions in tasks.items()}
     tasks = {name: questions for name, questions in counted.items() if questions}
@@ -125,7 +125,7 @@ def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
     notes = [f"sum of acc and acc+ over the {'perception' if 'perception' in sums else 'cognition'} tasks"]
     if absent := [name for name in PERCEPTION if name not in tasks and split != "cognition"]:
         notes.append(f"without {', '.join(absent)}: this is not the published sum")
-    if matched.missing or matched.double:
+    if matched.missing or matched.duplicates:
         notes.append(
             "images are paired by name, missing answers are wrong and of double ones the last counts; the "
             "official script pairs lines by place and stops at an odd one"
@@ -155,8 +155,8 @@ MME = Benchmark(
         ),
     ),
     splits=("perception", "cognition"),
-    ask=_questions,
-    rate=_rate,
+    read_questions=_questions,
+    score_answers=_score_answers,
 )
 
 BENCHMARKS = (MME,)

@@ -101,7 +101,7 @@ def _image(name: str) -> str:
     return layout.coco("val", int(name.removesuffix(".jpg").rpartition("_")[2]))
 
 
-def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
     """Answers meet labels by their place within the split, as in LLaVA's script, which looks at no id there."""
     opened = {
         name: (path, counted)
@@ -192,8 +192,8 @@ POPE = Benchmark(
     homepage="https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco",
     files=(RawFile(_FILE, "questions with labels, one JSON object a line: adversarial, random, popular"),),
     splits=("adversarial", "random", "popular"),
-    ask=_questions,
-    rate=_rate,
+    read_questions=_questions,
+    score_answers=_score_answers,
     images=layout.COCO,
 )
 

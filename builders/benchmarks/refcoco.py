@@ -119,7 +119,7 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
     opened = {
         name: counted
         for name, found in _opened(files, split).items()
@@ -157,8 +157,8 @@ REFCOCO = Benchmark(
         RawFile("refcocog/instances.json, refcocog/refs(umd).p", "RefCOCOg"),
     ),
     splits=(*_SPLITS, *(f"{name}/{split}" for split, names in _SPLITS.items() for name in names)),
-    ask=_questions,
-    rate=_rate,
+    read_questions=_questions,
+    score_answers=_score_answers,
     images=layout.COCO,
 )
 

@@ -64,7 +64,7 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
     problems = {id: problem for id, problem in _opened(files, split).items() if answers.asks(id)}
     matched = match(answers, problems, files.folder)
     prompts = {row.question_id: row.prompt for row in answers.rows}
@@ -107,8 +107,8 @@ SCIENCEQA = Benchmark(
         RawFile("pid_splits.json", "which problem is in which split"),
     ),
     splits=("test", "val", "train", "minitest", "minival"),
-    ask=_questions,
-    rate=_rate,
+    read_questions=_questions,
+    score_answers=_score_answers,
     max_new_tokens=1024,
 )
 

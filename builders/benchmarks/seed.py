@@ -8,7 +8,7 @@ from msgspec import Struct
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import LETTERS, OPTION_LETTER
 
@@ -62,7 +62,7 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     return questions
 
 
-def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
     path, rows, names = _opened(files, split)
     rows = [row for row in rows if answers.asks(row.id)]
     matched = match(answers, dict.fromkeys(row.id for row in rows), path)
@@ -89,7 +89,7 @@ def _submit(answers: Answers, files: OfficialFiles, split: str, out: Path) -> st
             f"{answers.path}: {matched.missing:,} of {len(rows):,} questions have no answer, the first is {first}; the "
             "leaderboard takes whole files only: answer them first"
         )
-    with atomic(out) as file:
+    with atomic_write(out) as file:
         for row in rows:
             line = {"question_id": row.question_id, "prediction": matched.texts[row.id]}
             file.write(msgspec.json.encode(line) + b"\n")
@@ -103,8 +103,8 @@ SEED = Benchmark(
     homepage="https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
     files=(RawFile(_FILE, "questions on images and videos, with answers"),),
     splits=("image", "video"),
-    ask=_questions,
-    rate=_rate,
+    read_questions=_questions,
+    score_answers=_score_answers,
     submit=_submit,
 )
 

@@ -70,7 +70,7 @@ def asked(prompt: str) -> str | None:
     return lines[0].lower() if len(lines) == 2 else None
 
 
-def _rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
     path, file, split = _opened(files, split)
     rows = {str(row.question_id): row for row in file.data if answers.asks(str(row.question_id))}
     # LLaVA's question_id is the image's; of questions that are asked twice of an image, the last is meant.
@@ -117,8 +117,8 @@ TEXTVQA = Benchmark(
         RawFile(_OCR_FILE, "OCR tokens, for the questions' text; scoring does without"),
     ),
     splits=("val", "train", "test"),
-    ask=_questions,
-    rate=_rate,
+    read_questions=_questions,
+    score_answers=_score_answers,
     images=layout.TEXTVQA,
 )
 

@@ -6,11 +6,11 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.builders.benchmarks.normalise import Memo, evalai, soft_accuracy
-from vlmix.builders.benchmarks.vqa import DIGITS, Human, Item, Words, rate
+from vlmix.builders.benchmarks.vqa import DIGITS, Human, Item, TextCache, rate
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Report, match, percent
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
 
@@ -66,7 +66,7 @@ def _rate_vizwiz(answers: Answers, files: OfficialFiles, split: str) -> Report:
         "workers told apart by position, because VizWiz gives them no ids; `VizWiz API` leaves their answers as typed"
     )
     report = rate("vizwiz", split, items, matched, [note], by_position=True)
-    words, processed = Words(), Memo(evalai)
+    words, processed = TextCache(), Memo(evalai)
     as_typed = 0.0
     for item in items:
         text = words.normal[words.clean[processed[matched.texts.get(item.id, "")]]]
@@ -88,7 +88,7 @@ def _submit_vizwiz(answers: Answers, files: OfficialFiles, split: str, out: Path
                 f"({row.image}); the server takes whole files only: answer them first"
             )
         submitted.append({"image": row.image, "answer": processed[matched.texts[str(number)]]})
-    with atomic(out) as file:
+    with atomic_write(out) as file:
         file.write(msgspec.json.encode(submitted))
     return f"{out}: {len(submitted):,} answers"
 
@@ -100,8 +100,8 @@ VIZWIZ = Benchmark(
     homepage="https://vizwiz.org/tasks-and-datasets/vqa/",
     files=(RawFile(_VIZWIZ_FILE, "questions and, except for test, ten answers each (Annotations.zip)"),),
     splits=("val", "train", "test"),
-    ask=_vizwiz_questions,
-    rate=_rate_vizwiz,
+    read_questions=_vizwiz_questions,
+    score_answers=_rate_vizwiz,
     submit=_submit_vizwiz,
 )
 

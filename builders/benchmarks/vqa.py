@@ -17,7 +17,7 @@ from vlmix.builders.benchmarks.normalise import Memo, clean, evalai, soft_accura
 from vlmix.builders.schemas.vqa import Info, Questions
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Report, Shares, match, percent
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
 
@@ -34,7 +34,7 @@ class Human(Struct, gc=False):
     raw_answer: str | None = None
 
 
-class Words:
+class TextCache:
     """What texts are in one scoring: `clean`ed, and normalised after that."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Words:
         self.normal = Memo(vqa)
 
 
-class Crowd:
+class HumanAnswers:
     """The answers of a question's workers, ready to be compared with predictions.
 
     Where all cleaned answers are the same they stay as they are, and so does the prediction: "Yes" is worth nothing
@@ -52,7 +52,7 @@ class Crowd:
 
     __slots__ = ("_answers", "_twins", "_unanimous", "_words")
 
-    def __init__(self, humans: Sequence[Human], words: Words, by_position: bool = False) -> None:
+    def __init__(self, humans: Sequence[Human], words: TextCache, by_position: bool = False) -> None:
         answers = [words.clean[human.answer] for human in humans]
         self._words = words
         self._unanimous = len(set(answers)) == 1
@@ -89,11 +89,11 @@ def rate(
     name: str, split: str, items: list[Item], matched: Matched, notes: list[str], by_position: bool = False
 ) -> Report:
     """The report on all `items`; a question without an answer counts as answered with "", as LLaVA submits it."""
-    words, processed = Words(), Memo(evalai)
+    words, processed = TextCache(), Memo(evalai)
     shares = Shares()
     total = raw = 0.0
     for item in items:
-        crowd = Crowd(item.humans, words, by_position)
+        crowd = HumanAnswers(item.humans, words, by_position)
         text = matched.texts.get(item.id, "")
         score = crowd.accuracy(processed[text])
         total += score
@@ -194,7 +194,7 @@ def _submit_vqav2(answers: Answers, files: OfficialFiles, split: str, out: Path)
         }
         for question in questions
     ]
-    with atomic(out) as file:
+    with atomic_write(out) as file:
         file.write(msgspec.json.encode(rows))
     return f"{out}: {len(rows):,} answers, {matched.missing:,} of them empty for want of one"
 
@@ -209,8 +209,8 @@ VQAV2 = Benchmark(
         RawFile(_V2_ANNOTATIONS, "ten answers each; val and train only"),
     ),
     splits=("val", "train", "test-dev", "test"),
-    ask=lambda files, split: _questions(files, split, _V2_QUESTIONS, _V2),
-    rate=_rate_vqav2,
+    read_questions=lambda files, split: _questions(files, split, _V2_QUESTIONS, _V2),
+    score_answers=_rate_vqav2,
     submit=_submit_vqav2,
     images=layout.COCO,
 )
@@ -243,8 +243,8 @@ OKVQA = Benchmark(
     homepage="https://okvqa.allenai.org/download.html",
     files=(RawFile(_OK_QUESTIONS, "questions"), RawFile(_OK_ANNOTATIONS, "ten answers each, stemmed and as typed")),
     splits=("val", "train"),
-    ask=lambda files, split: _questions(files, split, _OK_QUESTIONS, "OK-VQA"),
-    rate=_rate_okvqa,
+    read_questions=lambda files, split: _questions(files, split, _OK_QUESTIONS, "OK-VQA"),
+    score_answers=_rate_okvqa,
     images=layout.COCO,
 )
 

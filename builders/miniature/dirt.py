@@ -84,12 +84,12 @@ DIRT: tuple[Dirt, ...] = (
     *_rows(
         "vqav2",
         VQAV2_Q,
-        ("vqav2-not-annotated", _question(4, 9), "question without annotation: drop the exchange, report it"),
+        ("vqav2-not-annotated", _question(4, 9), "question without annotation: drop the round, report it"),
     ),
     *_rows(
         "vqav2",
         VQAV2_A,
-        ("vqav2-empty-answer", _question(5, 9), "empty multiple_choice_answer: drop the exchange, report it"),
+        ("vqav2-empty-answer", _question(5, 9), "empty multiple_choice_answer: drop the round, report it"),
     ),
     *_rows(
         "vqav2",
@@ -269,7 +269,7 @@ DIRT: tuple[Dirt, ...] = (
         INSTRUCT,
         ("instruct-image-back", _file(3), "<image> stands behind the question: keep it there in LLaVA's form"),
         ("instruct-odd-turns", _file(2), "ends with a human turn: drop that turn"),
-        ("instruct-empty-value", _file(27), "empty answer: drop the exchange, report it"),
+        ("instruct-empty-value", _file(27), "empty answer: drop the round, report it"),
     ),
     *_rows(
         "lcs558k",

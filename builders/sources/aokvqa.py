@@ -12,7 +12,7 @@ from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.sources.text import Split
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.record import Conversation, Round
 
 
 class AokVqaOptions(Options, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ def read(raw: RawFolder, options: AokVqaOptions, seed: int, reject: Rejects) -> 
         correct = record.correct_choice_idx
         if correct is None or not 0 <= correct < len(record.choices):
             detail = f"question {record.question_id}: correct_choice_idx {correct} of {len(record.choices)} choices"
-            reject(f"aokvqa/{record.image_id:012d}", "bad_choice", detail, exchange=0, record=record)
+            reject(f"aokvqa/{record.image_id:012d}", "bad_choice", detail, round=0, record=record)
             continue
         images.setdefault(record.image_id, []).append(record)
     for image_id, asked in images.items():
@@ -46,26 +46,26 @@ def read(raw: RawFolder, options: AokVqaOptions, seed: int, reject: Rejects) -> 
             yield Conversation(
                 id=f"aokvqa/{image_id:012d}#{shift}",
                 source="aokvqa",
-                exchanges=tuple(_rotated(record, shift) for record in asked),
+                rounds=tuple(_rotated(record, shift) for record in asked),
                 image=coco(options.split, image_id),
             )
 
 
-def _rotated(record: Record, shift: int) -> Exchange:
+def _rotated(record: Record, shift: int) -> Round:
     count = len(record.choices)
     assert record.correct_choice_idx is not None
     # The index moves with the options; searching for the answer's text would fail on duplicate options.
     choices = tuple(record.choices[(i + shift) % count] for i in range(count))
     correct = (record.correct_choice_idx - shift) % count
-    return Exchange(record.question, choices[correct], "choice", choices=choices, correct=correct)
+    return Round(record.question, choices[correct], "choice", choices=choices, correct=correct)
 
 
 SOURCE = Source(
     name="aokvqa",
     title="A-OKVQA",
     homepage="https://github.com/allenai/aokvqa",
-    licence="Apache-2.0; images COCO (Flickr terms)",
-    formats=("choice",),
+    license="Apache-2.0; images COCO (Flickr terms)",
+    response_formats=("choice",),
     files=(RawFile("aokvqa_v1p0_{split}.json", "questions with four choices"),),
     read=read,
     options=AokVqaOptions,

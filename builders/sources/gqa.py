@@ -14,7 +14,7 @@ from vlmix.builders.sources.duplicates import reject_repeated
 from vlmix.builders.sources.text import short, text_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.record import Conversation, Round
 
 _IMAGES_AT_ONCE = 2000
 
@@ -89,17 +89,17 @@ def _merge(table: pa.Table, options: GqaOptions, reject: Rejects) -> Iterator[Co
 def _conversation(
     image: str, questions: list[str], answers: list[str], options: GqaOptions, reject: Rejects
 ) -> Iterator[Conversation]:
-    exchanges = []
+    rounds = []
     for number, (question, answer) in enumerate(zip(questions, answers)):
         if problem := text_problem(question, answer):
-            reject(f"gqa/{image}", *problem, exchange=number)
+            reject(f"gqa/{image}", *problem, round=number)
         else:
-            exchanges.append(Exchange(question, short(answer, options.capitalize), "short_answer"))
-    if exchanges:
+            rounds.append(Round(question, short(answer, options.capitalize), "short_answer"))
+    if rounds:
         # LLaVA's rows have integer ids; `n…` images (testdev) cannot.
         origin = json.dumps({"id": int(image)}) if image.isdecimal() and str(int(image)) == image else ""
         yield Conversation(
-            id=f"gqa/{image}", source="gqa", exchanges=tuple(exchanges), image=f"gqa/images/{image}.jpg", origin=origin
+            id=f"gqa/{image}", source="gqa", rounds=tuple(rounds), image=f"gqa/images/{image}.jpg", extra=origin
         )
 
 
@@ -107,8 +107,8 @@ SOURCE = Source(
     name="gqa",
     title="GQA",
     homepage="https://cs.stanford.edu/people/dorarad/gqa/download.html",
-    licence="CC BY 4.0; images Visual Genome (Flickr terms)",
-    formats=("short_answer",),
+    license="CC BY 4.0; images Visual Genome (Flickr terms)",
+    response_formats=("short_answer",),
     files=(
         RawFile("{split}_balanced_questions.json", "balanced questions"),
         RawFile("train_all_questions/train_all_questions_*.json", "all questions, ten files", optional=True),

@@ -8,7 +8,7 @@ from vlmix.builders.sources.llava_instruct import Row
 from vlmix.builders.sources.llava_rows import split_image, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Exchange, is_blank
+from vlmix.mixture.record import Conversation, Round, is_blank
 
 FILE = "blip_laion_cc_sbu_558k.json"
 
@@ -32,10 +32,10 @@ def read(raw: RawFolder, options: Options, seed: int, reject: Rejects) -> Iterat
         yield Conversation(
             id=identity,
             source="lcs558k",
-            exchanges=(Exchange(question, answer, "caption"),),
+            rounds=(Round(question, answer, "caption"),),
             image=f"lcs558k/images/{row.image}",
             image_at=place,
-            origin=json.dumps({"image": row.image}),
+            extra=json.dumps({"image": row.image}),
         )
 
 
@@ -43,8 +43,8 @@ SOURCE = Source(
     name="lcs558k",
     title="LCS-558K",
     homepage="https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
-    licence="terms of CC-3M, LAION, SBU and BLIP",
-    formats=("caption",),
+    license="terms of CC-3M, LAION, SBU and BLIP",
+    response_formats=("caption",),
     files=(RawFile(FILE, "captions; images below images/"),),
     read=read,
     images=layout.LCS,

@@ -11,7 +11,7 @@ from vlmix.builders import layout
 from vlmix.builders.sources.llava_rows import split_image, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Exchange, is_blank
+from vlmix.mixture.record import Conversation, Round, is_blank
 
 _FILES = {
     "150k": "llava_instruct_150k.json",
@@ -37,13 +37,13 @@ class Row(Struct):
 
 def read(raw: RawFolder, options: LlavaInstructOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
     """Texts untouched, the image token where the file has it. Ids repeat across the parts, so ours add a hash of the
-    texts. A last question without answer and exchanges with an empty text are dropped."""
+    texts. A last question without answer and rounds with an empty text are dropped."""
     copies: Counter[str] = Counter()
     for row in raw.json(raw.require(_FILES[options.part]), list[Row]):
         turns = row.conversations
         identity = content_id(f"llava_instruct/{row.id}", turns, copies)
         if len(turns) % 2 and len(turns) > 1 and turn_problem(turns[:-1]) is None:
-            reject(identity, "odd_turns", "the last question has no answer", exchange=len(turns) // 2, record=turns[-1])
+            reject(identity, "odd_turns", "the last question has no answer", round=len(turns) // 2, record=turns[-1])
             turns = turns[:-1]
         if problem := turn_problem(turns):
             reject(identity, *problem, image=row.image, record=row)
@@ -53,17 +53,17 @@ def read(raw: RawFolder, options: LlavaInstructOptions, seed: int, reject: Rejec
         if place is None:
             reject(identity, "image_token", "the first question has no image token", image=row.image, record=row)
             continue
-        exchanges = []
+        rounds = []
         for number in range(0, len(texts), 2):
             if is_blank(texts[number]) or is_blank(texts[number + 1]):
-                reject(identity, "empty_text", "a question or answer is empty", exchange=number // 2)
+                reject(identity, "empty_text", "a question or answer is empty", round=number // 2)
             else:
-                exchanges.append(Exchange(texts[number], texts[number + 1]))
-        if exchanges:
+                rounds.append(Round(texts[number], texts[number + 1]))
+        if rounds:
             yield Conversation(
                 id=identity,
                 source="llava_instruct",
-                exchanges=tuple(exchanges),
+                rounds=tuple(rounds),
                 image=f"coco/train2017/{row.image}",
                 image_at=place,
             )
@@ -82,8 +82,8 @@ SOURCE = Source(
     name="llava_instruct",
     title="LLaVA-Instruct-150K",
     homepage="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
-    licence="CC BY 4.0, and OpenAI's terms of use; images COCO (Flickr terms)",
-    formats=("free",),
+    license="CC BY 4.0, and OpenAI's terms of use; images COCO (Flickr terms)",
+    response_formats=("free",),
     files=(
         RawFile("llava_instruct_150k.json", "all conversations"),
         RawFile("conversation_58k.json", "one of its parts (`part: conversation`)", optional=True),

@@ -22,7 +22,7 @@ from vlmix.builders.sources.llava_rows import row_image, split_image, token_prob
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.record import Conversation, Round
 from vlmix.mixture.render import (
     CAPTION,
     GROUNDING,
@@ -31,11 +31,11 @@ from vlmix.mixture.render import (
     OPTION_LETTER,
     REGION_CAPTION,
     SHORT_ANSWER,
-    values,
+    render,
 )
 
 _PARTS = {
-    module.SOURCE.name: (module.SOURCE.licence, module.SOURCE.homepage)
+    module.SOURCE.name: (module.SOURCE.license, module.SOURCE.homepage)
     for module in (llava_instruct, sharegpt, vqav2, gqa, okvqa, ocrvqa, aokvqa, textcaps, refcoco, vg)
 }
 _BY_FOLDER = {"gqa": "gqa", "ocr_vqa": "ocrvqa", "textvqa": "textcaps", "vg": "vg"}
@@ -122,42 +122,40 @@ def _conversation(identity: str, source: str, image: str, texts: list[str], orig
         source=source,
         image=image,
         image_at="inline",
-        exchanges=tuple(Exchange(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)),
-        origin=origin,
+        rounds=tuple(Round(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)),
+        extra=origin,
     )
     if not image or place is None or place == "inline":
         return verbatim
-    parsed = msgspec.structs.replace(
-        verbatim, image_at=place, exchanges=_exchanges([first, *texts[1:]]) or verbatim.exchanges
-    )
-    return parsed if values(parsed) == texts else verbatim
+    parsed = msgspec.structs.replace(verbatim, image_at=place, rounds=_rounds([first, *texts[1:]]) or verbatim.rounds)
+    return parsed if render(parsed) == texts else verbatim
 
 
-def _exchanges(texts: list[str]) -> tuple[Exchange, ...] | None:
+def _rounds(texts: list[str]) -> tuple[Round, ...] | None:
     """The meaning of question-and-answer texts, as far as it shows; the caller checks it by rendering."""
     pairs = [(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)]
     question, answer = pairs[0]
     if question.endswith(f"\n{SHORT_ANSWER}"):
         pairs[0] = question[: -len(SHORT_ANSWER) - 1], answer
-        return tuple(Exchange(q, a, "short_answer") for q, a in pairs)
+        return tuple(Round(q, a, "short_answer") for q, a in pairs)
     if question.endswith(f"\n{OPTION_LETTER}"):
         pairs[0] = question[: -len(OPTION_LETTER) - 1], answer
         choices = [_choice(q, a) for q, a in pairs]
         return tuple(c for c in choices if c) if all(choices) else None
     if question.startswith(f"{CAPTION}\n{OCR_LINE}"):
         tokens = question[len(CAPTION) + 1 + len(OCR_LINE) :]
-        return (Exchange("", answer, "caption", ocr_tokens=tuple(tokens.split(", ")) if tokens else ()),)
-    return tuple(Exchange(q, a) for q, a in pairs)
+        return (Round("", answer, "caption", ocr_tokens=tuple(tokens.split(", ")) if tokens else ()),)
+    return tuple(Round(q, a) for q, a in pairs)
 
 
-def _choice(question: str, letter: str) -> Exchange | None:
+def _choice(question: str, letter: str) -> Round | None:
     lines = question.split("\n")
     starts = [number for number, line in enumerate(lines) if line.startswith("A. ")]
     correct = LETTERS.find(letter) if len(letter) == 1 else -1
     if not starts or not 0 <= correct < len(lines) - starts[-1]:
         return None
     choices = tuple(line[3:] for line in lines[starts[-1] :])
-    return Exchange("\n".join(lines[: starts[-1]]), choices[correct], "choice", choices=choices, correct=correct)
+    return Round("\n".join(lines[: starts[-1]]), choices[correct], "choice", choices=choices, correct=correct)
 
 
 def _template(row: dict[str, Any], turns: list[dict[str, Any]]) -> str:
@@ -188,8 +186,8 @@ SOURCE = Source(
     name="llava_json",
     title="LLaVA JSON",
     homepage="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
-    licence="that of each source",
-    formats=("free", "short_answer", "choice", "caption"),
+    license="that of each source",
+    response_formats=("free", "short_answer", "choice", "caption"),
     files=(RawFile(OFFICIAL, "the 665K mixture, or any file of its form (`path`)"),),
     read=read,
     options=LlavaJsonOptions,

@@ -10,7 +10,7 @@ from vlmix.builders.sources.duplicates import reject_repeated
 from vlmix.builders.sources.text import short, text_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.record import Conversation, Round
 
 _SPLITS = {"train": 1, "val": 2, "test": 3}
 
@@ -41,24 +41,22 @@ def read(raw: RawFolder, options: OcrVqaOptions, seed: int, reject: Rejects) -> 
             detail = f"{len(book.questions)} questions and {len(book.answers)} answers"
             reject(identity, "unequal_lists", detail, record=book)
             continue
-        exchanges = []
+        rounds = []
         for number, (question, answer) in enumerate(zip(book.questions, book.answers)):
             if problem := text_problem(question, answer):
-                reject(identity, *problem, exchange=number)
+                reject(identity, *problem, round=number)
             else:
-                exchanges.append(Exchange(question, short(answer, capitalize=False), "short_answer"))
-        if exchanges:
-            yield Conversation(
-                id=identity, source="ocrvqa", exchanges=tuple(exchanges), image=f"ocr_vqa/images/{key}.jpg"
-            )
+                rounds.append(Round(question, short(answer, capitalize=False), "short_answer"))
+        if rounds:
+            yield Conversation(id=identity, source="ocrvqa", rounds=tuple(rounds), image=f"ocr_vqa/images/{key}.jpg")
 
 
 SOURCE = Source(
     name="ocrvqa",
     title="OCR-VQA",
     homepage="https://ocr-vqa.github.io",
-    licence="not stated; covers (c) their publishers, research use",
-    formats=("short_answer",),
+    license="not stated; covers (c) their publishers, research use",
+    response_formats=("short_answer",),
     files=(RawFile("dataset.json", "books with questions, answers and the URL of the cover"),),
     read=read,
     options=OcrVqaOptions,

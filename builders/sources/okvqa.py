@@ -55,8 +55,8 @@ SOURCE = Source(
     name="okvqa",
     title="OK-VQA",
     homepage="https://okvqa.allenai.org/download.html",
-    licence="annotations CC BY 4.0; images COCO (Flickr terms)",
-    formats=("short_answer",),
+    license="annotations CC BY 4.0; images COCO (Flickr terms)",
+    response_formats=("short_answer",),
     files=(
         RawFile("OpenEnded_mscoco_{split}2014_questions.json", "questions (VQA v1 has files of this name too)"),
         RawFile("mscoco_{split}2014_annotations.json", "ten answers each, as typed and stemmed"),

@@ -18,8 +18,8 @@ from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.io.pickles import load_plain
-from vlmix.mixture.keyed import keyed_order, ranks
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.keyed import hash_order, keyed_order
+from vlmix.mixture.record import Conversation, Round
 
 RefSet = Literal["refcoco/unc", "refcoco/google", "refcoco+/unc", "refcocog/umd", "refcocog/google"]
 
@@ -50,7 +50,7 @@ class RefCocoOptions(Options, frozen=True, kw_only=True):
 def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
     """Each expression once, all sets of an image mixed by seed, cut into segments; each asked in a direction drawn by
     seed. `file_name` in the refs is not the image's name, so images go by id."""
-    images: dict[int, tuple[Picture, dict[str, Exchange]]] = {}
+    images: dict[int, tuple[Picture, dict[str, Round]]] = {}
     for name in dict.fromkeys(options.sets):
         folder, _, author = name.partition("/")
         instances = raw.json(raw.require(f"{folder}/instances.json"), Instances)
@@ -84,8 +84,8 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
                 missing = f"image {ref.image_id}" if picture is None else f"annotation {ref.ann_id}"
                 reject(identity, "no_annotation", f"{name}: ref {ref.ref_id} names {missing}, not in instances.json")
                 continue
-            for key, exchange in _expressions(name, ref, picture, box, options, seed, reject):
-                images.setdefault(picture.id, (picture, {}))[1][key] = exchange
+            for key, qa in _expressions(name, ref, picture, box, options, seed, reject):
+                images.setdefault(picture.id, (picture, {}))[1][key] = qa
     for image_id, (picture, expressions) in images.items():
         keys = list(expressions)
         shuffled = [expressions[keys[i]] for i in keyed_order(keys, seed, "refcoco order")]
@@ -95,7 +95,7 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
             yield Conversation(
                 id=f"refcoco/{image_id:012d}#{number}",
                 source="refcoco",
-                exchanges=tuple(shuffled[start:end]),
+                rounds=tuple(shuffled[start:end]),
                 image=coco("train", image_id),  # all splits are of train2014
                 width=picture.width,
                 height=picture.height,
@@ -117,33 +117,33 @@ def _expressions(
     options: RefCocoOptions,
     seed: int,
     reject: Rejects,
-) -> Iterator[tuple[str, Exchange]]:
-    """(key, exchange) of each usable expression of a ref; the box is clipped to the image."""
+) -> Iterator[tuple[str, Round]]:
+    """(key, round) of each usable expression of a ref; the box is clipped to the image."""
     identity = f"refcoco/{picture.id:012d}"
     x, y, w, h = xywh
     box = (x, y, x + w, y + h)
     if defect := box_defect(box, picture.width, picture.height):
-        reject(identity, *defect, exchange=ref.ref_id, record=ref)
+        reject(identity, *defect, round=ref.ref_id, record=ref)
         return
     clipped = clip(box, picture.width, picture.height)
     assert clipped is not None
     keys = [f"{name}/{sentence.sent_id}" for sentence in ref.sentences]
-    directions = ranks(keys, seed, "refcoco direction")
+    directions = hash_order(keys, seed, "refcoco direction")
     for key, direction, sentence in zip(keys, directions.tolist(), ref.sentences):
         text = phrase(getattr(sentence, options.sentence))
         if text:
             yield key, region(text, clipped, direction % 2 == 0)
         else:
             detail = f"{name}: sentence {sentence.sent_id} of ref {ref.ref_id} is empty"
-            reject(identity, "empty_phrase", detail, exchange=ref.ref_id, record=sentence)
+            reject(identity, "empty_phrase", detail, round=ref.ref_id, record=sentence)
 
 
 SOURCE = Source(
     name="refcoco",
     title="RefCOCO, RefCOCO+, RefCOCOg",
     homepage="https://github.com/lichengunc/refer",
-    licence="Apache-2.0 (expressions), CC BY 4.0 (COCO annotations); images COCO (Flickr terms)",
-    formats=("region_caption", "grounding"),
+    license="Apache-2.0 (expressions), CC BY 4.0 (COCO annotations); images COCO (Flickr terms)",
+    response_formats=("region_caption", "grounding"),
     files=(
         RawFile("refcoco/instances.json, refcoco/refs(unc).p", "RefCOCO: boxes, expressions"),
         RawFile("refcoco+/instances.json, refcoco+/refs(unc).p", "RefCOCO+"),

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Exchange, is_blank
+from vlmix.mixture.record import Conversation, Round, is_blank
 
 _DUMPS = {
     "v3": ("ShareGPT_V3_unfiltered_cleaned_split.json",),
@@ -77,8 +77,8 @@ def read(raw: RawFolder, options: ShareGptOptions, seed: int, reject: Rejects) -
             yield Conversation(
                 id=f"sharegpt/{chunk}",
                 source="sharegpt",
-                exchanges=tuple(Exchange(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)),
-                origin=json.dumps({"id": chunk, "model": chat.model or "", "conversations": None}),
+                rounds=tuple(Round(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)),
+                extra=json.dumps({"id": chunk, "model": chat.model or "", "conversations": None}),
             )
 
 
@@ -160,8 +160,8 @@ SOURCE = Source(
     name="sharegpt",
     title="ShareGPT",
     homepage="https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered",
-    licence="card says Apache-2.0; the chats are their writers', may hold personal data",
-    formats=("free",),
+    license="card says Apache-2.0; the chats are their writers', may hold personal data",
+    response_formats=("free",),
     files=(
         RawFile("ShareGPT_V3_unfiltered_cleaned_split.json", "chats, split"),
         RawFile("ShareGPT_V3_unfiltered_cleaned_split_no_imsorry.json", "`dump: v3_no_imsorry`", optional=True),

@@ -16,7 +16,7 @@ def short(answer: str, capitalize: bool = True) -> str:
 
 
 def text_problem(question: str, answer: str) -> tuple[str, str] | None:
-    """Why a question and its answer are no exchange, as (code, detail); None if they are."""
+    """Why a question and its answer are no round, as (code, detail); None if they are."""
     if question[:1].isalnum() and answer[:1].isalnum() and "<" not in question and "<" not in answer:
         return None  # nearly all of them
     if is_blank(answer):

@@ -12,7 +12,7 @@ from vlmix.builders.sources.text import Split
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.keyed import keyed_order
-from vlmix.mixture.record import INVISIBLE, Conversation, Exchange, is_blank
+from vlmix.mixture.record import INVISIBLE, Conversation, Round, is_blank
 
 
 class TextCapsOptions(Options, frozen=True, kw_only=True):
@@ -63,7 +63,7 @@ def read(raw: RawFolder, options: TextCapsOptions, seed: int, reject: Rejects) -
     images: dict[str, list[Entry]] = {}
     for number, entry in enumerate(captions.data):
         if is_blank(entry.caption_str or ""):
-            reject(f"textcaps/{entry.image_id}", "empty_caption", f"entry {number} has no caption", exchange=number)
+            reject(f"textcaps/{entry.image_id}", "empty_caption", f"entry {number} has no caption", round=number)
         else:
             images.setdefault(entry.image_id, []).append(entry)
     for image_id, entries in images.items():
@@ -75,8 +75,8 @@ def read(raw: RawFolder, options: TextCapsOptions, seed: int, reject: Rejects) -
         yield Conversation(
             id=f"textcaps/{image_id}",
             source="textcaps",
-            exchanges=(
-                Exchange(
+            rounds=(
+                Round(
                     "",
                     _closed(_choose(texts, image_id, options, seed)),
                     "caption",
@@ -108,8 +108,8 @@ SOURCE = Source(
     name="textcaps",
     title="TextCaps",
     homepage="https://textvqa.org/textcaps/dataset/",
-    licence="annotations CC BY 4.0; images OpenImages (CC BY 2.0)",
-    formats=("caption",),
+    license="annotations CC BY 4.0; images OpenImages (CC BY 2.0)",
+    response_formats=("caption",),
     files=(
         RawFile("TextCaps_0.1_{split}.json", "captions, one entry each"),
         RawFile("TextVQA_Rosetta_OCR_v0.2_{split}.json", "OCR tokens of the same images"),

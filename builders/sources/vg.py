@@ -15,7 +15,7 @@ from vlmix.mixture.boxes import box_defect, clip
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.keyed import integer_ranks
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.record import Conversation, Round
 
 _IMAGES_AT_ONCE = 512
 
@@ -107,7 +107,7 @@ def _draw(
         identity, width, height = _identity(picture), picture.width, picture.height
         smallest = options.min_side * max(width, height)
         drawn = 0
-        exchanges: list[Exchange] = []
+        rounds: list[Round] = []
         for i in order[start:end]:
             r = regions[i]
             box = (r.x, r.y, r.x + r.width, r.y + r.height)
@@ -122,18 +122,18 @@ def _draw(
                 if min(seen[2] - seen[0], seen[3] - seen[1]) < smallest:
                     why = "box_tiny", f"region {ids[i]}: a side below {options.min_side} of the image"
                 else:
-                    exchanges.append(region(said, seen, grounding[i]))
+                    rounds.append(region(said, seen, grounding[i]))
             if why is not None:
-                reject(identity, *why, exchange=int(ids[i]), record=r)
+                reject(identity, *why, round=int(ids[i]), record=r)
             if drawn == options.regions_per_image:
                 break
         if drawn < least:
             reject(identity, "few_regions", f"{drawn} usable regions, at least {least} are asked for")
-        elif exchanges:
+        elif rounds:
             yield Conversation(
                 id=identity,
                 source="vg",
-                exchanges=tuple(exchanges),
+                rounds=tuple(rounds),
                 image=f"{identity}.jpg",
                 width=width,
                 height=height,
@@ -149,8 +149,8 @@ SOURCE = Source(
     name="vg",
     title="Visual Genome",
     homepage="https://homes.cs.washington.edu/~ranjay/visualgenome/api.html",
-    licence="CC BY 4.0; images Flickr terms",
-    formats=("region_caption", "grounding"),
+    license="CC BY 4.0; images Flickr terms",
+    response_formats=("region_caption", "grounding"),
     files=(
         RawFile("image_data.json", "sizes and folders of the images"),
         RawFile("region_descriptions.json", "regions, version 1.2"),

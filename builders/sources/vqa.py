@@ -10,7 +10,7 @@ from vlmix.builders.schemas.vqa import Question, Questions
 from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.sources.text import Split, short, text_problem
 from vlmix.mixture.build.source import RawFolder, Rejects
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.record import Conversation, Round
 
 
 class Answer(Struct, gc=False):
@@ -55,7 +55,7 @@ def merge(
     reject: Rejects,
 ) -> Iterator[Conversation]:
     """One conversation per image, its questions in file order (LLaVA-1.5, appendix A.2)."""
-    images: dict[int, list[Exchange]] = {}
+    images: dict[int, list[Round]] = {}
     by_question = unique(
         annotations,
         lambda a: a.question_id,
@@ -75,16 +75,16 @@ def merge(
             problem = text_problem(question.question, text)
         if problem is not None:
             detail = f"question {question.question_id}: {problem[1]}"
-            reject(f"{source}/{question.image_id:012d}", problem[0], detail, exchange=0)
+            reject(f"{source}/{question.image_id:012d}", problem[0], detail, round=0)
             continue
-        exchange = Exchange(question.question, text, "short_answer")
-        if (exchanges := images.get(question.image_id)) is None:
-            images[question.image_id] = [exchange]
+        qa = Round(question.question, text, "short_answer")
+        if (rounds := images.get(question.image_id)) is None:
+            images[question.image_id] = [qa]
         else:
-            exchanges.append(exchange)
+            rounds.append(qa)
     for question_id in by_question:
         reject(f"{source}/question/{question_id}", "no_question", f"annotation {question_id} has no question")
-    for image_id, exchanges in images.items():
+    for image_id, rounds in images.items():
         yield Conversation(
-            id=f"{source}/{image_id:012d}", source=source, exchanges=tuple(exchanges), image=coco(split, image_id)
+            id=f"{source}/{image_id:012d}", source=source, rounds=tuple(rounds), image=coco(split, image_id)
         )

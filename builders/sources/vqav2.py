@@ -55,8 +55,8 @@ SOURCE = Source(
     name="vqav2",
     title="VQAv2",
     homepage="https://visualqa.org/download.html",
-    licence="annotations CC BY 4.0; images COCO (Flickr terms)",
-    formats=("short_answer",),
+    license="annotations CC BY 4.0; images COCO (Flickr terms)",
+    response_formats=("short_answer",),
     files=(
         RawFile("v2_OpenEnded_mscoco_{split}2014_questions.json", "questions"),
         RawFile("v2_mscoco_{split}2014_annotations.json", "ten answers each, and the most frequent"),

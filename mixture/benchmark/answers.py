@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.surrogates import mend
+from vlmix.mixture.io.surrogates import replace_lone_surrogates
 
 _SHOWN = 5  # records that an error names
 
@@ -126,7 +126,7 @@ def _parse(line: bytes) -> Answer | None:
     try:
         return _row.decode(line).answer_row()
     except (msgspec.DecodeError, UnicodeDecodeError):
-        mended, halves = mend(line)
+        mended, halves = replace_lone_surrogates(line)
         return _parse(mended) if halves else None
 
 

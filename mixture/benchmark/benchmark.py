@@ -12,7 +12,16 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.judge import Case, Endpoint, Judgements, Progress, Verdict, check, judge, read_judgements
+from vlmix.mixture.benchmark.judge import (
+    Endpoint,
+    Judgements,
+    JudgeRequest,
+    Progress,
+    ScoreParser,
+    check,
+    judge,
+    read_judgements,
+)
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -46,7 +55,7 @@ class Report(Struct, kw_only=True):
     metrics: dict[str, float]
     answered: int
     missing: int
-    double: int
+    duplicates: int
     unknown: int
     notes: list[str]
 
@@ -57,7 +66,7 @@ class Matched(NamedTuple):
     texts: dict[str, str]
     answered: int
     missing: int
-    double: int
+    duplicates: int
     unknown: int
 
     def report(
@@ -70,7 +79,7 @@ class Matched(NamedTuple):
             metrics=dict(metrics),
             answered=self.answered,
             missing=self.missing,
-            double=self.double,
+            duplicates=self.duplicates,
             unknown=self.unknown,
             notes=list(notes),
         )
@@ -142,22 +151,22 @@ class Benchmark:
     homepage: str
     files: tuple[RawFile, ...]
     splits: tuple[str, ...]
-    ask: Callable[[OfficialFiles, str], list[Question]]
-    rate: Callable[..., Report]
+    read_questions: Callable[[OfficialFiles, str], list[Question]]
+    score_answers: Callable[..., Report]
     submit: Callable[[Answers, OfficialFiles, str, Path], str] | None = None
-    cases: Callable[[Answers, OfficialFiles], list[Case]] | None = None
-    verdict: Verdict | None = None
+    judge_requests: Callable[[Answers, OfficialFiles], list[JudgeRequest]] | None = None
+    parse_scores: ScoreParser | None = None
     images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
     max_new_tokens: int = 128
 
     @property
     def needs_judge(self) -> bool:
         """True if a language model decides what an answer is worth."""
-        return self.cases is not None
+        return self.judge_requests is not None
 
     def questions(self, data: Path, split: str = "") -> list[Question]:
         """The questions of a folder of official files, or of one of them, in file order."""
-        return self.ask(self._official(data), self._split(split))
+        return self.read_questions(self._official(data), self._split(split))
 
     def score(
         self, answers: Answers, annotations: Path, split: str = "", judgements: Judgements | None = None
@@ -168,7 +177,11 @@ class Benchmark:
         missing, damaged or another benchmark's, and where not one answer belongs to the split.
         """
         files, split = self._official(annotations), self._split(split)
-        return self.rate(answers, files, split, judgements) if self.needs_judge else self.rate(answers, files, split)
+        return (
+            self.score_answers(answers, files, split, judgements)
+            if self.needs_judge
+            else self.score_answers(answers, files, split)
+        )
 
     def judge(
         self, answers: Answers, data: Path, endpoint: Endpoint, path: Path, progress: Progress | None = None
@@ -184,10 +197,10 @@ class Benchmark:
         check(found, cases, path)
         return found
 
-    def _cases(self, answers: Answers, data: Path) -> tuple[list[Case], Verdict]:
-        if self.cases is None or self.verdict is None:
+    def _cases(self, answers: Answers, data: Path) -> tuple[list[JudgeRequest], ScoreParser]:
+        if self.judge_requests is None or self.parse_scores is None:
             raise VlmixError(f"{self.name} needs no judge")
-        return self.cases(answers, self._official(data)), self.verdict
+        return self.judge_requests(answers, self._official(data)), self.parse_scores
 
     def submission(self, answers: Answers, questions: Path, out: Path, split: str = "") -> str:
         """Writes the file that the test server takes, and says in one sentence what it holds."""

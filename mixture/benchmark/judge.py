@@ -35,10 +35,10 @@ _MOST_READ_OF_AN_ERROR = 2**16
 _MOST_SHOWN = 500  # characters of what an endpoint says
 
 Progress = Callable[[str, int, int], None]
-Verdict = Callable[[str], list[float] | None]
+ScoreParser = Callable[[str], list[float] | None]
 
 
-class Case(Struct, frozen=True):
+class JudgeRequest(Struct, frozen=True):
     """One answer to be judged: what the judge is told, and at which temperature on each try.
 
     `reminder` joins the prompt from the second try on. `failed` are the scores of an answer that the judge never
@@ -197,7 +197,11 @@ def _average(id: str, grade: _Grade) -> Judgement:
 
 
 def judge(
-    cases: Sequence[Case], verdict: Verdict, endpoint: Endpoint, path: Path, progress: Progress | None = None
+    cases: Sequence[JudgeRequest],
+    verdict: ScoreParser,
+    endpoint: Endpoint,
+    path: Path,
+    progress: Progress | None = None,
 ) -> Judgements:
     """Asks `endpoint` about every case that `path` has no judgement of yet, adds each judgement to `path` as it
     comes, and returns all of them.
@@ -248,7 +252,7 @@ def judge(
     return saved
 
 
-def check(saved: Judgements, cases: Iterable[Case], path: Path) -> None:
+def check(saved: Judgements, cases: Iterable[JudgeRequest], path: Path) -> None:
     """Raises VlmixError if a judgement in `path` was about another answer than the case of its id."""
     for case in cases:
         judgement = saved.get(case.id)
@@ -275,7 +279,7 @@ def _resume(path: Path) -> Judgements:
     return saved
 
 
-def _judge_one(case: Case, verdict: Verdict, endpoint: Endpoint) -> Judgement:
+def _judge_one(case: JudgeRequest, verdict: ScoreParser, endpoint: Endpoint) -> Judgement:
     reply, scores = "", None
     for number, temperature in enumerate(case.temperatures):
         reply = ask(

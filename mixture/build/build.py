@@ -20,13 +20,13 @@ from vlmix.mixture.build.source import Source
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, Counts, Manifest, SourceInfo
 from vlmix.mixture.dataset.schema import Reject, write_rejects
 from vlmix.mixture.dataset.shards import ShardDone, arrange
-from vlmix.mixture.dataset.writer import merge_counts, run_shards, seal, write_index
+from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors
 from vlmix.mixture.io.digests import file_digest, stamp
-from vlmix.mixture.io.images import ImageFacts, examine
+from vlmix.mixture.io.images import ImageInfo, probe
 from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.io.staging import assembling
+from vlmix.mixture.io.staging import staging_folder
 from vlmix.mixture.keyed import Indices
 from vlmix.mixture.version import VERSION
 
@@ -49,11 +49,11 @@ def build(
     `images` are image roots searched before `raw`. With `annotations_only` no image is touched and no shard written.
     Raises VlmixError for bad input; what was finished until then is kept for the next run.
     """
-    with assembling(out) as (partial, work), Pool(workers) as pool:
+    with staging_folder(out) as (partial, work), Pool(workers) as pool:
         roots = None if annotations_only else [*(images or []), raw]
         prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
         rejects = [r for c in prepared.converted.values() for r in c.rejects]
-        facts: dict[str, ImageFacts] = {}
+        facts: dict[str, ImageInfo] = {}
         if annotations_only:
             picked = prepared.candidates.pick()
         else:
@@ -82,7 +82,7 @@ def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
 
 def _pick_usable(
     prepared: Prepared,
-    facts: dict[str, ImageFacts],
+    facts: dict[str, ImageInfo],
     rejects: list[Reject],
     pool: Pool,
     work: Path,
@@ -129,15 +129,15 @@ class _Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.known: dict[str, ImageFacts] = {}
+        self.known: dict[str, ImageInfo] = {}
         if path.exists():
             for line in path.read_bytes().split(b"\n"):
                 checksum, _, text = line.partition(b" ")
                 if checksum == _checksum(text):  # else the last line of a killed run, or damage
-                    facts = msgspec.json.decode(text, type=ImageFacts)
+                    facts = msgspec.json.decode(text, type=ImageInfo)
                     self.known[facts.path] = facts
 
-    def recall(self, path: Path) -> ImageFacts | None:
+    def recall(self, path: Path) -> ImageInfo | None:
         """What is known of a file that has not changed since."""
         facts = self.known.get(str(path))
         if facts is None:
@@ -152,7 +152,7 @@ class _Journal:
             pass
         return None
 
-    def add(self, facts: list[ImageFacts]) -> None:
+    def add(self, facts: list[ImageInfo]) -> None:
         with disk_errors(self._path), self._path.open("ab") as file:
             # Starts on a new line: a killed run may have left half of one.
             texts = [msgspec.json.encode(fact) for fact in facts]
@@ -166,7 +166,7 @@ def _checksum(text: bytes) -> bytes:
 def _examine(
     prepared: Prepared,
     images: set[str],
-    facts: dict[str, ImageFacts],
+    facts: dict[str, ImageInfo],
     journal: _Journal,
     pool: Pool,
     progress: Progress,
@@ -193,13 +193,13 @@ def _examine(
         progress("checking images", done, total)
 
 
-def examine_chunk(chunk: list[tuple[str, list[Path]]]) -> list[list[ImageFacts]]:
+def examine_chunk(chunk: list[tuple[str, list[Path]]]) -> list[list[ImageInfo]]:
     """Per image, the facts of its files up to the first sound one; runs in a worker."""
     results = []
     for _, paths in chunk:
-        tried: list[ImageFacts] = []
+        tried: list[ImageInfo] = []
         for path in paths:
-            tried.append(examine(path))
+            tried.append(probe(path))
             if not tried[-1].problem:
                 break
         results.append(tried)
@@ -209,7 +209,7 @@ def examine_chunk(chunk: list[tuple[str, list[Path]]]) -> list[list[ImageFacts]]
 def _write_shards(
     prepared: Prepared,
     picked: Indices,
-    facts: dict[str, ImageFacts],
+    facts: dict[str, ImageInfo],
     partial: Path,
     work: Path,
     pool: Pool,
@@ -244,7 +244,7 @@ def _finish(
 ) -> Manifest:
     recipe = prepared.recipe
     write_index(partial, work, done)
-    rejects = sorted(rejects, key=lambda r: (r.source, r.id, r.exchange, r.reason, r.detail))
+    rejects = sorted(rejects, key=lambda r: (r.source, r.id, r.round, r.reason, r.detail))
     write_rejects(partial / REJECTS_NAME, rejects)
     counts = merge_counts(done)
     natural = prepared.candidates.labels()
@@ -261,11 +261,11 @@ def _finish(
         rejects={source: dict(sorted(counter.items())) for source, counter in sorted(reasons.items())},
         inputs={name: converted.inputs for name, converted in prepared.converted.items()},
         shards=[d.shard for d in done if d.shard is not None],
-        files={},
+        checksums={},
     )
-    return seal(partial, manifest)
+    return finalize(partial, manifest)
 
 
 def _info(prepared: Prepared, source: str, counts: Counts) -> SourceInfo:
-    licence, homepage = prepared.homes(source)
-    return SourceInfo(licence=licence, homepage=homepage, counts=counts)
+    license, homepage = prepared.homes(source)
+    return SourceInfo(license=license, homepage=homepage, counts=counts)

@@ -12,7 +12,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
 from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
 
-_FILTER_COLUMNS = ["id", "source", "image", "width", "height", "exchanges", "words"]
+_FILTER_COLUMNS = ["id", "source", "image", "width", "height", "num_rounds", "num_words"]
 
 
 class Candidates:

@@ -15,10 +15,10 @@ from vlmix.mixture.build.source import RawFolder, Rejects, Source
 from vlmix.mixture.dataset.manifest import Input
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.digests import Stamp, file_digest, sha256, stamp
 from vlmix.mixture.record import Conversation, builder_mistake, defect
-from vlmix.mixture.render import StyleName, count_words, values
+from vlmix.mixture.render import StyleName, count_words, render
 from vlmix.mixture.version import VERSION
 
 CANDIDATES = pa.schema(
@@ -28,8 +28,8 @@ CANDIDATES = pa.schema(
         "image": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "exchanges": pa.int32(),
-        "words": pa.int32(),
+        "num_rounds": pa.int32(),
+        "num_words": pa.int32(),
         "characters": pa.int32(),
         "record": pa.binary(),
     }
@@ -107,17 +107,17 @@ def convert(job: ConvertJob) -> Converted:
     offered, folder, rejects = conversations(job.source, job.entry.options, job.raw, job.seed, job.name)
     count = 0
     encoder = msgspec.msgpack.Encoder()
-    with atomic(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
+    with atomic_write(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
         columns: list[list[Any]] = [[] for _ in CANDIDATES]
         for conversation in offered:
-            texts = values(conversation, job.prompts, count_only=True)
+            texts = render(conversation, job.prompts, count_only=True)
             row = (
                 conversation.id,
                 conversation.source,
                 conversation.image,
                 conversation.width,
                 conversation.height,
-                len(conversation.exchanges),
+                len(conversation.rounds),
                 count_words(texts),
                 sum(map(len, texts)),
                 encoder.encode(conversation),
@@ -139,7 +139,7 @@ def convert(job: ConvertJob) -> Converted:
 
 
 def _remember(path: Path, state: _State) -> None:
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(msgspec.msgpack.encode(state))
 
 

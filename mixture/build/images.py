@@ -17,7 +17,7 @@ from vlmix.mixture.io.images import (
     _FORMATS,
     _ORIENTATION,
     _SCAN,
-    ImageFacts,
+    ImageInfo,
     _orientation,
     _segments,
     image_xxh3,
@@ -25,7 +25,7 @@ from vlmix.mixture.io.images import (
 from vlmix.mixture.record import Box, Conversation
 
 
-class Fit(Struct, frozen=True):
+class StoredForm(Struct, frozen=True):
     """How a file becomes a stored image: what happens to its bytes (`""`: nothing; `unflagged`: the orientation tag
     is set to upright), whether its pixels are turned upright first, the stored size, and the factors that bring the
     annotation's pixels to the stored ones."""
@@ -38,7 +38,7 @@ class Fit(Struct, frozen=True):
     scale_y: float = 1.0
 
 
-def fit(facts: ImageFacts, width: int, height: int, boxed: bool) -> Fit | None:
+def plan_storage(facts: ImageInfo, width: int, height: int, boxed: bool) -> StoredForm | None:
     """How the image serves an annotation made on `width` x `height` pixels (0, 0: unknown); None if it cannot.
 
     A stored image never carries an EXIF orientation, so that readers that honour the tag and readers that do not
@@ -51,10 +51,10 @@ def fit(facts: ImageFacts, width: int, height: int, boxed: bool) -> Fit | None:
     jpeg = facts.format in ("JPEG", "MPO")
     flagged = facts.orientation != 1
 
-    def serve(size: tuple[int, int], turn: bool) -> Fit:
+    def serve(size: tuple[int, int], turn: bool) -> StoredForm:
         change: Change = "converted" if not jpeg else ("rotated" if turn else "unflagged") if flagged else ""
         scale = (size[0] / width, size[1] / height) if width and height else (1.0, 1.0)
-        return Fit(change, turn and flagged, *size, *scale)
+        return StoredForm(change, turn and flagged, *size, *scale)
 
     if width and height:
         # Where both have the annotation's size (180 degrees, mirrored, square) the pixels stay as they are.
@@ -70,7 +70,7 @@ def fit(facts: ImageFacts, width: int, height: int, boxed: bool) -> Fit | None:
     return serve(upright, True)
 
 
-def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
+def stored_bytes(facts: ImageInfo, plan_storage: StoredForm) -> bytes:
     """The JPEG bytes that go into a shard: the file's own where nothing has to change, deterministic for the rest.
 
     Raises VlmixError if the file is no longer the one that was examined.
@@ -82,14 +82,14 @@ def stored_bytes(facts: ImageFacts, fit: Fit) -> bytes:
         raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
     if stamp(path) != facts.stamp and image_xxh3(data) != facts.digest:
         raise VlmixError(f"{path} changed during the build; run it again")
-    if not fit.change:
+    if not plan_storage.change:
         return data
-    if fit.change == "unflagged" and (patched := _without_orientation(data)):
+    if plan_storage.change == "unflagged" and (patched := _without_orientation(data)):
         return patched
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image) if fit.turn else image
+            upright = ImageOps.exif_transpose(image) if plan_storage.turn else image
             out = io.BytesIO()
             # Frame 0 of an animation; an alpha channel is dropped as LLaVA's own loader does (`convert("RGB")`).
             upright.convert("RGB").save(out, "JPEG", quality=95, subsampling=0)
@@ -116,18 +116,22 @@ def _without_orientation(jpeg: bytes) -> bytes | None:
         return bytes(data) if _orientation(image) == 1 else None
 
 
-def scaled(conversation: Conversation, fit: Fit) -> Conversation:
+def scaled(conversation: Conversation, plan_storage: StoredForm) -> Conversation:
     """The conversation in the frame of the stored image: its size, and its boxes in that image's pixels."""
-    if fit.scale_x == fit.scale_y == 1.0:
-        if (conversation.width, conversation.height) == (fit.width, fit.height):
+    if plan_storage.scale_x == plan_storage.scale_y == 1.0:
+        if (conversation.width, conversation.height) == (plan_storage.width, plan_storage.height):
             return conversation
-        return msgspec.structs.replace(conversation, width=fit.width, height=fit.height)
+        return msgspec.structs.replace(conversation, width=plan_storage.width, height=plan_storage.height)
 
     def move(box: Box) -> Box:
-        return box[0] * fit.scale_x, box[1] * fit.scale_y, box[2] * fit.scale_x, box[3] * fit.scale_y
+        return (
+            box[0] * plan_storage.scale_x,
+            box[1] * plan_storage.scale_y,
+            box[2] * plan_storage.scale_x,
+            box[3] * plan_storage.scale_y,
+        )
 
-    exchanges = tuple(
-        msgspec.structs.replace(e, boxes=tuple(move(b) for b in e.boxes)) if e.boxes else e
-        for e in conversation.exchanges
+    rounds = tuple(
+        msgspec.structs.replace(e, boxes=tuple(move(b) for b in e.boxes)) if e.boxes else e for e in conversation.rounds
     )
-    return msgspec.structs.replace(conversation, width=fit.width, height=fit.height, exchanges=exchanges)
+    return msgspec.structs.replace(conversation, width=plan_storage.width, height=plan_storage.height, rounds=rounds)

@@ -33,16 +33,16 @@ class Prepared:
     """Image -> files that may be it; empty without images."""
 
     def homes(self, source: str) -> tuple[str, str]:
-        """(licence, home page) of a dataset named in a sample's `source`: what the recipe's entry says, else what its
+        """(license, home page) of a dataset named in a sample's `source`: what the recipe's entry says, else what its
         builder says. Of a file of one's own nothing else is known."""
         for name, entry in self.recipe.sources.items():
             builder = self.known[entry.builder]
             if source == (name if builder.verbatim else builder.name):
-                defaults = ("unknown", "") if builder.verbatim else (builder.licence, builder.homepage)
-                licence = defaults[0] if entry.license is None else entry.license
-                return licence, defaults[1] if entry.homepage is None else entry.homepage
+                defaults = ("unknown", "") if builder.verbatim else (builder.license, builder.homepage)
+                license = defaults[0] if entry.license is None else entry.license
+                return license, defaults[1] if entry.homepage is None else entry.homepage
         if source in self.known:
-            return self.known[source].licence, self.known[source].homepage
+            return self.known[source].license, self.known[source].homepage
         for builder in self.known.values():
             if source in builder.parts:
                 return builder.parts[source]
@@ -98,14 +98,14 @@ class PlanRow(Struct, frozen=True, kw_only=True):
 
     source: str
     samples: int
-    seen: int
-    exchanges: int
+    samples_per_epoch: int
+    rounds: int
     words: int
     images: int
     missing: int
     rejects: int
     bytes: int
-    licence: str
+    license: str
 
 
 def plan(prepared: Prepared) -> list[PlanRow]:
@@ -126,8 +126,8 @@ def plan(prepared: Prepared) -> list[PlanRow]:
     rejects = [r for c in prepared.converted.values() for r in c.rejects]
     rows = []
     wanted_lost = np.flatnonzero(lost & candidates.wanted).tolist()
-    exchanges, words, characters = (
-        candidates.table[column].to_numpy() for column in ("exchanges", "words", "characters")
+    rounds, words, characters = (
+        candidates.table[column].to_numpy() for column in ("num_rounds", "num_words", "characters")
     )
     for source, members in _by_source(candidates, picked):
         positions = picked[members]
@@ -137,15 +137,15 @@ def plan(prepared: Prepared) -> list[PlanRow]:
             PlanRow(
                 source=source,
                 samples=len(members),
-                seen=int(seen[members].sum()),
-                exchanges=int(exchanges[positions].sum()),
+                samples_per_epoch=int(seen[members].sum()),
+                rounds=int(rounds[positions].sum()),
                 words=int(words[positions].sum()),
                 images=len(sizes) - sizes.count(0),
                 missing=sum(candidates.sources[i] == source for i in wanted_lost),
                 rejects=sum(r.source == source for r in rejects),
                 bytes=sum(s + -s % BLOCK + BLOCK for s in sizes if s)
                 + int(sum((c + 320) // BLOCK * BLOCK + 2 * BLOCK for c in characters[positions])),
-                licence=prepared.homes(source)[0],
+                license=prepared.homes(source)[0],
             )
         )
     return rows

@@ -31,7 +31,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     weight: Positive | None = None
     """Share of the mixture's `total`, relative to the other weights; its size by default."""
     where: str | None = None
-    """SQL condition over sample columns: `exchanges <= 10 AND source = 'vqav2'`."""
+    """SQL condition over sample columns: `num_rounds <= 10 AND source = 'vqav2'`."""
     license: str | None = None
     """License of the entry's own samples on the card and in the manifest; by default the builder's."""
     homepage: str | None = None

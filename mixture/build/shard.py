@@ -7,12 +7,12 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.build.extract import CandidateReader
-from vlmix.mixture.build.images import Fit, fit, scaled, stored_bytes
+from vlmix.mixture.build.images import StoredForm, plan_storage, scaled, stored_bytes
 from vlmix.mixture.dataset.schema import SampleJson, turns
 from vlmix.mixture.dataset.shards import Row, ShardDone, store_rows
-from vlmix.mixture.io.images import ImageFacts, image_xxh3
+from vlmix.mixture.io.images import ImageInfo, image_xxh3
 from vlmix.mixture.record import Conversation
-from vlmix.mixture.render import StyleName, count_words, values
+from vlmix.mixture.render import StyleName, count_words, render
 
 
 class Pick(Struct, frozen=True):
@@ -22,7 +22,7 @@ class Pick(Struct, frozen=True):
     row: int
     ordinal: int
     repeat: int
-    facts: ImageFacts | None
+    facts: ImageInfo | None
 
 
 class ShardJob(Struct, frozen=True):
@@ -60,7 +60,7 @@ def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_im
         assert adapted is not None, "samples whose image does not fit are rejected before the order is made"
         data = stored_bytes(pick.facts, adapted)
         conversation = scaled(conversation, adapted)
-    texts = values(conversation, prompts)
+    texts = render(conversation, prompts)
     sample = SampleJson(
         id=conversation.id,
         source=conversation.source,
@@ -68,7 +68,7 @@ def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_im
         width=conversation.width,
         height=conversation.height,
         conversations=turns(texts),
-        origin=conversation.origin,
+        extra=conversation.extra,
     )
     columns = {
         "id": sample.id,
@@ -76,25 +76,25 @@ def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_im
         "image": sample.image,
         "width": sample.width,
         "height": sample.height,
-        "exchanges": len(conversation.exchanges),
-        "words": count_words(texts),
+        "num_rounds": len(conversation.rounds),
+        "num_words": count_words(texts),
         "repeat": pick.repeat,
-        "ordinal": pick.ordinal,
+        "natural_index": pick.ordinal,
         "image_hash": image_xxh3(data) if data is not None else "",
         "image_change": adapted.change if adapted else "",
         "conversations": [{"from": turn.from_, "value": turn.value} for turn in sample.conversations],
-        "formats": [exchange.format for exchange in conversation.exchanges],
+        "response_formats": [qa.format for qa in conversation.rounds],
         "boxes": [
-            {"exchange": i, "x1": box[0], "y1": box[1], "x2": box[2], "y2": box[3]}
-            for i, exchange in enumerate(conversation.exchanges)
-            for box in exchange.boxes
+            {"round": i, "x1": box[0], "y1": box[1], "x2": box[2], "y2": box[3]}
+            for i, qa in enumerate(conversation.rounds)
+            for box in qa.boxes
         ],
-        "origin": sample.origin,
+        "extra": sample.extra,
     }
     return Row(sample.source, columns, msgspec.json.encode(sample), data)
 
 
-def image_fit(conversation: Conversation, facts: ImageFacts) -> Fit | None:
+def image_fit(conversation: Conversation, facts: ImageInfo) -> StoredForm | None:
     """How `facts` serves the conversation; None if its boxes were made on a picture of another shape."""
-    boxed = any(exchange.boxes for exchange in conversation.exchanges)
-    return fit(facts, conversation.width, conversation.height, boxed)
+    boxed = any(qa.boxes for qa in conversation.rounds)
+    return plan_storage(facts, conversation.width, conversation.height, boxed)

@@ -1,4 +1,4 @@
-"""What a source is to a mixture: a declaration of its files and licence, and a function that reads conversations.
+"""What a source is to a mixture: a declaration of its files and license, and a function that reads conversations.
 
 `builders` fills this contract once per dataset; nothing in `mixture` knows a dataset by name.
 """
@@ -31,11 +31,11 @@ class Rejects:
         self.rows: list[Reject] = []
 
     def __call__(
-        self, id: str, reason: str, detail: str, *, exchange: int = -1, image: str = "", record: Any = None
+        self, id: str, reason: str, detail: str, *, round: int = -1, image: str = "", record: Any = None
     ) -> None:
         text = "" if record is None else msgspec.json.encode(record).decode()
         self.rows.append(
-            Reject(source=self.source, id=id, reason=reason, detail=detail, exchange=exchange, image=image, record=text)
+            Reject(source=self.source, id=id, reason=reason, detail=detail, round=round, image=image, record=text)
         )
 
 
@@ -64,7 +64,7 @@ ReadFunction = Callable[[RawFolder, Any, int, Rejects], Iterator[Conversation]]
 class Source:
     """One dataset. `read(raw, options, seed, reject)` yields its conversations in the order of the official files.
 
-    `parts` names the datasets (name -> (licence, home page)) whose conversations a collection holds. `images` maps
+    `parts` names the datasets (name -> (license, home page)) whose conversations a collection holds. `images` maps
     a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
     record back as it came, empty texts included.
     """
@@ -72,8 +72,8 @@ class Source:
     name: str
     title: str
     homepage: str
-    licence: str
-    formats: tuple[ResponseFormat, ...]
+    license: str
+    response_formats: tuple[ResponseFormat, ...]
     files: tuple[RawFile, ...]
     read: ReadFunction
     options: type[Options] = Options

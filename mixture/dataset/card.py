@@ -18,7 +18,7 @@ _FEATURES = [
             {"name": "width", "dtype": "int64"},
             {"name": "height", "dtype": "int64"},
             {"name": "conversations", "list": [{"name": "from", **_TEXT}, {"name": "value", **_TEXT}]},
-            {"name": "origin", **_TEXT},
+            {"name": "extra", **_TEXT},
         ],
     },
     {"name": "__key__", **_TEXT},
@@ -43,14 +43,14 @@ def card(manifest: Manifest) -> str:
     lines = opening(head, manifest, _about(manifest))
     dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
     if dropped:
-        lines += ["", f"{dropped:,} records or exchanges were dropped; `rejects.parquet` lists each with its reason."]
-    if total.seen != total.samples:
+        lines += ["", f"{dropped:,} records or rounds were dropped; `rejects.parquet` lists each with its reason."]
+    if total.samples_per_epoch != total.samples:
         lines += [
             "",
             "Some samples are to be seen more than once per epoch: column `repeat` of `samples.parquet`. "
             "The shards hold each of them once.",
         ]
-    lines += ["", "Every source keeps its own licence; the mixture adds none."]
+    lines += ["", "Every source keeps its own license; the mixture adds none."]
     return "\n".join(lines) + "\n"
 
 
@@ -62,11 +62,11 @@ def opening(head: dict[str, Any], manifest: Manifest, about: str) -> list[str]:
 
 
 def composition(manifest: Manifest) -> list[str]:
-    """Lines of Markdown: the sources with their counts and licences, prompt style, order and seed. Names and licences
+    """Lines of Markdown: the sources with their counts and licenses, prompt style, order and seed. Names and licenses
     are text there, never markup."""
     total = manifest.total
     lines = [
-        "| source | samples | share | per epoch | exchanges | words | images | licence |",
+        "| source | samples | share | per epoch | rounds | words | images | license |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for name, info in manifest.sources.items():
@@ -74,11 +74,11 @@ def composition(manifest: Manifest) -> list[str]:
         share = f"{100 * c.samples / max(total.samples, 1):.1f} %"
         label = markdown_link(name, info.homepage)
         lines.append(
-            f"| {label} | {c.samples:,} | {share} | {c.seen:,} | {c.exchanges:,} | {c.words:,} | {c.images:,} "
-            f"| {markdown(info.licence)} |"
+            f"| {label} | {c.samples:,} | {share} | {c.samples_per_epoch:,} | {c.rounds:,} | {c.words:,} "
+            f"| {c.images:,} | {markdown(info.license)} |"
         )
     lines.append(
-        f"| **total** | {total.samples:,} | 100 % | {total.seen:,} | {total.exchanges:,} | {total.words:,} "
+        f"| **total** | {total.samples:,} | 100 % | {total.samples_per_epoch:,} | {total.rounds:,} | {total.words:,} "
         f"| {total.images:,} | |"
     )
     lines += [

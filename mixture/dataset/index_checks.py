@@ -16,7 +16,7 @@ from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.record import FORMATS, IMAGE_TOKEN
 from vlmix.mixture.render import LETTERS, OPTION_LETTER, SHORT_ANSWER, count_words
 
-COLUMNS = [field for field in VIEW.names if field != "row"]
+COLUMNS = [field for field in VIEW.names if field != "root_row"]
 """Of an index, without the texts, which are checked row by row."""
 
 
@@ -44,16 +44,16 @@ def index_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
 
 
 def _ordinal_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
-    ordinal = frame["ordinal"]
+    ordinal = frame["natural_index"]
     bad = (ordinal < 0) | ordinal.is_duplicated()
-    if not manifest.subset:
+    if not manifest.selections:
         bad |= ordinal >= len(frame)
-    yield from _rows("ordinal", bad, "is not a place in the natural order of its own")
+    yield from _rows("natural_index", bad, "is not a place in the natural order of its own")
     if manifest.recipe["order"] == "natural" and not bad.any():
-        natural = frame.select("ordinal", pl.col("image") != "").sort("ordinal")
+        natural = frame.select("natural_index", pl.col("image") != "").sort("natural_index")
         size = int(manifest.recipe["samples_per_shard"])
         order = arrange(np.arange(len(frame)), [], natural["image"].to_numpy(), "natural", 0, size)
-        yield from _rows("ordinal", ordinal != natural["ordinal"][order], "is not in the natural order")
+        yield from _rows("natural_index", ordinal != natural["natural_index"][order], "is not in the natural order")
 
 
 def most_repeats(manifest: Manifest) -> int:
@@ -67,9 +67,9 @@ def count_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     """Where the sums over an index differ from the counts of the manifest's sources."""
     sums = frame.group_by("source").agg(
         pl.len().alias("samples"),
-        pl.col("repeat").sum().alias("seen"),
-        pl.col("exchanges").cast(pl.Int64).sum(),
-        pl.col("words").cast(pl.Int64).sum(),
+        pl.col("repeat").sum().alias("samples_per_epoch"),
+        pl.col("num_rounds").cast(pl.Int64).sum().alias("rounds"),
+        pl.col("num_words").cast(pl.Int64).sum().alias("words"),
         (pl.col("image") != "").sum().alias("images"),
     )
     found = {row.pop("source"): row for row in sums.to_dicts()}
@@ -91,15 +91,15 @@ def _rows(column: str, bad: pl.Series, what: str) -> Iterator[str]:
 def row_problems(row: dict[str, Any], prompts: str) -> Iterator[str]:
     """What is wrong with the text columns of a row and the numbers that count them, prompts being
     of the style `prompts`. Boxes are compared with the numbers that the text shows."""
-    turns, formats = row["conversations"], row["formats"]
+    turns, formats = row["conversations"], row["response_formats"]
     texts = [turn["value"] for turn in turns]
-    if [turn["from"] for turn in turns] != [*ROLES] * row["exchanges"]:
-        yield "`exchanges` is not the number of its questions with answers"
+    if [turn["from"] for turn in turns] != [*ROLES] * row["num_rounds"]:
+        yield "`rounds` is not the number of its questions with answers"
         return
-    if row["words"] != (words := count_words(texts)):
-        yield f"`words` is {row['words']}, its text has {words}"
-    if len(formats) != row["exchanges"] or not set(formats) <= set(FORMATS):
-        yield "`formats` is not a known response format for each of its exchanges"
+    if row["num_words"] != (words := count_words(texts)):
+        yield f"`words` is {row['num_words']}, its text has {words}"
+    if len(formats) != row["num_rounds"] or not set(formats) <= set(FORMATS):
+        yield "`formats` is not a known response format for each of its rounds"
         return
     try:
         origin_of(row)
@@ -113,36 +113,36 @@ def _box_problem(row: dict[str, Any], texts: list[str]) -> str | None:
     boxes: dict[int, list[tuple[float, float, float, float]]] = {}
     for number, box in enumerate(row["boxes"]):
         corners = box["x1"], box["y1"], box["x2"], box["y2"]
-        if not 0 <= box["exchange"] < row["exchanges"]:
-            return f"`boxes`: box {number} belongs to no exchange"
+        if not 0 <= box["round"] < row["num_rounds"]:
+            return f"`boxes`: box {number} belongs to no round"
         if not all(map(math.isfinite, corners)) or box_defect(corners, row["width"], row["height"]):
             return f"`boxes`: box {number} is not one inside the image"
         if min(corners) < 0 or corners[2] > row["width"] or corners[3] > row["height"]:
             return f"`boxes`: box {number} is not one inside the image"
-        boxes.setdefault(box["exchange"], []).append(corners)
+        boxes.setdefault(box["round"], []).append(corners)
     if list(boxes) != sorted(boxes):
-        return "`boxes` is not in the order of the exchanges"
-    for exchange, name in enumerate(row["formats"]):
+        return "`boxes` is not in the order of the rounds"
+    for nth, name in enumerate(row["response_formats"]):
         if name not in ("grounding", "region_caption"):
             continue
-        if exchange not in boxes:
-            return f"`boxes`: exchange {exchange}, a {name}, has none"
-        said = ", ".join(square_text(box, row["width"], row["height"]) for box in boxes[exchange])
-        question, answer = texts[2 * exchange : 2 * exchange + 2]
+        if nth not in boxes:
+            return f"`boxes`: round {nth}, a {name}, has none"
+        said = ", ".join(square_text(box, row["width"], row["height"]) for box in boxes[nth])
+        question, answer = texts[2 * nth : 2 * nth + 2]
         if (answer != said) if name == "grounding" else (said not in question):
-            return f"`boxes`: exchange {exchange} has other numbers in its text"
+            return f"`boxes`: round {nth} has other numbers in its text"
     return None
 
 
 def _prompt_problem(row: dict[str, Any], texts: list[str], prompts: str) -> str | None:
     """Where a format's prompt, which the style puts to its first question, or its answer's form is missing."""
     for name, prompt in (("short_answer", SHORT_ANSWER), ("choice", OPTION_LETTER)):
-        if name in row["formats"] and prompts == "llava":
-            first = 2 * row["formats"].index(name)
+        if name in row["response_formats"] and prompts == "llava":
+            first = 2 * row["response_formats"].index(name)
             if not texts[first].removesuffix(f"\n{IMAGE_TOKEN}").endswith(prompt):
-                return f"`formats`: exchange {first // 2} is called a {name} and is not asked as one"
-    for exchange, name in enumerate(row["formats"]):
-        answer = texts[2 * exchange + 1]
+                return f"`formats`: round {first // 2} is called a {name} and is not asked as one"
+    for nth, name in enumerate(row["response_formats"]):
+        answer = texts[2 * nth + 1]
         if name == "choice" and prompts != "instructblip" and not (len(answer) == 1 and answer in LETTERS):
-            return f"`formats`: exchange {exchange} is called a choice, and its answer is no letter"
+            return f"`formats`: round {nth} is called a choice, and its answer is no letter"
     return None

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.storage import Local, Location
 from vlmix.mixture.record import unsafe_path
 from vlmix.mixture.version import FORMAT_VERSION, VERSION
@@ -32,9 +32,9 @@ class Counts(Struct, frozen=True):
     """What one source gives to a mixture."""
 
     samples: int = 0
-    seen: int = 0
+    samples_per_epoch: int = 0
     """Samples per epoch, repeats counted."""
-    exchanges: int = 0
+    rounds: int = 0
     words: int = 0
     images: int = 0
 
@@ -54,7 +54,7 @@ class Shard(Struct, frozen=True):
 class SourceInfo(Struct, frozen=True, kw_only=True):
     """One dataset in a mixture: where it comes from and what it gave."""
 
-    licence: str
+    license: str
     homepage: str
     counts: Counts
 
@@ -75,7 +75,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     name: str
     seed: int
     recipe: dict[str, Any]
-    subset: list[dict[str, Any]] = []
+    selections: list[dict[str, Any]] = []
     """The selections, outermost last, that made this subset of the recipe's mixture."""
     samples: int
     sources: dict[str, SourceInfo]
@@ -85,7 +85,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """Recipe entry -> raw files read."""
     shards: list[Shard] = []
     parent: Parent | None = None
-    files: dict[str, str]
+    checksums: dict[str, str]
     sha256: str = _UNSEALED
     """Of the file's own bytes, with zeros for these digits; `write` fills it in."""
 
@@ -99,7 +99,7 @@ def write(folder: Path, manifest: Manifest) -> Manifest:
     plain = msgspec.structs.replace(manifest, format_version=FORMAT_VERSION, sha256=_UNSEALED)
     data = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
     sealed = _sealed(data)
-    with atomic(folder / NAME) as file:
+    with atomic_write(folder / NAME) as file:
         file.write(sealed)
     return parse(sealed, NAME)
 
@@ -144,7 +144,7 @@ def parse(data: bytes, name: str, *, sealed: bool = True) -> Manifest:
         raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
     if problem := _contradiction(manifest):
         raise VlmixError(f"{name}: {problem}; the manifest is damaged, build the mixture again")
-    for file in (*manifest.files, *(shard.path for shard in manifest.shards)):
+    for file in (*manifest.checksums, *(shard.path for shard in manifest.shards)):
         if problem := unsafe_path(file):
             raise VlmixError(f"{name}: file {file[:200]!r} leaves the folder: {problem[:200]}")
     return manifest

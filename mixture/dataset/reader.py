@@ -105,7 +105,7 @@ class Reader(Sequence[Sample]):
     def __getitem__(self, position: slice) -> Self: ...
     def __getitem__(self, position: int | slice) -> Sample | Self:
         if isinstance(position, slice):
-            return self.part(np.arange(len(self))[position])
+            return self.select(np.arange(len(self))[position])
         raw = self.raw(position)
         try:
             sample = msgspec.json.decode(raw.json, type=Sample)
@@ -136,7 +136,7 @@ class Reader(Sequence[Sample]):
             raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
         return RawSample(f"{row:09d}", jpeg, text)
 
-    def find(self, id: str) -> int:
+    def index_of(self, id: str) -> int:
         """Position of the sample with this id. Raises KeyError if there is none."""
         position = pc.index(self.column("id"), pa.scalar(id, pa.string())).as_py()
         if position < 0:
@@ -154,7 +154,7 @@ class Reader(Sequence[Sample]):
         """[N] int64: the samples' rows in the root's samples.parquet, which are also their keys in the shards."""
         if self._rows is None:
             if self.manifest.parent is not None:
-                self._rows = self.column("row").to_numpy()
+                self._rows = self.column("root_row").to_numpy()
             else:
                 self._rows = np.arange(self.manifest.samples) if self.positions is None else self.positions
         return self._rows
@@ -172,7 +172,7 @@ class Reader(Sequence[Sample]):
         numbered = frame.with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
         return mine.join(numbered, on="position", how="left", maintain_order="left").drop("position")
 
-    def part(self, positions: NDArray[np.int64]) -> Self:
+    def select(self, positions: NDArray[np.int64]) -> Self:
         """The samples at `positions`, in that order."""
         mine = positions if self.positions is None else self.positions[positions]
         return type(self)(self.folder, self.manifest, self.root, self.root_manifest, np.asarray(mine, dtype=np.int64))
@@ -180,7 +180,7 @@ class Reader(Sequence[Sample]):
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
         """[N] int64: words of each sample, plus `image_tokens` for an image."""
         images = pc.not_equal(self._part("image"), "").to_numpy().astype(np.int64)
-        return np.asarray(self._part("words").to_numpy() + image_tokens * images, dtype=np.int64)
+        return np.asarray(self._part("num_words").to_numpy() + image_tokens * images, dtype=np.int64)
 
     def turns(self) -> Iterator[tuple[NDArray[np.int64], pa.StringArray, NDArray[np.int64]]]:
         """All texts, a row group at a time in the root's order: [n] positions, the turns of all of them in one array,

@@ -14,9 +14,7 @@ from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.atomic import write_parquet
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
-_BOX = pa.struct(
-    {"exchange": pa.int32(), "x1": pa.float64(), "y1": pa.float64(), "x2": pa.float64(), "y2": pa.float64()}
-)
+_BOX = pa.struct({"round": pa.int32(), "x1": pa.float64(), "y1": pa.float64(), "x2": pa.float64(), "y2": pa.float64()})
 
 SAMPLES = pa.schema(
     {
@@ -26,10 +24,10 @@ SAMPLES = pa.schema(
         "image": pa.string(),  # path in LLaVA's layout, "" for text only
         "width": pa.int32(),  # of the stored image, pixels
         "height": pa.int32(),
-        "exchanges": pa.int32(),
-        "words": pa.int32(),
+        "num_rounds": pa.int32(),
+        "num_words": pa.int32(),
         "repeat": pa.int32(),  # times seen per epoch
-        "ordinal": pa.int64(),  # place in the natural order
+        "natural_index": pa.int64(),  # place in the natural order
         "shard": pa.string(),  # path below the folder, "" without shards
         "image_offset": pa.int64(),  # of the member's data in the shard; 0 with size 0 for text only
         "image_size": pa.int64(),
@@ -38,25 +36,25 @@ SAMPLES = pa.schema(
         "image_hash": pa.string(),  # xxh3-128 of the stored bytes
         "image_change": pa.string(),  # "", converted, rotated, unflagged
         "conversations": pa.list_(_TURN),
-        "formats": pa.list_(pa.string()),  # response format of each exchange
+        "response_formats": pa.list_(pa.string()),  # response format of each round
         "boxes": pa.list_(_BOX),  # pixels of the stored image
-        "origin": pa.string(),
+        "extra": pa.string(),
     }
 )
 
 MOST_REPEATS = 1000
 
-TEXT_COLUMNS = ("conversations", "formats", "boxes", "origin")
+TEXT_COLUMNS = ("conversations", "response_formats", "boxes", "extra")
 """The heavy columns, which a view leaves with its root."""
 
-VIEW = pa.schema([*(f for f in SAMPLES if f.name not in TEXT_COLUMNS), pa.field("row", pa.int64())])
+VIEW = pa.schema([*(f for f in SAMPLES if f.name not in TEXT_COLUMNS), pa.field("root_row", pa.int64())])
 """A view's index: no text, and `row`, the sample's row in the root's samples.parquet."""
 
 REJECTS = pa.schema(
     {
         "source": pa.string(),
         "id": pa.string(),
-        "exchange": pa.int32(),  # inside the upstream record; -1 for the whole of it
+        "round": pa.int32(),  # inside the upstream record; -1 for the whole of it
         "image": pa.string(),
         "reason": pa.string(),
         "detail": pa.string(),
@@ -66,14 +64,14 @@ REJECTS = pa.schema(
 
 
 class Reject(Struct, frozen=True, kw_only=True):
-    """Something that was dropped. `exchange` is the position inside the upstream record, -1 for a whole record;
+    """Something that was dropped. `round` is the position inside the upstream record, -1 for a whole record;
     `reason` a stable code; `record` the upstream record as JSON where it would be lost otherwise."""
 
     source: str
     id: str
     reason: str
     detail: str
-    exchange: int = -1
+    round: int = -1
     image: str = ""
     record: str = ""
 
@@ -108,10 +106,10 @@ def columns_problem(table: pa.Table) -> str | None:
 
 def origin_of(row: dict[str, Any]) -> dict[str, Any]:
     """The `origin` of a row with its `conversations`, `{}` for none. Raises VlmixError if it is not such an object."""
-    if not row["origin"]:
+    if not row["extra"]:
         return {}
     try:
-        origin = json.loads(row["origin"])
+        origin = json.loads(row["extra"])
         if not isinstance(origin, dict):
             raise ValueError("not an object")
         whole = origin.get("conversations")
@@ -139,7 +137,7 @@ class SampleJson(Struct, frozen=True):
     width: int
     height: int
     conversations: list[Turn]
-    origin: str
+    extra: str
 
 
 ROLES = ("human", "gpt")

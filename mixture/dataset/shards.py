@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.manifest import Counts, Shard
 from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.dataset.tar import TarWriter
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.digests import file_digest, sha256
 from vlmix.mixture.keyed import Indices, keyed_order
 
@@ -63,13 +63,13 @@ def store_rows(rows: Iterator[Row], number: int, first: int, out: Path, work: Pa
             places = {"image_offset": image[0], "image_size": image[1], "json_offset": text[0], "json_size": text[1]}
             stored.append({**columns, **places, "key": key, "shard": name})
             counts[row.source] = counts.get(row.source, Counts()) + Counts(
-                1, columns["repeat"], columns["exchanges"], columns["words"], int(bool(columns["image"]))
+                1, columns["repeat"], columns["num_rounds"], columns["num_words"], int(bool(columns["image"]))
             )
 
     shard = None
     if with_tar:
         path = out / name
-        with atomic(path) as file:
+        with atomic_write(path) as file:
             tar = TarWriter(file)
 
             def add(member: str, data: bytes) -> tuple[int, int]:
@@ -82,10 +82,10 @@ def store_rows(rows: Iterator[Row], number: int, first: int, out: Path, work: Pa
     else:
         index(lambda member, data: (0, 0))
     batch = pa.RecordBatch.from_pylist(stored, SAMPLES)
-    with atomic(rows_path(work, number)) as file, pa.ipc.new_file(file, SAMPLES) as writer:
+    with atomic_write(rows_path(work, number)) as file, pa.ipc.new_file(file, SAMPLES) as writer:
         writer.write_batch(batch)
     done = ShardDone(shard, counts, file_digest(rows_path(work, number)))
-    with atomic(rows_path(work, number).with_suffix(".done")) as file:
+    with atomic_write(rows_path(work, number).with_suffix(".done")) as file:
         file.write(msgspec.msgpack.encode(done))
     return done
 

@@ -134,16 +134,16 @@ def _regular(folder: Path, name: str) -> Path:
 
 def _check_files(folder: Path, manifest: Manifest) -> list[str]:
     problems: list[str] = []
-    for name, digest in manifest.files.items():
+    for name, digest in manifest.checksums.items():
 
         def check(name: str = name, digest: str = digest) -> None:
             if sha256(_regular(folder, name)) != digest:
                 raise VlmixError("its bytes differ from the manifest's checksum")
 
         _attempt(problems, name, check)
-    expected = {*manifest.files, NAME, *(shard.path for shard in manifest.shards)}
+    expected = {*manifest.checksums, NAME, *(shard.path for shard in manifest.shards)}
     always = {"README.md", SAMPLES_NAME} | ({REJECTS_NAME} if manifest.kind != "view" else set())
-    problems += [f"{name}: the manifest has no checksum of it" for name in sorted(always - manifest.files.keys())]
+    problems += [f"{name}: the manifest has no checksum of it" for name in sorted(always - manifest.checksums.keys())]
     folders = {str(PurePosixPath(name).parent) for name in expected}
     there = {p.relative_to(folder).as_posix() for p in (*folder.glob("*"), *folder.glob("train/*"))}
     # Hidden files are other tools' (.gitattributes, .nv-meta).
@@ -161,11 +161,11 @@ def _referred(folder: Path, store: Reader, problems: list[str]) -> set[str] | No
 
     def compare() -> None:
         mine = pl.read_parquet(folder / SAMPLES_NAME)
-        names = [name for name in VIEW.names if name != "row"]
+        names = [name for name in VIEW.names if name != "root_row"]
         root = pl.read_parquet(_regular(store.local_root, SAMPLES_NAME), columns=names)
-        if mine["row"].is_duplicated().any() or not mine["row"].is_between(0, len(root) - 1).all():
+        if mine["root_row"].is_duplicated().any() or not mine["root_row"].is_between(0, len(root) - 1).all():
             raise VlmixError("its rows are not rows of the root, each once")
-        if not root[mine["row"]].equals(mine.select(names)):
+        if not root[mine["root_row"]].equals(mine.select(names)):
             problems.append(f"{SAMPLES_NAME}: rows differ from the root's")
         used.update(mine["shard"].unique())
 
@@ -188,7 +188,7 @@ def _check_columns(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _check_rejects(folder: Path, manifest: Manifest) -> list[str]:
-    if REJECTS_NAME not in manifest.files:
+    if REJECTS_NAME not in manifest.checksums:
         return [] if not manifest.rejects else [f"{REJECTS_NAME}: missing, the manifest counts rejects"]
     frame = pl.read_parquet(_regular(folder, REJECTS_NAME), columns=["source", "reason"])
     found: dict[str, dict[str, int]] = {}
@@ -238,7 +238,7 @@ def row_problem(row: dict[str, Any], prompts: str) -> str | None:
     if missing := [name for name, value in row.items() if value is None]:
         return f"has no {missing[0]}"
     parts = [*row["conversations"], *row["boxes"]]
-    if any(part is None or None in part.values() for part in parts) or None in row["formats"]:
+    if any(part is None or None in part.values() for part in parts) or None in row["response_formats"]:
         return "has no value in a list"
     if row["image"] and (problem := unsafe_path(row["image"])):
         return problem

@@ -16,12 +16,12 @@ from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, M
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import SAMPLES, TEXT_COLUMNS, VIEW, columns_problem, open_index, write_rejects
 from vlmix.mixture.dataset.shards import Row, ShardDone, arrange, store_rows
-from vlmix.mixture.dataset.writer import merge_counts, run_shards, seal, write_index
+from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_parquet
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.io.staging import assembling
+from vlmix.mixture.io.staging import staging_folder
 from vlmix.mixture.version import VERSION
 
 _INDEX = [name for name in SAMPLES.names if name not in TEXT_COLUMNS]
@@ -30,25 +30,25 @@ _INDEX = [name for name in SAMPLES.names if name not in TEXT_COLUMNS]
 def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]], index: pl.DataFrame | None = None) -> Manifest:
     """Write a part of a mixture as the view `out`; `subset` says how it was chosen, `index` is its `index_of`."""
     index, root = index_of(mixture) if index is None else index, mixture.local_root.absolute()
-    with assembling(out) as (partial, _):
+    with staging_folder(out) as (partial, _):
         table = index.to_arrow().cast(VIEW)
         write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)
         relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
         parent = Parent(relative, sha256(root / manifests.NAME))
-        return seal(partial, _derived(mixture, subset, _counts(index), kind="view", parent=parent))
+        return finalize(partial, _derived(mixture, subset, _counts(index), kind="view", parent=parent))
 
 
 def save_copy(
     mixture: Reader, out: Path, subset: list[dict[str, Any]], *, workers: int = 1, progress: Progress = silent
 ) -> Manifest:
     """Write a part of a mixture as the mixture `out`, with shards of its own."""
-    with assembling(out) as (partial, work), Pool(workers) as pool:
+    with staging_folder(out) as (partial, work), Pool(workers) as pool:
         done = _copy(mixture, index_of(mixture), partial, work, pool, progress)
         write_index(partial, work, done)
         write_rejects(partial / REJECTS_NAME, [])
         shards = [d.shard for d in done if d.shard is not None]
         kind = mixture.root_manifest.kind
-        return seal(partial, _derived(mixture, subset, merge_counts(done), kind=kind, shards=shards))
+        return finalize(partial, _derived(mixture, subset, merge_counts(done), kind=kind, shards=shards))
 
 
 def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Counts], **changed: Any) -> Manifest:
@@ -60,13 +60,13 @@ def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Co
         for name, info in mixture.manifest.sources.items()
         if name in counts
     }
-    plain: dict[str, Any] = {"rejects": {}, "shards": [], "files": {}, "parent": None}
+    plain: dict[str, Any] = {"rejects": {}, "shards": [], "checksums": {}, "parent": None}
     return msgspec.structs.replace(
         mixture.manifest,
         **{
             **plain,
             "vlmix_version": VERSION,
-            "subset": [*mixture.manifest.subset, *subset],
+            "selections": [*mixture.manifest.selections, *subset],
             "samples": len(mixture),
             "sources": sources,
             **changed,
@@ -75,19 +75,19 @@ def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Co
 
 
 def index_of(mixture: Reader) -> pl.DataFrame:
-    """The index of a part without its texts, with `row`."""
+    """The index of a part without its texts, with `root_row`."""
     frame = mixture.samples.select(_INDEX).collect()
     if problem := columns_problem(frame.to_arrow()):
         raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
-    return frame.with_columns(pl.Series("row", mixture.rows, dtype=pl.Int64))
+    return frame.with_columns(pl.Series("root_row", mixture.rows, dtype=pl.Int64))
 
 
 def _counts(frame: pl.DataFrame) -> dict[str, Counts]:
     table = frame.group_by("source").agg(
         pl.len().alias("samples"),
-        pl.col("repeat").sum().alias("seen"),
-        pl.col("exchanges").sum(),
-        pl.col("words").sum(),
+        pl.col("repeat").sum().alias("samples_per_epoch"),
+        pl.col("num_rounds").sum().alias("rounds"),
+        pl.col("num_words").sum().alias("words"),
         (pl.col("image") != "").sum().alias("images"),
     )
     return {row.pop("source"): Counts(**row) for row in table.to_dicts()}
@@ -109,11 +109,11 @@ def _copy(
 ) -> list[ShardDone]:
     size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
     if mixture.manifest.recipe["order"] == "natural":
-        kept = kept.sort("ordinal")
+        kept = kept.sort("natural_index")
     ids = kept["id"].to_list()
     has_image = (kept["image"] != "").to_numpy()
     order = arrange(np.arange(len(kept)), ids, has_image, "natural", 0, size)
-    rows = kept["row"].to_numpy()[order].tolist()
+    rows = kept["root_row"].to_numpy()[order].tolist()
     jobs = [CopyJob(i // size, i, rows[i : i + size], root, partial, work) for i in range(0, len(rows), size)]
     plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
     return run_shards(copy_shard, jobs, plan, pool, progress)

@@ -99,10 +99,10 @@ def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
     return counts
 
 
-def seal(folder: Path, manifest: Manifest) -> Manifest:
+def finalize(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card and, last of all, the manifest with the checksums of the other files."""
     write_text(folder / "README.md", card(manifest))
     names = ("README.md", REJECTS_NAME, SAMPLES_NAME)
     files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
-    manifest = msgspec.structs.replace(manifest, files=files)
+    manifest = msgspec.structs.replace(manifest, checksums=files)
     return manifests.write(folder, manifest)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors, write_parquet
-from vlmix.mixture.io.staging import assembling
+from vlmix.mixture.io.staging import staging_folder
 
 IMAGES = "images"
 """Folder of loose images."""
@@ -23,7 +23,7 @@ IMAGES = "images"
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill that takes the name `out` when the block ends well. What a killed export left in `OUT.partial`
     is removed by the next one."""
-    with assembling(out) as (partial, work), disk_errors(out):
+    with staging_folder(out) as (partial, work), disk_errors(out):
         _empty(partial, work)
         try:
             yield partial

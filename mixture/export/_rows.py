@@ -12,13 +12,13 @@ from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import columns_problem, open_index
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.record import IMAGE_TOKEN, unsafe_path
 
 _COLUMNS = [
-    "id", "source", "image", "width", "height", "words", "repeat", "ordinal", "image_size", "image_hash",
-    "conversations", "formats", "boxes", "origin",
+    "id", "source", "image", "width", "height", "num_words", "repeat", "natural_index", "image_size", "image_hash",
+    "conversations", "response_formats", "boxes", "extra",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
                 raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
             found = found.append_column("position", pa.array(positions))
             # In the natural order only the first images of a shard were moved, so sorting each shard restores it.
-            for row in (found.sort_by("ordinal") if natural else found).to_pylist():
+            for row in (found.sort_by("natural_index") if natural else found).to_pylist():
                 if count % 1000 == 0:
                     progress("exporting", count, total)
                 count += 1
@@ -65,8 +65,8 @@ def _damage(row: dict[str, Any], mixture: Reader) -> str | None:
     turns = row["conversations"]
     if not turns or len(turns) % 2 or any(turn is None or None in turn.values() for turn in turns):
         return "has turns without text, or not in pairs"
-    if any(box is None or None in box.values() or 2 * box["exchange"] >= len(turns) for box in row["boxes"]):
-        return "has a box of no exchange"
+    if any(box is None or None in box.values() or 2 * box["round"] >= len(turns) for box in row["boxes"]):
+        return "has a box of no round"
     if row["source"] not in mixture.manifest.sources:
         return f"is of the unknown source {row['source']!r}"
     if bool(row["image_size"]) > bool(row["image"]) or (row["image"] and unsafe_path(row["image"])):
@@ -141,7 +141,7 @@ class LooseImages:
         if not path.exists():
             data = self.mixture.raw(row["position"]).jpeg or b""
             if self.shared:
-                with atomic(path) as file:
+                with atomic_write(path) as file:
                     file.write(data)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)

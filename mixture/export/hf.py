@@ -1,6 +1,6 @@
 """`hf`: Parquet for HF datasets, ready for `huggingface-cli upload`.
 
-    OUT/README.md                             card: composition, licences, `configs:`
+    OUT/README.md                             card: composition, licenses, `configs:`
     OUT/data/train-00000-of-0000N.parquet     images list<struct<bytes, path>> (`[]` for text), conversations in LLaVA's
                                               form, formats, boxes in pixels of the stored image, …
 
@@ -24,7 +24,7 @@ from vlmix.mixture.export._rows import open_whole, row_count, rows
 from vlmix.mixture.io.pool import Progress
 
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-_KEPT = ["id", "source", "width", "height", "words", "conversations", "formats", "boxes"]
+_KEPT = ["id", "source", "width", "height", "num_words", "conversations", "response_formats", "boxes"]
 PER_GROUP = 100
 
 
@@ -72,8 +72,8 @@ def _card(manifest: Manifest) -> str:
     head = {"configs": [config], "license": "other", "pretty_name": manifest.name}
     about = (
         "A vision-language mixture: `images` (empty for text-only samples), `conversations` in LLaVA's form, `boxes` "
-        "in pixels of the image with the number of their exchange. A sample to be seen several times per epoch is as "
+        "in pixels of the image with the number of their round. A sample to be seen several times per epoch is as "
         "many rows."
     )
     lines = opening(head, manifest, about)
-    return "\n".join([*lines, "", "Every source keeps its own licence; the mixture adds none.", ""])
+    return "\n".join([*lines, "", "Every source keeps its own license; the mixture adds none.", ""])

@@ -7,7 +7,7 @@ from vlmix.mixture.dataset.llava_row import llava_row
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export._rows import LooseImages, rows
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.pool import Progress, silent
 
 
@@ -23,7 +23,7 @@ def llava_json(folder: str | Path, out: Path, images: Path | None = None, progre
         raise VlmixError(f"{out} exists already; choose another --out or remove it")
     loose = LooseImages(mixture, images, shared=True) if images is not None else None
     count = 0
-    with atomic(out) as file:
+    with atomic_write(out) as file:
         file.write(b"[")
         for row in rows(mixture, progress):
             text = json.dumps(llava_row(row), ensure_ascii=False).encode()

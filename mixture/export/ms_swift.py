@@ -52,17 +52,17 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
     values = texts(row)
     boxes: dict[int, list[Box]] = {}
     for box in row["boxes"]:
-        boxes.setdefault(box["exchange"], []).append((box["x1"], box["y1"], box["x2"], box["y2"]))
+        boxes.setdefault(box["round"], []).append((box["x1"], box["y1"], box["x2"], box["y2"]))
     if not boxes:
         return values, None
     values = [value.replace(REF, spaced(REF)).replace(BBOX, spaced(BBOX)) for value in values]
     refs: list[str] = []
     found: list[list[float]] = []
-    for exchange, mine in sorted(boxes.items()):
-        question, answer = values[2 * exchange : 2 * exchange + 2]
+    for nth, mine in sorted(boxes.items()):
+        question, answer = values[2 * nth : 2 * nth + 2]
         text = ", ".join(square_text(box, row["width"], row["height"]) for box in mine)
         holes = ", ".join([BBOX] * len(mine))
-        form = row["formats"][exchange]
+        form = row["response_formats"][nth]
         if form == "region_caption" and text in question:
             refs.append(answer)
             question, answer = question.replace(text, holes, 1), REF
@@ -73,7 +73,7 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
             question, answer = f"{before}{GROUNDING}{REF}{stop}{after}", holes
         else:
             continue
-        values[2 * exchange : 2 * exchange + 2] = question, answer
+        values[2 * nth : 2 * nth + 2] = question, answer
         found += [list(box) for box in mine]
     return values, {"ref": refs, "bbox": found, "bbox_type": "real"} if found else None
 

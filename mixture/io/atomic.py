@@ -11,7 +11,7 @@ from vlmix.mixture.errors import VlmixError
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its name only when the block ends well. A full disk is an error that says so."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,7 +38,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
@@ -47,6 +47,6 @@ def write_parquet(path: Path, batches: Iterator[Any], schema: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with atomic(path) as file, pq.ParquetWriter(file, schema, compression="zstd", compression_level=3) as writer:
+    with atomic_write(path) as file, pq.ParquetWriter(file, schema, compression="zstd", compression_level=3) as writer:
         for batch in batches:
             writer.write_table(pa.Table.from_batches([batch], schema), row_group_size=max(batch.num_rows, 1))

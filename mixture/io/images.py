@@ -62,7 +62,7 @@ _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "C
 _TRANSPOSING = (5, 6, 7, 8)
 
 
-class ImageFacts(Struct, frozen=True, kw_only=True):
+class ImageInfo(Struct, frozen=True, kw_only=True):
     """What a file is, by its bytes. `problem` is "" for a usable image, else a reason code with `detail`."""
 
     path: str
@@ -83,15 +83,15 @@ class ImageFacts(Struct, frozen=True, kw_only=True):
         return (self.height, self.width) if self.orientation in _TRANSPOSING else (self.width, self.height)
 
 
-def examine(path: Path, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+def probe(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Decode the file once and say what it is; never raises for a bad image.
 
     JPEGs are decoded at an eighth of their size: all entropy-coded data is read, so truncation and damage show, in two
     thirds of the time.
     """
-    facts = ImageFacts(path=str(path))
+    facts = ImageInfo(path=str(path))
 
-    def bad(problem: str, detail: str) -> ImageFacts:
+    def bad(problem: str, detail: str) -> ImageInfo:
         return msgspec.structs.replace(facts, problem=problem, detail=detail)
 
     try:

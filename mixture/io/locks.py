@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
+def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Hold a folder: True if no other process does, or when none does any more with `wait`. The hold ends with the
     block, or with the process, however that ends."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.surrogates import mend
+from vlmix.mixture.io.surrogates import replace_lone_surrogates
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ class OfficialFiles:
             raise VlmixError(f"{path}: {place}{error}; {self._other}") from None
         except msgspec.DecodeError as error:
             # msgspec reports half of a surrogate pair (chats cut inside an emoji) as truncated input.
-            text, count = mend(bytes(buffer))
+            text, count = replace_lone_surrogates(bytes(buffer))
             if count:
                 self.mended[path] = self.mended.get(path, 0) + count
                 return self._decode(path, text, type, place)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors
-from vlmix.mixture.io.locks import alone
+from vlmix.mixture.io.locks import exclusive_lock
 
 
 @contextmanager
-def assembling(out: Path) -> Iterator[tuple[Path, Path]]:
+def staging_folder(out: Path) -> Iterator[tuple[Path, Path]]:
     """(folder to fill, its work folder) for the new folder `out`, held by this process alone. When the block ends well
     the work is removed and the folder takes its name."""
     if out.exists():
@@ -20,7 +20,7 @@ def assembling(out: Path) -> Iterator[tuple[Path, Path]]:
     work = partial / "work"
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    with alone(partial) as mine:
+    with exclusive_lock(partial) as mine:
         if not mine:
             raise VlmixError(f"{partial} is being written by another run; wait for it or stop it")
         try:

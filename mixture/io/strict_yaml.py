@@ -25,11 +25,25 @@ def load(path: Path, overrides: list[str] | None = None) -> Any:
     return data
 
 
+FORMER_KEYS = {
+    "axes": "grid",
+    "changes": "overrides",
+    "clip": "max_grad_norm",
+    "data": "mixture",
+    "fitting": "image_aspect_ratio",
+    "samples": "global_size",
+    "schedule": "lr_scheduler",
+    "start": "init_connector_from",
+}
+"""Keys of recipes before 0.1 -> what they are called now, where the name alone does not suggest it."""
+
+
 def check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
     """Raise VlmixError for a key that is no field of `struct`, naming the nearest field."""
     for key in data:
         if key not in struct.__struct_fields__:
-            raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), struct.__struct_fields__)}")
+            now = FORMER_KEYS.get(str(key), str(key))
+            raise VlmixError(f"{where}: unknown key {key!r}{nearest(now, struct.__struct_fields__)}")
 
 
 def convert(data: dict[str, Any], struct: Any, where: str) -> Any:

@@ -5,7 +5,7 @@ import re
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u[dD][89a-fA-F]..|.)", re.DOTALL)
 
 
-def mend(json: bytes) -> tuple[bytes, int]:
+def replace_lone_surrogates(json: bytes) -> tuple[bytes, int]:
     """The JSON with lone surrogate escapes replaced by U+FFFD, and how many there were."""
     count = 0
 

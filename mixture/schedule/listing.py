@@ -8,7 +8,7 @@ from msgspec import Struct
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.packing import waste
-from vlmix.mixture.schedule.schedule import Order
+from vlmix.mixture.schedule.schedule import Schedule
 
 
 class Share(Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class Share(Struct, frozen=True, kw_only=True):
 
 def audit(
     mixture: Reader,
-    order: Order,
+    order: Schedule,
     world: int,
     rank: int | None,
     epoch: int,
@@ -45,7 +45,9 @@ def audit(
         at = epoch * order.steps_per_epoch + step
         kind: Literal["image", "text"] = "image" if order.epoch(epoch).images[step] else "text"
         for number in range(world) if rank is None else (rank,):
-            bins = order.bins(at, number, world, capacity) if capacity else [order.share(at, number, world)]
+            bins = (
+                order.packed_batch(at, number, world, capacity) if capacity else [order.rank_batch(at, number, world)]
+            )
             mine = np.concatenate([*bins, np.empty(0, dtype=np.int64)])
             found.append(
                 Share(

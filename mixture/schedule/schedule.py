@@ -6,7 +6,6 @@ at step k, on any number of ranks, is asking for step k. A change of what comes 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from vlmix.mixture.schedule.packing import Lengths, Positions, packed_shares, sh
 
 ORDER_VERSION = 2
 
-Last = Literal["short", "drop"]
 
 _SAMPLES, _BATCHES = 1, 2  # purposes of the two keys of an epoch
 
@@ -51,19 +49,19 @@ def epoch_order(
     epoch: int,
     global_batch: int,
     lengths: Lengths | None = None,
-    window: int = 1,
-    last: Last = "short",
+    length_window: int = 1,
+    drop_last: bool = False,
 ) -> Epoch:
     """The batches of an epoch over N samples.
 
     `identity` [N]: what the order of a sample depends on, unique (its row in the root; so subsets keep their relative
     order); `images` [N]: which have an image; `repeat` [N]: how often each is seen. A modality's samples are shuffled
-    and cut into batches; what is left over makes one smaller batch at the end (`last="drop"` leaves it out). With
-    `window` w > 1, w batches at a time are filled by `lengths`, so that a batch holds samples of similar length.
+    and cut into batches; what is left over makes one smaller batch at the end (`drop_last` leaves it out). With
+    `length_window` w > 1, w batches at a time are filled by `lengths`, so that a batch holds samples of similar length.
     """
     if global_batch < 1:
         raise VlmixError(f"global batch {global_batch}: at least 1")
-    if window > 1 and lengths is None:
+    if length_window > 1 and lengths is None:
         raise VlmixError("a length window needs the lengths of the samples")
     total = int(repeat.sum())
     if global_batch > total:
@@ -81,17 +79,17 @@ def epoch_order(
     for image in (True, False):
         mine = shuffled[images[shuffled] == image]
         whole = len(mine) // global_batch * global_batch
-        if last == "drop" and not whole and len(mine):
+        if drop_last and not whole and len(mine):
             kind = "image" if image else "text"
             raise VlmixError(
                 f"global batch {global_batch}: the {len(mine)} {kind} samples make no full batch and would never be "
-                "seen; lower the batch or let the last one be short"
+                "seen; lower the batch or keep the last one (drop_last: false)"
             )
-        if len(mine) > whole and last == "short":
+        if len(mine) > whole and not drop_last:
             rest.append((image, mine[whole:]))
         mine = mine[:whole]
-        if window > 1 and lengths is not None:
-            mine = _sorted_in_windows(mine, lengths, window * global_batch)
+        if length_window > 1 and lengths is not None:
+            mine = _sorted_in_windows(mine, lengths, length_window * global_batch)
         full.append(mine.reshape(-1, global_batch))
         names.append(np.arange(len(full[-1]), dtype=np.uint64) * np.uint64(2) + np.uint64(image))
     batches, name = np.concatenate(full), np.concatenate(names)
@@ -109,7 +107,7 @@ def _sorted_in_windows(positions: Positions, lengths: Lengths, size: int) -> Pos
     return positions[np.lexsort((-lengths[positions], window))]
 
 
-class Order:
+class Schedule:
     """All epochs of a training, addressed by one integer, the global step."""
 
     def __init__(
@@ -121,11 +119,16 @@ class Order:
         *,
         seed: int,
         global_batch: int,
-        window: int = 1,
-        last: Last = "short",
+        length_window: int = 1,
+        drop_last: bool = False,
     ) -> None:
         self._identity, self._images, self._repeat, self.lengths = identity, images, repeat, lengths
-        self.seed, self.global_batch, self._window, self._last = seed, global_batch, window, last
+        self.seed, self.global_batch, self._length_window, self._drop_last = (
+            seed,
+            global_batch,
+            length_window,
+            drop_last,
+        )
         self._epoch = 0
         self._batches = self._make(0)
         self.steps_per_epoch = self._batches.steps
@@ -141,13 +144,13 @@ class Order:
         epoch, within = divmod(step, self.steps_per_epoch)
         return self.epoch(epoch).batch(within)
 
-    def share(self, step: int, rank: int, world: int) -> Positions:
+    def rank_batch(self, step: int, rank: int, world: int) -> Positions:
         """Positions of the samples of a global step that `rank` of `world` ranks takes."""
         self._check(rank, world)
         batch = self.batch(step)
         return batch[shares(self.lengths[batch], world)[rank]]
 
-    def bins(self, step: int, rank: int, world: int, capacity: int) -> list[Positions]:
+    def packed_batch(self, step: int, rank: int, world: int, capacity: int) -> list[Positions]:
         """The same global batch, packed: positions, bin by bin, of the bins that `rank` takes. All ranks have equally
         many."""
         self._check(rank, world)
@@ -171,6 +174,6 @@ class Order:
             epoch=epoch,
             global_batch=self.global_batch,
             lengths=self.lengths,
-            window=self._window,
-            last=self._last,
+            length_window=self._length_window,
+            drop_last=self._drop_last,
         )

@@ -29,9 +29,9 @@ class Matched(Struct, frozen=True, kw_only=True):
     named: NDArray[np.bool_]
     scores: NDArray[np.float64]
     matched_by: dict[str, int]
-    missed: int
-    missed_first: list[str]
-    doubled: int
+    unmatched: int
+    unmatched_first: list[str]
+    duplicates: int
     ambiguous: int
     ambiguous_first: list[str]
 
@@ -54,11 +54,11 @@ def match(listing: Listing, mixture: Reader, seed: int, *, ascending: bool = Fal
     found = {"id": _pair(rows.with_columns(key="id"), samples)}
     _refuse_two_scores(listing, found["id"])
     rest = rows.filter(~pl.col("row").is_in(found["id"]["row"].implode()))
-    with_hash, without = rest.filter(pl.col("hash").is_not_null()), rest.filter(pl.col("hash").is_null())
+    with_hash, without = rest.filter(pl.col("row_sha256").is_not_null()), rest.filter(pl.col("row_sha256").is_null())
     if len(with_hash):
         keys = pl.Series(sample_hashes(mixture), dtype=pl.String).gather(order)
-        hashed = with_hash.with_columns(key=pl.col("hash").str.to_lowercase())
-        found["hash"] = _pair(hashed, samples.with_columns(key=keys))
+        hashed = with_hash.with_columns(key=pl.col("row_sha256").str.to_lowercase())
+        found["row_sha256"] = _pair(hashed, samples.with_columns(key=keys))
     if len(without):
         telling = bool(without["image"].is_not_null().any())
         keys = pl.Series(_llava_keys(mixture, telling), dtype=pl.String).gather(order)
@@ -83,9 +83,9 @@ def follow(
         sha256=listing.sha256,
         rows=len(listing.rows),
         matched_by=matched.matched_by,
-        missed=matched.missed,
-        missed_first=matched.missed_first,
-        doubled=matched.doubled,
+        unmatched=matched.unmatched,
+        unmatched_first=matched.unmatched_first,
+        duplicates=matched.duplicates,
         ambiguous=matched.ambiguous,
         ambiguous_first=matched.ambiguous_first,
     )
@@ -112,7 +112,7 @@ def _pair(rows: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
         .with_columns(place, named=pl.len().over("key"), kinds=pl.col("score").n_unique().over("key"))
         .join(held, on="key", how="inner", maintain_order="left")
         .join(numbered, on=["key", "place"], how="left", maintain_order="left")
-        .select("row", "id", "hash", "score", "sample", "named", "held", "kinds")
+        .select("row", "id", "row_sha256", "score", "sample", "named", "held", "kinds")
     )
 
 
@@ -130,7 +130,7 @@ def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.Da
     if not len(taken):
         raise _nothing(listing, mixture)
     bare = rows.select(
-        pl.col("hash").is_null() & pl.col("id").str.contains(r"^(0|[1-9]\d*)$").fill_null(False)
+        pl.col("row_sha256").is_null() & pl.col("id").str.contains(r"^(0|[1-9]\d*)$").fill_null(False)
     ).to_series()
     if len(missed) > len(taken) and bare.all():
         raise VlmixError(
@@ -152,9 +152,9 @@ def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.Da
         named=named,
         scores=scores,
         matched_by=matched_by,
-        missed=len(missed),
-        missed_first=_names(missed),
-        doubled=len(pairs) - len(taken),
+        unmatched=len(missed),
+        unmatched_first=_names(missed),
+        duplicates=len(pairs) - len(taken),
         ambiguous=len(unsure),
         ambiguous_first=_names(unsure),
     )
@@ -163,16 +163,22 @@ def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.Da
 def _names(rows: pl.DataFrame) -> list[str]:
     """The first few rows by name: their id, else the beginning of their hash."""
     first = rows.head(_NAMED)
-    return first.select(pl.coalesce(pl.col("id").str.slice(0, 200), pl.col("hash").str.slice(0, 12)))["id"].to_list()
+    return first.select(pl.coalesce(pl.col("id").str.slice(0, 200), pl.col("row_sha256").str.slice(0, 12)))[
+        "id"
+    ].to_list()
 
 
 def _nothing(listing: Listing, mixture: Reader) -> VlmixError:
     """The error for a file that names no sample: an example of each side, of every key in play."""
     row = listing.rows.row(0, named=True)
-    one = mixture.part(np.array([0]))
-    theirs = ", ".join(f"{name} {row[name][:80]!r}" for name in ("id", "hash") if row[name] is not None)
+    one = mixture.select(np.array([0]))
+    theirs = ", ".join(f"{name} {row[name][:80]!r}" for name in ("id", "row_sha256") if row[name] is not None)
     ours = [f"id {one.column('id')[0].as_py()!r}"]
-    ours += [f"hash {sample_hashes(one)[0]!r}"] if row["hash"] is not None else [f"LLaVA's id {_llava_keys(one)[0]!r}"]
+    ours += (
+        [f"row_sha256 {sample_hashes(one)[0]!r}"]
+        if row["row_sha256"] is not None
+        else [f"LLaVA's id {_llava_keys(one)[0]!r}"]
+    )
     return VlmixError(
         f"{listing.name}: none of its {len(listing.rows):,} rows is in {mixture.folder.name}; its first has {theirs}, "
         f"the mixture's first sample has {' and '.join(ours)}; was it made of another mixture or another prompt style?"
@@ -197,7 +203,7 @@ def _llava_keys(mixture: Reader, with_image: bool = False) -> list[str]:
 
 def _llava_names(mixture: Reader) -> list[tuple[str, str]]:
     """[N] id and image that the samples have in LLaVA's JSON."""
-    table = open_index(mixture.local_root / SAMPLES_NAME).read(["id", "image", "origin"]).take(mixture.rows)
+    table = open_index(mixture.local_root / SAMPLES_NAME).read(["id", "image", "extra"]).take(mixture.rows)
     names: list[tuple[str, str]] = []
     for batch in table.to_batches(max_chunksize=5000):
         for row in batch.to_pylist():

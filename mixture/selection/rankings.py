@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import mix64
-from vlmix.mixture.keyed import Indices, Ranks, keyed_order, ranks
+from vlmix.mixture.keyed import HashOrder, Indices, hash_order, keyed_order
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.selection.kmeans import Embeddings, cluster_count, spherical_kmeans
 
@@ -37,9 +37,9 @@ class Report(Struct, frozen=True, kw_only=True):
     """Of the file of scores, ids or embeddings."""
     rows: int = 0
     matched_by: dict[str, int] = {}
-    missed: int = 0
-    missed_first: list[str] = []
-    doubled: int = 0
+    unmatched: int = 0
+    unmatched_first: list[str] = []
+    duplicates: int = 0
     """Rows whose sample another row had taken."""
     ambiguous: int = 0
     """Matched rows for which another sample would have done as well, as LLaVA's ids are not unique."""
@@ -49,12 +49,12 @@ class Report(Struct, frozen=True, kw_only=True):
     repeated: int = 0
     """By lengths: samples whose text or image another one of their source has shown."""
     repeated_kept: int = 0
-    filled: int = 0
+    nonempty_clusters: int = 0
     """Clusters that are not empty."""
     listed: int = 0
     """By a file without scores: the samples on offer that it names."""
     kept: int = 0
-    overlap: float = 0.0
+    random_overlap: float = 0.0
     same_as_random: bool = False
     """Whether the samples are exactly those of the random draw, though not all there are."""
 
@@ -101,7 +101,7 @@ class Ranking:
             repeated_kept=int(self.repeated[kept].sum()),
             kept=len(kept),
             same_as_random=len(kept) < len(self.stays) and np.array_equal(np.sort(kept), np.sort(random)),
-            overlap=round(len(np.intersect1d(kept, random, assume_unique=True)) / len(kept), 4),
+            random_overlap=round(len(np.intersect1d(kept, random, assume_unique=True)) / len(kept), 4),
         )
 
 
@@ -141,15 +141,17 @@ def rank_clusters(
         sha256=embeddings.sha256,
         rows=len(embeddings.ids),
         matched_by={"id": matched},
-        missed=len(embeddings.ids) - matched,
-        filled=len(np.unique(labels)),
+        unmatched=len(embeddings.ids) - matched,
+        nonempty_clusters=len(np.unique(labels)),
     )
     everybody, nobody = np.ones(len(offered), dtype=np.bool_), np.zeros(len(offered), dtype=np.bool_)
     priority = by_clusters(index[offered], of_sample, seed, stratify=stratify)
     return Ranking(priority, everybody, of_sample < 0, nobody, report)
 
 
-def by_lengths(frame: pl.DataFrame, texts: Ranks, seed: int, *, stratify: bool = True) -> tuple[Priorities, Indices]:
+def by_lengths(
+    frame: pl.DataFrame, texts: HashOrder, seed: int, *, stratify: bool = True
+) -> tuple[Priorities, Indices]:
     """Priorities that leave repetition for last and keep the lengths of the source, and [N] the rounds.
 
     A sample's round is the number of samples of its source that come before it in the keyed rank and have the same
@@ -170,9 +172,9 @@ def by_lengths(frame: pl.DataFrame, texts: Ranks, seed: int, *, stratify: bool =
     # A text-only sample is alone with its image: minus its own number.
     images = np.where(pictured, images, -1 - np.arange(len(images)))
     rounds = np.maximum(_earlier(rank, codes, texts), _earlier(rank, codes, images))
-    words = frame["words"].to_numpy().astype(np.int64)
+    words = frame["num_words"].to_numpy().astype(np.int64)
     place = _places(codes, rounds, order=np.lexsort((rank, words, rounds, codes)))
-    keys = mix64(ranks(names, seed, "lengths")[codes] + rounds.astype(np.uint64))
+    keys = mix64(hash_order(names, seed, "lengths")[codes] + rounds.astype(np.uint64))
     return _quantiles(codes, np.lexsort((_scrambled(place, keys), rounds, codes))), rounds
 
 
@@ -237,7 +239,7 @@ def _quantiles(codes: Codes, order: Indices) -> Priorities:
     return -(_places(codes, order=order) + 0.5) / sizes[codes]
 
 
-def _scrambled(places: Indices, keys: Ranks) -> Ranks:
+def _scrambled(places: Indices, keys: HashOrder) -> HashOrder:
     """[N] uint64: the bits of `places` in reverse, each flipped or not by a hash of the key and the bits before it.
 
     In the order of the result every prefix is spread evenly over the places of a key (nested uniform scrambling of the
@@ -253,7 +255,7 @@ def _scrambled(places: Indices, keys: Ranks) -> Ranks:
     return result
 
 
-def _texts(mixture: Reader) -> Ranks:
+def _texts(mixture: Reader) -> HashOrder:
     """[N] uint64: equal for samples whose turns are equal but for case, white space, punctuation and image token."""
     result = np.zeros(len(mixture), dtype=np.uint64)
     for positions, values, lengths in mixture.turns():

@@ -15,13 +15,13 @@ from vlmix.mixture.dataset.llava_row import row_sha256
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import sha256
 
-KEYS = ("id", "hash", "conversations")
+KEYS = ("id", "row_sha256", "conversations")
 """What can name a sample: one of these columns or fields has to be there."""
 
 _NAMING = (*KEYS, "image", "images")
 _INDEX = ("", "Unnamed: 0", "__index_level_0__")  # the row numbers that pandas writes beside the columns
 _SUFFIXES = (".parquet", ".csv", ".jsonl", ".json", ".txt")
-_ROWS = pl.Schema({"id": pl.String, "hash": pl.String, "image": pl.String, "score": pl.Float64})
+_ROWS = pl.Schema({"id": pl.String, "row_sha256": pl.String, "image": pl.String, "score": pl.Float64})
 
 
 _LOOK = 1000  # values of a text column that show whether it holds numbers
@@ -29,8 +29,8 @@ _LOOK = 1000  # values of a text column that show whether it holds numbers
 
 @dataclass(frozen=True)
 class Listing:
-    """A selection file as read. `rows` has the columns `id`, `hash`, `image` and `score`, null where a row does not
-    tell; `scored` says whether the rows have scores."""
+    """A selection file as read. `rows` has the columns `id`, `row_sha256`, `image` and `score`, null where a row does
+    not say; `scored` says whether the rows have scores."""
 
     name: str
     sha256: str
@@ -63,7 +63,7 @@ def read_listing(path: Path, column: str | None = None) -> Listing:
         raise VlmixError(f"{path}: not UTF-8 at byte {error.start}; the file is damaged or of another kind") from None
     if rows.is_empty():
         raise VlmixError(f"{path}: there is no row in it")
-    unnamed = (rows["id"].is_null() & rows["hash"].is_null()).arg_true()
+    unnamed = (rows["id"].is_null() & rows["row_sha256"].is_null()).arg_true()
     if len(unnamed):
         raise VlmixError(f"{path}: row {unnamed[0] + 1} has none of {', '.join(KEYS)}; one of them names the sample")
     if column is not None and column not in seen.names:
@@ -160,7 +160,7 @@ def _read_parquet(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
             seen.add_text(values.name, values)
     except pl.exceptions.PolarsError as error:
         raise VlmixError(f"{path}: {_first(error)}; the file is damaged") from None
-    for name in ("id", "hash", "image"):
+    for name in ("id", "row_sha256", "image"):
         if name in frame.columns and not (
             frame[name].dtype in (pl.String, pl.Categorical, pl.Null)
             or (name == "id" and frame[name].dtype.is_integer())
@@ -170,13 +170,13 @@ def _read_parquet(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
         what = f"column {_short(column)} is {_short(frame[column].dtype)}: its scores are not numbers"
         raise VlmixError(f"{path}: {what}; write it as a column of floats (its columns are {_listed(schema)})")
     if "conversations" in frame.columns:
-        frame = frame.with_columns(hash=_hash_column(path, frame))
+        frame = frame.with_columns(row_sha256=_hash_column(path, frame))
     return _complete(frame, column)
 
 
 def _hash_column(path: Path, frame: pl.DataFrame) -> pl.Series:
-    """Column `hash`, where it is missing that of the row's conversations."""
-    given = frame["hash"].to_list() if "hash" in frame.columns else [None] * len(frame)
+    """Column `row_sha256`, where it is missing that of the row's conversations."""
+    given = frame["row_sha256"].to_list() if "row_sha256" in frame.columns else [None] * len(frame)
     named = [column for column in ("image", "images") if column in frame.columns]
     images = [next((cell for cell in cells if cell), None) for cells in frame.select(named).rows()] if named else []
     images = images or [None] * len(frame)
@@ -185,7 +185,9 @@ def _hash_column(path: Path, frame: pl.DataFrame) -> pl.Series:
         for turns in part["conversations"].to_list():
             number = len(hashes)
             try:
-                row = msgspec.convert({"conversations": turns, "hash": given[number], "image": images[number]}, _Row)
+                row = msgspec.convert(
+                    {"conversations": turns, "row_sha256": given[number], "image": images[number]}, _Row
+                )
             except msgspec.ValidationError as error:
                 raise VlmixError(f"{path}: row {number + 1}: {error}; it is no LLaVA row") from None
             hashes.append(_hash(row))
@@ -216,7 +218,7 @@ def _read_csv(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
 def _check_columns(path: Path, columns: list[str]) -> None:
     if not any(name in columns for name in KEYS):
         raise VlmixError(
-            f"{path}: no column names the samples; id, hash or conversations do, it has {_listed(columns)}"
+            f"{path}: no column names the samples; id, row_sha256 or conversations do, it has {_listed(columns)}"
         )
 
 
@@ -238,7 +240,7 @@ class _Row(Struct):
     """A row of a JSON file. Turns may be of any kind: a row that cannot be a sample is told as missed."""
 
     id: Any = None
-    hash: str | None = None
+    row_sha256: str | None = None
     image: Any = None
     images: Any = None
     conversations: list[_Turn] | None = None
@@ -341,7 +343,7 @@ def _frame(path: Path, entries: Iterator[Any], column: str) -> pl.DataFrame:
             value = _short(repr(row.score))
             raise VlmixError(f"{path}: row {number}: {_short(column)} {value} is not a number")
         columns["id"].append(None if row.id is None else str(row.id))
-        columns["hash"].append(_hash(row))
+        columns["row_sha256"].append(_hash(row))
         columns["image"].append(image_path(row.image or row.images))
         try:
             columns["score"].append(None if row.score is None else float(row.score))
@@ -351,8 +353,8 @@ def _frame(path: Path, entries: Iterator[Any], column: str) -> pl.DataFrame:
 
 
 def _hash(row: _Row) -> str | None:
-    if row.hash is not None or row.conversations is None:
-        return row.hash
+    if row.row_sha256 is not None or row.conversations is None:
+        return row.row_sha256
     values, roles = [turn.value for turn in row.conversations], [turn.role for turn in row.conversations]
     return row_sha256(image_path(row.image or row.images) or "", values, roles)
 

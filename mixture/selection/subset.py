@@ -86,7 +86,7 @@ def draw(mixture: AnyReader, selection: Selection) -> Drawn[AnyReader]:
         if selection.column is not None:
             said |= {"column": selection.column}
         entry |= {**said, **report.counts()}
-    return Drawn(mixture.part(kept), index[kept], entry, report)
+    return Drawn(mixture.select(kept), index[kept], entry, report)
 
 
 def _check_by(selection: Selection) -> None:
@@ -121,7 +121,7 @@ def _select_by(
             raise VlmixError("the selection keeps no sample; loosen `where`")
     frame = index[offered]
     if by == "lengths":
-        ranking = rank_lengths(mixture.part(offered), frame, seed, stratify=selection.stratify)
+        ranking = rank_lengths(mixture.select(offered), frame, seed, stratify=selection.stratify)
     elif by == "clusters":
         embeddings = read_embeddings(Path(selection.embeddings or ""))
         count, stratify = selection.clusters, selection.stratify

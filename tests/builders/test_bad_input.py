@@ -234,7 +234,7 @@ def test_unknown_split_of_a_set_is_told(raw: Path) -> None:
         ({"id": 1, "image": "a.jpg", "conversations": TURNS[::-1]}, "role_order"),
         ({"id": 1, "image": "a.jpg", "conversations": [{"from": "robot", "value": "x"}]}, "unknown_role"),
         ({"id": 1, "image": "a.jpg", "conversations": [{"from": "human"}]}, "bad_turn"),
-        ({"id": 1, "image": "a.jpg", "conversations": []}, "no_exchanges"),
+        ({"id": 1, "image": "a.jpg", "conversations": []}, "no_rounds"),
         ({"id": 1, "image": "a.jpg"}, "bad_turn"),
     ],
 )

@@ -9,14 +9,14 @@ import pytest
 from vlmix.mixture.build.extract import conversations
 from vlmix.mixture.build.source import Options, Source
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.record import Conversation, Round
 
 SOURCE = Source(
     name="plants",
     title="Plants",
     homepage="https://example.org",
-    licence="CC BY 4.0",
-    formats=("short_answer",),
+    license="CC BY 4.0",
+    response_formats=("short_answer",),
     files=(),
     read=lambda *_: iter(()),
     parts={"ferns": ("CC0", "")},
@@ -27,7 +27,7 @@ def offered(tmp_path: Path, **changes: Any) -> list[Conversation]:
     talk = Conversation(
         id="plants/7",
         source=changes.get("source", "plants"),
-        exchanges=(Exchange("What?", "Fern", changes.get("format", "short_answer")),),
+        rounds=(Round("What?", "Fern", changes.get("format", "short_answer")),),
         image_at=changes.get("image_at", "front"),
     )
     return list(conversations(replace(SOURCE, read=lambda *_: iter([talk])), Options(), tmp_path, name="mine")[0])

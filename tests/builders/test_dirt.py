@@ -61,7 +61,7 @@ def words(row: dict[str, object]) -> str:
 
 
 def picture(everything: Mixture, row: dict[str, object]) -> Image.Image:
-    return Image.open(io.BytesIO(everything[everything.find(row["id"])].jpeg))
+    return Image.open(io.BytesIO(everything[everything.index_of(row["id"])].jpeg))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_is_dropped_is_written_down(rejects: list[dict[str, str]], dirt: st
 def test_unusable_regions_are_written_down_with_their_record(
     rejects: list[dict[str, str]], dirt: str, reason: str
 ) -> None:
-    found = [row for row in rejects if row["source"] == "vg" and str(row["exchange"]) == RECORD[dirt]]
+    found = [row for row in rejects if row["source"] == "vg" and str(row["round"]) == RECORD[dirt]]
     assert [row["reason"] for row in found] == [reason]
     assert f'"region_id":{RECORD[dirt]}' in found[0]["record"]
 
@@ -109,7 +109,7 @@ def test_okvqa_votes_that_stemming_emptied_are_taken_as_typed(samples: dict[str,
 
 
 def test_questions_of_an_image_are_merged(samples: dict[str, dict[str, object]]) -> None:
-    assert samples[f"okvqa/{coco(RECORD['okvqa-two-questions'], 1)}"]["exchanges"] == 2
+    assert samples[f"okvqa/{coco(RECORD['okvqa-two-questions'], 1)}"]["num_rounds"] == 2
 
 
 def test_duplicate_choices_rotate_by_index(everything: Mixture) -> None:
@@ -139,7 +139,7 @@ def test_gqa_keys_that_are_equal_as_numbers_are_two_questions(raw: Path, samples
     for name in ("gqa-leading-zero", "gqa-leading-zero-twin", "gqa-global-null", "gqa-argument-space"):
         record = questions[RECORD[name]]
         assert record["question"] in words(samples[f"gqa/{record['imageId']}"])
-    assert sum(int(row["exchanges"]) for id, row in samples.items() if id.startswith("gqa/")) == len(questions)
+    assert sum(int(row["num_rounds"]) for id, row in samples.items() if id.startswith("gqa/")) == len(questions)
 
 
 @pytest.mark.parametrize("dirt", ["ocrvqa-gif", "ocrvqa-png"])
@@ -176,7 +176,7 @@ def test_jpegs_of_any_colour_space_are_untouched(
 ) -> None:
     stem = RECORD[dirt].partition(".")[0]
     row = samples[f"{'textcaps' if dirt.startswith('text') else 'lcs558k'}/{stem}"]
-    stored = everything[everything.find(row["id"])].jpeg
+    stored = everything[everything.index_of(row["id"])].jpeg
     assert stored == (raw / str(row["image"])).read_bytes() and row["image_change"] == ""
 
 
@@ -240,7 +240,7 @@ def test_images_under_their_2014_names_are_found(samples: dict[str, dict[str, ob
 def test_chats_are_mended_where_a_rule_can(samples: dict[str, dict[str, object]]) -> None:
     for name in ("gpt-first", "system-first", "user-chatgpt", "extra-keys", "odd-human", "escaped"):
         row = samples[f"sharegpt/{RECORD[f'sharegpt-{name}']}"]
-        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * int(row["exchanges"])
+        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * int(row["num_rounds"])
     assert "\\_" in words(samples[f"sharegpt/{RECORD['sharegpt-escaped']}"])
 
 
@@ -250,7 +250,7 @@ def test_long_chats_are_cut_before_the_pair_that_is_too_much(samples: dict[str, 
     row = samples[f"sharegpt/{RECORD['sharegpt-long']}"]
     texts = [turn["value"] for turn in row["conversations"]]
     total = sum(estimate_tokens(text) + 6 for text in texts)
-    assert 10 <= int(row["exchanges"]) < 40 and 1800 < total <= 2048
+    assert 10 <= int(row["num_rounds"]) < 40 and 1800 < total <= 2048
 
 
 def test_image_tokens_stay_at_their_end_of_the_question(samples: dict[str, dict[str, object]]) -> None:

@@ -79,9 +79,9 @@ CASES: dict[str, tuple[str, str, Callable[[Path, Change], None], Change, str]] =
 }  # fmt: skip
 
 
-def exchanges(name: str, raw: Path) -> tuple[int, list[str], dict[str, int]]:
+def rounds(name: str, raw: Path) -> tuple[int, list[str], dict[str, int]]:
     found, rejects = read(name, raw, **({"regions_per_image": 1} if name == "vg" else {}))
-    texts = sorted(f"{e.question} {e.answer} {e.boxes}" for c in found for e in c.exchanges)
+    texts = sorted(f"{e.question} {e.answer} {e.boxes}" for c in found for e in c.rounds)
     reasons: dict[str, int] = {}
     for reject in rejects:
         reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
@@ -92,9 +92,9 @@ def exchanges(name: str, raw: Path) -> tuple[int, list[str], dict[str, int]]:
 def test_duplicates_that_agree_lose_nothing_and_are_reported(raw: Path, tmp_path: Path, case: str) -> None:
     name, file, damage, _, what = CASES[case]
     shutil.copytree(raw / name, tmp_path / name)
-    before = exchanges(name, tmp_path)
+    before = rounds(name, tmp_path)
     damage(tmp_path / name / file, lambda record: record)
-    after = exchanges(name, tmp_path)
+    after = rounds(name, tmp_path)
     assert after[:2] == before[:2]
     assert after[2].get(f"duplicate_{what}", 0) == before[2].get(f"duplicate_{what}", 0) + 1
 
@@ -103,9 +103,9 @@ def test_duplicates_that_agree_lose_nothing_and_are_reported(raw: Path, tmp_path
 def test_of_duplicates_that_differ_none_is_used(raw: Path, tmp_path: Path, case: str) -> None:
     name, file, damage, change, _ = CASES[case]
     shutil.copytree(raw / name, tmp_path / name)
-    count, texts, reasons = exchanges(name, tmp_path)
+    count, texts, reasons = rounds(name, tmp_path)
     damage(tmp_path / name / file, change)
-    left, kept, told = exchanges(name, tmp_path)
+    left, kept, told = rounds(name, tmp_path)
     assert left <= count and not any("wrong" in each.lower() for each in kept)
     assert all(each in texts for each in kept) or name == "vg"
     assert told["conflicting_duplicate"] == reasons.get("conflicting_duplicate", 0) + 2

@@ -146,7 +146,7 @@ def test_rows_of_a_file_of_ones_own_belong_to_its_entry(tmp_path: Path) -> None:
     image_rows = [{"id": "1", "image": f"{folder}/a.jpg", "conversations": turns()} for folder in folders]
     chat = {"id": "1", "model": "", "conversations": turns("Hi", "Hello")}
     recipe = own_mixture(tmp_path, {"a": [*image_rows, chat], "b": image_rows})
-    assert {name: (info.counts.samples, info.licence) for name, info in recipe.sources.items()} == {
+    assert {name: (info.counts.samples, info.license) for name, info in recipe.sources.items()} == {
         "a": (6, "unknown"),
         "b": (5, "unknown"),
     }
@@ -159,7 +159,7 @@ def test_rows_of_a_file_of_ones_own_belong_to_its_entry(tmp_path: Path) -> None:
 def test_license_and_homepage_are_what_the_entry_says(tmp_path: Path) -> None:
     rows = [{"id": "1", "image": "coco/a.jpg", "conversations": turns()}]
     manifest = own_mixture(tmp_path, {"a": rows}, license="MIT", homepage="https://example.org/a")
-    assert (manifest.sources["a"].licence, manifest.sources["a"].homepage) == ("MIT", "https://example.org/a")
+    assert (manifest.sources["a"].license, manifest.sources["a"].homepage) == ("MIT", "https://example.org/a")
     assert "[a](https://example.org/a)" in (tmp_path / "mix/README.md").read_text()
 
 

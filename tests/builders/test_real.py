@@ -37,17 +37,17 @@ def test_visual_genome_images_1_to_5(real: Path, tmp_path: Path, version: str, n
         for region in image["regions"]
     }
     for talk, texts in zip(found, rows(found), strict=True):
-        assert 6 <= len(talk.exchanges) <= 10
+        assert 6 <= len(talk.rounds) <= 10
         assert (talk.width, talk.height) == sizes[int(talk.id.split("/")[-1])]
         assert texts[0].startswith("<image>\n") and "".join(texts).count("<image>") == 1
-        for exchange, question, answer in zip(talk.exchanges, texts[::2], texts[1::2], strict=True):
-            assert exchange.boxes[0] in raw_regions
-            box = answer if exchange.format == "grounding" else question.partition(": ")[2][:-1]
-            phrase = question if exchange.format == "grounding" else answer
+        for qa, question, answer in zip(talk.rounds, texts[::2], texts[1::2], strict=True):
+            assert qa.boxes[0] in raw_regions
+            box = answer if qa.format == "grounding" else question.partition(": ")[2][:-1]
+            phrase = question if qa.format == "grounding" else answer
             numbers = BOX.match(box)
             assert numbers and float(numbers[1]) <= float(numbers[3]) and float(numbers[2]) <= float(numbers[4])
             assert re.search(r"[^.\s]\.$", phrase) and "\n" not in phrase.removeprefix("<image>\n")
-            if exchange.format == "region_caption":
+            if qa.format == "region_caption":
                 assert answer == answer.capitalize()
     assert reasons(rejects) <= {"box_tiny"}
 
@@ -67,7 +67,7 @@ def test_okvqa_train_has_8998_conversations_of_9009_questions(real: Path, tmp_pa
     dump(tmp_path / "okvqa/mscoco_train2014_annotations.json", {"annotations": annotations})
     found, rejects = read("okvqa", tmp_path)
     assert len(found) == 8998 and not rejects
-    assert sum(len(talk.exchanges) for talk in found) == 9009
+    assert sum(len(talk.rounds) for talk in found) == 9009
     by_id = {talk.id: talk for talk in found}
     assert rows([by_id["okvqa/000000051606"]]) == [
         [
@@ -76,7 +76,7 @@ def test_okvqa_train_has_8998_conversations_of_9009_questions(real: Path, tmp_pa
         ]
     ]
     # The released mixture has an empty answer here, its row 245,723.
-    assert by_id["okvqa/000000178275"].exchanges[0].answer == "A"
+    assert by_id["okvqa/000000178275"].rounds[0].answer == "A"
     official = [json.loads(line) for line in (real / "mix665k/examples.jsonl").read_text().splitlines()]
     official = [row for row in official if row["kind"] == "okvqa"]
     assert len(official) == 4
@@ -95,7 +95,7 @@ def test_gqa_records_from_a_file_and_from_a_folder_of_files(real: Path, tmp_path
     prompt = "\nAnswer the question using a single word or phrase."
     single, _ = read("gqa", tmp_path)
     assert rows(single) == [[f"<image>\nWhat is hanging above the chalkboard?{prompt}", "Picture"]]
-    assert (single[0].id, single[0].image, single[0].origin) == ("gqa/n578564", "gqa/images/n578564.jpg", "")
+    assert (single[0].id, single[0].image, single[0].extra) == ("gqa/n578564", "gqa/images/n578564.jpg", "")
     both, _ = read("gqa", tmp_path, questions="all")
     assert [talk.id for talk in both] == ["gqa/n578564", "gqa/n166008"]
 
@@ -153,7 +153,7 @@ def test_a_tokenizer_decides_where_a_chat_is_cut(tmp_path: Path) -> None:
     turns = [{"from": role, "value": " ".join(["word"] * 44)} for _ in range(30) for role in ("human", "gpt")]
     dump(tmp_path / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json", [{"id": "abc", "conversations": turns}])
     found, _ = read("sharegpt", tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), max_tokens=1000)
-    assert len(found[0].exchanges) == 10  # a turn is 44 words + 6
+    assert len(found[0].rounds) == 10  # a turn is 44 words + 6
     assert found[0].id == "sharegpt/abc_0"
 
 

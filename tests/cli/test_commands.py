@@ -21,10 +21,10 @@ def test_sources_show_files_licences_and_options() -> None:
     listed = data("sources")
     assert [source["name"] for source in listed] == sorted(known_sources())
     for source in listed:
-        assert source["licence"] and source["homepage"].startswith("https://") and source["files"]
+        assert source["license"] and source["homepage"].startswith("https://") and source["files"]
         assert all(option["description"] for option in source["options"])
         text = vlmix("sources", source["name"]).stdout
-        assert source["licence"] in text and all(option["name"] in text for option in source["options"])
+        assert source["license"] in text and all(option["name"] in text for option in source["options"])
     wrong = vlmix("sources", "vqa2")
     assert wrong.returncode == 1 and "did you mean 'vqav2'" in wrong.stderr
 
@@ -82,7 +82,7 @@ def test_plan_writes_nothing_and_tells_what_is_missing(raw: Path, tmp_path: Path
         (["build", "none.yaml", "--raw", ".", "--out", "x"], 1, "none.yaml: No such file"),
         (["build", "sample", "--raw", "nowhere", "--out", "x"], 1, "nowhere does not exist"),
         (["build", "sample", "--raw", "."], 2, "--out"),
-        (["build", "sample", "--raw", ".", "--out", "x", "--set", "sede=1"], 1, "did you mean 'seed'"),
+        (["build", "sample", "--raw", ".", "--out", "x", "sede=1"], 1, "did you mean 'seed'"),
         (["build", "sample", "--raw", ".", "--out", "x", "--workers", "0"], 2, "workers"),
         (["inspect", "nowhere"], 1, "not a mixture"),
         (["subsample", "nowhere", "--out", "x"], 1, "say what to keep"),

@@ -71,9 +71,9 @@ def test_rejects_are_shown_as_they_are_stored(hostile: Path, capsys: pytest.Capt
 def test_compositions_and_batches_are_shown_as_text(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main.inspect(str(hostile))
     assert SHOWN in printed(capsys)
-    main.batches(str(hostile), global_batch=1, image_tokens=576, steps=1, epoch=0, start=0, world=1, window=1)
+    main.batches(str(hostile), global_batch=1, image_tokens=576, steps=1, epoch=0, start=0, world=1, length_window=1)
     assert SHOWN in printed(capsys)
-    row = PlanRow(source=HOSTILE, licence=HOSTILE, samples=1, seen=1, exchanges=1, words=1, images=0,
+    row = PlanRow(source=HOSTILE, license=HOSTILE, samples=1, samples_per_epoch=1, rounds=1, words=1, images=0,
                   missing=0, rejects=0, bytes=1)  # fmt: skip
     show.plan(HOSTILE, [row], False)
     assert printed(capsys).count(SHOWN) == 3

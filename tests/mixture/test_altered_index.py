@@ -119,18 +119,18 @@ ALTERATIONS: dict[str, Any] = {
     "an image more": altered("image", lambda old, row: "a/b.jpg", without_image),
     "another width": altered("width", lambda old, row: old + 1, with_image),
     "negative height": altered("height", lambda old, row: -old, with_image),
-    "exchanges": altered("exchanges", lambda old, row: old + 1, any_row),
-    "no exchanges": altered("exchanges", lambda old, row: 0, any_row),
-    "words": altered("words", lambda old, row: old + 1, any_row),
-    "negative words": altered("words", lambda old, row: -1, any_row),
+    "num_rounds": altered("num_rounds", lambda old, row: old + 1, any_row),
+    "no rounds": altered("num_rounds", lambda old, row: 0, any_row),
+    "num_words": altered("num_words", lambda old, row: old + 1, any_row),
+    "negative words": altered("num_words", lambda old, row: -1, any_row),
     "repeat of 2^31-1": altered("repeat", lambda old, row: 2**31 - 1, any_row),
     "repeat of 3": altered("repeat", lambda old, row: 3, of("vg")),
     "repeat of 2": altered("repeat", lambda old, row: 2, of("vqav2")),
     "negative repeat": altered("repeat", lambda old, row: -1, any_row),
     "repeat of 0": altered("repeat", lambda old, row: 0, any_row),
-    "duplicate ordinal": altered("ordinal", lambda old, row: old + 1, any_row),
-    "negative ordinal": altered("ordinal", lambda old, row: -1, any_row),
-    "large ordinal": altered("ordinal", lambda old, row: 2**40, any_row),
+    "duplicate ordinal": altered("natural_index", lambda old, row: old + 1, any_row),
+    "negative ordinal": altered("natural_index", lambda old, row: -1, any_row),
+    "large ordinal": altered("natural_index", lambda old, row: 2**40, any_row),
     "unknown shard": altered("shard", lambda old, row: "train/train-000009.tar", any_row),
     "no shard": altered("shard", lambda old, row: "", any_row),
     "another shard": altered("shard", lambda old, row: SHARDS[2], any_row),
@@ -159,12 +159,12 @@ ALTERATIONS: dict[str, Any] = {
     "null turn": altered("conversations", lambda old, row: [None, *old[1:]], any_row),
     "null text": altered("conversations", lambda old, row: [{"from": "human", "value": None}, *old[1:]], any_row),
     "another role": altered("conversations", lambda old, row: [{**old[0], "from": "system"}, *old[1:]], any_row),
-    "unknown format": altered("formats", lambda old, row: ["poem", *old[1:]], any_row),
-    "a format more": altered("formats", lambda old, row: [*old, "free"], any_row),
-    "null format": altered("formats", lambda old, row: [None, *old[1:]], any_row),
-    "a caption called an answer": altered("formats", lambda old, row: ["short_answer"], of("textcaps")),
-    "a caption called a choice": altered("formats", lambda old, row: ["choice"], of("textcaps")),
-    "an answer called grounding": altered("formats", lambda old, row: ["grounding", *old[1:]], of("vqav2")),
+    "unknown format": altered("response_formats", lambda old, row: ["poem", *old[1:]], any_row),
+    "a format more": altered("response_formats", lambda old, row: [*old, "free"], any_row),
+    "null format": altered("response_formats", lambda old, row: [None, *old[1:]], any_row),
+    "a caption called an answer": altered("response_formats", lambda old, row: ["short_answer"], of("textcaps")),
+    "a caption called a choice": altered("response_formats", lambda old, row: ["choice"], of("textcaps")),
+    "an answer called grounding": altered("response_formats", lambda old, row: ["grounding", *old[1:]], of("vqav2")),
     "no boxes": altered("boxes", lambda old, row: [], with_boxes),
     "a box less": altered("boxes", lambda old, row: old[1:], with_boxes),
     "boxes out of order": altered("boxes", lambda old, row: old[::-1], with_boxes),
@@ -173,18 +173,18 @@ ALTERATIONS: dict[str, Any] = {
     "box of inf": altered("boxes", lambda old, row: moved(old, x2=math.inf), with_boxes),
     "box reversed": altered("boxes", lambda old, row: moved(old, x2=old[0]["x1"] - 1), with_boxes),
     "box outside": altered("boxes", lambda old, row: moved(old, x1=5000.0, x2=5001.0), with_boxes),
-    "box of nothing": altered("boxes", lambda old, row: [{**old[0], "exchange": 99}, *old[1:]], with_boxes),
+    "box of nothing": altered("boxes", lambda old, row: [{**old[0], "round": 99}, *old[1:]], with_boxes),
     "null corner": altered("boxes", lambda old, row: [{**old[0], "x1": None}, *old[1:]], with_boxes),
     "a box more": altered(
-        "boxes", lambda old, row: [{"exchange": 0, "x1": 9.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}], of("vqav2")
+        "boxes", lambda old, row: [{"round": 0, "x1": 9.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}], of("vqav2")
     ),
-    "origin of no JSON": altered("origin", lambda old, row: "{", any_row),
-    "origin of a list": altered("origin", lambda old, row: "[1]", any_row),
-    "origin of a number": altered("origin", lambda old, row: "7", any_row),
-    "origin nested": altered("origin", lambda old, row: "[" * 100_000, any_row),
-    "origin of other turns": altered("origin", lambda old, row: '{"conversations": [1]}', any_row),
-    "origin with text for turns": altered("origin", lambda old, row: '{"conversations": "abc"}', any_row),
-    "origin with other turns": altered("origin", lambda old, row: '{"conversations": [{}]}', any_row),
+    "origin of no JSON": altered("extra", lambda old, row: "{", any_row),
+    "origin of a list": altered("extra", lambda old, row: "[1]", any_row),
+    "origin of a number": altered("extra", lambda old, row: "7", any_row),
+    "origin nested": altered("extra", lambda old, row: "[" * 100_000, any_row),
+    "origin of other turns": altered("extra", lambda old, row: '{"conversations": [1]}', any_row),
+    "origin with text for turns": altered("extra", lambda old, row: '{"conversations": "abc"}', any_row),
+    "origin with other turns": altered("extra", lambda old, row: '{"conversations": [{}]}', any_row),
 }
 
 
@@ -192,7 +192,7 @@ def read_all(folder: Path) -> None:
     """All samples, the index, the order: a VlmixError or nothing."""
     try:
         opened = open_mixture(folder)
-        opened.order(2).batch(0)
+        opened.schedule(2).batch(0)
         list(opened.turns())
     except VlmixError:
         return

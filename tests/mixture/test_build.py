@@ -61,7 +61,7 @@ def test_nothing_of_the_machine_is_in_the_output(raw: Path, mixture: Path) -> No
 
 
 def start(raw: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
-    command = ["build", "sample", "--raw", raw, "--out", out, "--set", "samples_per_shard=5", *more]
+    command = ["build", "sample", "--raw", raw, "--out", out, "samples_per_shard=5", *more]
     return subprocess.Popen([*VLMIX, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -74,7 +74,7 @@ def until(process: "subprocess.Popen[str]", path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_shards(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("whole") / "mixture"
-    assert vlmix("build", "sample", "--raw", raw, "--out", out, "--set", "samples_per_shard=5").returncode == 0
+    assert vlmix("build", "sample", "--raw", raw, "--out", out, "samples_per_shard=5").returncode == 0
     return hashes(out)
 
 
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_and_survived(raw: Path, small_shards: dict[str, str
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = ["build", "sample", "--raw", raw, "--out", out, "--set", "samples_per_shard=5", "--workers", "1"]
+    command = ["build", "sample", "--raw", raw, "--out", out, "samples_per_shard=5", "--workers", "1"]
     failed = vlmix(*command, preexec_fn=small_disk)
     assert failed.returncode == 1 and "cannot write" in failed.stderr and "free some space" in failed.stderr
     assert "Traceback" not in failed.stderr and not out.exists()
@@ -191,7 +191,7 @@ def test_a_changed_recipe_does_not_take_over_old_shards(
     raw: Path, small_shards: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "mixture"
-    process = start(raw, out, "--set=seed=7")
+    process = start(raw, out, "seed=7")
     until(process, tmp_path / "mixture.partial/train/train-000008.tar")
     process.kill()
     process.communicate()
@@ -295,8 +295,8 @@ def test_two_splits_of_one_dataset_may_stand_together(raw: Path, tmp_path: Path)
 
 
 def test_entries_that_give_nothing_are_told(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(VlmixError, match=r"sources.gqa: no conversation passes where: 'words < 0'"):
-        make(raw, tmp_path / "x", {"okvqa": {}, "gqa": {"where": "words < 0"}}, only_text=True)
+    with pytest.raises(VlmixError, match=r"sources.gqa: no conversation passes where: 'num_words < 0'"):
+        make(raw, tmp_path / "x", {"okvqa": {}, "gqa": {"where": "num_words < 0"}}, only_text=True)
     with pytest.raises(VlmixError, match=r"sources.gqa: ratio 0.001 of 48"):
         make(raw, tmp_path / "x", {"okvqa": {}, "gqa": {"ratio": 0.001}}, only_text=True)
     manifest = make(raw, tmp_path / "y", {"okvqa": {}, "gqa": {}}, only_text=True, total=1)
@@ -366,21 +366,21 @@ def test_ratio_total_weight_and_where(raw: Path, tmp_path: Path) -> None:
     assert counts("share", {"okvqa": {}, "gqa": {}}, ratio=0.25) == {"okvqa": 16, "gqa": 12}
     loose = counts("loose", {"okvqa": {}, "gqa": {}}, ratio=0.25, stratify=False)
     assert sum(loose.values()) == 28
-    assert counts("where", {"okvqa": {"where": "exchanges > 1"}}) == {"okvqa": 1}
+    assert counts("where", {"okvqa": {"where": "num_rounds > 1"}}) == {"okvqa": 1}
     with pytest.raises(VlmixError, match="asks for 80 samples, it has 48"):
         counts("over", {"okvqa": {"weight": 1}, "gqa": {"weight": 4}}, total=100)
     with pytest.raises(VlmixError, match="total 500 asks for more than the 112"):
         counts("over", {"okvqa": {}, "gqa": {}}, total=500)
-    with pytest.raises(VlmixError, match=r"sources.okvqa: where: 'exchange > 1'.*columns are id, source"):
-        counts("typo", {"okvqa": {"where": "exchange > 1"}})
+    with pytest.raises(VlmixError, match=r"sources.okvqa: where: 'round > 1'.*columns are id, source"):
+        counts("typo", {"okvqa": {"where": "round > 1"}})
     with pytest.raises(VlmixError, match="not a condition"):
-        counts("sum", {"okvqa": {"where": "exchanges + 1"}})
+        counts("sum", {"okvqa": {"where": "num_rounds + 1"}})
 
 
 def test_repeats_are_counted_and_stored_once(raw: Path, tmp_path: Path) -> None:
     manifest = make(raw, tmp_path / "a", {"okvqa": {"repeat": 2.5}, "gqa": {}}, only_text=True)
     info = manifest.sources["okvqa"].counts
-    assert (info.samples, info.seen) == (64, 160)
+    assert (info.samples, info.samples_per_epoch) == (64, 160)
     frame = samples(tmp_path / "a").filter(pl.col("source") == "okvqa")
     assert Counter(frame["repeat"].to_list()) == {2: 32, 3: 32}
     assert "`repeat`" in (tmp_path / "a/README.md").read_text()
@@ -458,8 +458,8 @@ def test_what_every_rebuilt_mixture_must_keep(mixture: Path) -> None:
     assert frame["id"].n_unique() == len(frame)
     for row in frame.to_dicts():
         texts = [turn["value"] for turn in row["conversations"]]
-        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * row["exchanges"]
-        assert len(row["formats"]) == row["exchanges"]
+        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * row["num_rounds"]
+        assert len(row["response_formats"]) == row["num_rounds"]
         assert all(text.strip() == text and text for text in texts[1::2]), row["id"]
         joined = "\n".join(texts)
         if row["source"] == "sharegpt":

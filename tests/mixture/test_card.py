@@ -26,10 +26,12 @@ HOSTILE = [
 
 def of(name: str, kind: str = "mixture", **more: str) -> Manifest:
     info = SourceInfo(
-        licence=more.get("licence", name), homepage=more.get("homepage", ""), counts=Counts(samples=1, seen=1)
+        license=more.get("license", name),
+        homepage=more.get("homepage", ""),
+        counts=Counts(samples=1, samples_per_epoch=1),
     )
     plain = {"kind": kind, "name": name, "seed": 0, "recipe": {"prompts": "llava", "order": name}, "samples": 1}
-    manifest = msgspec.convert({**plain, "sources": {}, "files": {}}, Manifest)
+    manifest = msgspec.convert({**plain, "sources": {}, "checksums": {}}, Manifest)
     return msgspec.structs.replace(manifest, sources={name: info}, parent=Parent(name, "0"), rejects={"x": {name: 1}})
 
 
@@ -63,7 +65,7 @@ def test_names_read_as_they_are(name: str) -> None:
     _, body = card(of(name)).split("\n---\n", 1)
     inline = [token for token in tokens(body) if token.type == "inline"]
     cells = ["".join(part.content for part in token.children or []) for token in inline]
-    assert cells[0] == name and cells.count(name) == 3  # the heading, the source and its licence
+    assert cells[0] == name and cells.count(name) == 3  # the heading, the source and its license
 
 
 @pytest.mark.parametrize(

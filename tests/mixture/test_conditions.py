@@ -12,16 +12,16 @@ import pytest
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import FUNCTIONS, MOST_PARTS, matching
 
-FRAME = pl.DataFrame({"id": ["a/1", "b/2", "c/3"], "source": ["a", "b", "c"], "words": [1, 20, 300]})
+FRAME = pl.DataFrame({"id": ["a/1", "b/2", "c/3"], "source": ["a", "b", "c"], "num_words": [1, 20, 300]})
 
 HOSTILE = {
-    "ors": (" OR ".join(f"words = {n}" for n in range(3000)), "IN (value, value, …)"),
-    "more ors": (" OR ".join(f"words = {n}" for n in range(10_000)), "IN (value, value, …)"),
-    "sum": ("+".join(["words"] * 3000) + " > 1", "IN (value, value, …)"),
-    "nots": ("NOT " * 10_000 + "words = 1", "IN (value, value, …)"),
-    "signs": ("- " * 10_000 + "words = 1", "IN (value, value, …)"),
-    "brackets": ("(" * 10_000 + "words = 1" + ")" * 10_000, "IN (value, value, …)"),
-    "list of lists": ("words IN (" + "(1)," * 3000 + "1)", "IN (value, value, …)"),
+    "ors": (" OR ".join(f"num_words = {n}" for n in range(3000)), "IN (value, value, …)"),
+    "more ors": (" OR ".join(f"num_words = {n}" for n in range(10_000)), "IN (value, value, …)"),
+    "sum": ("+".join(["num_words"] * 3000) + " > 1", "IN (value, value, …)"),
+    "nots": ("NOT " * 10_000 + "num_words = 1", "IN (value, value, …)"),
+    "signs": ("- " * 10_000 + "num_words = 1", "IN (value, value, …)"),
+    "brackets": ("(" * 10_000 + "num_words = 1" + ")" * 10_000, "IN (value, value, …)"),
+    "list of lists": ("num_words IN (" + "(1)," * 3000 + "1)", "IN (value, value, …)"),
     "long text": (f"id || '{'x' * 1_000_000}' = 'a'", "characters outside lists"),
     "nothing in it": ("GREATEST() = 1", "nothing in its brackets"),
     "long strings": ("LPAD(id, 1000000000, 'x') = 'a'", "function lpad is not admitted; admitted are abs"),
@@ -30,8 +30,8 @@ HOSTILE = {
     "repeat": ("REPEAT(id, 1000000000) = 'a'", "function repeat is not admitted"),
     "replace": ("REPLACE(id, 'a', 'b') = 'a'", "function replace is not admitted"),
     "escaped string": (r"E'\'' = LPAD(id, 1000000000, 'x') OR id = '\''", "before a string is not taken"),
-    "comment": ("words = 1 -- '\n OR LPAD(id, 1000000000, 'x') = ''", "holds a comment"),
-    "comments": ("words = 1 /* ' */ OR LPAD(id, 1000000000, 'x') = ''", "holds a comment"),
+    "comment": ("num_words = 1 -- '\n OR LPAD(id, 1000000000, 'x') = ''", "holds a comment"),
+    "comments": ("num_words = 1 /* ' */ OR LPAD(id, 1000000000, 'x') = ''", "holds a comment"),
     "dollars": ("$$'$$ = LPAD(id, 1000000000, 'x') OR id = ''", "no part of a condition"),
     "file": ("id IN (SELECT * FROM read_csv('/etc/passwd'))", "read_csv is not admitted"),
     "open string": ("id = 'a", "no part of a condition"),
@@ -75,16 +75,16 @@ def test_a_condition_that_polars_cannot_bear_is_refused(name: str, messages: dic
 @pytest.mark.parametrize(
     ("condition", "rows"),
     [
-        ("words <= 20 AND NOT source = 'b'", [0]),
+        ("num_words <= 20 AND NOT source = 'b'", [0]),
         ("source IN ('a', 'c')", [0, 2]),
-        ("id IN (" + ", ".join(f"'a/{n}'" for n in range(30_000)) + ") OR words > 100", [0, 2]),
-        ("words NOT IN (" + ", ".join(map(str, range(-15_000, 15_000))) + ")", []),
+        ("id IN (" + ", ".join(f"'a/{n}'" for n in range(30_000)) + ") OR num_words > 100", [0, 2]),
+        ("num_words NOT IN (" + ", ".join(map(str, range(-15_000, 15_000))) + ")", []),
         ("id LIKE 'a%' OR regexp_like(id, '^b')", [0, 1]),
-        ("words > AVG(words)", [2]),
-        ("CAST(words AS VARCHAR) || id = '1a/1'", [0]),
-        ("starts_with(LOWER(id), 'a') OR \"words\" BETWEEN 200 AND 4e2", [0, 2]),
-        ("CASE WHEN words > 10 THEN true ELSE false END", [1, 2]),
-        ("id = 'it''s; -- /* LPAD(' OR words / 2 * 2 = 20", [1]),
+        ("num_words > AVG(num_words)", [2]),
+        ("CAST(num_words AS VARCHAR) || id = '1a/1'", [0]),
+        ("starts_with(LOWER(id), 'a') OR \"num_words\" BETWEEN 200 AND 4e2", [0, 2]),
+        ("CASE WHEN num_words > 10 THEN true ELSE false END", [1, 2]),
+        ("id = 'it''s; -- /* LPAD(' OR num_words / 2 * 2 = 20", [1]),
     ],
 )
 def test_plain_conditions_are_as_they_were(condition: str, rows: list[int]) -> None:
@@ -93,8 +93,8 @@ def test_plain_conditions_are_as_they_were(condition: str, rows: list[int]) -> N
 
 def test_the_longest_conditions_that_are_admitted_are_borne() -> None:
     terms = (MOST_PARTS + 1) // 4
-    assert matching(FRAME, " OR ".join(["words = 1"] * terms), "where").tolist() == [True, False, False]
-    nots = "NOT " * (MOST_PARTS - 4) + "words = 1"
+    assert matching(FRAME, " OR ".join(["num_words = 1"] * terms), "where").tolist() == [True, False, False]
+    nots = "NOT " * (MOST_PARTS - 4) + "num_words = 1"
     done = subprocess.run(
         [
             sys.executable,
@@ -103,7 +103,7 @@ def test_the_longest_conditions_that_are_admitted_are_borne() -> None:
 from vlmix.mixture.filters import matching
 from vlmix.mixture.errors import VlmixError
 from tests.mixture.test_conditions import FRAME
-for condition in ({nots!r}, {"- " * (MOST_PARTS - 3) + "words = 1"!r}, {"+".join(["words"] * 490) + " > 1"!r}):
+for condition in ({nots!r}, {"- " * (MOST_PARTS - 3) + "num_words = 1"!r}, {"+".join(["num_words"] * 490) + " > 1"!r}):
     try:
         matching(FRAME, condition, "where")
     except VlmixError:
@@ -124,14 +124,14 @@ def test_a_panic_of_polars_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise pl.exceptions.PanicException("index out of bounds")
 
     monkeypatch.setattr(pl, "sql_expr", panic)
-    with pytest.raises(VlmixError, match="where: 'words = 1': index out of bounds; columns are id"):
-        matching(FRAME, "words = 1", "where")
+    with pytest.raises(VlmixError, match="where: 'num_words = 1': index out of bounds; columns are id"):
+        matching(FRAME, "num_words = 1", "where")
 
 
 def test_every_admitted_function_is_one_of_polars() -> None:
     unknown = []
     for name in sorted(FUNCTIONS):
-        for arguments in ("words", "id", "id, 'a'", "words, 1", "id, 1", "words = 1, 1, 2"):
+        for arguments in ("num_words", "id", "id, 'a'", "num_words, 1", "id, 1", "num_words = 1, 1, 2"):
             try:
                 matching(FRAME, f"{name}({arguments}) IS NOT NULL", "where")
                 break

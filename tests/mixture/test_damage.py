@@ -177,13 +177,13 @@ FORGED: dict[str, Callable[[Path], None]] = {
     "another image": column("image", "coco/other.jpg"),
     "an image outside": column("image", "../../x.jpg"),
     "a wide image": column("width", lambda was, _: was + 1),
-    "more exchanges": column("exchanges", lambda was, _: was + 1),
-    "more words": column("words", lambda was, _: was + 1),
-    "no words": column("words", None),
+    "more rounds": column("num_rounds", lambda was, _: was + 1),
+    "more words": column("num_words", lambda was, _: was + 1),
+    "no words": column("num_words", None),
     "many repeats": column("repeat", 2**31 - 1),
     "few repeats": column("repeat", -1),
-    "an ordinal of another": column("ordinal", lambda _, all: all[0]),
-    "a negative ordinal": column("ordinal", -5),
+    "an ordinal of another": column("natural_index", lambda _, all: all[0]),
+    "a negative ordinal": column("natural_index", -5),
     "another shard": column("shard", "train/train-000002.tar"),
     "a shard that is none": column("shard", "x" * 5000),
     "a negative place": column("image_offset", -1),
@@ -192,16 +192,16 @@ FORGED: dict[str, Callable[[Path], None]] = {
     "a small size": column("json_size", 10),
     "another hash": column("image_hash", "00"),
     "another change": column("image_change", "painted"),
-    "fewer formats": column("formats", []),
-    "another format": column("formats", lambda was, _: ["shortanswer"] * len(was)),
-    "a box of no exchange": column("boxes", [{"exchange": 99, "x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
-    "a box outside": column("boxes", [{"exchange": 0, "x1": 0.0, "y1": 0.0, "x2": 1e6, "y2": 1.0}]),
-    "a box that is none": column("boxes", [{"exchange": 0, "x1": float("nan"), "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
+    "fewer formats": column("response_formats", []),
+    "another format": column("response_formats", lambda was, _: ["shortanswer"] * len(was)),
+    "a box of no round": column("boxes", [{"round": 99, "x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
+    "a box outside": column("boxes", [{"round": 0, "x1": 0.0, "y1": 0.0, "x2": 1e6, "y2": 1.0}]),
+    "a box that is none": column("boxes", [{"round": 0, "x1": float("nan"), "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
     "a box elsewhere": column("boxes", lambda was, _: [{**box, "x1": box["x1"] / 2} for box in was] or None),
-    "a format of others": column("formats", lambda was, _: ["choice"] * len(was)),
+    "a format of others": column("response_formats", lambda was, _: ["choice"] * len(was)),
     "a size without an image": column("image_size", lambda was, _: was + 1),
-    "another origin": column("origin", "{"),
-    "a deep origin": column("origin", "[" * 100_000),
+    "another origin": column("extra", "{"),
+    "a deep origin": column("extra", "[" * 100_000),
     "another text": column("conversations", [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]),
     "turns of one": column("conversations", lambda was, _: [{**turn, "from": "human"} for turn in was]),
     "another key": column("key", "000000099"),
@@ -225,10 +225,10 @@ def test_an_index_that_contradicts_itself_is_seen_whatever_its_checksum(copy: Pa
     "change",
     [
         lambda plain: plain["sources"]["vqav2"]["counts"].update(words=1),
-        lambda plain: plain["sources"]["vqav2"]["counts"].update(seen=99),
+        lambda plain: plain["sources"]["vqav2"]["counts"].update(samples_per_epoch=99),
         lambda plain: plain["rejects"].clear(),
-        lambda plain: plain["files"].pop("samples.parquet"),
-        lambda plain: plain["files"].pop("rejects.parquet"),
+        lambda plain: plain["checksums"].pop("samples.parquet"),
+        lambda plain: plain["checksums"].pop("rejects.parquet"),
     ],
 )
 def test_counts_that_do_not_add_up_are_seen(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -240,7 +240,7 @@ def test_counts_that_do_not_add_up_are_seen(copy: Path, change: Callable[[dict[s
 def test_files_outside_the_folder_are_not_looked_at(copy: Path, name: str) -> None:
     secret = copy.parent.parent / "secret"
     secret.write_text("x")
-    reseal(copy, lambda plain: plain["files"].update({name: sha256(secret)}))
+    reseal(copy, lambda plain: plain["checksums"].update({name: sha256(secret)}))
     found = problems(copy)
     assert any("leaves the folder" in problem for problem in found)
     assert not any("sound" in problem for problem in found)

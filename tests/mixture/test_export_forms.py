@@ -75,7 +75,9 @@ def samples(folder: Path) -> list[dict[str, Any]]:
     mixture = open_mixture(folder)
     frame = pl.read_parquet(mixture.local_root / "samples.parquet")[mixture.rows.tolist()]
     jpegs = [mixture.raw(i).jpeg for i in range(len(mixture))]
-    return sorted(({**row, "jpeg": jpeg} for row, jpeg in zip(frame.to_dicts(), jpegs)), key=lambda row: row["ordinal"])
+    return sorted(
+        ({**row, "jpeg": jpeg} for row, jpeg in zip(frame.to_dicts(), jpegs)), key=lambda row: row["natural_index"]
+    )
 
 
 def repeated(folder: Path) -> list[dict[str, Any]]:
@@ -98,7 +100,7 @@ def test_hf_rows_hold_images_and_features(exported: Path, case: Path) -> None:
     assert features["id"] == {"dtype": "string", "_type": "Value"}
     found = [row for path in files for row in pq.ParquetFile(path).read().to_pylist()]
     for row, sample in zip(found, repeated(case), strict=True):
-        for name in ("id", "source", "width", "height", "words", "conversations", "formats", "boxes"):
+        for name in ("id", "source", "width", "height", "num_words", "conversations", "response_formats", "boxes"):
             assert row[name] == sample[name]
         images = [{"bytes": sample["jpeg"], "path": sample["image"]}] if sample["image"] else []
         assert row["images"] == images
@@ -108,7 +110,7 @@ def test_trl_messages_leave_the_image_to_the_trainer(exported: Path, case: Path)
     files = sorted((exported / case.name / "trl").iterdir())
     found = [row for path in files for row in pq.ParquetFile(path).read().to_pylist()]
     for row, sample in zip(found, repeated(case), strict=True):
-        assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * sample["exchanges"]
+        assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * sample["num_rounds"]
         assert "<image>" not in str(row["messages"])
         wanted = [turn["value"].replace("<image>\n", "") for turn in sample["conversations"]]
         assert [m["content"] for m in row["messages"]] == wanted
@@ -160,11 +162,11 @@ def test_a_box_turn_is_taken_apart() -> None:
         "image": "a.jpg",
         "width": 50,
         "height": 100,
-        "formats": ["grounding", "region_caption"],
+        "response_formats": ["grounding", "region_caption"],
         "conversations": [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)],
         "boxes": [
-            {"exchange": 0, "x1": 0.0, "y1": 0.0, "x2": 50.0, "y2": 100.0},
-            {"exchange": 1, "x1": 0.0, "y1": 0.0, "x2": 25.0, "y2": 50.0},
+            {"round": 0, "x1": 0.0, "y1": 0.0, "x2": 50.0, "y2": 100.0},
+            {"round": 1, "x1": 0.0, "y1": 0.0, "x2": 25.0, "y2": 50.0},
         ],
     }
     said, objects = with_objects(row)
@@ -299,8 +301,8 @@ def test_dali_lists_samples_as_often_as_they_are_seen(exported: Path, case: Path
         head, *lines = tar.with_suffix(".idx").read_text().splitlines()
         assert head == f"v1.2 {len(lines)}"
         for line in lines:
-            words = line.split(" ")
-            for suffix, offset, size, name in zip(*[iter(words)] * 4):
+            num_words = line.split(" ")
+            for suffix, offset, size, name in zip(*[iter(num_words)] * 4):
                 assert (name, int(offset), int(size)) in places and name.endswith(f".{suffix}")
                 if suffix == "json":
                     seen[json.loads(data[int(offset) : int(offset) + int(size)])["id"]] += 1

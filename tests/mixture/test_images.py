@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from vlmix.mixture.build.images import fit, scaled, stored_bytes
+from vlmix.mixture.build.images import plan_storage, scaled, stored_bytes
 from vlmix.mixture.dataset.verify import _image_problem
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
-from vlmix.mixture.io.images import MAX_SCANNED, ImageFacts, examine, image_xxh3, too_much_decoding
-from vlmix.mixture.record import Conversation, Exchange
+from vlmix.mixture.io.images import MAX_SCANNED, ImageInfo, image_xxh3, probe, too_much_decoding
+from vlmix.mixture.record import Conversation, Round
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,9 +40,9 @@ def saved(path: Path, image: Image.Image, kind: str = "JPEG", orientation: int =
 
 
 def stored(path: Path, width: int = 0, height: int = 0, boxed: bool = False) -> tuple[Image.Image, str, bytes]:
-    facts = examine(path)
+    facts = probe(path)
     assert not facts.problem
-    how = fit(facts, width, height, boxed)
+    how = plan_storage(facts, width, height, boxed)
     assert how is not None
     data = stored_bytes(facts, how)
     image = Image.open(io.BytesIO(data))
@@ -87,8 +87,8 @@ def test_the_annotated_size_tells_which_picture_was_seen(tmp_path: Path) -> None
 
 
 def test_a_copy_that_was_only_resized_takes_its_boxes_along(tmp_path: Path) -> None:
-    facts = examine(saved(tmp_path / "a.jpg", picture(40, 20)))
-    how = fit(facts, 80, 40, boxed=True)
+    facts = probe(saved(tmp_path / "a.jpg", picture(40, 20)))
+    how = plan_storage(facts, 80, 40, boxed=True)
     assert how is not None
     talk = Conversation(
         id="x",
@@ -96,16 +96,16 @@ def test_a_copy_that_was_only_resized_takes_its_boxes_along(tmp_path: Path) -> N
         image="a.jpg",
         width=80,
         height=40,
-        exchanges=(Exchange("p", "", "grounding", boxes=((8, 4, 40, 20),)),),
+        rounds=(Round("p", "", "grounding", boxes=((8, 4, 40, 20),)),),
     )
-    assert scaled(talk, how).exchanges[0].boxes == ((4, 2, 20, 10),)
+    assert scaled(talk, how).rounds[0].boxes == ((4, 2, 20, 10),)
     assert (scaled(talk, how).width, scaled(talk, how).height) == (40, 20)
 
 
 def test_boxes_on_a_picture_of_another_shape_are_refused(tmp_path: Path) -> None:
-    facts = examine(saved(tmp_path / "a.jpg", picture(40, 20)))
-    assert fit(facts, 50, 50, boxed=True) is None
-    assert fit(facts, 50, 50, boxed=False) is not None
+    facts = probe(saved(tmp_path / "a.jpg", picture(40, 20)))
+    assert plan_storage(facts, 50, 50, boxed=True) is None
+    assert plan_storage(facts, 50, 50, boxed=False) is not None
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -118,28 +118,28 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     for reason, data in cases.items():
         path = tmp_path / "bad.jpg"
         path.write_bytes(data)
-        assert examine(path).problem == reason
-    assert examine(saved(tmp_path / "dot.jpg", picture(1, 1), "GIF")).problem == "image_too_small"
-    assert examine(tmp_path / "none.jpg").problem == "image_unreadable"
-    assert examine(tmp_path / "whole.jpg", max_pixels=1000).problem == "image_too_large"
+        assert probe(path).problem == reason
+    assert probe(saved(tmp_path / "dot.jpg", picture(1, 1), "GIF")).problem == "image_too_small"
+    assert probe(tmp_path / "none.jpg").problem == "image_unreadable"
+    assert probe(tmp_path / "whole.jpg", max_pixels=1000).problem == "image_too_large"
 
 
 @pytest.mark.parametrize("mode", ["I;16", "F", "I"])
 def test_pixels_of_more_than_eight_bits_are_not_guessed_at(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (20, 20), 30_000).save(tmp_path / "deep.tif")
-    assert examine(tmp_path / "deep.tif").problem == "image_mode"
+    assert probe(tmp_path / "deep.tif").problem == "image_mode"
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (30_000, 30_000)).save(path)
     assert path.stat().st_size < 200_000
-    assert examine(path).problem == "image_too_large"
+    assert probe(path).problem == "image_too_large"
 
 
 def test_the_photographs_that_decoders_stumble_over(real: Path) -> None:
     folder = real / "edge_images"
-    problems = {path.name: examine(path).problem for path in sorted(folder.iterdir())}
+    problems = {path.name: probe(path).problem for path in sorted(folder.iterdir())}
     bad = {name for name, problem in problems.items() if problem}
     assert bad == {"broken.png", "broken_data_stream.png", "truncated_jpeg.jpg", "multiple_exif.jpg"}
     assert problems["multiple_exif.jpg"] == "image_too_small"
@@ -149,8 +149,8 @@ def test_the_photographs_that_decoders_stumble_over(real: Path) -> None:
 
 def test_a_file_that_changes_during_the_build_is_noticed(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", picture())
-    facts = examine(path)
-    how = fit(facts, 0, 0, False)
+    facts = probe(path)
+    how = plan_storage(facts, 0, 0, False)
     assert how is not None
     path.write_bytes(b"short")
     with pytest.raises(VlmixError, match="changed during the build"):
@@ -204,8 +204,8 @@ def test_a_root_may_be_one_datasets_own_folder(tmp_path: Path) -> None:
 def test_facts_survive_a_journal() -> None:
     import msgspec
 
-    facts = ImageFacts(path="a", bytes=3, width=4, height=5, orientation=6)
-    assert msgspec.json.decode(msgspec.json.encode(facts), type=ImageFacts) == facts
+    facts = ImageInfo(path="a", bytes=3, width=4, height=5, orientation=6)
+    assert msgspec.json.decode(msgspec.json.encode(facts), type=ImageInfo) == facts
 
 
 def jpeg(size: tuple[int, int], **options: Any) -> bytes:
@@ -292,8 +292,8 @@ TOO_COMPLEX = {
 def test_images_made_to_take_for_ever_are_rejected_by_counting(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(TOO_COMPLEX[kind]())
-    code = "from vlmix.mixture.io.images import examine; from pathlib import Path; "
-    code += f"print(examine(Path({str(path)!r})).problem)"
+    code = "from vlmix.mixture.io.images import probe; from pathlib import Path; "
+    code += f"print(probe(Path({str(path)!r})).problem)"
     cpu = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_CPU, (20, 20))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, **cpu)
     assert done.stdout == "image_too_complex\n", done.stderr
@@ -330,7 +330,7 @@ SOUND = {
 def test_what_encoders_and_cameras_write_is_not_too_complex(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
     path.write_bytes(SOUND[kind]())
-    assert not examine(path).detail
+    assert not probe(path).detail
 
 
 def test_scans_are_counted_whatever_lies_between_them() -> None:
@@ -373,4 +373,4 @@ def test_only_the_exif_of_a_camera_is_searched_for_the_orientation(tmp_path: Pat
 def test_no_real_photograph_is_too_complex(real: Path) -> None:
     found = [path for path in real.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     assert len(found) > 20
-    assert not [path for path in found if examine(path).problem == "image_too_complex"]
+    assert not [path for path in found if probe(path).problem == "image_too_complex"]

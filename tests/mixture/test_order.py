@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.packing import pack, packed_shares, shares, waste
-from vlmix.mixture.schedule.schedule import ORDER_VERSION, Order, epoch_order
+from vlmix.mixture.schedule.schedule import ORDER_VERSION, Schedule, epoch_order
 
 
 @st.composite
@@ -27,13 +27,13 @@ def configurations(draw: st.DrawFn) -> dict[str, object]:
         "lengths": rng.integers(0, 50, count).astype(np.int64),
         "seed": draw(st.integers(0, 5)),
         "global_batch": world * draw(st.integers(1, most)) if repeat.sum() >= world else 1,
-        "window": draw(st.sampled_from([1, 2, 5])),
+        "length_window": draw(st.sampled_from([1, 2, 5])),
         "world": world if repeat.sum() >= world else 1,
     }
 
 
-def order_of(configuration: dict[str, object]) -> Order:
-    return Order(**{key: value for key, value in configuration.items() if key != "world"})
+def order_of(configuration: dict[str, object]) -> Schedule:
+    return Schedule(**{key: value for key, value in configuration.items() if key != "world"})
 
 
 @given(configurations(), st.integers(0, 3))
@@ -62,7 +62,7 @@ def test_any_number_of_ranks_shares_the_same_batches(configuration: dict[str, ob
     step = data.draw(st.integers(0, 2 * order.steps_per_epoch - 1))
     batch = order.batch(step)
     for world in (1, configuration["world"]):
-        mine = [order.share(step, rank, world) for rank in range(world)]
+        mine = [order.rank_batch(step, rank, world) for rank in range(world)]
         assert sorted(np.concatenate(mine).tolist()) == sorted(batch.tolist())
         assert max(map(len, mine)) - min(map(len, mine)) <= 1
 
@@ -79,7 +79,7 @@ def test_resuming_at_a_step_is_never_having_stopped(configuration: dict[str, obj
 @given(configurations(), st.data())
 def test_a_part_keeps_the_relative_order_of_its_samples(configuration: dict[str, object], data: st.DataObject) -> None:
     """With batches of one, the order of a subset is the whole's with the others left out."""
-    plain = {**configuration, "global_batch": 1, "window": 1, "world": 1}
+    plain = {**configuration, "global_batch": 1, "length_window": 1, "world": 1}
     images = plain["images"]
     plain["images"] = np.ones(len(images), dtype=bool)
     plain["repeat"] = np.ones(len(images), dtype=np.int32)
@@ -173,7 +173,7 @@ def small() -> dict[str, object]:
 def test_the_order_is_pinned() -> None:
     """What comes out here is what a paper's runs saw. A change needs a new ORDER_VERSION and a word in the manifest."""
     assert ORDER_VERSION == 2
-    order = Order(**small(), seed=0, global_batch=2)
+    order = Schedule(**small(), seed=0, global_batch=2)
     assert [order.batch(step).tolist() for step in range(order.steps_per_epoch)] == [
         [3, 2],
         [2, 1],
@@ -183,25 +183,28 @@ def test_the_order_is_pinned() -> None:
         [9],
     ]
     assert order.epoch(1).samples.tolist() == [0, 3, 5, 4, 1, 2, 6, 2, 9, 7, 8]
-    assert [order.share(0, rank, 2).tolist() for rank in (0, 1)] == [[3], [2]]
-    large = Order(**small(), seed=0, global_batch=8)
+    assert [order.rank_batch(0, rank, 2).tolist() for rank in (0, 1)] == [[3], [2]]
+    large = Schedule(**small(), seed=0, global_batch=8)
     assert large.batch(0).tolist() == [4, 6, 2, 1, 3, 2, 5, 0]
-    assert [[b.tolist() for b in large.bins(0, rank, 2, 12)] for rank in (0, 1)] == [[[5, 2], [0, 6, 4]], [[1], [3, 2]]]
-    windowed = Order(**small(), seed=0, global_batch=2, window=3)
+    assert [[b.tolist() for b in large.packed_batch(0, rank, 2, 12)] for rank in (0, 1)] == [
+        [[5, 2], [0, 6, 4]],
+        [[1], [3, 2]],
+    ]
+    windowed = Schedule(**small(), seed=0, global_batch=2, length_window=3)
     assert windowed.epoch(0).samples.tolist() == [2, 4, 6, 2, 1, 3, 5, 0, 8, 7, 9]
 
 
 def test_dropping_the_last_batch_never_drops_a_modality() -> None:
-    order = Order(**small(), seed=0, global_batch=3, last="drop")
+    order = Schedule(**small(), seed=0, global_batch=3, drop_last=True)
     assert [len(order.batch(step)) for step in range(order.steps_per_epoch)] == [3, 3, 3]
     with pytest.raises(VlmixError, match="3 text samples make no full batch"):
-        Order(**small(), seed=0, global_batch=4, last="drop")
+        Schedule(**small(), seed=0, global_batch=4, drop_last=True)
 
 
 def test_a_modality_smaller_than_the_batch_is_one_short_batch() -> None:
-    order = Order(**small(), seed=0, global_batch=8)
+    order = Schedule(**small(), seed=0, global_batch=8)
     assert [len(order.batch(step)) for step in range(order.steps_per_epoch)] == [8, 3]
-    assert [len(order.share(1, rank, 8)) for rank in range(8)] == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert [len(order.rank_batch(1, rank, 8)) for rank in range(8)] == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -210,15 +213,15 @@ def test_a_modality_smaller_than_the_batch_is_one_short_batch() -> None:
 )
 def test_impossible_batches_are_told(change: dict[str, int], message: str) -> None:
     with pytest.raises(VlmixError, match=message):
-        Order(**{**small(), "seed": 0, **change})
+        Schedule(**{**small(), "seed": 0, **change})
 
 
 def test_a_world_that_does_not_divide_the_batch_is_told() -> None:
-    order = Order(**small(), seed=0, global_batch=4)
+    order = Schedule(**small(), seed=0, global_batch=4)
     with pytest.raises(VlmixError, match="4 cannot be shared evenly by 3 ranks"):
-        order.share(0, 0, 3)
+        order.rank_batch(0, 0, 3)
     with pytest.raises(VlmixError, match="rank 2 of 2"):
-        order.share(0, 2, 2)
+        order.rank_batch(0, 2, 2)
 
 
 @settings(max_examples=5, deadline=None)

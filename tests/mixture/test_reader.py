@@ -47,12 +47,12 @@ def test_samples_are_those_of_the_index(mixture: Path) -> None:
         )
         assert (sample.jpeg is None) == (row["image"] == "") and len(sample.jpeg or b"") == row["image_size"]
     last = opened[-1]
-    assert last == opened[839] == opened[opened.find(last.id)]
+    assert last == opened[839] == opened[opened.index_of(last.id)]
     assert opened.samples.select(pl.len()).collect().item() == 840
     with pytest.raises(IndexError):
         opened[840]
     with pytest.raises(KeyError):
-        opened.find("gqa/0")
+        opened.index_of("gqa/0")
 
 
 def test_parts_are_mixtures_too(mixture: Path) -> None:
@@ -75,7 +75,7 @@ def test_subsets_in_memory_are_those_of_the_command(mixture: Path, tmp_path: Pat
     assert [s.id for s in again] == [s.id for s in tenth] and again[7] == tenth[7]
     inner = opened.subset(ratio=0.5).subset(total=84)
     assert set(inner.column("id").to_pylist()) == set(tenth.column("id").to_pylist())
-    few = again.subset(where="exchanges > 2", sources={"gqa": 2})
+    few = again.subset(where="num_rounds > 2", sources={"gqa": 2})
     few.save(tmp_path / "few")
     assert open_mixture(tmp_path / "few")[0] == few[0]
     with pytest.raises(VlmixError, match="keeps no sample"):
@@ -130,7 +130,7 @@ for name in ("polars", "xxhash", "typer", "rich", "datasets", "webdataset", "yam
     sys.modules[name] = None
 import vlmix
 opened = vlmix.open({str(mixture)!r})
-assert opened[0].id and len(opened.order(8).batch(3)) == 8
+assert opened[0].id and len(opened.schedule(8).batch(3)) == 8
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -212,7 +212,7 @@ def test_annotations_alone_have_an_index_and_no_samples(raw: Path, tmp_path: Pat
     build(recipe, known_sources(), raw, tmp_path / "text", annotations_only=True)
     opened = open_mixture(tmp_path / "text")
     assert len(opened) == 64 and opened.samples.collect()["conversations"].len() == 64
-    assert opened.order(8).steps_per_epoch == 8
+    assert opened.schedule(8).steps_per_epoch == 8
     with pytest.raises(VlmixError, match="--annotations-only"):
         opened[0]
 
@@ -264,7 +264,7 @@ def test_urls_open_and_failures_are_tried_again(mixture: Path, stored: str) -> N
     assert remote[1] == local[1] and Flaky.requests == before + 2, "a request for each member, none for the shard again"
     Flaky.failures = 1
     view = open_mixture(f"{stored}/remote-view")
-    assert view[3] == local[local.find(view[3].id)]
+    assert view[3] == local[local.index_of(view[3].id)]
     assert remote.samples.collect().equals(local.samples.collect())
     with pytest.raises(VlmixError, match="not a mixture"):
         open_mixture(f"{stored}/nothing")

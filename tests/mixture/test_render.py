@@ -1,21 +1,21 @@
 import pytest
 
 from vlmix.mixture.boxes import square_text
-from vlmix.mixture.record import Conversation, Exchange, defect
-from vlmix.mixture.render import count_words, values
+from vlmix.mixture.record import Conversation, Round, defect
+from vlmix.mixture.render import count_words, render
 
 SHORT = "Answer the question using a single word or phrase."
 
 
-def conversation(*exchanges: Exchange, **more: object) -> Conversation:
-    return Conversation(id="x/1", source="x", image="a.jpg", width=640, height=480, exchanges=exchanges, **more)
+def conversation(*rounds: Round, **more: object) -> Conversation:
+    return Conversation(id="x/1", source="x", image="a.jpg", width=640, height=480, rounds=rounds, **more)
 
 
 def test_the_format_prompt_stands_on_the_first_turn_only() -> None:
-    talk = conversation(Exchange("Why?", "Because", "short_answer"), Exchange("Who?", "He", "short_answer"))
-    assert values(talk) == [f"<image>\nWhy?\n{SHORT}", "Because", "Who?", "He"]
-    assert values(talk, "plain") == ["<image>\nWhy?", "Because", "Who?", "He"]
-    assert values(talk, "instructblip") == [
+    talk = conversation(Round("Why?", "Because", "short_answer"), Round("Who?", "He", "short_answer"))
+    assert render(talk) == [f"<image>\nWhy?\n{SHORT}", "Because", "Who?", "He"]
+    assert render(talk, "plain") == ["<image>\nWhy?", "Because", "Who?", "He"]
+    assert render(talk, "instructblip") == [
         "<image>\nQuestion: Why? Short answer:",
         "Because",
         "Question: Who? Short answer:",
@@ -24,16 +24,16 @@ def test_the_format_prompt_stands_on_the_first_turn_only() -> None:
 
 
 def test_choices_keep_their_lines_in_every_turn_and_their_prompt_in_the_first() -> None:
-    choice = Exchange("Which?", "b", "choice", choices=("a", "b", "b", "c"), correct=2)
+    choice = Round("Which?", "b", "choice", choices=("a", "b", "b", "c"), correct=2)
     letter = "Answer with the option's letter from the given choices directly."
-    assert values(conversation(choice, choice)) == [
+    assert render(conversation(choice, choice)) == [
         f"<image>\nWhich?\nA. a\nB. b\nC. b\nD. c\n{letter}",
         "C",
         "Which?\nA. a\nB. b\nC. b\nD. c",
         "C",
     ]
-    assert values(conversation(choice), "plain") == ["<image>\nWhich?\nA. a\nB. b\nC. b\nD. c", "C"]
-    assert values(conversation(choice), "instructblip")[1] == "b"
+    assert render(conversation(choice), "plain") == ["<image>\nWhich?\nA. a\nB. b\nC. b\nD. c", "C"]
+    assert render(conversation(choice), "instructblip")[1] == "b"
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_choices_keep_their_lines_in_every_turn_and_their_prompt_in_the_first() 
     [(("a", "b", "a"), "\nReference OCR token: a, b, a"), ((), "\nReference OCR token: "), (None, "")],
 )
 def test_the_ocr_line_is_there_without_tokens_and_gone_without_ocr(tokens: tuple[str, ...] | None, line: str) -> None:
-    caption = Exchange("", "A sign.", "caption", ocr_tokens=tokens)
-    assert values(conversation(caption))[0] == f"<image>\nProvide a one-sentence caption for the provided image.{line}"
+    caption = Round("", "A sign.", "caption", ocr_tokens=tokens)
+    assert render(conversation(caption))[0] == f"<image>\nProvide a one-sentence caption for the provided image.{line}"
 
 
 def test_a_prompt_that_the_source_brings_along_is_kept() -> None:
-    assert values(conversation(Exchange("Say it.", "a cat", "caption"), image_at="back")) == [
+    assert render(conversation(Round("Say it.", "a cat", "caption"), image_at="back")) == [
         "Say it.\n<image>",
         "a cat",
     ]
@@ -54,12 +54,12 @@ def test_a_prompt_that_the_source_brings_along_is_kept() -> None:
 
 def test_regions_in_both_directions() -> None:
     box = (0.0, 0.0, 640.0, 80.0)
-    there = conversation(Exchange("the sky", "", "grounding", boxes=(box,)))
-    back = conversation(Exchange("", "The sky.", "region_caption", boxes=(box,)))
+    there = conversation(Round("the sky", "", "grounding", boxes=(box,)))
+    back = conversation(Round("", "The sky.", "region_caption", boxes=(box,)))
     text = "[0.0, 0.12, 1.0, 0.25]"
     prompt = "Please provide the bounding box coordinate of the region this sentence describes: the sky."
-    assert values(there) == [f"<image>\n{prompt}", text]
-    assert values(back) == [f"<image>\nPlease provide a short description for this region: {text}.", "The sky."]
+    assert render(there) == [f"<image>\n{prompt}", text]
+    assert render(back) == [f"<image>\nPlease provide a short description for this region: {text}.", "The sky."]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_boxes_on_the_padded_square(box: tuple[float, ...], size: tuple[int, int
 
 
 def test_text_only_conversations_get_no_image_token() -> None:
-    talk = Conversation(id="x/1", source="x", exchanges=(Exchange("Hi", "Hello"),))
-    assert values(talk) == ["Hi", "Hello"]
+    talk = Conversation(id="x/1", source="x", rounds=(Round("Hi", "Hello"),))
+    assert render(talk) == ["Hi", "Hello"]
 
 
 def test_words_leave_the_image_token_out() -> None:
@@ -87,29 +87,29 @@ def test_words_leave_the_image_token_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("exchange", "code"),
+    ("qa", "code"),
     [
-        (Exchange("Is <image> here?", "No"), "image_token"),
-        (Exchange("Q", "\u200b"), "empty_text"),
-        (Exchange("  ", "A", "short_answer"), "empty_text"),
-        (Exchange("Q", "a", "choice", choices=("a",), correct=1), "bad_choice"),
-        (Exchange("phrase", "", "grounding"), "no_box"),
+        (Round("Is <image> here?", "No"), "image_token"),
+        (Round("Q", "\u200b"), "empty_text"),
+        (Round("  ", "A", "short_answer"), "empty_text"),
+        (Round("Q", "a", "choice", choices=("a",), correct=1), "bad_choice"),
+        (Round("phrase", "", "grounding"), "no_box"),
     ],
 )
-def test_defects_are_named(exchange: Exchange, code: str) -> None:
-    found = defect(conversation(exchange))
+def test_defects_are_named(qa: Round, code: str) -> None:
+    found = defect(conversation(qa))
     assert found is not None and found[0] == code
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x.jpg", "a/../../b.jpg", "C:/x.jpg", "a\\b.jpg", "a\0.jpg"])
 def test_paths_that_leave_the_root_are_refused(path: str) -> None:
-    found = defect(Conversation(id="x/1", source="x", image=path, exchanges=(Exchange("Q", "A"),)))
+    found = defect(Conversation(id="x/1", source="x", image=path, rounds=(Round("Q", "A"),)))
     assert found is not None and found[0] == "unsafe_path"
 
 
 def test_a_box_needs_the_size_of_its_image() -> None:
     boxed = Conversation(
-        id="x/1", source="x", image="a.jpg", exchanges=(Exchange("p", "", "grounding", boxes=((0, 0, 1, 1),)),)
+        id="x/1", source="x", image="a.jpg", rounds=(Round("p", "", "grounding", boxes=((0, 0, 1, 1),)),)
     )
     found = defect(boxed)
     assert found is not None and found[0] == "no_image_size"

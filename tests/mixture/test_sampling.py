@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.keyed import apportion, choose, exact_share, integer_ranks, keyed_order, ranks, repeats
+from vlmix.mixture.keyed import apportion, choose, exact_share, hash_order, integer_ranks, keyed_order, repeats
 
 ids = st.lists(st.text("abcdef0123456789/#", min_size=1, max_size=8), unique=True, max_size=60)
 
@@ -15,14 +15,14 @@ ids = st.lists(st.text("abcdef0123456789/#", min_size=1, max_size=8), unique=Tru
 def test_a_rank_depends_on_seed_and_id_alone(names: list[str], seed: int, random: object) -> None:
     shuffled = list(names)
     random.shuffle(shuffled)
-    before = dict(zip(names, ranks(names, seed).tolist(), strict=True))
-    assert before == dict(zip(shuffled, ranks(shuffled, seed).tolist(), strict=True))
+    before = dict(zip(names, hash_order(names, seed).tolist(), strict=True))
+    assert before == dict(zip(shuffled, hash_order(shuffled, seed).tolist(), strict=True))
     assert [names[i] for i in keyed_order(names, seed)] == [shuffled[i] for i in keyed_order(shuffled, seed)]
 
 
 def test_ranks_are_pinned() -> None:
     """A change here changes every subset that anybody has drawn: it needs a new format version."""
-    assert ranks(["vqav2/000000180641", "gqa/2327515"], 0).tolist() == [7479029296596140670, 8256821534745404418]
+    assert hash_order(["vqav2/000000180641", "gqa/2327515"], 0).tolist() == [7479029296596140670, 8256821534745404418]
     assert integer_ranks(np.array([1, 2]), 0, "vg regions").tolist() == [15604940236611859703, 17359737497979205564]
 
 

@@ -23,7 +23,7 @@ from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.llava_row import row_sha256
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export import llava_json
-from vlmix.mixture.keyed import keyed_order, ranks
+from vlmix.mixture.keyed import hash_order, keyed_order
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.kmeans import cluster_count, read_embeddings, spherical_kmeans
@@ -79,7 +79,7 @@ def test_a_list_of_ids_keeps_exactly_those(mixture: Path, tmp_path: Path, suffix
     kept, report = drawn(mixture, by=file)
     assert kept == wanted, "in the order of the mixture"
     assert (report.by, report.rows, report.matched_by, report.kept) == (file.name, 120, {"id": 120}, 120)
-    assert report.missed == report.doubled == report.ambiguous == report.unscored == 0
+    assert report.unmatched == report.duplicates == report.ambiguous == report.unscored == 0
     assert report.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -129,7 +129,7 @@ def test_equal_scores_are_a_random_draw(mixture: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "s.parquet", [{"id": id, "score": 1.5} for id in ids(whole)])
     for seed in (0, 4):
         kept, report = drawn(whole, by=file, ratio=0.3, seed=seed)
-        assert kept == ids(whole.subset(ratio=0.3, seed=seed)) and report.overlap == 1
+        assert kept == ids(whole.subset(ratio=0.3, seed=seed)) and report.random_overlap == 1
 
 
 def test_the_overlap_is_with_a_random_draw_of_the_same_size(mixture: Path, tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_the_overlap_is_with_a_random_draw_of_the_same_size(mixture: Path, tmp_p
     for selection in (
         {"ratio": 0.25},
         {"threshold": 0.6},
-        {"sources": {"gqa": 4, "okvqa": 0.5}, "where": "words < 60"},
+        {"sources": {"gqa": 4, "okvqa": 0.5}, "where": "num_words < 60"},
     ):
         kept, report = drawn(whole, by=file, **selection)
         same = {k: v for k, v in selection.items() if k in ("sources", "where")}
         random = ids(whole.subset(**same, total=len(kept)))
-        assert report.kept == len(kept) and report.overlap == round(len({*kept} & {*random}) / len(kept), 4) < 1
+        assert report.kept == len(kept) and report.random_overlap == round(len({*kept} & {*random}) / len(kept), 4) < 1
 
 
 def test_samples_without_a_score_come_last(mixture: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_where_and_a_list_both_hold(mixture: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "l.txt", [{"id": id} for id in ids(whole)[::2]])
     kept, report = drawn(whole, by=file, where="source = 'gqa'")
     assert kept == [id for id in ids(whole)[::2] if id.startswith("gqa/")]
-    assert report.missed == 0, "a row that `where` leaves out is matched all the same"
+    assert report.unmatched == 0, "a row that `where` leaves out is matched all the same"
 
 
 def test_doubled_and_missed_rows_are_told(mixture: Path, tmp_path: Path) -> None:
@@ -183,18 +183,18 @@ def test_doubled_and_missed_rows_are_told(mixture: Path, tmp_path: Path) -> None
     lost = [f"gqa/{i}?" for i in range(7)]
     kept, report = drawn(mixture, by=dump(tmp_path / "l.json", [first, *lost, first, second, first]), total=2)
     assert kept == [first, second]
-    assert (report.rows, report.doubled, report.missed, report.missed_first) == (11, 2, 7, lost[:5])
+    assert (report.rows, report.duplicates, report.unmatched, report.unmatched_first) == (11, 2, 7, lost[:5])
 
 
 def test_the_manifest_tells_of_the_selection_without_a_path(mixture: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "list.txt", [{"id": id} for id in [*ids(open_mixture(mixture))[:8], "gone"]])
     manifest = subsample(mixture, tmp_path / "view", Selection(by=str(file)))
-    entry = manifest.subset[0]
+    entry = manifest.selections[0]
     assert entry["by"] == "list.txt" and entry["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert (entry["rows"], entry["matched_by"], entry["missed"], entry["kept"]) == (9, {"id": 8}, 1, 8)
+    assert (entry["rows"], entry["matched_by"], entry["unmatched"], entry["kept"]) == (9, {"id": 8}, 1, 8)
     texts = [(tmp_path / "view" / name).read_text() for name in ("manifest.json", "README.md")]
     assert not any(str(tmp_path) in text or "gone" in text for text in texts)
-    plain = subsample(mixture, tmp_path / "random", Selection(ratio=0.1)).subset[0]
+    plain = subsample(mixture, tmp_path / "random", Selection(ratio=0.1)).selections[0]
     assert set(plain) == {"ratio", "total", "sources", "where", "stratify", "seed", "of"}
 
 
@@ -207,7 +207,7 @@ def test_the_command_and_the_method_agree(mixture: Path, tmp_path: Path) -> None
     assert shown.returncode == 0 and "701 rows, matched 700 by id" in shown.stdout, shown.stderr
     assert "1 missed, as no sample is theirs: gone" in shown.stdout and "140 samples without a score" in shown.stdout
     report = json.loads(vlmix(*command, "--out", tmp_path / "b", "--json").stdout)["report"]
-    assert report["missed_first"] == ["gone"] and report["kept"] == 84
+    assert report["unmatched_first"] == ["gone"] and report["kept"] == 84
     part = whole.subset(by=file, ratio=0.1, ascending=True, seed=3)
     assert ids(part) == ids(open_mixture(tmp_path / "a")) == ids(open_mixture(tmp_path / "b"))
 
@@ -240,7 +240,7 @@ def one_liner(row: dict[str, Any]) -> str:
 def numbers(kept: list[str], mixture: Path) -> list[int]:
     """The places of samples in the file that the mixture was made of."""
     frame = pl.read_parquet(mixture / "samples.parquet").filter(pl.col("id").is_in(kept))
-    return sorted(frame["ordinal"].to_list())
+    return sorted(frame["natural_index"].to_list())
 
 
 def test_the_content_hash_is_pinned() -> None:
@@ -271,7 +271,7 @@ def test_rows_with_a_list_of_one_image_are_the_same_rows(llava: tuple[Path, list
     frame.write_parquet(tmp_path / "part.parquet")
     for file in (dump(tmp_path / "part.json", listed), tmp_path / "part.parquet"):
         kept, report = drawn(mixture, by=file)
-        assert numbers(kept, mixture) == list(range(2, 46, 3)) and report.matched_by == {"hash": len(part)}
+        assert numbers(kept, mixture) == list(range(2, 46, 3)) and report.matched_by == {"row_sha256": len(part)}
 
 
 @pytest.mark.parametrize("form", [".json", ".jsonl", ".parquet", "hash.csv"])
@@ -280,22 +280,22 @@ def test_llava_rows_are_matched_by_what_they_say(llava: tuple[Path, list[Any]], 
     part = rows[2:46:3]
     file = tmp_path / f"part{form}"
     if form == "hash.csv":
-        write_rows(file, [{"hash": one_liner(row).upper(), "score": 1} for row in part])
+        write_rows(file, [{"row_sha256": one_liner(row).upper(), "score": 1} for row in part])
     elif form == ".parquet":
         turns = [[{k: turn[k] for k in ("from", "value")} for turn in row["conversations"]] for row in part]
         pl.DataFrame({"image": [row.get("image") for row in part], "conversations": turns}).write_parquet(file)
     else:
         write_rows(file, [{**row, "unique_idx": number} for number, row in enumerate(part)])
     kept, report = drawn(mixture, by=file, threshold=1.0 if form == "hash.csv" else None)
-    assert numbers(kept, mixture) == list(range(2, 46, 3)) and report.matched_by == {"hash": len(part)}
-    assert report.missed == report.ambiguous == report.doubled == 0
+    assert numbers(kept, mixture) == list(range(2, 46, 3)) and report.matched_by == {"row_sha256": len(part)}
+    assert report.unmatched == report.ambiguous == report.duplicates == 0
 
 
 def test_rows_that_an_export_wrote_come_back(mixture: Path, tmp_path: Path) -> None:
     llava_json(mixture, tmp_path / "all.json")
     rows = json.loads((tmp_path / "all.json").read_text())
     kept, report = drawn(mixture, by=dump(tmp_path / "some.json", rows[::3]))
-    assert len(kept) == 280 and report.matched_by == {"hash": 280}
+    assert len(kept) == 280 and report.matched_by == {"row_sha256": 280}
     subsample(mixture, tmp_path / "view", Selection(by=str(tmp_path / "some.json")))
     llava_json(tmp_path / "view", tmp_path / "again.json")
     again = json.loads((tmp_path / "again.json").read_text())
@@ -308,7 +308,7 @@ def test_equal_rows_are_taken_as_often_as_they_are_named(llava: tuple[Path, list
     for count in (1, 2, 3, 4):
         kept, report = drawn(mixture, by=dump(tmp_path / f"{count}.json", [rows[0]] * count))
         assert len(kept) == min(count, 3) and set(numbers(kept, mixture)) <= same
-        assert report.doubled == max(count - 3, 0) and report.ambiguous == 0, "any of them is as good"
+        assert report.duplicates == max(count - 3, 0) and report.ambiguous == 0, "any of them is as good"
 
 
 def test_a_row_cut_inside_an_emoji_is_read_as_the_build_did(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_row_cut_inside_an_emoji_is_read_as_the_build_did(llava: tuple[Path, l
 def test_rows_that_cannot_be_samples_are_missed_and_no_error(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
     odd = [{"id": "x", "conversations": [{"from": "human", "value": None}]}, {"id": "y", "conversations": []}]
     _, report = drawn(llava[0], by=dump(tmp_path / "a.json", [llava[1][0], *odd]))
-    assert (report.missed, report.missed_first, report.matched) == (2, ["x", "y"], 1)
+    assert (report.unmatched, report.unmatched_first, report.matched) == (2, ["x", "y"], 1)
 
 
 def test_llavas_ids_take_as_many_as_rows_and_tell_what_is_open(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_images_tell_rows_of_one_id_apart(mixture: Path, tmp_path: Path) -> None
     at = next(i for i, id in enumerate(ids(whole)) if id.startswith("vg/"))
     other = {"id": ids(whole)[at].partition("/")[2], "image": "elsewhere.jpg"}
     kept, report = drawn(whole, by=dump(tmp_path / "a.json", [{**other, "image": images[at]}, other]))
-    assert kept == [ids(whole)[at]] and report.missed == 1
+    assert kept == [ids(whole)[at]] and report.unmatched == 1
 
 
 def test_a_file_that_names_nothing_shows_both_sides(mixture: Path, tmp_path: Path) -> None:
@@ -353,8 +353,8 @@ def test_a_file_that_names_nothing_shows_both_sides(mixture: Path, tmp_path: Pat
     with pytest.raises(VlmixError, match=r"none of its 2 rows.*id 'x'.*LLaVA's id") as caught:
         drawn(mixture, by=dump(tmp_path / "a.json", ["x", "y"]))
     assert first in str(caught.value)
-    with pytest.raises(VlmixError, match=r"hash 'abc'.*hash '[0-9a-f]{64}'.*prompt style"):
-        drawn(mixture, by=dump(tmp_path / "b.json", [{"hash": "abc"}]))
+    with pytest.raises(VlmixError, match=r"row_sha256 'abc'.*row_sha256 '[0-9a-f]{64}'.*prompt style"):
+        drawn(mixture, by=dump(tmp_path / "b.json", [{"row_sha256": "abc"}]))
 
 
 def test_row_numbers_are_recognised(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
@@ -365,9 +365,9 @@ def test_row_numbers_are_recognised(llava: tuple[Path, list[Any]], tmp_path: Pat
     turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]
     foreign = [{"id": number, "conversations": turns} for number in range(5)]
     _, report = drawn(llava[0], by=dump(tmp_path / "rows.json", [llava[1][3], *foreign]))
-    assert report.missed == 5, "whole rows may have such ids"
-    hashes = [{"hash": row_sha256(str(number), [])} for number in range(5)]
-    assert drawn(llava[0], by=dump(tmp_path / "h.json", [llava[1][3], *hashes]))[1].missed == 5
+    assert report.unmatched == 5, "whole rows may have such ids"
+    hashes = [{"row_sha256": row_sha256(str(number), [])} for number in range(5)]
+    assert drawn(llava[0], by=dump(tmp_path / "h.json", [llava[1][3], *hashes]))[1].unmatched == 5
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_row_numbers_are_recognised(llava: tuple[Path, list[Any]], tmp_path: Pat
         ("a.json", b'{"id": 1}', "holds no list"),
         ("a.json", b'["a", ', "is damaged"),
         ("a.json", b'["a", [1]]', "row 2: Expected"),
-        ("a.json", b'[{"id": "a"}, {"identity": "b"}]', "row 2 has none of id, hash, conversations"),
+        ("a.json", b'[{"id": "a"}, {"identity": "b"}]', "row 2 has none of id, row_sha256, conversations"),
         ("a.json", b'[{"id": 1.5}]', "id 1.5 is neither"),
         ("a.json", b'[{"id": "a", "score": "high"}]', "score 'high' is not a number"),
         ("a.json", b'[{"id": "a", "score": true}]', "score True is not a number"),
@@ -436,7 +436,7 @@ def test_missing_files_and_folders_are_told(tmp_path: Path) -> None:
     ("selection", "message"),
     [
         ({"by": "SCORES"}, "say how much to keep"),
-        ({"by": "SCORES", "where": "words > 1"}, "say how much to keep"),
+        ({"by": "SCORES", "where": "num_words > 1"}, "say how much to keep"),
         ({"by": "lengths"}, "say how much to keep"),
         ({"by": "IDS", "ascending": True}, "no `score`"),
         ({"by": "IDS", "threshold": 1.0}, "no `score`"),
@@ -445,8 +445,8 @@ def test_missing_files_and_folders_are_told(tmp_path: Path) -> None:
         ({"by": "clusters", "ratio": 0.1}, "name an embedding file"),
         ({"by": "lengths", "embeddings": "e.parquet", "ratio": 0.1}, "go with `by` clusters alone"),
         ({"by": "clusters", "embeddings": "e.parquet", "clusters": 0, "ratio": 0.1}, "0 clusters: at least 1"),
-        ({"by": "lengths", "where": "words > 99999", "ratio": 0.1}, "keeps no sample; loosen `where`"),
-        ({"by": "SCORES", "where": "words > 99999", "ratio": 0.1}, "keeps no sample; loosen `where`"),
+        ({"by": "lengths", "where": "num_words > 99999", "ratio": 0.1}, "keeps no sample; loosen `where`"),
+        ({"by": "SCORES", "where": "num_words > 99999", "ratio": 0.1}, "keeps no sample; loosen `where`"),
         ({"by": "length", "ratio": 0.1}, "one of the words lengths, clusters"),
     ],
 )
@@ -477,7 +477,7 @@ def frame_of(sizes: list[int], **columns: Any) -> pl.DataFrame:
     """An index of sources s0, s1, … of these sizes."""
     names = [(f"s{s}", f"s{s}/{i}") for s, size in enumerate(sizes) for i in range(size)]
     base = {"source": [s for s, _ in names], "id": [id for _, id in names]}
-    extra = {"image": [f"{id}.jpg" for _, id in names], "words": [10] * len(names)}
+    extra = {"image": [f"{id}.jpg" for _, id in names], "num_words": [10] * len(names)}
     return pl.DataFrame({**base, **extra, **columns})
 
 
@@ -493,7 +493,7 @@ def test_any_priorities_nest_and_the_highest_win(
     small = data.draw(st.integers(1, large))
     inner, outer = (select(frame, Selection(total=n, stratify=stratify), seed, priority) for n in (small, large))
     assert (len(inner), len(outer)) == (small, large) and set(inner.tolist()) <= set(outer.tolist())
-    rank = ranks(frame["id"].to_list(), seed).tolist()
+    rank = hash_order(frame["id"].to_list(), seed).tolist()
     for source in set(frame["source"]) if stratify else {None}:
         mine = [i for i in range(len(frame)) if source in (None, frame["source"][i])]
         order = sorted(mine, key=lambda i: (-priority[i], rank[i]))
@@ -588,7 +588,7 @@ def test_texts_are_compared_without_case_space_and_punctuation(raw: Path, tmp_pa
 @given(st.integers(1, 300), st.integers(0, 5), st.data())
 def test_every_prefix_is_even_over_the_lengths(size: int, seed: int, data: st.DataObject) -> None:
     words = data.draw(st.lists(st.integers(1, 12), min_size=size, max_size=size))
-    frame = frame_of([size], words=words)
+    frame = frame_of([size], num_words=words)
     priority, _ = by_lengths(frame, text_codes(size), seed)
     assert len(set(priority.tolist())) == size
     by_words = np.lexsort((np.argsort(keyed_order(frame["id"].to_list(), seed)), words))
@@ -602,7 +602,7 @@ def test_every_prefix_is_even_over_the_lengths(size: int, seed: int, data: st.Da
 
 
 def test_half_of_a_source_is_every_other_length() -> None:
-    frame = frame_of([64], words=list(range(64)))
+    frame = frame_of([64], num_words=list(range(64)))
     for seed in range(4):
         order = np.argsort(-by_lengths(frame, text_codes(64), seed)[0])
         for level in range(1, 6):
@@ -613,7 +613,7 @@ def test_half_of_a_source_is_every_other_length() -> None:
 
 
 def test_lengths_depend_on_neither_row_order_nor_other_sources() -> None:
-    frame = frame_of([40, 30], words=[i * 7 % 23 for i in range(70)])
+    frame = frame_of([40, 30], num_words=[i * 7 % 23 for i in range(70)])
     codes = text_codes(70, p9=3, p50=44)
     order = np.random.default_rng(0).permutation(70)
     before = dict(zip(frame["id"], by_lengths(frame, codes, 1)[0].tolist()))
@@ -700,11 +700,11 @@ def test_text_only_samples_are_a_stratum_of_a_real_mixture(mixture: Path, embedd
     texts = [id for id in kept if id.startswith("sharegpt/")]
     assert len(texts) == 14 == report.unscored_kept and report.unscored == 35
     assert texts == [id for id in ids(whole.subset(ratio=0.4)) if id.startswith("sharegpt/")], "the keyed rank"
-    assert (report.rows, report.matched, report.missed, report.filled) == (805, 805, 0, 9)
+    assert (report.rows, report.matched, report.unmatched, report.nonempty_clusters) == (805, 805, 0, 9)
     entry = subsample(
         mixture, embeddings.parent / "view", Selection(by="clusters", embeddings=str(embeddings), total=9)
     )
-    assert (entry.subset[0]["by"], entry.subset[0]["embeddings"]) == ("clusters", "e.parquet")
+    assert (entry.selections[0]["by"], entry.selections[0]["embeddings"]) == ("clusters", "e.parquet")
 
 
 def test_a_view_of_a_cluster_view_is_one_of_the_mixture(mixture: Path, embeddings: Path) -> None:
@@ -765,9 +765,9 @@ def test_embeddings_are_read_in_any_list_form(tmp_path: Path, kind: pa.DataType)
 
 
 def test_reports_record_counts_and_no_names() -> None:
-    report = Report(by="a.txt", rows=3, missed=1, missed_first=["x"], kept=2, overlap=0.5)
-    assert report.counts() == {"rows": 3, "missed": 1, "kept": 2, "overlap": 0.5}
-    assert msgspec.to_builtins(report)["missed_first"] == ["x"]
+    report = Report(by="a.txt", rows=3, unmatched=1, unmatched_first=["x"], kept=2, random_overlap=0.5)
+    assert report.counts() == {"rows": 3, "unmatched": 1, "kept": 2, "random_overlap": 0.5}
+    assert msgspec.to_builtins(report)["unmatched_first"] == ["x"]
 
 
 # Scores in other columns
@@ -810,7 +810,7 @@ def test_of_several_numbers_all_are_named_and_any_is_chosen(tmp_path: Path, suff
 
 @pytest.mark.parametrize("suffix", FORMS)
 def test_lists_with_other_columns_are_lists(tmp_path: Path, suffix: str) -> None:
-    rows = [{"id": n, "image": f"{n}.jpg", "hash": f"{n}" * 64, "subset": "val"} for n in range(4)]
+    rows = [{"id": n, "image": f"{n}.jpg", "row_sha256": f"{n}" * 64, "subset": "val"} for n in range(4)]
     assert not read_listing(write_rows(tmp_path / f"l{suffix}", rows)).scored
     turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]
     if suffix != ".csv":
@@ -861,7 +861,7 @@ def test_the_column_is_recorded_and_the_command_takes_it(mixture: Path, tmp_path
     assert vlmix(*command, "--column", "quality").returncode == 0
     view = open_mixture(tmp_path / "v")
     assert ids(view) == ids(whole.subset(by=file, column="quality", ratio=0.1))
-    assert view.manifest.subset[0]["column"] == "quality"
+    assert view.manifest.selections[0]["column"] == "quality"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_view_of_a_view_is_a_view_of_the_root(mixture: Path, tmp_path: Path) -
     drawn(mixture, tmp_path / "direct", total=84)
     assert ids(tmp_path / "tenth") == ids(tmp_path / "direct"), "the same prefix of the same order"
     opened = open_mixture(tmp_path / "tenth")
-    assert opened.local_root == mixture and len(opened.manifest.subset) == 2
+    assert opened.local_root == mixture and len(opened.manifest.selections) == 2
     assert not verify(tmp_path / "tenth").problems
     assert [sample.id for sample in opened] == ids(tmp_path / "tenth")
 
@@ -60,7 +60,7 @@ def test_sources_are_cut_by_name(mixture: Path, tmp_path: Path) -> None:
     counts = {name: info.counts.samples for name, info in manifest.sources.items()}
     assert (counts["gqa"], counts["aokvqa"], counts["okvqa"], counts["refcoco"]) == (10, 32, 32, 165)
     assert "vqav2" not in counts
-    assert drawn(mixture, tmp_path / "b", where="exchanges >= 4 AND source = 'gqa'").total.exchanges >= 4
+    assert drawn(mixture, tmp_path / "b", where="num_rounds >= 4 AND source = 'gqa'").total.rounds >= 4
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_sources_are_cut_by_name(mixture: Path, tmp_path: Path) -> None:
         ({"sources": {"vqa2": 3}}, "did you mean 'vqav2'"),
         ({"sources": {"gqa": 49}}, "more than its 48"),
         ({"sources": {"gqa": 1.5}}, "neither a count nor a share"),
-        ({"where": "exchanges >"}, "where"),
-        ({"where": "exchanges > 1000"}, "keeps no sample"),
+        ({"where": "num_rounds >"}, "where"),
+        ({"where": "num_rounds > 1000"}, "keeps no sample"),
     ],
 )
 def test_impossible_selections_are_told(
@@ -104,7 +104,7 @@ def test_materialized_shards_hold_the_same_samples(mixture: Path, tmp_path: Path
     source, copy = open_mixture(mixture), open_mixture(tmp_path / "two")
     assert copy.manifest.kind == "mixture" and len(copy.manifest.shards) == 2
     for sample in copy:
-        old = source[source.find(sample.id)]
+        old = source[source.index_of(sample.id)]
         assert (sample.conversations, sample.jpeg) == (old.conversations, old.jpeg)
     both = pl.read_parquet(tmp_path / "two/samples.parquet").join(pl.read_parquet(mixture / "samples.parquet"), on="id")
     assert both["boxes"].equals(both["boxes_right"], check_names=False)

@@ -17,7 +17,7 @@ NANO: dict[str, Any] = {
             "max_position_embeddings": 1024,
             "tie_word_embeddings": True,
         },
-        "tower": {
+        "vision_tower": {
             "model_type": "clip_vision_model",
             "hidden_size": 16,
             "intermediate_size": 24,
@@ -27,21 +27,21 @@ NANO: dict[str, Any] = {
             "patch_size": 8,
         },
         "tokenizer": 400,
-        "layer": -1,
+        "vision_feature_layer": -1,
     },
     "template": "vicuna",
-    "train": ["tower", "connector", "lm"],
-    "batch": {"samples": 16, "pack": 2048, "length": 512},
+    "trainable": ["vision_tower", "connector", "lm"],
+    "batch": {"global_size": 16, "pack_length": 2048, "max_length": 512},
     "optim": {"lr": 1e-3},
     "precision": "fp32",
-    "checkpointing": False,
-    "workers": 0,
-    "steps": 6,
+    "activation_checkpointing": False,
+    "loader_workers": 0,
+    "max_steps": 6,
 }
 
 
 def nano(**changes: Any) -> Recipe:
-    """The recipe with changes: `nano(steps=2, model={"layer": -2}, batch={"pack": 0})` merges sections."""
+    """The recipe with changes: `nano(max_steps=2, batch={"pack_length": 0})` merges sections."""
     plain = {key: dict(value) if isinstance(value, dict) else value for key, value in NANO.items()}
     for key, value in changes.items():
         plain[key] = {**plain.get(key, {}), **value} if isinstance(value, dict) else value

@@ -7,25 +7,27 @@ import torch
 
 from tests.train.nano import nano
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.train.batches import Collator, Micro
+from vlmix.train.batches import Collator, MicroBatch
 from vlmix.train.config import Recipe
-from vlmix.train.model import Trainee, build
-from vlmix.train.parallel import Ranks, ranks, shard, spread
+from vlmix.train.model import TrainableVLM, build
+from vlmix.train.parallel import Ranks, apply_fsdp, broadcast_weights, init_distributed
 from vlmix.train.tokens import Encoder, template, train_tokenizer
 
 CASES = {
     "everything, tied": {},
     "everything, untied": {"model": {"lm": {**nano().model.lm, "tie_word_embeddings": False}}},  # type: ignore[dict-item]
-    "frozen tower": {"train": ["connector", "lm"]},
-    "connector alone": {"train": ["connector"]},
-    "recomputed": {"checkpointing": True},
-    "tiles": {"model": {"grids": [[1, 2], [2, 1], [2, 2]]}},
+    "frozen tower": {"trainable": ["connector", "lm"]},
+    "connector alone": {"trainable": ["connector"]},
+    "recomputed": {"activation_checkpointing": True},
+    "tiles": {"model": {"tile_grids": [[1, 2], [2, 1], [2, 2]]}},
     "adapters": {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}},
-    "bf16, frozen tower": {"precision": "bf16", "train": ["connector", "lm"]},
+    "bf16, frozen tower": {"precision": "bf16", "trainable": ["connector", "lm"]},
 }
 
 
-def gradients(model: Trainee, micros: list[Micro], scale: float) -> tuple[list[float], dict[str, torch.Tensor]]:
+def gradients(
+    model: TrainableVLM, micros: list[MicroBatch], scale: float
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     losses = []
     for micro in micros:
         loss = model(micro)
@@ -39,12 +41,12 @@ def gradients(model: Trainee, micros: list[Micro], scale: float) -> tuple[list[f
     return losses, found
 
 
-def make(recipe: Recipe, tokenizer) -> tuple[Trainee, dict[str, torch.Tensor]]:  # type: ignore[no-untyped-def]
+def make(recipe: Recipe, tokenizer) -> tuple[TrainableVLM, dict[str, torch.Tensor]]:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     parts, _ = build(recipe, tokenizer)
     for parameter in parts.model.parameters():  # biases that are zero would hide a part that is not reached
         parameter.data += 0.02 * torch.randn_like(parameter)
-    model = Trainee(parts, recipe)
+    model = TrainableVLM(parts, recipe)
     return model, {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
@@ -72,8 +74,8 @@ def check(name: str, recipe: Recipe, folder: str, me: Ranks) -> None:
         if me.rank:
             for parameter in sharded.parameters():
                 parameter.data.zero_()
-        shard(sharded, recipe, me)
-        spread(sharded, weights if me.first else {}, me)
+        apply_fsdp(sharded, recipe, me)
+        broadcast_weights(sharded, weights if me.is_main else {}, me)
         _, found = gradients(sharded, shares[me.rank], me.world / tokens)
         assert found.keys() == expected.keys(), (name, found.keys() ^ expected.keys())
         assert any("connector" in key or "projector" in key for key in found)
@@ -87,8 +89,8 @@ def check(name: str, recipe: Recipe, folder: str, me: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    with ranks() as me:
+    with init_distributed() as me:
         for name, changes in CASES.items():
             check(name, nano(**changes), sys.argv[1], me)
-        if me.first:
+        if me.is_main:
             Path(sys.argv[2]).write_text("\n".join(CASES))

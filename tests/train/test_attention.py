@@ -11,13 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.train.nano import nano
 from vlmix.train.attention import _varlen
-from vlmix.train.model import Trainee, build
+from vlmix.train.model import TrainableVLM, build
 from vlmix.train.tokens import train_tokenizer
 
 
 def test_a_block_is_one_graph_for_batches_of_all_sizes() -> None:
     parts, _ = build(nano(), train_tokenizer(["some words"], 300))
-    lm = Trainee(parts, nano()).hf.model.language_model
+    lm = TrainableVLM(parts, nano()).hf.model.language_model
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:

@@ -21,11 +21,11 @@ from tests.train.nano import NANO, nano
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.train.batches import Collator, Micro, Microbatches, lengths
+from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths
 from vlmix.train.config import Batch
-from vlmix.train.images import Vision, normalise
-from vlmix.train.loader import load
-from vlmix.train.model import Trainee, build
+from vlmix.train.images import ImageGeometry, normalise
+from vlmix.train.loader import make_loader
+from vlmix.train.model import TrainableVLM, build
 from vlmix.train.tokens import Encoder, template, train_tokenizer
 
 SIDE, PATCH = 16, 8
@@ -62,25 +62,25 @@ def few(opened: Mixture) -> list[Sample]:
 
 def collator(opened: Mixture, encoder: Encoder, grids: Any = None, **batch: Any) -> Collator:
     sources = sorted(set(opened.column("source").to_pylist()))
-    settings = Batch(**{"samples": 16, "length": 512, **batch})
-    return Collator(encoder, Vision(SIDE, PATCH, grids=grids), settings, sources, 0)
+    settings = Batch(**{"global_size": 16, "max_length": 512, **batch})
+    return Collator(encoder, ImageGeometry(SIDE, PATCH, tile_grids=grids), settings, sources, 0)
 
 
-def trainee(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> Trainee:
+def trainee(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TrainableVLM:
     recipe = nano(**changes)
     torch.manual_seed(0)
     parts, _ = build(recipe, tokenizer)
     for parameter in parts.model.parameters():  # biases that are zero would hide a part that is not reached
         parameter.data += 0.02 * torch.randn_like(parameter)
-    return Trainee(parts, recipe)
+    return TrainableVLM(parts, recipe)
 
 
-def rows(micro: Micro) -> list[torch.Tensor]:
+def rows(micro: MicroBatch) -> list[torch.Tensor]:
     """The ids of each sample."""
-    if micro.bounds is None:
-        return [row[:length] for row, length in zip(micro.ids, micro.lengths.tolist())]
-    bounds = micro.bounds.tolist()
-    return [micro.ids[0, a:b] for a, b in pairwise(bounds)][: len(micro.samples)]
+    if micro.cu_seqlens is None:
+        return [row[:length] for row, length in zip(micro.input_ids, micro.lengths.tolist())]
+    bounds = micro.cu_seqlens.tolist()
+    return [micro.input_ids[0, a:b] for a, b in pairwise(bounds)][: len(micro.samples)]
 
 
 @pytest.mark.parametrize("grids", [None, GRIDS])
@@ -89,29 +89,31 @@ def rows(micro: Micro) -> list[torch.Tensor]:
 def test_packed_and_padded_hold_the_same(
     opened: Mixture, encoder: Encoder, few: list[Sample], grids: Any, picked: list[int]
 ) -> None:
-    collate = collator(opened, encoder, grids, length=200)
+    collate = collator(opened, encoder, grids, max_length=200)
     samples = [few[i] for i in picked]
     packed, padded = collate(samples, True), collate(samples, False)
-    for name in ("targets", "owners", "images", "sources"):
+    for name in ("targets", "sample_index", "images", "sources"):
         assert torch.equal(getattr(packed, name), getattr(padded, name)), name
-    for name in ("samples", "sizes", "views", "image_tokens", "longest"):
+    for name in ("samples", "image_sizes", "tiles_per_image", "image_tokens", "max_seqlen"):
         assert getattr(packed, name) == getattr(padded, name), name
     assert packed.samples == [sample.id for sample in samples]
-    assert len(packed.images) == sum(packed.views)
+    assert len(packed.images) == sum(packed.tiles_per_image)
     assert np.array_equal(packed.lengths, padded.lengths)
-    assert packed.ids.shape == (1, max(int(packed.lengths.sum()), 1))
-    assert padded.ids.shape == (max(len(samples), 1), padded.longest)
+    assert packed.input_ids.shape == (1, max(int(packed.lengths.sum()), 1))
+    assert padded.input_ids.shape == (max(len(samples), 1), padded.max_seqlen)
     for sample, one, other in zip(samples, rows(packed), rows(padded)):
         assert one.tolist() == other.tolist() == collate.encode(sample).ids.tolist()
-    for row, length in zip(padded.ids, padded.lengths.tolist()):
+    for row, length in zip(padded.input_ids, padded.lengths.tolist()):
         assert not row[length:].any(), "padding is the padding token"
     for micro in (packed, padded):
-        flat, positions = micro.ids.flatten(), micro.positions.flatten()
-        assert torch.equal(flat[micro.sites + 1], micro.targets), "each target follows its site"
-        assert (positions[micro.sites + 1] == positions[micro.sites] + 1).all(), "in the same sample"
+        flat, positions = micro.input_ids.flatten(), micro.position_ids.flatten()
+        assert torch.equal(flat[micro.target_positions + 1], micro.targets), "each target follows its site"
+        assert (positions[micro.target_positions + 1] == positions[micro.target_positions] + 1).all(), (
+            "in the same sample"
+        )
         assert int((flat == encoder.image_id).sum()) == micro.image_tokens
-        cut = [collate.encode(sample).trained[1:].sum() for sample in samples]
-        assert np.bincount(micro.owners, minlength=len(samples)).tolist() == cut
+        cut = [collate.encode(sample).loss_mask[1:].sum() for sample in samples]
+        assert np.bincount(micro.sample_index, minlength=len(samples)).tolist() == cut
 
 
 def test_a_sample_is_cut_at_the_right_and_never_through_its_image(
@@ -121,13 +123,15 @@ def test_a_sample_is_cut_at_the_right_and_never_through_its_image(
     whole = collator(opened, encoder).encode(longest)
     image_ends = int(np.flatnonzero(whole.ids == encoder.image_id)[-1]) + 1
     for length in (len(whole.ids), len(whole.ids) - 1, image_ends):
-        cut = collator(opened, encoder, length=length).encode(longest)
+        cut = collator(opened, encoder, max_length=length).encode(longest)
         assert cut.ids.tolist() == whole.ids[:length].tolist()
-        assert cut.trained.tolist() == whole.trained[:length].tolist()
-    nothing = collator(opened, encoder, length=image_ends)([longest], True)
+        assert cut.loss_mask.tolist() == whole.loss_mask[:length].tolist()
+    nothing = collator(opened, encoder, max_length=image_ends)([longest], True)
     assert len(nothing.targets) == 0 and nothing.lengths.tolist() == [image_ends]
-    with pytest.raises(VlmixError, match=rf"{longest.id}: batch.length {image_ends - 1} cuts through its image of 4"):
-        collator(opened, encoder, length=image_ends - 1)([longest], True)
+    with pytest.raises(
+        VlmixError, match=rf"{longest.id}: batch.max_length {image_ends - 1} cuts through its image of 4"
+    ):
+        collator(opened, encoder, max_length=image_ends - 1)([longest], True)
 
 
 @pytest.mark.parametrize("grids", [None, GRIDS])
@@ -144,10 +148,14 @@ def test_an_image_that_does_not_decode_shows_nothing_and_trains_on_nothing(
     collate = collator(opened, encoder, grids)
     micro, fine = collate([first, damaged, last], packed), collate([first, bad, last], packed)
     assert micro.unreadable == [bad.id] and fine.unreadable == []
-    assert torch.equal(micro.ids, fine.ids) and micro.views == fine.views and micro.image_tokens == fine.image_tokens
-    assert set(fine.owners.tolist()) == {0, 1, 2} and set(micro.owners.tolist()) == {0, 2}
-    assert torch.equal(micro.targets, fine.targets[fine.owners != 1])
-    own = micro.views[0]
+    assert (
+        torch.equal(micro.input_ids, fine.input_ids)
+        and micro.tiles_per_image == fine.tiles_per_image
+        and micro.image_tokens == fine.image_tokens
+    )
+    assert set(fine.sample_index.tolist()) == {0, 1, 2} and set(micro.sample_index.tolist()) == {0, 2}
+    assert torch.equal(micro.targets, fine.targets[fine.sample_index != 1])
+    own = micro.tiles_per_image[0]
     assert torch.equal(micro.images[:own], fine.images[:own]) and not micro.images[own:].any()
     assert micro.samples == fine.samples and np.array_equal(micro.lengths, fine.lengths)
 
@@ -159,7 +167,7 @@ def test_an_image_of_another_size_than_the_index_says_is_unreadable_where_its_to
     assert collator(opened, encoder)([sample], True).unreadable == []
     micro = collator(opened, encoder, GRIDS)([sample], True)
     assert micro.unreadable == [sample.id]
-    assert micro.image_tokens == Vision(SIDE, PATCH, grids=GRIDS).tokens(sample.width, sample.height)
+    assert micro.image_tokens == ImageGeometry(SIDE, PATCH, tile_grids=GRIDS).tokens(sample.width, sample.height)
 
 
 def renamed(sample: Sample, *values: str) -> Sample:
@@ -195,13 +203,13 @@ def test_however_often_a_row_names_its_image_its_neighbours_see_their_own(
     torch.testing.assert_close(model(micro)[1:], alone, rtol=1e-5, atol=1e-5)
 
 
-def micros_of(data: Microbatches, step: int) -> list[Micro]:
+def micros_of(data: MicroBatchDataset, step: int) -> list[MicroBatch]:
     found = data[step]
     assert isinstance(found, list)
     return found
 
 
-@pytest.mark.parametrize("batch", [{"pack": 1024}, {"micro": 5}])
+@pytest.mark.parametrize("batch", [{"pack_length": 1024}, {"micro_size": 5}])
 def test_all_ranks_have_equally_many_micro_batches_which_hold_each_sample_of_the_step_once(
     opened: Mixture, encoder: Encoder, batch: dict[str, int]
 ) -> None:
@@ -209,13 +217,13 @@ def test_all_ranks_have_equally_many_micro_batches_which_hold_each_sample_of_the
         where="source == 'sharegpt' or source == 'vqav2' or source == 'refcoco'"
     )
     assert len(part) == 77
-    found = lengths(part, encoder, Vision(SIDE, PATCH), 512)
-    order = part.order(32, lengths=found.tokens)
-    collate = collator(part, encoder, samples=32, **batch)
+    found = lengths(part, encoder, ImageGeometry(SIDE, PATCH), 512)
+    order = part.schedule(32, lengths=found.tokens)
+    collate = collator(part, encoder, global_size=32, **batch)
     names, empty = part.column("id").to_pylist(), 0
     assert order.steps_per_epoch == 4, "two whole ones of images, 6 images, 7 texts"
     for world in (1, 2, 4, 8):
-        ranks = [Microbatches(part, order, collate, rank, world) for rank in range(world)]
+        ranks = [MicroBatchDataset(part, order, collate, rank, world) for rank in range(world)]
         for step in range(order.steps_per_epoch):
             micros = [micros_of(rank, step) for rank in ranks]
             assert len({len(mine) for mine in micros}) == 1
@@ -223,18 +231,18 @@ def test_all_ranks_have_equally_many_micro_batches_which_hold_each_sample_of_the
             assert sorted(seen) == sorted(names[i] for i in order.batch(step))
             for micro in (micro for mine in micros for micro in mine):
                 assert len(micro.samples) <= batch.get("micro", 32)
-                assert "pack" not in batch or micro.ids.numel() <= batch["pack"]
+                assert "pack" not in batch or micro.input_ids.numel() <= batch["pack"]
                 if not micro.samples:
                     empty += 1
-                    assert micro.ids.shape == (1, 1) and len(micro.targets) == 0 and len(micro.images) == 0
+                    assert micro.input_ids.shape == (1, 1) and len(micro.targets) == 0 and len(micro.images) == 0
     assert empty, "eight ranks share seven texts"
 
 
 def test_an_error_in_a_step_comes_out_of_a_worker_as_it_is(opened: Mixture, encoder: Encoder) -> None:
-    order = opened.order(16)
-    data = Microbatches(opened, order, collator(opened, encoder, length=20), 0, 1)
+    order = opened.schedule(16)
+    data = MicroBatchDataset(opened, order, collator(opened, encoder, max_length=20), 0, 1)
     step = int(np.argmax(order.epoch(0).images))
-    error = next(iter(load(data, step, step + 1, workers=1)))
+    error = next(iter(make_loader(data, step, step + 1, workers=1)))
     assert isinstance(error, VlmixError) and "cuts through its image" in str(error)
 
 
@@ -242,26 +250,28 @@ def test_an_error_in_a_step_comes_out_of_a_worker_as_it_is(opened: Mixture, enco
 def test_lengths_are_those_of_the_micro_batches(opened: Mixture, encoder: Encoder, tmp_path: Path, grids: Any) -> None:
     view = opened.subset(ratio=0.2, where="source != 'aokvqa'")
     view.save(tmp_path / "view")
-    parts = [opened, open_mixture(tmp_path / "view"), view.part(np.arange(len(view))[::-3])]
+    parts = [opened, open_mixture(tmp_path / "view"), view.select(np.arange(len(view))[::-3])]
     limit = 200
     for part in parts:
-        found = lengths(part, encoder, Vision(SIDE, PATCH, grids=grids), limit)
-        collate = collator(part, encoder, grids, length=limit)
+        found = lengths(part, encoder, ImageGeometry(SIDE, PATCH, tile_grids=grids), limit)
+        collate = collator(part, encoder, grids, max_length=limit)
         assert len(found.tokens) == len(part)
         for position in range(0, len(part), 3):
             encoded = collate.encode(part[position])
             assert found.tokens[position] == len(encoded.ids), part[position].id
-            assert found.trained[position] == encoded.trained[1:].sum()
-        whole = lengths(part, encoder, Vision(SIDE, PATCH, grids=grids), 100_000)
-        assert np.array_equal(found.whole, whole.tokens) and np.array_equal(found.tokens, whole.tokens.clip(max=limit))
-        assert (found.tokens < found.whole).any() and (found.tokens == found.whole).any()
+            assert found.targets[position] == encoded.loss_mask[1:].sum()
+        whole = lengths(part, encoder, ImageGeometry(SIDE, PATCH, tile_grids=grids), 100_000)
+        assert np.array_equal(found.untruncated, whole.tokens) and np.array_equal(
+            found.tokens, whole.tokens.clip(max=limit)
+        )
+        assert (found.tokens < found.untruncated).any() and (found.tokens == found.untruncated).any()
         micro = collate([part[i] for i in range(9)], True)
         assert micro.lengths.tolist() == found.tokens[:9].tolist()
-        assert len(micro.targets) == found.trained[:9].sum()
-        assert micro.ids.numel() == found.tokens[:9].sum()
+        assert len(micro.targets) == found.targets[:9].sum()
+        assert micro.input_ids.numel() == found.tokens[:9].sum()
 
 
-def logits(model: Trainee, micro: Micro) -> torch.Tensor:
+def logits(model: TrainableVLM, micro: MicroBatch) -> torch.Tensor:
     """[K, vocabulary]: what the trainer's own pass predicts for each target."""
     kept: list[torch.Tensor] = []
     handle = model.hf.lm_head.register_forward_hook(lambda module, arguments, out: kept.append(out.detach()))
@@ -285,29 +295,29 @@ def test_packed_samples_do_not_see_each_other_as_they_do_in_transformers_default
     for micro in (packed, collate(few, False)):
         torch.testing.assert_close(logits(model, micro), alone, rtol=1e-5, atol=1e-5)
 
-    given: dict[str, Any] = {"input_ids": packed.ids, "position_ids": packed.positions}
+    given: dict[str, Any] = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
     given["pixel_values"] = normalise(packed.images)
     with torch.no_grad():
-        bounds = {"cu_seq_lens_q": packed.bounds, "max_length_q": packed.longest}
+        bounds = {"cu_seq_lens_q": packed.cu_seqlens, "max_length_q": packed.max_seqlen}
         ours = {
             "a cache": model.hf(**given, **bounds),
-            "a mask": model.hf(**given, **bounds, attention_mask=torch.ones_like(packed.ids), use_cache=False),
+            "a mask": model.hf(**given, **bounds, attention_mask=torch.ones_like(packed.input_ids), use_cache=False),
         }
         model.hf.model.language_model.set_attn_implementation("sdpa")
-        naive = model.hf(**given).logits[0, packed.sites]
+        naive = model.hf(**given).logits[0, packed.target_positions]
     for what, found in ours.items():
-        torch.testing.assert_close(found.logits[0, packed.sites], alone, rtol=1e-5, atol=1e-5, msg=what)
-    first = packed.owners == 0
+        torch.testing.assert_close(found.logits[0, packed.target_positions], alone, rtol=1e-5, atol=1e-5, msg=what)
+    first = packed.sample_index == 0
     assert (naive - alone)[first].abs().max() < 1e-5, "the first sample has nobody before it"
     assert (naive - alone)[~first].abs().max() > 1e-2, "transformers no longer leaks: the attention may go"
 
 
 CASES: dict[str, dict[str, Any]] = {
     "everything": {},
-    "frozen tower": {"train": ["connector", "lm"]},
-    "connector alone": {"train": ["connector"]},
-    "recomputed": {"checkpointing": True},
-    "tiles": {"model": {"grids": [list(grid) for grid in GRIDS]}},
+    "frozen tower": {"trainable": ["connector", "lm"]},
+    "connector alone": {"trainable": ["connector"]},
+    "recomputed": {"activation_checkpointing": True},
+    "tiles": {"model": {"tile_grids": [list(grid) for grid in GRIDS]}},
 }
 
 
@@ -319,7 +329,7 @@ def test_gradients_packed_are_those_of_the_samples_one_by_one(
     collate = collator(opened, encoder, GRIDS if "model" in changes else None)
     tokens = len(collate(few, True).targets)
 
-    def gradients(micros: list[Micro]) -> tuple[list[float], dict[str, torch.Tensor]]:
+    def gradients(micros: list[MicroBatch]) -> tuple[list[float], dict[str, torch.Tensor]]:
         model.zero_grad()
         losses: list[float] = []
         for micro in micros:

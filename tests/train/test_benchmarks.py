@@ -16,7 +16,7 @@ from tests.helpers import dump
 from vlmix.builders import known_benchmarks
 from vlmix.builders.benchmarks.normalise import CONTRACTIONS, evalai, vqa
 from vlmix.builders.benchmarks.textvqa import asked
-from vlmix.builders.benchmarks.vqa import Crowd, Human, Words
+from vlmix.builders.benchmarks.vqa import Human, HumanAnswers, TextCache
 from vlmix.mixture.benchmark.answers import Answer, Answers, read_answers
 from vlmix.mixture.benchmark.benchmark import Report
 from vlmix.mixture.errors import VlmixError
@@ -34,7 +34,9 @@ def score(name: str, folder: Path, texts: dict[Any, str], split: str = "") -> Re
 
 def test_scoring_needs_no_torch() -> None:
     heavy = {"torch", "transformers", "rich", "typer"}
-    code = f"import sys; from vlmix.builders import known_benchmarks as known; known(); print(*{heavy} & {{*sys.modules}})"
+    code = (
+        f"import sys; from vlmix.builders import known_benchmarks as known; known(); print(*{heavy} & {{*sys.modules}})"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
@@ -169,9 +171,11 @@ def test_evalai_normalisation(text: str, normal: str) -> None:
 # VQA accuracy
 
 
-def crowd(*texts: str, ids: bool = True, confidence: list[str] | None = None) -> Crowd:
+def crowd(*texts: str, ids: bool = True, confidence: list[str] | None = None) -> HumanAnswers:
     sure = confidence or ["yes"] * len(texts)
-    return Crowd([Human(text, n if ids else None, c) for n, (text, c) in enumerate(zip(texts, sure))], Words())
+    return HumanAnswers(
+        [Human(text, n if ids else None, c) for n, (text, c) in enumerate(zip(texts, sure))], TextCache()
+    )
 
 
 @pytest.mark.parametrize(("equal", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (9, 1)])
@@ -234,7 +238,7 @@ def test_accuracy_is_that_of_the_official_steps(case: tuple[list[str], str], ids
         {"answer": text, "answer_confidence": "yes", **({"answer_id": n} if ids else {})}
         for n, text in enumerate(texts)
     ]
-    people = Crowd([Human(text, n if ids else None, "yes") for n, text in enumerate(texts)], Words())
+    people = HumanAnswers([Human(text, n if ids else None, "yes") for n, text in enumerate(texts)], TextCache())
     expected = OFFICIAL(CONTRACTIONS, {}, {}).accuracy(records, prediction)
     assert people.accuracy(prediction) == pytest.approx(expected, abs=1e-12)
 
@@ -275,7 +279,7 @@ def test_vqav2_scores_predictions_as_llava_submits_them(vqav2: Path) -> None:
         "yes/no": 100.0,
         "raw text": round(100 * (0.9 + 0 + 1 + 0) / 4, 2),
     }
-    assert (report.answered, report.missing, report.double, report.unknown) == (4, 0, 0, 0)
+    assert (report.answered, report.missing, report.duplicates, report.unknown) == (4, 0, 0, 0)
 
 
 def test_vqav2_missing_answers_count_as_empty_double_ones_by_the_last(vqav2: Path) -> None:
@@ -283,7 +287,7 @@ def test_vqav2_missing_answers_count_as_empty_double_ones_by_the_last(vqav2: Pat
     found = known_benchmarks()["vqav2"].score(Answers([Answer(question_id=str(i), text=t) for i, t in rows]), vqav2)
     # The ten articles of question 3 normalise to nothing, and an empty answer matches them.
     assert found.score == 75.0
-    assert (found.answered, found.missing, found.double, found.unknown) == (2, 2, 1, 1)
+    assert (found.answered, found.missing, found.duplicates, found.unknown) == (2, 2, 1, 1)
     assert any("missing answers count as empty" in note for note in found.notes)
 
 
@@ -500,7 +504,7 @@ def test_textvqa_joins_llavas_files_on_image_and_question(textvqa: Path) -> None
         Answer(question_id=image, prompt="one line", text="x"),
     ]
     report = known_benchmarks()["textvqa"].score(Answers(rows), textvqa)
-    assert (report.answered, report.missing, report.double, report.unknown) == (2, 1, 1, 2)
+    assert (report.answered, report.missing, report.duplicates, report.unknown) == (2, 1, 1, 2)
     assert report.score == pytest.approx(
         100 * (1 + 0 + 1) / 3
     )  # a double answer counts twice, a missing one not at all

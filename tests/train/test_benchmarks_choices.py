@@ -190,7 +190,7 @@ def test_mme_knows_llavas_rows_by_image_and_question(mme_folder: Path) -> None:
         Answer(question_id=image, prompt="Is there a q?" + SHORT, text="Yes"),
     ]
     report = known_benchmarks()["mme"].score(Answers(rows), mme_folder, "perception")
-    assert (report.answered, report.missing, report.double, report.unknown) == (2, 2, 1, 1)
+    assert (report.answered, report.missing, report.duplicates, report.unknown) == (2, 2, 1, 1)
     assert report.score == 25 + 0
     assert any("pairs lines by place" in note for note in report.notes)
 
@@ -564,7 +564,7 @@ def test_refcoco_splits(raw: Path) -> None:
         benchmark.questions(raw / "gqa")
 
 
-# Parts
+# ModelBundle
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_the_table_has_scores_counts_and_notes(raw: Path, answered: Path) -> Non
     assert "VQAv2, val" in shown.stdout
     assert f"{report.score:.2f}" in shown.stdout
     assert "yes/no" in shown.stdout
-    assert f"{report.answered} questions answered, 1 missing, 1 double, 1 unknown" in shown.stdout
+    assert f"{report.answered} questions answered, 1 missing, 1 duplicate, 1 unknown" in shown.stdout
     assert "missing answers count as empty ones" in shown.stdout
 
 
@@ -48,7 +48,7 @@ def test_json_is_the_report(raw: Path, answered: Path) -> None:
     shown = json.loads(score("vqav2", "--answers", answered, "--annotations", raw / "vqav2", "--json").stdout)
     assert shown["benchmark"] == "vqav2"
     assert shown["split"] == "val"
-    assert (shown["missing"], shown["double"], shown["unknown"]) == (1, 1, 1)
+    assert (shown["missing"], shown["duplicates"], shown["unknown"]) == (1, 1, 1)
     assert set(shown["metrics"]) >= {"yes/no", "number", "other", "raw text"}
 
 

@@ -18,7 +18,7 @@ from vlmix.builders import known_benchmarks
 from vlmix.builders.benchmarks.llava_bench import wild_scores
 from vlmix.builders.benchmarks.mm_vet import vet_prompt, vet_score
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.judge import Case, Endpoint, judge, key_from_environment, read_judgements
+from vlmix.mixture.benchmark.judge import Endpoint, JudgeRequest, judge, key_from_environment, read_judgements
 from vlmix.mixture.errors import VlmixError
 
 Reply = tuple[int, bytes, dict[str, str]]
@@ -297,8 +297,8 @@ def test_mm_vet_questions_and_submission(vet: Path, tmp_path: Path) -> None:
 # The judge
 
 
-def cases(count: int) -> list[Case]:
-    return [Case(str(n), "x", f"prompt {n}", (-1.0, -1.0)) for n in range(count)]
+def cases(count: int) -> list[JudgeRequest]:
+    return [JudgeRequest(str(n), "x", f"prompt {n}", (-1.0, -1.0)) for n in range(count)]
 
 
 def test_a_busy_or_confused_judge_is_asked_again(tmp_path: Path, serve: Any) -> None:

@@ -15,7 +15,7 @@ from tests.train.nano import nano
 from vlmix.builders import known_benchmarks
 from vlmix.mixture.benchmark.benchmark import Report
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.locks import alone
+from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.train.evaluate.evaluate import Task, Unscored, evaluate
 from vlmix.train.run import train
 
@@ -23,7 +23,7 @@ from vlmix.train.run import train
 @pytest.fixture(scope="module")
 def model(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "run"
-    train(nano(data=str(mixture), out=str(out), steps=2))
+    train(nano(mixture=str(mixture), out=str(out), max_steps=2))
     return out
 
 
@@ -36,15 +36,15 @@ def test_batched_answers_are_those_of_one_at_a_time_and_come_in_the_questions_or
 ) -> None:
     def ask(batch: int) -> list[dict[str, Any]]:
         out = tmp_path / str(batch)
-        task = Task(benchmark=benchmark_named("vqav2"), data=raw, limit=20, batch=batch, max_new_tokens=6)
+        task = Task(benchmark=benchmark_named("vqav2"), data=raw, limit=20, batch_size=batch, max_new_tokens=6)
         (report,) = evaluate(str(model), [task], out)
         assert isinstance(report, Report) and report.answered == 20
         return answers(out / "vqav2")
 
-    alone, together = ask(1), ask(7)
-    assert alone == together
+    exclusive_lock, together = ask(1), ask(7)
+    assert exclusive_lock == together
     questions = known_benchmarks()["vqav2"].questions(raw / "vqav2")[:20]
-    assert [row["question_id"] for row in alone] == [question.id for question in questions]
+    assert [row["question_id"] for row in exclusive_lock] == [question.id for question in questions]
 
 
 def test_a_part_is_scored_as_a_part_and_by_one_evaluation_at_a_time(model: Path, raw: Path, tmp_path: Path) -> None:
@@ -59,14 +59,14 @@ def test_a_part_is_scored_as_a_part_and_by_one_evaluation_at_a_time(model: Path,
     (report,) = evaluate(str(model), [task], tmp_path)
     assert isinstance(report, Report) and report.score > 60, "of all 168 questions it would be 6"
     assert "the first 10 questions alone" in report.notes
-    with alone(tmp_path / "vqav2") as mine:
+    with exclusive_lock(tmp_path / "vqav2") as mine:
         assert mine
         with pytest.raises(VlmixError, match="is being written by another evaluation"):
             evaluate(str(model), [task], tmp_path)
 
 
 def test_an_interrupted_evaluation_asks_only_what_is_left(model: Path, raw: Path, tmp_path: Path) -> None:
-    task = Task(benchmark=benchmark_named("gqa"), data=raw, limit=12, batch=4, max_new_tokens=4)
+    task = Task(benchmark=benchmark_named("gqa"), data=raw, limit=12, batch_size=4, max_new_tokens=4)
     evaluate(str(model), [task], tmp_path)
     folder = tmp_path / "gqa"
     whole = answers(folder)
@@ -83,7 +83,7 @@ def test_answers_of_another_model_are_not_mixed_in(model: Path, mixture: Path, r
     task = Task(benchmark=benchmark_named("gqa"), data=raw, limit=2, max_new_tokens=2)
     evaluate(str(model), [task], tmp_path)
     other = tmp_path / "other"
-    train(nano(data=str(mixture), out=str(other), steps=1, seed=3))
+    train(nano(mixture=str(mixture), out=str(other), max_steps=1, seed=3))
     with pytest.raises(VlmixError, match="holds answers with other model; choose another --out"):
         evaluate(str(other), [task], tmp_path)
     with pytest.raises(VlmixError, match="other max_new_tokens and questions"):

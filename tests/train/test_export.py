@@ -35,27 +35,27 @@ from tests.train.test_tokens import CHATML, TEXTS, byte_level, llama_like  # noq
 from vlmix.mixture.dataset.reader import Sample  # noqa: E402
 from vlmix.mixture.dataset.schema import turns  # noqa: E402
 from vlmix.mixture.errors import VlmixError  # noqa: E402
-from vlmix.train.batches import Collator, Micro  # noqa: E402
+from vlmix.train.batches import Collator, MicroBatch  # noqa: E402
 from vlmix.train.config import Recipe  # noqa: E402
 from vlmix.train.export import CONNECTOR, State, load_connector, write, write_connector  # noqa: E402
-from vlmix.train.images import Vision, decode, normalise  # noqa: E402
-from vlmix.train.model import Parts, Trainee, build  # noqa: E402
+from vlmix.train.images import ImageGeometry, decode, normalise  # noqa: E402
+from vlmix.train.model import ModelBundle, TrainableVLM, build  # noqa: E402
 from vlmix.train.tokens import IMAGE, Encoder, Template, template, train_tokenizer  # noqa: E402
 
-LM, CLIP = NANO["model"]["lm"], NANO["model"]["tower"]
+LM, CLIP = NANO["model"]["lm"], NANO["model"]["vision_tower"]
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
 DINO = {**CLIP, "model_type": "dinov2"}
 GRIDS = [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CASES: dict[str, dict[str, Any]] = {
     "clip": {},
-    "siglip": {"model": {"tower": SIGLIP, "fitting": "stretch"}},
-    "dinov2": {"model": {"tower": DINO, "fitting": "crop"}},
-    "dinov2 with SwiGLU": {"model": {"tower": {**DINO, "use_swiglu_ffn": True}}},
+    "siglip": {"model": {"vision_tower": SIGLIP, "image_aspect_ratio": "stretch"}},
+    "dinov2": {"model": {"vision_tower": DINO, "image_aspect_ratio": "crop"}},
+    "dinov2 with SwiGLU": {"model": {"vision_tower": {**DINO, "use_swiglu_ffn": True}}},
     "linear": {"model": {"connector": "linear"}},
-    "next": {"model": {"grids": GRIDS, "layer": -2}},
-    "next of siglip": {"model": {"grids": GRIDS, "tower": SIGLIP}},
-    "next of dinov2": {"model": {"grids": GRIDS, "tower": DINO, "connector": "linear"}},
+    "next": {"model": {"tile_grids": GRIDS, "vision_feature_layer": -2}},
+    "next of siglip": {"model": {"tile_grids": GRIDS, "vision_tower": SIGLIP}},
+    "next of dinov2": {"model": {"tile_grids": GRIDS, "vision_tower": DINO, "connector": "linear"}},
     "untied": {"model": {"lm": {**LM, "tie_word_embeddings": False}}},
     "rope": {
         "model": {"lm": {**LM, "rope_theta": 1e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}}
@@ -81,8 +81,8 @@ class Made:
     """A model as it stands at the end of training, and its export."""
 
     recipe: Recipe
-    parts: Parts
-    trainee: Trainee
+    parts: ModelBundle
+    trainee: TrainableVLM
     tokenizer: PreTrainedTokenizerBase
     layout: Template
     folder: Path
@@ -113,7 +113,7 @@ class Made:
 def make(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> Made:
     torch.manual_seed(0)
     parts, tokenizer = build(recipe, tokenizer or train_tokenizer(TEXTS, 400))
-    trainee = Trainee(parts, recipe).eval()
+    trainee = TrainableVLM(parts, recipe).eval()
     with torch.no_grad():  # as if trained: biases, norms and adapters begin at zero or one
         for parameter in trainee.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -124,7 +124,7 @@ def sample(width: int, height: int, values: list[str] = ASKED) -> Sample:
     out = io.BytesIO()
     photograph(width, height).save(out, "JPEG", quality=95)
     place = {"id": f"{width}x{height}", "source": "s", "image": "x.jpg", "width": width, "height": height}
-    return Sample(**place, conversations=turns(values), origin="", jpeg=out.getvalue())
+    return Sample(**place, conversations=turns(values), extra="", jpeg=out.getvalue())
 
 
 def picture(given: Sample) -> Image.Image:
@@ -141,7 +141,7 @@ def messages(values: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def trained_logits(made: Made, micro: Micro) -> torch.Tensor:
+def trained_logits(made: Made, micro: MicroBatch) -> torch.Tensor:
     """[K, vocabulary] as the trainer's own forward pass has them."""
     seen: list[torch.Tensor] = []
     handle = made.trainee.hf.lm_head.register_forward_hook(lambda module, given, result: seen.append(result))
@@ -165,13 +165,13 @@ def test_the_export_is_the_model_that_was_trained(name: str, tmp_path: Path) -> 
         inputs = processor(
             text=processor.apply_chat_template(messages(ASKED)), images=picture(given), return_tensors="pt"
         )
-        assert inputs.pop("input_ids").tolist() == micro.ids.tolist()
+        assert inputs.pop("input_ids").tolist() == micro.input_ids.tolist()
         pixels = normalise(micro.images, vision.mean, vision.std)
-        exact = {**inputs, "pixel_values": pixels[None] if vision.grids else pixels}
+        exact = {**inputs, "pixel_values": pixels[None] if vision.tile_grids else pixels}
         for pixel_values, tolerance in ((exact, 1e-5), (inputs, 5e-3)):
             with torch.no_grad():
-                theirs = model(input_ids=micro.ids, **pixel_values).logits
-            assert torch.allclose(theirs.flatten(0, 1)[micro.sites], ours, rtol=0, atol=tolerance)
+                theirs = model(input_ids=micro.input_ids, **pixel_values).logits
+            assert torch.allclose(theirs.flatten(0, 1)[micro.target_positions], ours, rtol=0, atol=tolerance)
 
 
 def names(folder: Path) -> set[str]:
@@ -291,7 +291,7 @@ def test_the_configuration_says_the_same_to_old_and_new_readers(tmp_path: Path) 
 
 
 def test_a_bf16_run_is_written_and_read_in_bf16(tmp_path: Path) -> None:
-    made = make(tmp_path, nano(precision="bf16", train=["connector", "lm"]))
+    made = make(tmp_path, nano(precision="bf16", trainable=["connector", "lm"]))
     made.write()
     assert {tensor.dtype for tensor in load_file(made.folder / "model.safetensors").values()} == {torch.bfloat16}
     model = made.read()
@@ -320,7 +320,7 @@ def pretrained(folder: Path, generation: dict[str, Any]) -> dict[str, Any]:
     tower.save_pretrained(folder / "tower")
     images = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7], "size": {"height": 16, "width": 16}}
     (folder / "tower" / "preprocessor_config.json").write_text(json.dumps(images))
-    return {"lm": str(folder / "lm"), "tower": str(folder / "tower"), "tokenizer": None}
+    return {"lm": str(folder / "lm"), "vision_tower": str(folder / "tower"), "tokenizer": None}
 
 
 VICUNA = {"max_length": 4096, "bos_token_id": 1, "eos_token_id": [2, 99], "temperature": 0.9, "top_p": 0.6}
@@ -344,7 +344,7 @@ def test_generation_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
     recipe = nano(template="chat", model=pretrained(tmp_path / "halves", {"eos_token_id": 2}))
     torch.manual_seed(0)
     parts, tokenizer = build(recipe, None)
-    made = Made(recipe, parts, Trainee(parts, recipe), tokenizer, template("chat", tokenizer), tmp_path / "model")
+    made = Made(recipe, parts, TrainableVLM(parts, recipe), tokenizer, template("chat", tokenizer), tmp_path / "model")
     made.write()
     processor = made.processor()
     prompt = processor.apply_chat_template(messages(["Who?"]), add_generation_prompt=True)
@@ -385,7 +385,7 @@ def test_the_processor_makes_the_tokens_that_were_trained_on(name: str, like: An
         prompt = processor.apply_chat_template(messages(ASKED[:turns_]), add_generation_prompt=True)
         ids = processor(text=prompt, images=picture(given))["input_ids"][0]
         assert ids == whole.ids[: len(ids)].tolist()
-        assert whole.trained[len(ids)] and not whole.trained[len(ids) - 1]
+        assert whole.loss_mask[len(ids)] and not whole.loss_mask[len(ids) - 1]
     read = processor.tokenizer
     assert read.convert_tokens_to_ids(IMAGE) == processor.image_token_id == made.encoder.image_id
     assert read("a<image>b")["input_ids"] == made.tokenizer("a<image>b")["input_ids"]
@@ -393,7 +393,7 @@ def test_the_processor_makes_the_tokens_that_were_trained_on(name: str, like: An
     assert (read.eos_token_id, read.pad_token_id) == (made.tokenizer.eos_token_id, made.tokenizer.pad_token_id)
 
 
-def assert_same_pixels(vision: Vision, processor: Any, data: bytes) -> None:
+def assert_same_pixels(vision: ImageGeometry, processor: Any, data: bytes) -> None:
     """Within two grey levels, but for a pixel in thousands at a hard edge."""
     image = Image.open(io.BytesIO(data))
     views = vision.views(decode(data))
@@ -404,24 +404,31 @@ def assert_same_pixels(vision: Vision, processor: Any, data: bytes) -> None:
 
 
 @pytest.fixture(
-    scope="module", params=[{"fitting": "pad"}, {"fitting": "crop"}, {"fitting": "stretch"}, {"grids": GRIDS}], ids=str
+    scope="module",
+    params=[
+        {"image_aspect_ratio": "pad"},
+        {"image_aspect_ratio": "crop"},
+        {"image_aspect_ratio": "stretch"},
+        {"tile_grids": GRIDS},
+    ],
+    ids=str,
 )
-def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Vision, Any]:
+def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageGeometry, Any]:
     """How a model of 336 pixels sees, in training and in its export."""
     tower = {**CLIP, "image_size": 336, "patch_size": 14}
-    made = make(tmp_path_factory.mktemp("large"), nano(model={"tower": tower, **request.param}))
+    made = make(tmp_path_factory.mktemp("large"), nano(model={"vision_tower": tower, **request.param}))
     made.write()
     return made.parts.vision, made.processor()
 
 
 @pytest.mark.parametrize("size", [(640, 480), (427, 640), (500, 376), (333, 333), (900, 200), (131, 700)])
-def test_the_processor_sees_what_was_trained_on(large: tuple[Vision, Any], size: tuple[int, int]) -> None:
+def test_the_processor_sees_what_was_trained_on(large: tuple[ImageGeometry, Any], size: tuple[int, int]) -> None:
     jpeg = sample(*size).jpeg
     assert jpeg is not None
     assert_same_pixels(*large, jpeg)
 
 
-def test_the_processor_sees_photographs_as_they_were_trained_on(large: tuple[Vision, Any], real: Path) -> None:
+def test_the_processor_sees_photographs_as_they_were_trained_on(large: tuple[ImageGeometry, Any], real: Path) -> None:
     photographs = sorted(real.glob("gqa/images/*.jpg"))[:4] + sorted(real.glob("textvqa/train_images/*.jpg"))[:2]
     assert len({Image.open(path).size for path in photographs}) > 3
     for path in photographs:

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from tests.train.nano import nano
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.train.batches import Collator, Micro
+from vlmix.train.batches import Collator, MicroBatch
 from vlmix.train.flops import Flops, peak
-from vlmix.train.model import Trainee, build
+from vlmix.train.model import TrainableVLM, build
 from vlmix.train.tokens import Encoder, template, train_tokenizer
 
 # A tower that weighs about as much as the LM, so that each part's passes show in the sum.
@@ -55,23 +55,23 @@ def texts(opened: Mixture) -> list[Sample]:
     return [sample for sample in opened if not sample.image][:2]
 
 
-def made(opened: Mixture, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> tuple[Trainee, Collator]:
+def made(opened: Mixture, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> tuple[TrainableVLM, Collator]:
     recipe = nano(**changes)
     torch.manual_seed(0)
     parts, tokenizer = build(recipe, tokenizer)
     sources = sorted(set(opened.column("source").to_pylist()))
     encoder = Encoder(tokenizer, template("vicuna", tokenizer))
-    return Trainee(parts, recipe), Collator(encoder, parts.vision, recipe.batch, sources, 0)
+    return TrainableVLM(parts, recipe), Collator(encoder, parts.vision, recipe.batch, sources, 0)
 
 
-def counted(model: Trainee, micro: Micro) -> int:
+def counted(model: TrainableVLM, micro: MicroBatch) -> int:
     """What torch's counter sees in a forward and a backward pass. It counts the whole square of causal attention."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(micro).sum().backward()
     return int(counter.get_total_flops())
 
 
-def other_halves(flops: Flops, micro: Micro) -> int:
+def other_halves(flops: Flops, micro: MicroBatch) -> int:
     """The upper triangles: as much as is needed of scores and values, in one pass forward and two backward."""
     return sum(3 * 2 * flops.lm_width * n * n for n in micro.lengths.tolist())
 
@@ -97,9 +97,9 @@ def test_the_count_of_a_small_model_by_hand(
 
 
 PARTS: dict[str, list[str]] = {
-    "everything": ["tower", "connector", "lm"],
+    "everything": ["vision_tower", "connector", "lm"],
     "tower frozen": ["connector", "lm"],
-    "LM frozen": ["tower", "connector"],
+    "LM frozen": ["vision_tower", "connector"],
     "connector alone": ["connector"],
 }
 
@@ -109,10 +109,10 @@ def test_a_padded_image_micro_batch_agrees_with_torchs_counter(
     opened: Mixture, tokenizer: PreTrainedTokenizerBase, images: list[Sample], parts: list[str]
 ) -> None:
     """To 0.5 %: torch's also leaves out the gradients of pixels, and of the features of a frozen tower."""
-    model, collate = made(opened, tokenizer, train=parts, model={"tower": TOWER})
+    model, collate = made(opened, tokenizer, trainable=parts, model={"vision_tower": TOWER})
     flops = Flops.of(model)
     micro = collate([images[0], images[0]], False)
-    assert micro.bounds is None and micro.ids.numel() == micro.lengths.sum(), "nothing is padded"
+    assert micro.cu_seqlens is None and micro.input_ids.numel() == micro.lengths.sum(), "nothing is padded"
     expected = counted(model, micro) - other_halves(flops, micro)
     assert flops.of_micro(micro) == pytest.approx(expected, rel=0.005)
     a_pass_of_the_lm = 2 * flops.lm * float(micro.lengths.sum())
@@ -124,12 +124,12 @@ def test_a_padded_image_micro_batch_agrees_with_torchs_counter(
 def test_the_lm_alone_is_counted_to_the_last_product(
     opened: Mixture, tokenizer: PreTrainedTokenizerBase, texts: list[Sample], parts: list[str]
 ) -> None:
-    model, collate = made(opened, tokenizer, train=parts)
+    model, collate = made(opened, tokenizer, trainable=parts)
     flops = Flops.of(model)
     # Without an image the connector sees one row of zeros, which the step does not need: no gradient before it.
     zeros = 2 * (2 * 16 * 32 + 3 * 32 * 32)
     for micro in (collate(texts[:1], False), collate(texts, True)):
-        angles = 2 * 4 * micro.ids.numel()  # transformers before 5.23 makes those of the positions by a product
+        angles = 2 * 4 * micro.input_ids.numel()  # transformers before 5.23 makes those of the positions by a product
         more = counted(model, micro) - other_halves(flops, micro) - zeros - flops.of_micro(micro)
         assert more in (0, angles)
 
@@ -137,7 +137,7 @@ def test_the_lm_alone_is_counted_to_the_last_product(
 def test_packed_samples_cost_the_sum_of_each_and_padding_nothing(
     opened: Mixture, tokenizer: PreTrainedTokenizerBase, images: list[Sample], texts: list[Sample]
 ) -> None:
-    model, collate = made(opened, tokenizer, train=["connector", "lm"], model={"tower": TOWER})
+    model, collate = made(opened, tokenizer, trainable=["connector", "lm"], model={"vision_tower": TOWER})
     flops = Flops.of(model)
     samples = [*images, *texts]
     packed, padded = collate(samples, True), collate(samples, False)
@@ -154,7 +154,9 @@ def test_packed_samples_cost_the_sum_of_each_and_padding_nothing(
 
 def test_tiles_are_counted_by_views(opened: Mixture, tokenizer: PreTrainedTokenizerBase, images: list[Sample]) -> None:
     grids = [[1, 2], [2, 1], [2, 2]]
-    model, collate = made(opened, tokenizer, train=["connector", "lm"], model={"tower": TOWER, "grids": grids})
+    model, collate = made(
+        opened, tokenizer, trainable=["connector", "lm"], model={"vision_tower": TOWER, "tile_grids": grids}
+    )
     flops = Flops.of(model)
     micro = collate(images[:2], True)
     assert len(micro.images) > 4
@@ -167,12 +169,12 @@ def test_adapters_need_no_gradients_of_the_weights_under_them(
 ) -> None:
     pytest.importorskip("peft")
     parts = ["connector", "lm"]
-    model, collate = made(opened, tokenizer, train=parts, lora={"rank": 1, "alpha": 2, "dropout": 0})
+    model, collate = made(opened, tokenizer, trainable=parts, lora={"rank": 1, "alpha": 2, "dropout": 0})
     flops = Flops.of(model)
     micro = collate(texts, True)
     expected = counted(model, micro) - other_halves(flops, micro)
     assert flops.of_micro(micro) == pytest.approx(expected, rel=0.02)
-    full, _ = made(opened, tokenizer, train=parts)
+    full, _ = made(opened, tokenizer, trainable=parts)
     assert flops.of_micro(micro) < 0.85 * Flops.of(full).of_micro(micro)
 
 

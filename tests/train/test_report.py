@@ -20,11 +20,11 @@ from vlmix.train.sweep.report.page import page
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
 
 
-def row(ratio=1.0, seed=0, select="random", axes=None, **changes):
+def row(ratio=1.0, seed=0, selection="random", grid=None, **changes):
     given = {
-        "run": f"{select}-{ratio:g}-{seed}",
-        "axes": axes or {},
-        "select": select,
+        "run": f"{selection}-{ratio:g}-{seed}",
+        "grid": grid or {},
+        "selection": selection,
         "ratio": ratio,
         "seed": seed,
         "samples": round(1000 * ratio),
@@ -40,8 +40,8 @@ def row(ratio=1.0, seed=0, select="random", axes=None, **changes):
     return Result(**given | changes)
 
 
-def at(points, ratio, select="random"):
-    (found,) = [point for point in points if point.ratio == ratio and point.select in (select, FULL)]
+def at(points, ratio, selection="random"):
+    (found,) = [point for point in points if point.ratio == ratio and point.selection in (selection, FULL)]
     return found
 
 
@@ -63,28 +63,28 @@ def test_scores_and_relative_scores_are_means_over_seeds_with_the_sample_deviati
 
 def test_the_full_mixture_is_100_percent_with_the_spread_of_its_own_seeds():
     full = at(aggregate(BOTH), 1.0)
-    assert full.select == FULL
+    assert full.selection == FULL
     assert full.relative.by_seed == pytest.approx({0: 100 * (50 / 60 + 1) / 2, 1: 100 * (70 / 60 + 1) / 2})
     assert full.relative.mean == pytest.approx(100)
 
 
 def test_the_full_mixture_serves_every_selection_of_its_axes_and_no_other_axes():
-    plain = {"data.prompts": "plain"}
+    plain = {"mixture.prompts": "plain"}
     points = aggregate(
         [
-            row(1.0, select="random"),
-            row(0.5, select="lengths", scores={"gqa": 45.0}),
-            row(0.5, axes=plain, scores={"gqa": 45.0}),
-            row(0.5, select="mine.parquet", scores={"gqa": 54.0}),
+            row(1.0, selection="random"),
+            row(0.5, selection="lengths", scores={"gqa": 45.0}),
+            row(0.5, grid=plain, scores={"gqa": 45.0}),
+            row(0.5, selection="mine.parquet", scores={"gqa": 54.0}),
         ]
     )
-    assert [(p.axes, p.select, p.ratio, p.relative and p.relative.mean) for p in points] == [
+    assert [(p.grid, p.selection, p.ratio, p.relative and p.relative.mean) for p in points] == [
         ({}, "lengths", 0.5, 75.0),
         ({}, "mine.parquet", 0.5, 90.0),
         ({}, FULL, 1.0, 100.0),
         (plain, "random", 0.5, None),
     ]
-    assert [(line.axes, line.select, [p.ratio for p in line.points]) for line in series(points)] == [
+    assert [(line.grid, line.selection, [p.ratio for p in line.points]) for line in series(points)] == [
         ({}, "lengths", [0.5, 1.0]),
         ({}, "mine.parquet", [0.5, 1.0]),
         (plain, "random", [0.5]),
@@ -93,8 +93,8 @@ def test_the_full_mixture_serves_every_selection_of_its_axes_and_no_other_axes()
 
 def test_axes_that_are_numbers_sort_by_value_and_words_after_them():
     values = [10, 9.5, "9", True, 2e-5, None]
-    points = aggregate([row(axes={"optim.lr": value}) for value in values])
-    assert [point.axes["optim.lr"] for point in points] == [2e-5, 9.5, 10, "9", None, True]
+    points = aggregate([row(grid={"optim.lr": value}) for value in values])
+    assert [point.grid["optim.lr"] for point in points] == [2e-5, 9.5, 10, "9", None, True]
 
 
 def test_one_seed_has_no_spread_and_says_so_everywhere():
@@ -195,13 +195,13 @@ def test_the_headline_names_the_smallest_share_that_keeps_98_percent():
 
 
 def test_the_headline_tells_selections_and_axes_apart():
-    rows = [row(), row(0.1, scores={"gqa": 30.0}), row(0.1, select="lengths", scores={"gqa": 59.0})]
+    rows = [row(), row(0.1, scores={"gqa": 30.0}), row(0.1, selection="lengths", scores={"gqa": 59.0})]
     assert headline(aggregate(rows))[1:] == [
         "With 10 % of the samples, chosen by lengths, the model keeps 98.3 % of the score of the full mixture "
         "(1 seed, so the spread is unknown).",
         "The smallest share measured that keeps 98 %: random: none; lengths: 10 % of the samples (98.3 %).",
     ]
-    both = [msgspec.structs.replace(r, axes={"data.prompts": p}) for r in rows[:2] for p in ("llava", "plain")]
+    both = [msgspec.structs.replace(r, grid={"mixture.prompts": p}) for r in rows[:2] for p in ("llava", "plain")]
     assert [sentence[:19] for sentence in headline(aggregate(both))[:2]] == [
         "prompts=llava: with",
         "prompts=plain: with",
@@ -211,7 +211,7 @@ def test_the_headline_tells_selections_and_axes_apart():
 def ladder():
     steps = [("linear", "plain", 50.0), ("mlp", "plain", 55.0), ("mlp", "llava", 60.0)]
     return [
-        row(1.0, seed, axes={"model.connector": c, "data.prompts": p}, scores={"gqa": s + seed, "pope": s})
+        row(1.0, seed, grid={"model.connector": c, "mixture.prompts": p}, scores={"gqa": s + seed, "pope": s})
         for c, p, s in steps
         for seed in (0, 1)
     ]
@@ -220,7 +220,7 @@ def ladder():
 def test_recipes_on_the_full_mixture_alone_are_compared_by_their_scores():
     points = aggregate(ladder())
     header, cells = table(points)
-    assert header == ["data.prompts", "model.connector", "selection", "share", "samples", "seeds", "gqa", "pope"]
+    assert header == ["mixture.prompts", "model.connector", "selection", "share", "samples", "seeds", "gqa", "pope"]
     assert [line[:2] for line in cells] == [["llava", "mlp"], ["plain", "linear"], ["plain", "mlp"]]
     assert headline(points) == [
         "3 variants on the full mixture: prompts=llava, connector=mlp is highest in gqa and pope."
@@ -263,7 +263,7 @@ def test_the_picture_ignores_settings_of_the_user_and_leaves_them():
 
 def test_equal_rows_in_another_order_give_equal_bytes(tmp_path):
     rows = [
-        row(r, s, select=how, scores={"gqa": 50 * r + s + 0.1})
+        row(r, s, selection=how, scores={"gqa": 50 * r + s + 0.1})
         for r in (0.1, 1.0)
         for s in (0, 1, 2)
         for how in ("random", "lengths")
@@ -309,7 +309,9 @@ def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium here")
 def test_a_browser_shows_the_picture_and_the_bars(tmp_path):
-    report = write(tmp_path / "report", "in a browser", [*BOTH, row(0.1, select="lengths", scores=BOTH[2].scores)], {})
+    report = write(
+        tmp_path / "report", "in a browser", [*BOTH, row(0.1, selection="lengths", scores=BOTH[2].scores)], {}
+    )
     shot, profile = tmp_path / "shot.png", tmp_path / "profile"
     command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1800"]
     command += [f"--user-data-dir={profile}", f"--screenshot={shot}", report.as_uri()]
@@ -325,15 +327,15 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
         row(
             r,
             run=HOSTILE,
-            select=HOSTILE,
-            axes={HOSTILE: HOSTILE},
+            selection=HOSTILE,
+            grid={HOSTILE: HOSTILE},
             sources={HOSTILE: 5},
             scores={HOSTILE: 5.0},
             metrics={HOSTILE: {HOSTILE: 1.0}},
             questions={HOSTILE: 1},
         )
         for r in (0.5, 1.0)
-    ] + [row(axes={HOSTILE: "other"})]
+    ] + [row(grid={HOSTILE: "other"})]
     text = write(tmp_path, HOSTILE, rows, {HOSTILE: [HOSTILE], "more": {HOSTILE: {"deep": HOSTILE}}}).read_text()
     root = ElementTree.fromstring(text)
     assert not list(root.iter("script")) and "\x1b" not in text and "\u202e" not in text
@@ -345,13 +347,13 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
 @pytest.mark.parametrize("name", ["_hidden", "$\\frac{", "", "a" * 300, "x\ny\x00", "混合物"])
 def test_any_name_can_be_drawn(name):
     assert "\n" not in clean(name, 400) and clean(name)[0] != "_" and len(clean(name)) <= 90
-    rows = [row(r, select=name, axes={"a": name}, scores={name: 5.0}) for r in (0.5, 1.0)] + [row(axes={"a": "b"})]
+    rows = [row(r, selection=name, grid={"a": name}, scores={name: 5.0}) for r in (0.5, 1.0)] + [row(grid={"a": "b"})]
     size(curve(aggregate(rows)))
 
 
 def test_the_composition_shows_each_subset_once_and_the_range_where_seeds_differ():
     rows = [
-        row(r, s, axes={"optim.lr": lr}, sources={"vqav2": round(600 * r) + s, "vg": round(400 * r)})
+        row(r, s, grid={"optim.lr": lr}, sources={"vqav2": round(600 * r) + s, "vg": round(400 * r)})
         for r in (0.5, 1.0)
         for s in (0, 2)
         for lr in (0.1, 0.2)
@@ -369,7 +371,7 @@ def test_the_composition_shows_each_subset_once_and_the_range_where_seeds_differ
 
 
 def test_a_source_keeps_its_colour_in_subsets_that_lack_another():
-    rows = [row(), row(0.5, select="mine.txt", sources={"vg": 500})]
+    rows = [row(), row(0.5, selection="mine.txt", sources={"vg": 500})]
     root = parsed(rows)
     colours = {part.get("title"): set() for part in root.iter("span") if part.get("title")}
     for part in root.iter("span"):
@@ -379,7 +381,7 @@ def test_a_source_keeps_its_colour_in_subsets_that_lack_another():
 
 
 def test_subsets_that_depend_on_the_axes_are_shown_for_each():
-    rows = [row(axes={"data.total": n}, sources={"vg": n}) for n in (10, 20)]
+    rows = [row(grid={"mixture.total": n}, sources={"vg": n}) for n in (10, 20)]
     heads = texts(parsed(rows), "th")
     assert "total=10, full mixture" in heads and "total=20, full mixture" in heads
 

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from tests.helpers import VLMIX, forge, hashes, vlmix
 from tests.train.nano import NANO, nano
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.locks import alone
+from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.metrics import read
 from vlmix.train.run import train
@@ -44,7 +44,7 @@ def losses(run: Path) -> list[float]:
 def whole(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six packed steps of everything, never interrupted, in one process."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(nano(data=str(mixture), out=str(out))) == 0
+    assert train(nano(mixture=str(mixture), out=str(out))) == 0
     return out
 
 
@@ -57,7 +57,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def test_padded_accumulation_is_the_same_training_as_packed(whole: Path, mixture: Path, tmp_path: Path) -> None:
     padded = tmp_path / "padded"
-    train(nano(data=str(mixture), out=str(padded), batch={"pack": 0, "micro": 3}))
+    train(nano(mixture=str(mixture), out=str(padded), batch={"pack_length": 0, "micro_size": 3}))
     assert np.allclose(losses(padded), losses(whole), rtol=0, atol=2e-6)
     assert np.allclose([r["grad_norm"] for r in read(padded)], [r["grad_norm"] for r in read(whole)], atol=1e-5)
     assert all(row["padding_waste"] > 0 for row in read(padded))
@@ -69,10 +69,10 @@ def test_padded_accumulation_is_the_same_training_as_packed(whole: Path, mixture
 def test_losses_of_the_sources_add_up_and_the_run_folder_holds_what_it_says(whole: Path) -> None:
     for row in read(whole):
         tokens = sum(part["tokens"] for part in row["sources"].values())
-        assert tokens == row["trained_tokens"]
+        assert tokens == row["target_tokens"]
         total = sum(part["loss"] * part["tokens"] for part in row["sources"].values())
         assert total / tokens == pytest.approx(row["loss"], rel=1e-6)
-    assert read(whole)[-1]["seen"]["samples"] == 96
+    assert read(whole)[-1]["total"]["samples"] == 96
     assert {path.name for path in whole.iterdir()} - {"tensorboard"} == {
         "checkpoints",
         "connector.safetensors",
@@ -84,8 +84,8 @@ def test_losses_of_the_sources_add_up_and_the_run_folder_holds_what_it_says(whol
         "tokenizer",
     }
     parts = json.loads((whole / "data.json").read_text())["parts"]
-    assert parts.keys() == {"connector", "lm", "tower"} and all(part["trained"] for part in parts.values())
-    assert yaml.safe_load((whole / "recipe.yaml").read_text())["optim"]["clip"] == 1.0
+    assert parts.keys() == {"connector", "lm", "vision_tower"} and all(part["trained"] for part in parts.values())
+    assert yaml.safe_load((whole / "recipe.yaml").read_text())["optim"]["max_grad_norm"] == 1.0
 
 
 def test_two_ranks_killed_and_resumed_on_two_and_on_one(
@@ -94,7 +94,7 @@ def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     """The real command: SIGKILL to all in the middle; on as many ranks the same numbers bit for bit, on one the same
     training, and the same as one process from the start."""
     straight, killed, other = tmp_path / "straight", tmp_path / "killed", tmp_path / "other"
-    common = ["train", str(recipe_file), f"data={mixture}", "checkpoints={every: 2, keep: 9}"]
+    common = ["train", str(recipe_file), f"mixture={mixture}", "checkpoint={interval: 2, keep: 9}"]
     done = vlmix(*common, f"out={straight}", "--nproc", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["last"]["step"] == 6
@@ -115,7 +115,7 @@ def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     assert again.returncode == 0 and re.search("goes on from step [24]", again.stderr), again.stderr[-3000:]
     assert rows(killed) == rows(straight)
     assert hashes(killed / "model") == hashes(straight / "model")
-    train(nano(data=str(mixture), out=str(other), checkpoints={"every": 2, "keep": 9}))
+    train(nano(mixture=str(mixture), out=str(other), checkpoint={"interval": 2, "keep": 9}))
     assert [row["samples"] for row in read(other)] == [row["samples"] for row in read(straight)]
     assert np.allclose(losses(other), losses(straight), rtol=0, atol=2e-6)
 
@@ -138,7 +138,16 @@ def test_a_signal_saves_and_leaves(
 ) -> None:
     """SIGTERM to the process that started two ranks; Ctrl-C, which a terminal sends to the loader's workers as well."""
     out = tmp_path / "run"
-    command = ["train", str(recipe_file), f"data={mixture}", f"out={out}", "steps=4000", "workers=1", "--nproc", nproc]
+    command = [
+        "train",
+        str(recipe_file),
+        f"mixture={mixture}",
+        f"out={out}",
+        "max_steps=4000",
+        "loader_workers=1",
+        "--nproc",
+        nproc,
+    ]
     process = subprocess.Popen([*VLMIX, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 100
     while not ((out / "metrics.jsonl").exists() and len(read(out)) > 3) and time.monotonic() < deadline:
@@ -168,13 +177,15 @@ def test_what_is_frozen_stays_bit_for_bit_and_stage_two_starts_from_stage_one(
     images = mixture.parent / "images"
     if not images.exists():
         open_mixture(mixture).subset(where="image != ''").save(images)
-    pretrained = {"lm": str(lm), "tower": str(tower), "tokenizer": None}
+    pretrained = {"lm": str(lm), "vision_tower": str(tower), "tokenizer": None}
     one, two = tmp_path / "one", tmp_path / "two"
-    stage_one = nano(data=str(images), out=str(one), steps=3, model=pretrained, template="plain", train=["connector"])
+    stage_one = nano(
+        mixture=str(images), out=str(one), max_steps=3, model=pretrained, template="plain", trainable=["connector"]
+    )
     told: list[tuple[str, Any]] = []
     train(stage_one, lambda event, facts: told.append((event, facts)))
     counts = dict(told)["model"]
-    assert counts["lm"]["trained"] == counts["tower"]["trained"] == 0 and counts["connector"]["frozen"] == 0
+    assert counts["lm"]["trained"] == counts["vision_tower"]["trained"] == 0 and counts["connector"]["frozen"] == 0
     assert not (one / "model").exists()
     connector = load_file(one / "connector.safetensors")
     assert connector.keys() == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
@@ -182,11 +193,11 @@ def test_what_is_frozen_stays_bit_for_bit_and_stage_two_starts_from_stage_one(
     assert all("multi_modal_projector" in name or "param_groups" in name for name in saved)
 
     stage_two = nano(
-        data=str(mixture),
+        mixture=str(mixture),
         out=str(two),
-        steps=2,
-        model={**pretrained, "start": str(one)},
-        train=["connector", "lm"],
+        max_steps=2,
+        model={**pretrained, "init_connector_from": str(one)},
+        trainable=["connector", "lm"],
         optim={"lr": 1e-3, "connector_lr": 0.0},
     )
     train(stage_two)
@@ -206,14 +217,14 @@ def test_lora_trains_adapters_alone_and_merges_them(whole: Path, mixture: Path, 
     pytest.importorskip("peft")
     out = tmp_path / "run"
     told: list[tuple[str, Any]] = []
-    recipe = nano(data=str(mixture), out=str(out), steps=2, lora={"rank": 2, "alpha": 4})
+    recipe = nano(mixture=str(mixture), out=str(out), max_steps=2, lora={"rank": 2, "alpha": 4})
     train(recipe, lambda event, facts: told.append((event, facts)))
     counts = dict(told)["model"]["lm"]
     assert 0 < counts["trained"] < counts["frozen"]
     weights = load_file(out / "model" / "model.safetensors")
     assert not any("lora" in name or "base_layer" in name for name in weights)
     assert weights.keys() == load_file(whole / "model" / "model.safetensors").keys()
-    resumed = nano(data=str(mixture), out=str(out), steps=2, lora={"rank": 2, "alpha": 4})
+    resumed = nano(mixture=str(mixture), out=str(out), max_steps=2, lora={"rank": 2, "alpha": 4})
     assert train(resumed) == 0, "a finished run is exported again from its checkpoint"
     again = load_file(out / "model" / "model.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
@@ -222,11 +233,11 @@ def test_lora_trains_adapters_alone_and_merges_them(whole: Path, mixture: Path, 
 def test_a_run_of_another_recipe_or_mixture_is_refused(whole: Path, mixture: Path, tmp_path: Path) -> None:
     before = hashes(whole)
     with pytest.raises(VlmixError, match=r"another recipe: optim\.lr was 0\.001, here it is 0\.5"):
-        train(nano(data=str(mixture), out=str(whole), optim={"lr": 0.5}))
+        train(nano(mixture=str(mixture), out=str(whole), optim={"lr": 0.5}))
     half = tmp_path / "half"
     open_mixture(mixture).subset(ratio=0.5).save(half)
     with pytest.raises(VlmixError, match="a run on another mixture"):
-        train(nano(data=str(half), out=str(whole)))
+        train(nano(mixture=str(half), out=str(whole)))
     assert hashes(whole) == before
 
 
@@ -235,28 +246,28 @@ def test_texts_that_changed_below_a_view_are_another_mixture(mixture: Path, tmp_
     root, view, out = tmp_path / "root", tmp_path / "view", tmp_path / "run"
     shutil.copytree(mixture, root)
     open_mixture(root).subset(ratio=0.5).save(view)
-    train(nano(data=str(view), out=str(out), steps=1))
+    train(nano(mixture=str(view), out=str(out), max_steps=1))
     manifest = json.loads((root / "manifest.json").read_text())
-    manifest["files"]["samples.parquet"] = "0" * 64
+    manifest["checksums"]["samples.parquet"] = "0" * 64
     forge(root, manifest)
     shutil.rmtree(view)
     open_mixture(root).subset(ratio=0.5).save(view)
     with pytest.raises(VlmixError, match="a run on another mixture"):
-        train(nano(data=str(view), out=str(out), steps=1))
+        train(nano(mixture=str(view), out=str(out), max_steps=1))
 
 
 def test_a_folder_of_something_else_is_not_trained_into(mixture: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(VlmixError, match=r"holds manifest.json and is no training run"):
-        train(nano(data=str(mixture), out=str(tmp_path)))
+        train(nano(mixture=str(mixture), out=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_two_runs_in_one_folder_are_refused(mixture: Path, tmp_path: Path) -> None:
-    with alone(tmp_path) as mine:
+    with exclusive_lock(tmp_path) as mine:
         assert mine
         with pytest.raises(VlmixError, match="is being written by another run"):
-            train(nano(data=str(mixture), out=str(tmp_path)))
+            train(nano(mixture=str(mixture), out=str(tmp_path)))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_samples(
@@ -267,7 +278,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_samples(
     save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}, start)
     out = tmp_path / "run"
     with pytest.raises(VlmixError, match=r"step \d+: the loss of \S+/.* is not finite; nothing was updated"):
-        train(nano(data=str(mixture), out=str(out), model={"start": str(start)}))
+        train(nano(mixture=str(mixture), out=str(out), model={"init_connector_from": str(start)}))
     assert not list((out / "checkpoints").glob("step-*"))
 
 
@@ -287,22 +298,32 @@ def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold
     data = damaged(mixture, tmp_path / "damaged", 40)
     told: list[tuple[str, Any]] = []
     out = tmp_path / "run"
-    every = {"every": 1, "keep": 9}
-    recipe = nano(data=str(data), out=str(out), max_bad_images=99, batch={"samples": 200}, steps=3, checkpoints=every)
+    every = {"interval": 1, "keep": 9}
+    recipe = nano(
+        mixture=str(data), out=str(out), max_bad_images=99, batch={"global_size": 200}, max_steps=3, checkpoint=every
+    )
     train(recipe, lambda event, facts: told.append((event, facts)))
     names = [name for event, facts in told if event == "unreadable" for name in facts["samples"]]
     assert names and len(names) == len(set(names)), "an image is told once, however often it comes"
-    seen = read(out)[-1]["seen"]
+    seen = read(out)[-1]["total"]
     assert seen["samples"] == 600 and seen["unreadable"] == len(names)
     assert all(np.isfinite(losses(out)))
     with pytest.raises(VlmixError, match=r"\d+ images did not decode so far, the last of .*max_bad_images"):
-        train(nano(data=str(data), out=str(tmp_path / "strict"), max_bad_images=2, batch={"samples": 200}, steps=3))
+        train(
+            nano(
+                mixture=str(data),
+                out=str(tmp_path / "strict"),
+                max_bad_images=2,
+                batch={"global_size": 200},
+                max_steps=3,
+            )
+        )
     # Gone on with, it knows those of before.
     shutil.rmtree(out / "checkpoints" / "step-00000003")
     again: list[tuple[str, Any]] = []
     assert train(recipe, lambda event, facts: again.append((event, facts))) == 0
     assert dict(again)["resumed"]["step"] == 2
-    assert read(out)[-1]["seen"] == seen
+    assert read(out)[-1]["total"] == seen
     assert [facts for event, facts in again if event == "unreadable"] == [dict(told)["unreadable"]]
 
 
@@ -323,7 +344,7 @@ def test_no_space_for_a_checkpoint_is_told_and_leaves_no_half_of_one(
     mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    done = with_small_files(100_000, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2")
+    done = with_small_files(100_000, "train", recipe_file, f"mixture={mixture}", f"out={out}", "max_steps=2")
     assert done.returncode == 1
     assert "cannot write the checkpoint" in done.stderr and "free some space" in done.stderr
     assert "Traceback" not in done.stderr
@@ -334,9 +355,9 @@ def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
     mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    train(nano(data=str(mixture), out=str(out), steps=2))
+    train(nano(mixture=str(mixture), out=str(out), max_steps=2))
     before = {name: digest for name, digest in hashes(out).items() if "tensorboard" not in name}
-    done = with_small_files(100, "train", recipe_file, f"data={mixture}", f"out={out}", "steps=2")
+    done = with_small_files(100, "train", recipe_file, f"mixture={mixture}", f"out={out}", "max_steps=2")
     assert done.returncode == 1 and "cannot write" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert {name: digest for name, digest in hashes(out).items() if "tensorboard" not in name} == before
 
@@ -344,14 +365,17 @@ def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": ""}, "add data=FOLDER"),
+        ({"mixture": ""}, "add mixture=FOLDER"),
         ({"template": "plain"}, "samples without an image, such as "),
-        ({"batch": {"length": 20, "pack": 0}}, "cuts through its image of 4 tokens; raise batch.length"),
-        ({"batch": {"samples": 100_000}}, "larger than the"),
-        ({"model": {"start": "nowhere"}}, "no connector.safetensors there"),
+        ({"batch": {"max_length": 20, "pack_length": 0}}, "cuts through its image of 4 tokens; raise batch.max_length"),
+        ({"batch": {"global_size": 100_000}}, "larger than the"),
+        ({"model": {"init_connector_from": "nowhere"}}, "no connector.safetensors there"),
         ({"model": {"lm": {"model_type": "lama"}}}, "model.lm: "),
         ({"template": "chat"}, "no chat template"),
-        ({"model": {"layer": -4}}, "model.layer -4: the tower has 3 hidden states, -3 to -1"),
+        (
+            {"model": {"vision_feature_layer": -4}},
+            "model.vision_feature_layer -4: the tower has 3 hidden states, -3 to -1",
+        ),
         ({"model": {"lm": {**NANO["model"]["lm"], "max_position_embeddings": 64}}}, "knows 64 positions"),
         (
             {"model": {"lm": {**NANO["model"]["lm"], "model_type": "stablelm"}}},
@@ -362,12 +386,12 @@ def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
 )
 def test_what_cannot_be_trained_is_told(changes: dict[str, Any], message: str, mixture: Path, tmp_path: Path) -> None:
     with pytest.raises(VlmixError, match=re.escape(message)):
-        train(nano(**{"data": str(mixture), "out": str(tmp_path / "run"), **changes}))
+        train(nano(**{"mixture": str(mixture), "out": str(tmp_path / "run"), **changes}))
 
 
 def test_the_command_tells_bad_recipes(recipe_file: Path, mixture: Path) -> None:
-    wrong = vlmix("train", recipe_file, f"data={mixture}", "optim.lrr=1")
+    wrong = vlmix("train", recipe_file, f"mixture={mixture}", "optim.lrr=1")
     assert wrong.returncode == 1 and "did you mean 'lr'" in wrong.stderr and "Traceback" not in wrong.stderr
-    both = vlmix("train", recipe_file, "data=nowhere", "--nproc", "2")
+    both = vlmix("train", recipe_file, "mixture=nowhere", "--nproc", "2")
     assert both.returncode == 1 and both.stderr.count("nowhere is not a mixture") == 1
     assert "Traceback" not in both.stderr

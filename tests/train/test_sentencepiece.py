@@ -188,7 +188,7 @@ def check_rows(lm: Path, rows: list[tuple[list[str], bool]]) -> int:
         ids, labels = llavas(model, values, image)
         found = encoder.encode(values, int(image))
         assert [-200 if i == encoder.image_id else i for i in found.ids.tolist()] == ids, values
-        assert found.trained.tolist() == [label != -100 for label in labels], values
+        assert found.loss_mask.tolist() == [label != -100 for label in labels], values
     return len(rows)
 
 
@@ -273,10 +273,10 @@ def test_empty_answers_teach_nothing(lm: Path) -> None:
     add_image_token(tokenizer)
     for name in ("vicuna", "bare", "plain"):
         encoder = Encoder(tokenizer, template(name, tokenizer))
-        assert not encoder.encode(["<image>\nWhat?", ""], 1).trained.any()
-        assert not encoder.encode(["<image>\nWhat?", " \u200b"], 1).trained.any()
+        assert not encoder.encode(["<image>\nWhat?", ""], 1).loss_mask.any()
+        assert not encoder.encode(["<image>\nWhat?", " \u200b"], 1).loss_mask.any()
     found = Encoder(tokenizer, template("vicuna", tokenizer)).encode(["What?", "", "And?", "red"], 0)
-    assert tokenizer.decode(found.ids[found.trained]) == "red</s>"
+    assert tokenizer.decode(found.ids[found.loss_mask]) == "red</s>"
 
 
 def test_prompts_that_write_their_begin_token_get_no_second(lm: Path) -> None:

@@ -22,20 +22,31 @@ from vlmix.cli.sweep import _doers
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.sweep.report import Result
-from vlmix.train.sweep.sweep import Cell, Choice, Exam, Sweep, _claim, _subset, cells, load, run, same_as_random
+from vlmix.train.sweep.sweep import (
+    Choice,
+    EvalConfig,
+    RunSpec,
+    Sweep,
+    _claim,
+    _subset,
+    cells,
+    load,
+    run,
+    same_as_random,
+)
 
 
 @pytest.fixture()
 def spec(mixture: Path, raw: Path, tmp_path: Path) -> Path:
     """Three runs of two steps: two parts and all of the mixture."""
     recipe = tmp_path / "nano.yaml"
-    recipe.write_text(yaml.safe_dump({**NANO, "batch": {"samples": 64, "pack": 2048, "length": 512}}))
+    recipe.write_text(yaml.safe_dump({**NANO, "batch": {"global_size": 64, "pack_length": 2048, "max_length": 512}}))
     path = tmp_path / "sweep.yaml"
     data = {
         "name": "small",
         "mixture": str(mixture),
         "recipe": str(recipe),
-        "changes": {"steps": 2},
+        "overrides": {"max_steps": 2},
         "ratios": [0.1, 0.3, 1.0],
         "seeds": [0],
         "evaluate": {"vqav2": {"data": str(raw), "limit": 8, "max_new_tokens": 4}},
@@ -80,8 +91,8 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     )
     assert small < large, "subsets nest"
 
-    other = vlmix("sweep", spec, "changes.steps=3", "--out", killed)
-    assert other.returncode == 1 and "holds another sweep: changes was {'steps': 2}, here" in other.stderr
+    other = vlmix("sweep", spec, "overrides.max_steps=3", "--out", killed)
+    assert other.returncode == 1 and "holds another sweep: overrides was {'max_steps': 2}, here" in other.stderr
     before = [row["run"] for row in rows(killed)]
     more = run(load(spec, known_benchmarks(), ["ratios=[0.3,0.5]"]), killed, _doers(1))
     assert [row.ratio for row in more] == [0.3, 0.5], "runs are added, those that are left out stay"
@@ -95,15 +106,15 @@ def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
         recipe="tiny",
         ratios=[0.1, 1.0],
         seeds=[0, 1],
-        select=["random", "lengths"],
-        axes={"optim.lr": [1e-3, 2e-3]},
-        evaluate={"gqa": Exam(data="x")},
+        selections=["random", "lengths"],
+        grid={"optim.lr": [1e-3, 2e-3]},
+        evaluate={"gqa": EvalConfig(data="x")},
     )
     found = cells(sweep)
     assert len(found) == len({cell.name for cell in found}) == 2 * (2 * 2 + 2)
     assert [cell.ratio for cell in found[:4]] == [1.0] * 4, "the longest first"
     assert (
-        Cell(axes={"data.prompts": "plain"}, select="a/b.parquet", ratio=0.25, seed=3).name
+        RunSpec(grid={"mixture.prompts": "plain"}, selection="a/b.parquet", ratio=0.25, seed=3).name
         == "prompts=plain-b.parquet-0.25-seed3"
     )
 
@@ -115,8 +126,8 @@ def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
         ({"mixture": ""}, "either a `mixture` or a `build`"),
         ({"evaluate": {"vqa2": {"data": "x"}}}, "no benchmark 'vqa2'"),
         ({"evaluate": {"mm-vet": {"data": "x"}}}, "needs a judge"),
-        ({"axes": {"data.prompts": ["plain"]}}, "give `build` instead of `mixture`"),
-        ({"select": ["clusters"]}, "needs `embeddings`"),
+        ({"grid": {"mixture.prompts": ["plain"]}}, "give `build` instead of `mixture`"),
+        ({"selections": ["clusters"]}, "needs `embeddings`"),
         ({"ratios": [0.0]}, "ratios"),
     ],
 )
@@ -138,13 +149,13 @@ def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"select": ["random", "lenghts"]}, "lenghts is no file of scores or ids; did you mean 'lengths'"),
-        ({"changes": {"optim.lrr": 1}}, "did you mean 'lr'"),
-        ({"axes": {"batch.sample": [1]}}, "did you mean 'samples'"),
+        ({"selections": ["random", "lenghts"]}, "lenghts is no file of scores or ids; did you mean 'lengths'"),
+        ({"overrides": {"optim.lrr": 1}}, "did you mean 'lr'"),
+        ({"grid": {"batch.samples": [1]}}, "did you mean 'global_size'"),
         ({"mixture": "nowhere"}, "nowhere is not a mixture"),
-        ({"ratios": [0.001]}, r"run random-0.001-seed0: batch.samples 64 is larger than its 0 samples"),
+        ({"ratios": [0.001]}, r"run random-0.001-seed0: batch.global_size 64 is larger than its 0 samples"),
         ({"ratios": [0.1234567, 0.1234568]}, "two runs of the sweep would be called random-0.123457-seed0"),
-        ({"select": ["a/s.parquet", "b/s.parquet"]}, "two runs of the sweep would be called s.parquet-0.1-seed0"),
+        ({"selections": ["a/s.parquet", "b/s.parquet"]}, "two runs of the sweep would be called s.parquet-0.1-seed0"),
     ],
 )
 def test_what_runs_would_stumble_over_is_told_before_the_first(
@@ -160,7 +171,7 @@ def test_what_runs_would_stumble_over_is_told_before_the_first(
 def test_a_file_of_scores_that_changed_is_told(spec: Path, tmp_path: Path) -> None:
     """Its runs would be those of two selections."""
     scores, out = tmp_path / "scores.json", tmp_path / "out"
-    sweep = load(spec, known_benchmarks(), [f"select=[{scores}]"])
+    sweep = load(spec, known_benchmarks(), [f"selections=[{scores}]"])
     scores.write_text("{}")
     _claim(sweep, out)
     _claim(sweep, out)
@@ -183,8 +194,8 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     spec: Path, mixture: Path, scores: Path, tmp_path: Path
 ) -> None:
     choices = ", ".join(f"{{by: {scores}, column: {name}}}" for name in ("quality", "length", "flat"))
-    sweep = load(spec, known_benchmarks(), [f"select=[random, {choices}]", "ratios=[0.1]"])
-    assert sweep.select[1] == Choice(by=str(scores), column="quality")
+    sweep = load(spec, known_benchmarks(), [f"selections=[random, {choices}]", "ratios=[0.1]"])
+    assert sweep.selections[1] == Choice(by=str(scores), column="quality")
     found = {cell.label: cell for cell in cells(sweep)}
     assert set(found) == {"random", "scores.csv:quality", "scores.csv:length", "scores.csv:flat"}
     drawn = {}
@@ -203,7 +214,7 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
 
 
 @pytest.mark.parametrize(
-    ("select", "message"),
+    ("selections", "message"),
     [
         ("{by: FILE, column: price}", "no column price; it has id, quality, length, flat"),
         ("FILE", "no column is called score.*quality, length, flat.*--column quality"),
@@ -212,11 +223,11 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     ],
 )
 def test_selections_without_their_scores_are_refused_before_the_first_run(
-    spec: Path, mixture: Path, scores: Path, tmp_path: Path, select: str, message: str
+    spec: Path, mixture: Path, scores: Path, tmp_path: Path, selections: str, message: str
 ) -> None:
     everything = tmp_path / "all.txt"
     everything.write_text("\n".join(open_mixture(mixture).column("id").to_pylist()))
-    select = select.replace("FILE", str(scores)).replace("ALL", str(everything))
+    selections = selections.replace("FILE", str(scores)).replace("ALL", str(everything))
     with pytest.raises(VlmixError, match=message):
-        run(load(spec, known_benchmarks(), [f"select=[random, {select}]"]), tmp_path / "out", _doers(1))
+        run(load(spec, known_benchmarks(), [f"selections=[random, {selections}]"]), tmp_path / "out", _doers(1))
     assert not (tmp_path / "out").exists()

@@ -103,7 +103,7 @@ def test_ids_and_labels_are_llavas_on_ordinary_rows(values: list[str], image_tok
     ids, labels = llavas_labels(tokenizer, values, image_tokens)
     found = encoder.encode(values, image_tokens)
     assert [(-200 if i == encoder.image_id else i) for i in found.ids.tolist()] == ids
-    assert found.trained.tolist() == [label != -100 for label in labels]
+    assert found.loss_mask.tolist() == [label != -100 for label in labels]
 
 
 @pytest.mark.parametrize("make", [llama_like, byte_level])
@@ -114,7 +114,7 @@ def test_markers_in_a_users_text_are_text_and_keep_their_supervision(make: Any) 
     found = encoder.encode(values, 0)
     assert (found.ids == encoder.image_id).sum() == 0
     assert (found.ids == tokenizer.eos_token_id).sum() == 2
-    trained = tokenizer.decode(found.ids[found.trained], skip_special_tokens=False)
+    trained = tokenizer.decode(found.ids[found.loss_mask], skip_special_tokens=False)
     assert trained.replace(" ", "") == "a</s>bASSISTANT:c<s></s>end</s>"
 
 
@@ -124,7 +124,7 @@ def test_only_the_caption_trains_in_stage_one() -> None:
     found = encoder.encode(["Describe this.\n<image>", "a red cat"], 3)
     assert found.ids.tolist()[:4] == [tokenizer.bos_token_id, *[encoder.image_id] * 3]
     assert tokenizer.decode(found.ids[4:]) == "a red cat\n"
-    assert found.trained.tolist() == [False] * 4 + [True] * (len(found.ids) - 4)
+    assert found.loss_mask.tolist() == [False] * 4 + [True] * (len(found.ids) - 4)
 
 
 def test_a_chat_template_is_laid_out_as_it_renders() -> None:
@@ -143,7 +143,7 @@ def test_a_chat_template_is_laid_out_as_it_renders() -> None:
     )
     decoded = tokenizer.decode(found.ids, skip_special_tokens=False)
     assert decoded == tokenizer.bos_token + rendered.replace("#", "<|im_end|>").rstrip("\n")
-    assert tokenizer.decode(found.ids[found.trained]) == "red <|im_end|><|im_end|>yes<|im_end|>"
+    assert tokenizer.decode(found.ids[found.loss_mask]) == "red <|im_end|><|im_end|>yes<|im_end|>"
     assert (found.ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 5
 
 
@@ -165,7 +165,7 @@ def test_the_exported_chat_template_renders_what_was_trained(name: str) -> None:
         prompt = tokenizer(asked)["input_ids"]
     whole = encoder.encode(["<image>\nwhat color", "red", "sure?", "yes"][: len(turns) + 1], 1)
     assert whole.ids[: len(prompt)].tolist() == prompt
-    assert whole.trained[len(prompt) :].all()
+    assert whole.loss_mask[len(prompt) :].all()
 
 
 def test_a_chat_template_that_begins_by_itself_begins_once() -> None:
@@ -190,4 +190,4 @@ def test_many_are_encoded_as_one_by_one() -> None:
     many = encoder.encode_many([values for values, _ in ROWS], [tokens for _, tokens in ROWS])
     for found, (values, tokens) in zip(many, ROWS):
         one = encoder.encode(values, tokens)
-        assert np.array_equal(found.ids, one.ids) and np.array_equal(found.trained, one.trained)
+        assert np.array_equal(found.ids, one.ids) and np.array_equal(found.loss_mask, one.loss_mask)

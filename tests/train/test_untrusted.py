@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def begun(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is not finished: one checkpoint and no model."""
     out = tmp_path_factory.mktemp("begun") / "run"
-    train(nano(data=str(mixture), out=str(out), steps=2))
+    train(nano(mixture=str(mixture), out=str(out), max_steps=2))
     shutil.rmtree(out / "model")
     return out
 
@@ -53,7 +53,7 @@ def test_a_checkpoints_metadata_runs_no_code(begun: Path, mixture: Path, tmp_pat
     out, step = copied(begun, tmp_path)
     (step / ".metadata").write_bytes(pickle.dumps(payload(tmp_path)))
     with pytest.raises(VlmixError, match=r"asks for posix.system.*remove this checkpoint"):
-        train(nano(data=str(mixture), out=str(out), steps=2))
+        train(nano(mixture=str(mixture), out=str(out), max_steps=2))
     assert not (tmp_path / "ran").exists()
 
 
@@ -71,7 +71,7 @@ def test_what_a_checkpoint_declares_as_bytes_runs_no_code(begun: Path, mixture: 
         file.write(stored.getvalue())
     (step / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(VlmixError, match="remove this checkpoint"):
-        train(nano(data=str(mixture), out=str(out), steps=2))
+        train(nano(mixture=str(mixture), out=str(out), max_steps=2))
     assert not (tmp_path / "ran").exists()
 
 
@@ -111,7 +111,7 @@ def test_a_models_own_code_is_never_run_and_nobody_is_asked(
 ) -> None:
     model = tmp_path / "model"
     out, _ = copied(begun, tmp_path)
-    train(nano(data=str(mixture), out=str(out), steps=2))
+    train(nano(mixture=str(mixture), out=str(out), max_steps=2))
     shutil.copytree(out / "model", model)
     (model / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass P: pass\n")
     for name, keys in (

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import torch
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.batches import UNREADABLE
 from vlmix.train.export import MODEL
-from vlmix.train.images import Vision, decode, normalise
+from vlmix.train.images import ImageGeometry, decode, normalise
 from vlmix.train.weights.pretrained import Tower, load_tower
 
 
@@ -30,7 +30,7 @@ def embed(
     tower = _tower(where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = tower.model.to(device).eval()
-    vision = Vision(tower.side, tower.patch, tower.mean, tower.std)
+    vision = ImageGeometry(tower.side, tower.patch, tower.mean, tower.std)
     hashes = mixture.column("image_hash").to_pylist()
     positions = {name: position for position, name in reversed(list(enumerate(hashes))) if name}
     if not positions:
@@ -61,7 +61,7 @@ def embed(
             "embedding": pa.FixedSizeListArray.from_arrays(vectors, rows.shape[1]),
         }
     )
-    with atomic(out) as file:
+    with atomic_write(out) as file:
         pq.write_table(table, file, compression="zstd")
     return len(shown)
 

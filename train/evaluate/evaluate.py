@@ -19,11 +19,11 @@ from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.image_index import ImageIndex
-from vlmix.mixture.io.locks import alone
+from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.train.batches import UNREADABLE
 from vlmix.train.evaluate.generate import Generator
 from vlmix.train.images import decode
-from vlmix.train.parallel import Ranks, ranks
+from vlmix.train.parallel import Ranks, init_distributed
 
 ANSWERS, REPORT = "answers.jsonl", "report.json"
 
@@ -41,7 +41,7 @@ class Task:
     images: tuple[Path, ...] = ()
     """Roots in LLaVA's layout, looked into before `data`."""
     split: str = ""
-    batch: int = 16
+    batch_size: int = 16
     max_new_tokens: int = 0
     """0: what LLaVA-1.5 allowed the benchmark."""
     limit: int = 0
@@ -68,19 +68,19 @@ def evaluate(
     With several ranks (torchrun) all get the same reports. Raises VlmixError for benchmarks that cannot be asked, and
     where `out` holds answers of another model or to other questions.
     """
-    with ranks() as me:
-        generator = me.each(lambda: Generator(model, me.device))
+    with init_distributed() as me:
+        generator = me.run_on_all(lambda: Generator(model, me.device))
         return [_one(generator, model, task, out / task.benchmark.name, me, progress) for task in tasks]
 
 
 def _one(
     generator: Generator, model: str, task: Task, folder: Path, me: Ranks, progress: Progress
 ) -> Report | Unscored:
-    questions: list[Question] = me.each(lambda: task.benchmark.questions(task.folder, task.split))
+    questions: list[Question] = me.run_on_all(lambda: task.benchmark.questions(task.folder, task.split))
     questions = questions[: task.limit] if task.limit else questions
-    me.once(lambda: _make(folder))
-    with alone(folder) if me.first else nullcontext(True) as mine:
-        done: set[str] = me.once(lambda: _begin(folder, _identity(generator, task, questions), mine))
+    me.run_on_main(lambda: _make(folder))
+    with exclusive_lock(folder) if me.is_main else nullcontext(True) as mine:
+        done: set[str] = me.run_on_main(lambda: _begin(folder, _identity(generator, task, questions), mine))
         return _ask(generator, model, task, questions, done, folder, me, progress)
 
 
@@ -103,8 +103,8 @@ def _ask(
 
     def answer() -> None:
         part = folder / f"part-{me.rank:05d}.jsonl"
-        for start in range(0, len(mine), task.batch):
-            batch = mine[start : start + task.batch]
+        for start in range(0, len(mine), task.batch_size):
+            batch = mine[start : start + task.batch_size]
             asked = [(question.text, _image(question, index, benchmark)) for question in batch]
             texts = generator.answers(asked, task.max_new_tokens or benchmark.max_new_tokens)
             rows = [
@@ -115,8 +115,8 @@ def _ask(
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
             progress(benchmark.name, start + len(batch), len(mine))
 
-    me.each(answer)
-    report: Report | Unscored = me.once(lambda: _finish(benchmark, questions, data, task, folder))
+    me.run_on_all(answer)
+    report: Report | Unscored = me.run_on_main(lambda: _finish(benchmark, questions, data, task, folder))
     return report
 
 

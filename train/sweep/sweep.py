@@ -2,7 +2,7 @@
 
 SWEEP/
   sweep.json               what is swept; another sweep is refused
-  data/<digest>/           mixtures built for keys of the data recipe
+  mixtures/<digest>/       mixtures built for keys of the mixture recipe
   runs/<name>/subset       the view that a run trains on
   runs/<name>/run          the training run, answers/ its answers, result.json its row
   results.jsonl, report.html, curve.png
@@ -30,7 +30,7 @@ from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.digests import sha256 as digest
-from vlmix.mixture.io.locks import alone
+from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.score_file import read_listing
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vlmix.mixture.selection.subset import Drawn
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
-_GROWING = ("seeds", "ratios", "select", "files")
+_GROWING = ("seeds", "ratios", "selections", "files")
 """What may be added to a sweep that is there: its runs are named by these."""
 Share = Annotated[float, Meta(gt=0, le=1)]
 
@@ -57,7 +57,7 @@ class Build(Struct, frozen=True, kw_only=True):
     images: list[str] = []
 
 
-class Exam(Struct, frozen=True, kw_only=True):
+class EvalConfig(Struct, frozen=True, kw_only=True):
     """One benchmark of the sweep."""
 
     data: str
@@ -79,7 +79,7 @@ class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Sweep(Struct, frozen=True, kw_only=True):
-    """What is swept: every combination of `axes`, `select`, `ratios` and `seeds` is one run."""
+    """What is swept: every combination of `grid`, `selections`, `ratios` and `seeds` is one run."""
 
     name: str
     mixture: str = ""
@@ -87,28 +87,28 @@ class Sweep(Struct, frozen=True, kw_only=True):
     build: Build | None = None
     recipe: str
     """The training recipe: a file or a packaged one."""
-    changes: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     """Keys of the training recipe for all runs."""
     ratios: Annotated[tuple[Share, ...], Meta(min_length=1)] = (0.1, 0.3, 0.5, 1.0)
     seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
-    select: Annotated[tuple[str | Choice, ...], Meta(min_length=1)] = ("random",)
+    selections: Annotated[tuple[str | Choice, ...], Meta(min_length=1)] = ("random",)
     """random, lengths, clusters, a file of scores or ids, or `{by: FILE, column: NAME}` (docs/selection.md)."""
     embeddings: str = ""
     """For clusters: the file that `vlmix embed` writes."""
-    same: Literal["epochs", "steps"] = "epochs"
+    budget: Literal["epochs", "steps"] = "epochs"
     """Whether a subset is trained for as many epochs as the whole, or for as many steps."""
-    axes: dict[str, Annotated[list[Any], Meta(min_length=1)]] = {}
-    """Recipe key -> values. `data.KEY` is a key of the data recipe, others are of the training recipe."""
-    evaluate: Annotated[dict[str, Exam], Meta(min_length=1)]
-    batch: Annotated[int, Meta(ge=1)] = 16
+    grid: dict[str, Annotated[list[Any], Meta(min_length=1)]] = {}
+    """Recipe key -> values. `mixture.KEY` is a key of the mixture recipe, others are of the training recipe."""
+    evaluate: Annotated[dict[str, EvalConfig], Meta(min_length=1)]
+    eval_batch_size: Annotated[int, Meta(ge=1)] = 16
     """Questions answered together."""
 
 
-class Cell(Struct, frozen=True, kw_only=True):
+class RunSpec(Struct, frozen=True, kw_only=True):
     """One run of a sweep."""
 
-    axes: dict[str, Any]
-    select: str
+    grid: dict[str, Any]
+    selection: str
     column: str = ""
     """Of the scores in a file; empty: `score`."""
     ratio: float
@@ -117,18 +117,18 @@ class Cell(Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         """What the selection is called in the results."""
-        return Path(self.select).name + (f":{self.column}" if self.column else "")
+        return Path(self.selection).name + (f":{self.column}" if self.column else "")
 
     @property
     def name(self) -> str:
         """A folder name that tells what the run is."""
-        values = [f"{key.rpartition('.')[2]}={value}" for key, value in self.axes.items()]
+        values = [f"{key.rpartition('.')[2]}={value}" for key, value in self.grid.items()]
         parts = [*values, self.label, f"{self.ratio:g}", f"seed{self.seed}"]
         plain = "-".join("".join(c if c.isalnum() or c in "._=" else "_" for c in part) for part in parts)
         return plain if len(plain) < 100 else f"{plain[:80]}-{sha256(plain.encode()).hexdigest()[:12]}"
 
 
-class Doers(Struct, frozen=True):
+class Backend(Struct, frozen=True):
     """The work of a run, as whoever runs the sweep does it: in this process or in others."""
 
     build: Callable[[Build, dict[str, Any], Path], None]
@@ -141,7 +141,7 @@ class Doers(Struct, frozen=True):
     benchmarks: Mapping[str, Benchmark]
 
 
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Told about runs: (what happens, runs that are done, runs in all)."""
 
 
@@ -161,21 +161,21 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
         raise VlmixError(f"{path}: there is no benchmark {unknown[0]!r}")
     if judged := sorted(name for name in sweep.evaluate if benchmarks[name].needs_judge):
         raise VlmixError(f"{path}: {judged[0]} needs a judge; a sweep evaluates what can be scored by itself")
-    if sweep.build is None and (fixed := sorted(key for key in sweep.axes if key.startswith("data."))):
-        raise VlmixError(f"{path}: axes.{fixed[0]} is a key of the data recipe; give `build` instead of `mixture`")
-    if "clusters" in sweep.select and not sweep.embeddings:
-        raise VlmixError(f"{path}: `select: clusters` needs `embeddings`, the file that `vlmix embed` writes")
+    if sweep.build is None and (fixed := sorted(key for key in sweep.grid if key.startswith("mixture."))):
+        raise VlmixError(f"{path}: grid.{fixed[0]} is a key of the mixture recipe; give `build` instead of `mixture`")
+    if "clusters" in sweep.selections and not sweep.embeddings:
+        raise VlmixError(f"{path}: `selections: [clusters]` needs `embeddings`, the file that `vlmix embed` writes")
     return sweep
 
 
-def cells(sweep: Sweep) -> list[Cell]:
+def cells(sweep: Sweep) -> list[RunSpec]:
     """All runs of a sweep, the largest first, so that several workers end together. The whole mixture is the same
     under every selection: it is trained on once per seed. Raises VlmixError for two runs of one name."""
-    found: dict[str, Cell] = {}
-    for values in itertools.product(*sweep.axes.values()):
-        for select, ratio, seed in itertools.product(sweep.select, sweep.ratios, sweep.seeds):
+    found: dict[str, RunSpec] = {}
+    for values in itertools.product(*sweep.grid.values()):
+        for select, ratio, seed in itertools.product(sweep.selections, sweep.ratios, sweep.seeds):
             by, column = _by("random" if ratio == 1 else select)
-            cell = Cell(axes=dict(zip(sweep.axes, values)), select=by, column=column, ratio=ratio, seed=seed)
+            cell = RunSpec(grid=dict(zip(sweep.grid, values)), selection=by, column=column, ratio=ratio, seed=seed)
             if found.setdefault(cell.name, cell) != cell:
                 raise VlmixError(f"two runs of the sweep would be called {cell.name}: name their files or values apart")
     return sorted(found.values(), key=lambda cell: -cell.ratio)
@@ -192,11 +192,11 @@ def same_as_random(sweep: Sweep, out: Path) -> list[str]:
     return [
         name
         for name, view in sorted(views.items())
-        if view.exists() and open_mixture(view).manifest.subset[-1].get("same_as_random")
+        if view.exists() and open_mixture(view).manifest.selections[-1].get("same_as_random")
     ]
 
 
-def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> list[Result]:
+def run(sweep: Sweep, out: Path, doers: Backend, tell: ProgressCallback = lambda *_: None) -> list[Result]:
     """Do what is left of a sweep, beside other processes that work on the same folder; the rows of all runs.
 
     Seeds, ratios and selections may be added to a sweep that is there. Raises VlmixError where `out` holds another
@@ -232,14 +232,18 @@ def run(sweep: Sweep, out: Path, doers: Doers, tell: Tell = lambda *_: None) -> 
     return rows
 
 
-def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> None:
+def _run_one(sweep: Sweep, cell: RunSpec, out: Path, home: Path, doers: Backend) -> None:
     whole = _mixture(sweep, cell, out, doers)
     data = whole if cell.ratio == 1 else _subset(sweep, cell, whole, home / "subset")
-    recipe = msgspec.structs.replace(_recipe(sweep, cell, doers), data=str(data), out=str(home / "run"))
-    if sweep.same == "steps" and not recipe.steps:
+    recipe = msgspec.structs.replace(_recipe(sweep, cell, doers), mixture=str(data), out=str(home / "run"))
+    if sweep.budget == "steps" and not recipe.max_steps:
         batch = recipe.batch
-        full = open_mixture(whole).order(batch.samples, window=batch.window, last=batch.last).steps_per_epoch
-        recipe = msgspec.structs.replace(recipe, steps=math.ceil(recipe.epochs * full))
+        full = (
+            open_mixture(whole)
+            .schedule(batch.global_size, length_window=batch.length_window, drop_last=batch.drop_last)
+            .steps_per_epoch
+        )
+        recipe = msgspec.structs.replace(recipe, max_steps=math.ceil(recipe.epochs * full))
     began = time.monotonic()
     if stopped := doers.train(recipe):
         raise SystemExit(128 + stopped)
@@ -253,8 +257,8 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
     opened, last = open_mixture(data), read_metrics(home / "run")[-1]
     result = Result(
         run=cell.name,
-        axes=cell.axes,
-        select=cell.label,
+        grid=cell.grid,
+        selection=cell.label,
         ratio=cell.ratio,
         seed=cell.seed,
         samples=len(opened),
@@ -270,44 +274,44 @@ def _run_one(sweep: Sweep, cell: Cell, out: Path, home: Path, doers: Doers) -> N
     write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
 
 
-def _check(sweep: Sweep, planned: list[Cell], doers: Doers) -> None:
+def _check(sweep: Sweep, planned: list[RunSpec], doers: Backend) -> None:
     """Raises VlmixError for what the runs would stumble over one by one."""
-    for chosen, column in map(_by, sweep.select):
+    for chosen, column in map(_by, sweep.selections):
         if chosen in BUILT_IN:
             if column:
-                raise VlmixError(f"select: column {column} goes with a file of scores, not with {chosen}")
+                raise VlmixError(f"selections: column {column} goes with a file of scores, not with {chosen}")
         elif not Path(chosen).is_file():
-            raise VlmixError(f"select: {chosen} is no file of scores or ids{nearest(chosen, BUILT_IN)}")
+            raise VlmixError(f"selections: {chosen} is no file of scores or ids{nearest(chosen, BUILT_IN)}")
         else:
             read_listing(Path(chosen), column or None)
-    if "clusters" in sweep.select and not Path(sweep.embeddings).is_file():
+    if "clusters" in sweep.selections and not Path(sweep.embeddings).is_file():
         raise VlmixError(f"embeddings: there is no file {sweep.embeddings}; `vlmix embed` writes one")
     for task in _tasks(sweep, doers):
         task.benchmark.questions(task.folder, task.split)
     samples = int(open_mixture(sweep.mixture).column("repeat").to_numpy().sum()) if sweep.mixture else None
     for cell in planned:
-        batch = _recipe(sweep, cell, doers).batch.samples
+        batch = _recipe(sweep, cell, doers).batch.global_size
         if samples is not None and batch > (held := int(samples * cell.ratio)):
             raise VlmixError(
-                f"run {cell.name}: batch.samples {batch} is larger than its {held} samples; add "
-                "changes.batch.samples=N, or leave the ratio out"
+                f"run {cell.name}: batch.global_size {batch} is larger than its {held} samples; add "
+                "overrides.batch.global_size=N, or leave the ratio out"
             )
     if sweep.mixture:
-        firsts = {cell.label: cell for cell in planned if cell.ratio < 1 and cell.select not in BUILT_IN}
+        firsts = {cell.label: cell for cell in planned if cell.ratio < 1 and cell.selection not in BUILT_IN}
         for cell in firsts.values():
             _draw(sweep, cell, open_mixture(sweep.mixture))
 
 
-def _recipe(sweep: Sweep, cell: Cell, doers: Doers) -> Recipe:
+def _recipe(sweep: Sweep, cell: RunSpec, doers: Backend) -> Recipe:
     """The training recipe of a run, but for its folders."""
     plain = doers.recipe(sweep.recipe)
-    changes = sweep.changes | {key: value for key, value in cell.axes.items() if not key.startswith("data.")}
+    changes = sweep.overrides | {key: value for key, value in cell.grid.items() if not key.startswith("mixture.")}
     for key, value in changes.items():
         _set(plain, key, value)
     return parse(plain | {"seed": cell.seed}, f"sweep {sweep.name}")
 
 
-def _tasks(sweep: Sweep, doers: Doers) -> list[Task]:
+def _tasks(sweep: Sweep, doers: Backend) -> list[Task]:
     return [
         Task(
             benchmark=doers.benchmarks[name],
@@ -316,26 +320,26 @@ def _tasks(sweep: Sweep, doers: Doers) -> list[Task]:
             split=exam.split,
             limit=exam.limit,
             max_new_tokens=exam.max_new_tokens,
-            batch=sweep.batch,
+            batch_size=sweep.eval_batch_size,
         )
         for name, exam in sweep.evaluate.items()
     ]
 
 
-def _mixture(sweep: Sweep, cell: Cell, out: Path, doers: Doers) -> Path:
+def _mixture(sweep: Sweep, cell: RunSpec, out: Path, doers: Backend) -> Path:
     """The whole mixture of a cell, built where keys of its recipe are swept."""
     if sweep.build is None:
         return Path(sweep.mixture)
-    changes = {key.removeprefix("data."): value for key, value in cell.axes.items() if key.startswith("data.")}
+    changes = {key.removeprefix("mixture."): value for key, value in cell.grid.items() if key.startswith("mixture.")}
     digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
-    folder = out / "data" / digest
+    folder = out / "mixtures" / digest
     with _held(folder, wait=True):
         if not (folder / "mixture").is_dir():
             doers.build(sweep.build, changes, folder / "mixture")
     return folder / "mixture"
 
 
-def _subset(sweep: Sweep, cell: Cell, whole: Path, view: Path) -> Path:
+def _subset(sweep: Sweep, cell: RunSpec, whole: Path, view: Path) -> Path:
     """A view of part of a mixture, drawn by the cell's seed: parts of one seed nest."""
     from vlmix.mixture.selection.subset import save
 
@@ -345,22 +349,22 @@ def _subset(sweep: Sweep, cell: Cell, whole: Path, view: Path) -> Path:
     return view
 
 
-def _draw(sweep: Sweep, cell: Cell, whole: Mixture) -> "Drawn[Mixture]":
+def _draw(sweep: Sweep, cell: RunSpec, whole: Mixture) -> "Drawn[Mixture]":
     """The samples of a cell. Raises VlmixError for a list of all samples: that is the random selection."""
     from vlmix.mixture.selection.subset import Selection, draw
 
     selection = Selection(
         ratio=cell.ratio,
         seed=cell.seed,
-        by=None if cell.select == "random" else cell.select,
+        by=None if cell.selection == "random" else cell.selection,
         column=cell.column or None,
-        embeddings=sweep.embeddings if cell.select == "clusters" else None,
+        embeddings=sweep.embeddings if cell.selection == "clusters" else None,
     )
     drawn = draw(whole, selection)
     if drawn.report is not None and drawn.report.listed == len(whole):
         raise VlmixError(
-            f"select: {cell.select} has no scores and lists all {len(whole):,} samples, so its part is the random one; "
-            "add a column score, or leave it out"
+            f"selections: {cell.selection} has no scores and lists all {len(whole):,} samples, so its part is the "
+            "random one; add a column score, or leave it out"
         )
     return drawn
 
@@ -375,7 +379,7 @@ def _set(data: Any, key: str, value: Any) -> None:
 def _claim(sweep: Sweep, out: Path) -> None:
     """Make the folder this sweep's."""
     plain = json.loads(msgspec.json.encode(sweep))
-    files = [*(chosen for chosen, _ in map(_by, sweep.select) if chosen not in BUILT_IN), sweep.embeddings]
+    files = [*(chosen for chosen, _ in map(_by, sweep.selections) if chosen not in BUILT_IN), sweep.embeddings]
     plain["files"] = {file: digest(Path(file)) for file in files if file}
     path = out / SPEC
     with disk_errors(out):
@@ -409,11 +413,11 @@ def finished(out: Path, names: Collection[str]) -> int:
 def _rows(out: Path) -> list[Result]:
     files = sorted((out / "runs").glob("*/result.json"))
     rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
-    return sorted(rows, key=lambda row: (json.dumps(row.axes), row.select, row.ratio, row.seed))
+    return sorted(rows, key=lambda row: (json.dumps(row.grid), row.selection, row.ratio, row.seed))
 
 
 @contextmanager
 def _held(folder: Path, wait: bool = False) -> Iterator[bool]:
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, wait) as mine:
+    with exclusive_lock(folder, wait) as mine:
         yield mine

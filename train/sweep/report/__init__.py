@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic, write_text
+from vlmix.mixture.io.atomic import atomic_write, write_text
 from vlmix.train.sweep.report.aggregate import Point, Result, Series, Spread, aggregate, ordered, series
 from vlmix.train.sweep.report.canvas import DARK, LIGHT, require
 from vlmix.train.sweep.report.curve import curve, scores
@@ -32,7 +32,7 @@ def write(out: Path, title: str, rows: list[Result], facts: dict[str, Any]) -> P
     each_light, each_dark = scores(points, LIGHT), scores(points, DARK)
     each = (each_light, each_dark) if each_light and each_dark else None
     text = page(title, ordered(rows), facts, (light, dark), each)
-    with atomic(out / CURVE_NAME) as file:
+    with atomic_write(out / CURVE_NAME) as file:
         file.write(light)
     write_text(out / REPORT_NAME, text)
     return out / REPORT_NAME

@@ -26,9 +26,9 @@ class Result(Struct, frozen=True, kw_only=True):
     """
 
     run: str
-    axes: dict[str, Any]
+    grid: dict[str, Any]
     """Recipe keys that the sweep varies, with this run's values."""
-    select: str
+    selection: str
     """How the subset was chosen: random, lengths, clusters or a file's name. Of no meaning at ratio 1."""
     ratio: float
     """Share of the mixture's samples; 1.0: the full mixture."""
@@ -63,8 +63,8 @@ class Point(Struct, frozen=True, kw_only=True):
     `left_out` are benchmarks that cannot be relative, as the full mixture scores 0 (or less) in them.
     """
 
-    axes: dict[str, Any]
-    select: str
+    grid: dict[str, Any]
+    selection: str
     ratio: float
     seeds: int
     samples: int
@@ -81,8 +81,8 @@ class Point(Struct, frozen=True, kw_only=True):
 class Series(NamedTuple):
     """Points of one (axes, select) by rising ratio, the full mixture's last, if there is one."""
 
-    axes: dict[str, Any]
-    select: str
+    grid: dict[str, Any]
+    selection: str
     points: list[Point]
 
 
@@ -105,16 +105,16 @@ def aggregate(rows: Iterable[Result]) -> list[Point]:
     Runs that share a point and a seed count as one, by their mean.
     """
     groups = grouped(rows)
-    references = {axes_key(group[0].axes): _scores(group) for group in groups if group[0].ratio == 1}
+    references = {axes_key(group[0].grid): _scores(group) for group in groups if group[0].ratio == 1}
     points = []
     for group in groups:
         first = group[0]
-        reference = references.get(axes_key(first.axes), {})
+        reference = references.get(axes_key(first.grid), {})
         usable = {name: full.mean for name, full in reference.items() if full.mean > 0}
         points.append(
             Point(
-                axes=first.axes,
-                select=FULL if first.ratio == 1 else first.select,
+                grid=first.grid,
+                selection=FULL if first.ratio == 1 else first.selection,
                 ratio=first.ratio,
                 seeds=len({row.seed for row in group}),
                 samples=round(fmean(row.samples for row in group)),
@@ -129,16 +129,16 @@ def aggregate(rows: Iterable[Result]) -> list[Point]:
 def series(points: list[Point]) -> list[Series]:
     """The lines of a curve. Axes with nothing but the full mixture make a line of that point, with select `FULL`."""
     lines: dict[Any, Series] = {}
-    full = {axes_key(point.axes): point for point in points if point.full}
+    full = {axes_key(point.grid): point for point in points if point.full}
     for point in points:
         if not point.full:
-            key = (axes_key(point.axes), point.select)
-            lines.setdefault(key, Series(point.axes, point.select, [])).points.append(point)
+            key = (axes_key(point.grid), point.selection)
+            lines.setdefault(key, Series(point.grid, point.selection, [])).points.append(point)
     for (axes, _), line in lines.items():
         line.points.extend([full[axes]] if axes in full else [])
     lonely = [(key, point) for key, point in full.items() if key not in {axes for axes, _ in lines}]
-    lines |= {(key, FULL): Series(point.axes, FULL, [point]) for key, point in lonely}
-    return sorted(lines.values(), key=lambda line: (axes_key(line.axes), _select_key(line.select)))
+    lines |= {(key, FULL): Series(point.grid, FULL, [point]) for key, point in lonely}
+    return sorted(lines.values(), key=lambda line: (axes_key(line.grid), _select_key(line.selection)))
 
 
 def spread(rows: Iterable[Result], value: Callable[[Result], float | None]) -> Spread | None:
@@ -178,8 +178,8 @@ def _value_key(value: Any) -> tuple[bool, float, bytes]:
 
 
 def _place(row: Result) -> tuple[Any, ...]:
-    select = FULL if row.ratio == 1 else row.select
-    return axes_key(row.axes), _select_key(select), row.ratio
+    select = FULL if row.ratio == 1 else row.selection
+    return axes_key(row.grid), _select_key(select), row.ratio
 
 
 def _select_key(select: str) -> tuple[int, str]:

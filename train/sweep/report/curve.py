@@ -73,7 +73,7 @@ def _over_share(points: list[Point], theme: Theme) -> bytes:
 def _rows(points: list[Point], theme: Theme) -> bytes:
     """Points that have one share in common, the steps of an ablation ladder: a row each, in panels by benchmark."""
     namer, names = Namer(points), benchmarks(points)
-    labels = [clean(namer.series(point.axes, point.select), 30, 4) for point in points]
+    labels = [clean(namer.series(point.grid, point.selection), 30, 4) for point in points]
     beside = 0.08 * max(len(line) for label in labels for line in label.split("\n"))
     columns, rows = layout(len(names), 2.2, beside)
     row_height = 0.2 + 0.16 * max(label.count("\n") + 1 for label in labels)
@@ -107,7 +107,7 @@ def _lines(ax: Any, lines: Sequence[Series], drawn: Sequence[Mark], theme: Theme
             ys.append(found.mean)
             if point.full:
                 shown = Mark(theme.ink, _FULL) if _shared(lines, line) else mark
-                full[axes_key(point.axes)] = x, found, shown
+                full[axes_key(point.grid)] = x, found, shown
             else:
                 draw_spread(ax, x, found.mean, found, mark, theme)
         ax.plot(xs, ys, color=mark.colour, linestyle=mark.dash, linewidth=1.8, zorder=3)
@@ -118,8 +118,8 @@ def _lines(ax: Any, lines: Sequence[Series], drawn: Sequence[Mark], theme: Theme
 def _shared(lines: Sequence[Series], line: Series) -> bool:
     """Whether the full mixture has a mark of its own: where it serves several selections, and where there are no axes
     to tell apart."""
-    keys = [axes_key(other.axes) for other in lines]
-    return len(set(keys)) == 1 or keys.count(axes_key(line.axes)) > 1
+    keys = [axes_key(other.grid) for other in lines]
+    return len(set(keys)) == 1 or keys.count(axes_key(line.grid)) > 1
 
 
 class _Dodge:
@@ -127,7 +127,7 @@ class _Dodge:
 
     def __init__(self, lines: Sequence[Series]) -> None:
         self._lines = len(lines)
-        self._axes = list(dict.fromkeys(axes_key(line.axes) for line in lines))
+        self._axes = list(dict.fromkeys(axes_key(line.grid) for line in lines))
         ratios = _ratios([point for line in lines for point in line.points])
         self._log = _log(ratios)
         low, high = _ends(ratios)
@@ -137,7 +137,7 @@ class _Dodge:
         return self._moved(ratio, number, self._lines)
 
     def full(self, point: Point) -> float:
-        return self._moved(1.0, self._axes.index(axes_key(point.axes)), len(self._axes))
+        return self._moved(1.0, self._axes.index(axes_key(point.grid)), len(self._axes))
 
     def _moved(self, ratio: float, number: int, count: int) -> float:
         by = self._step * (number - (count - 1) / 2)
@@ -168,9 +168,9 @@ _ONE_SEED = "one seed: spread unknown"
 def _legend(figure: Any, lines: Sequence[Series], drawn: Sequence[Mark], points: list[Point], theme: Theme) -> None:
     namer = Namer(points)
     entries = [
-        (_sample(mark.colour, mark.marker, mark.dash), clean(namer.series(line.axes, line.select)))
+        (_sample(mark.colour, mark.marker, mark.dash), clean(namer.series(line.grid, line.selection)))
         for line, mark in zip(lines, drawn)
-        if line.select != FULL or not _shared(lines, line)
+        if line.selection != FULL or not _shared(lines, line)
     ]
     if any(line.points[-1].full and _shared(lines, line) for line in lines):
         entries.append((_sample(theme.ink, _FULL, ""), FULL))

@@ -11,11 +11,11 @@ def notes(rows: Iterable[Result]) -> Iterator[str]:
     """Sentences for the foot of a report; none where all is complete and sound."""
     groups = grouped(rows)
     points = aggregate(row for group in groups for row in group)
-    full = {axes_key(point.axes): point for point in points if point.full}
+    full = {axes_key(point.grid): point for point in points if point.full}
     yield from _references(points, full)
     asked = set(benchmarks(points))
     for point, group in zip(points, groups):
-        reference = full.get(axes_key(point.axes))
+        reference = full.get(axes_key(point.grid))
         for row in group:
             yield from _run(row, asked, reference)
         if len(group) > point.seeds:
@@ -32,7 +32,7 @@ def notes(rows: Iterable[Result]) -> Iterator[str]:
 
 def _references(points: list[Point], full: dict[Any, Point]) -> Iterator[str]:
     namer = Namer(points)
-    for key, axes in {axes_key(point.axes): point.axes for point in points}.items():
+    for key, axes in {axes_key(point.grid): point.grid for point in points}.items():
         whose = f"{namer.axes(axes)}: " if namer.varied else ""
         if key not in full:
             yield f"{whose}There is no run on the full mixture yet, so nothing is relative to it."

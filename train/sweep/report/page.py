@@ -68,7 +68,7 @@ def _composition(points: list[Point], groups: list[list[Result]]) -> Markup:
     namer = Namer(points)
     subsets: dict[tuple[str, float], list[tuple[str, list[Result]]]] = {}
     for point, group in zip(points, groups):
-        subsets.setdefault((point.select, point.ratio), []).append((namer.point(point), group))
+        subsets.setdefault((point.selection, point.ratio), []).append((namer.point(point), group))
     made: list[tuple[str, list[Result]]] = []
     for (select, ratio), members in subsets.items():
         same = all(_counts(group) == _counts(members[0][1]) for _, group in members)
@@ -108,8 +108,8 @@ def _runs(points: list[Point], groups: list[list[Result]]) -> Markup:
     rows = [
         [
             row.run,
-            *(value(row.axes[key]) if key in row.axes else NOTHING for key in namer.keys),
-            point.select,
+            *(value(row.grid[key]) if key in row.grid else NOTHING for key in namer.keys),
+            point.selection,
             share(row.ratio),
             str(row.seed),
             f"{row.samples:,}",

@@ -29,11 +29,11 @@ class Namer:
     """Names for axes and series: only what differs among `points`, and no longer than needed."""
 
     def __init__(self, points: Sequence[Point]) -> None:
-        self.keys = sorted({key for point in points for key in point.axes})
-        self.varied = len({axes_key(point.axes) for point in points}) > 1
-        self._selects = {point.select for point in points} - {FULL}
-        first = points[0].axes if points else {}
-        self._telling = [key for key in self.keys if any(_cell(p.axes, key) != _cell(first, key) for p in points)]
+        self.keys = sorted({key for point in points for key in point.grid})
+        self.varied = len({axes_key(point.grid) for point in points}) > 1
+        self._selects = {point.selection for point in points} - {FULL}
+        first = points[0].grid if points else {}
+        self._telling = [key for key in self.keys if any(_cell(p.grid, key) != _cell(first, key) for p in points)]
         last = [key.rpartition(".")[2] for key in self._telling]
         self._short = {key: end if last.count(end) == 1 else key for key, end in zip(self._telling, last)}
 
@@ -51,8 +51,8 @@ class Namer:
     def point(self, point: Point) -> str:
         """The series and the share."""
         if point.full:
-            return ", ".join(part for part in (self.axes(point.axes), FULL) if part)
-        return f"{self.series(point.axes, point.select)}, {share(point.ratio)}"
+            return ", ".join(part for part in (self.axes(point.grid), FULL) if part)
+        return f"{self.series(point.grid, point.selection)}, {share(point.ratio)}"
 
 
 def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
@@ -66,8 +66,8 @@ def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
         numbers = [point.relative] * relative + [point.scores.get(name) for name in names]
         rows.append(
             [
-                *(_cell(point.axes, key) for key in namer.keys),
-                point.select,
+                *(_cell(point.grid, key) for key in namer.keys),
+                point.selection,
                 share(point.ratio),
                 f"{point.samples:,}",
                 str(point.seeds),
@@ -84,15 +84,15 @@ def headline(points: list[Point]) -> list[str]:
     lines = [line for line in lines if line.points]
     if not lines:
         return _absolute(points, namer)
-    several = len({line.select for line in lines}) > 1
+    several = len({line.selection for line in lines}) > 1
     return [*(_keeps(line, namer, several) for line in lines), _enough(lines, namer)]
 
 
 def _keeps(line: Series, namer: Namer, several: bool) -> str:
     point = line.points[0]
     assert point.relative
-    whose = f"{namer.axes(line.axes)}: with" if namer.varied else "With"
-    chosen = f", {_CHOSEN.get(line.select, f'chosen by {line.select}')}," if several else ""
+    whose = f"{namer.axes(line.grid)}: with" if namer.varied else "With"
+    chosen = f", {_CHOSEN.get(line.selection, f'chosen by {line.selection}')}," if several else ""
     count = len(point.relative.by_seed)
     seeds = f"{count} seeds" if count > 1 else "1 seed, so the spread is unknown"
     return (
@@ -110,7 +110,7 @@ def _enough(lines: list[Series], namer: Namer) -> str:
         for point in found
     ]
     if len(lines) > 1:
-        told = [f"{namer.series(line.axes, line.select)}: {what}" for line, what in zip(lines, told)]
+        told = [f"{namer.series(line.grid, line.selection)}: {what}" for line, what in zip(lines, told)]
     return f"The smallest share measured that keeps {KEEPS:g} %: {'; '.join(told)}."
 
 
@@ -127,7 +127,7 @@ def _absolute(points: list[Point], namer: Namer) -> list[str]:
     best: dict[str, list[str]] = {}
     for name in names:
         point = max((p for p in points if name in p.scores), key=lambda p: p.scores[name].mean)
-        best.setdefault(namer.series(point.axes, point.select), []).append(name)
+        best.setdefault(namer.series(point.grid, point.selection), []).append(name)
     told = [f"{whose} is highest in {listed(highest)}" for whose, highest in best.items()]
     return [f"{len(points)} variants on {where}: {'; '.join(told)}."]
 
