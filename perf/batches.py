@@ -183,11 +183,11 @@ def _loader(dataset: Any, **more: Any) -> Any:
 
 def vlmix(args: argparse.Namespace) -> Facts:
     import vlmix
-    from vlmix.train.loader import StepDataset, make_loader
+    from vlmix.torch import ImageCollator, StepDataset, make_loader
 
     opened = vlmix.open(args.work / "mixture")
     order = opened.schedule(BATCH)
-    steps = make_loader(StepDataset(opened, order, side=SIDE), 0, order.steps_per_epoch, WORKERS)
+    steps = make_loader(StepDataset(opened, order, ImageCollator(SIDE)), 0, order.steps_per_epoch, WORKERS)
     return timed(batch.images for batch in steps)
 
 

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 
 from vlmix.mixture.mixture import open as open_mixture  # noqa: E402
+from vlmix.torch import ImageCollator, StepDataset, make_loader  # noqa: E402
 from vlmix.train.images import CLIP_MEAN, CLIP_STD, decode, normalise, to_square  # noqa: E402
-from vlmix.train.loader import StepDataset, make_loader  # noqa: E402
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -80,16 +80,15 @@ def test_normalising_is_clips() -> None:
     assert normalise(pixels, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_steps_are_the_orders_with_any_number_of_workers(mixture: Path) -> None:
+def test_steps_are_the_schedules_with_any_number_of_workers(mixture: Path) -> None:
     opened = open_mixture(mixture)
-    order = opened.schedule(16)
-    steps = StepDataset(opened, order, rank=1, world=2, side=32)
+    schedule = opened.schedule(16)
+    steps = StepDataset(opened, schedule, ImageCollator(side=32), rank=1, world=2)
     alone = [steps[step] for step in range(3, 9)]
     for workers in (0, 2):
         loaded = list(make_loader(steps, 3, 9, workers))
-        assert [batch.step for batch in loaded] == list(range(3, 9))
-        for batch, expected in zip(loaded, alone, strict=True):
-            assert batch.positions.tolist() == order.rank_batch(batch.step, 1, 2).tolist()
-            assert [sample.id for sample in batch.samples] == [opened[int(i)].id for i in batch.positions]
+        for step, batch, expected in zip(range(3, 9), loaded, alone, strict=True):
+            ids = [opened[i].id for i in schedule.rank_batch(step, 1, 2).tolist()]
+            assert [sample.id for sample in batch.samples] == ids
             assert torch.equal(batch.images, expected.images)
             assert len(batch.images) == sum(sample.image != "" for sample in batch.samples)
