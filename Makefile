@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test slow fuzz check interop clean
+.PHONY: demo test fast docs slow fuzz check interop clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -11,6 +11,10 @@ demo: .venv/demo
 
 test: .venv/test
 	$(BIN)/python -m pytest -n auto
+
+# The data side without torch and without other processes: what to run while editing.
+fast: .venv/test
+	$(BIN)/python -m pytest -n auto -m 'not slow and not fuzz and not processes' tests/mixture tests/builders tests/cli
 
 # What takes minutes or starts servers.
 slow: .venv/test
@@ -24,12 +28,16 @@ check: .venv/test .venv/check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site; warnings are errors.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The exports, read by the peers' own loaders in environments of their own. Not part of `make test`.
 interop: .venv/run
 	$(BIN)/python interop/run.py $(PEERS)
 
 clean:
-	rm -rf .venv demo .interop
+	rm -rf .venv demo site .interop
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "vlmix needs Python 3.11 or newer")'
@@ -45,6 +53,10 @@ clean:
 
 .venv/test: .venv/run
 	$(PIP) -e '.[train,lora,smol,sweep,test]'
+	touch $@
+
+.venv/docs: .venv/demo
+	$(PIP) -e '.[docs]'
 	touch $@
 
 .venv/check: .venv/run

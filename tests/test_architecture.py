@@ -37,6 +37,7 @@ RULES: dict[str, set[str]] = {
     "train.weights": {"mixture", "train.images"},
     "cli": {"mixture", "builders", "train", "door"},
     "door": {"mixture", "builders", "train", "cli"},
+    "torch_door": {"mixture", "train"},
 }
 BASE = {f"mixture.{name}" for name in ("errors", "version", "hashing", "record", "boxes", "render", "keyed", "filters")}
 
@@ -64,7 +65,7 @@ def _is_module(name: str) -> bool:
 
 
 def modules() -> dict[str, Path]:
-    found = {"door": ROOT / "vlmix/__init__.py"}
+    found = {"door": ROOT / "vlmix/__init__.py", "torch_door": ROOT / "vlmix/torch.py"}
     for room in ("mixture", "builders", "train", "cli"):
         for path in (ROOT / room).rglob("*.py"):
             name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")

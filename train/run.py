@@ -24,8 +24,8 @@ from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_text
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.mixture.schedule.schedule import ORDER_VERSION, Schedule
-from vlmix.mixture.version import VERSION
+from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.mixture.version import ORDER_VERSION, VERSION
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import Checkpoints, State

@@ -45,7 +45,7 @@ class Report(Struct, kw_only=True):
     """A score with what it is made of.
 
     `score` is on the published scale (percent; MME up to 2000). `metrics` are sub-scores, on the same scale where
-    they are shares. `answered`, `missing`, `double` and `unknown` count questions with and without an answer, rows
+    they are shares. `answered`, `missing`, `duplicates` and `unknown` count questions with and without an answer, rows
     beyond the first of a question, and rows for no question. `notes` say by which convention, and what was odd.
     """
 
@@ -58,6 +58,8 @@ class Report(Struct, kw_only=True):
     duplicates: int
     unknown: int
     notes: list[str]
+    scorer_version: int = 0
+    """Of the benchmark's rules: scores of one version compare."""
 
 
 class Matched(NamedTuple):
@@ -95,13 +97,13 @@ def match(
     `question_id` does not. Raises VlmixError if not one row is for a question of `source`."""
     known = ids if isinstance(ids, (set, frozenset, dict)) else set(ids)
     texts: dict[str, str] = {}
-    double = unknown = 0
+    duplicates = unknown = 0
     for row in answers.rows:
         id = row.question_id if identify is None else identify(row)
         if id is None or id not in known:
             unknown += 1
             continue
-        double += id in texts
+        duplicates += id in texts
         texts[id] = row.text
     if not texts:
         asked = next(iter(ids), None)
@@ -110,7 +112,7 @@ def match(
             + (f" (the first is for {answers.rows[0].question_id!r}, the first question is {asked!r})" if asked else "")
             + "; name the answers' own benchmark and split"
         )
-    return Matched(texts, len(texts), len(known) - len(texts), double, unknown)
+    return Matched(texts, len(texts), len(known) - len(texts), duplicates, unknown)
 
 
 def percent(hits: float, count: float) -> float:
@@ -158,6 +160,8 @@ class Benchmark:
     parse_scores: ScoreParser | None = None
     images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
     max_new_tokens: int = 128
+    scorer_version: int = 1
+    """Raised when a change gives the same answers another score."""
 
     @property
     def needs_judge(self) -> bool:
@@ -177,11 +181,10 @@ class Benchmark:
         missing, damaged or another benchmark's, and where not one answer belongs to the split.
         """
         files, split = self._official(annotations), self._split(split)
-        return (
-            self.score_answers(answers, files, split, judgements)
-            if self.needs_judge
-            else self.score_answers(answers, files, split)
-        )
+        more = (judgements,) if self.needs_judge else ()
+        report = self.score_answers(answers, files, split, *more)
+        report.scorer_version = self.scorer_version
+        return report
 
     def judge(
         self, answers: Answers, data: Path, endpoint: Endpoint, path: Path, progress: Progress | None = None

@@ -11,7 +11,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.storage import Local, Location
 from vlmix.mixture.record import unsafe_path
-from vlmix.mixture.version import FORMAT_VERSION, VERSION
+from vlmix.mixture.version import FORMAT_VERSION, ORDER_VERSION, VERSION
 
 NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
@@ -70,6 +70,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """The manifest. `files` maps the other files of the folder to their sha256."""
 
     format_version: int = FORMAT_VERSION
+    order_version: int = ORDER_VERSION
     vlmix_version: str = VERSION
     kind: Literal["mixture", "view", "annotations"]
     name: str
@@ -96,7 +97,9 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 def write(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of a folder, with its checksum; gives it back as it was written."""
-    plain = msgspec.structs.replace(manifest, format_version=FORMAT_VERSION, sha256=_UNSEALED)
+    plain = msgspec.structs.replace(
+        manifest, format_version=FORMAT_VERSION, order_version=ORDER_VERSION, sha256=_UNSEALED
+    )
     data = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
     sealed = _sealed(data)
     with atomic_write(folder / NAME) as file:

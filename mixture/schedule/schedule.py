@@ -14,9 +14,6 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key, mix64
 from vlmix.mixture.schedule.packing import Lengths, Positions, packed_shares, shares
 
-ORDER_VERSION = 2
-
-
 _SAMPLES, _BATCHES = 1, 2  # purposes of the two keys of an epoch
 
 

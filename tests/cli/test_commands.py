@@ -17,6 +17,7 @@ def data(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.processes
 def test_sources_show_files_licences_and_options() -> None:
     listed = data("sources")
     assert [source["name"] for source in listed] == sorted(known_sources())
@@ -29,6 +30,7 @@ def test_sources_show_files_licences_and_options() -> None:
     assert wrong.returncode == 1 and "did you mean 'vqav2'" in wrong.stderr
 
 
+@pytest.mark.processes
 def test_the_whole_way(raw: Path, tmp_path: Path) -> None:
     mix, tenth = tmp_path / "mix", tmp_path / "tenth"
     planned = data("plan", "sample", "--raw", raw)
@@ -63,6 +65,7 @@ def _first(folder: Path, source: str) -> str:
     return str(frame["id"][0]).partition("/")[2]
 
 
+@pytest.mark.processes
 def test_plan_writes_nothing_and_tells_what_is_missing(raw: Path, tmp_path: Path) -> None:
     before = hashes(raw)
     rows = {row["source"]: row for row in data("plan", "sample", "--raw", raw)["sources"]}
@@ -75,6 +78,7 @@ def test_plan_writes_nothing_and_tells_what_is_missing(raw: Path, tmp_path: Path
     assert (row["samples"], row["images"], row["missing"]) == (64, 0, 64)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -96,15 +100,18 @@ def test_mistakes_end_with_one_message(tmp_path: Path, arguments: list[str], cod
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.processes
 def test_the_version_is_told() -> None:
     assert vlmix("--version").stdout.startswith("vlmix 0.")
 
 
+@pytest.mark.processes
 def test_unknown_samples_are_met_with_the_nearest(mixture: Path) -> None:
     wrong = vlmix("inspect", mixture, "--id", "gqa/0")
     assert wrong.returncode == 1 and "has no sample 'gqa/0'" in wrong.stderr
 
 
+@pytest.mark.processes
 def test_problems_make_verify_fail(mixture: Path, tmp_path: Path) -> None:
     shutil.copytree(mixture, tmp_path / "copy")
     (tmp_path / "copy/train/train-000000.tar").unlink()
@@ -112,6 +119,7 @@ def test_problems_make_verify_fail(mixture: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "train-000000.tar: missing" in done.stdout
 
 
+@pytest.mark.processes
 def test_demo_runs_the_commands_in_order(tmp_path: Path) -> None:
     done = vlmix("demo", tmp_path / "demo", "--epochs", "1")
     assert done.returncode == 0, done.stderr

@@ -198,6 +198,7 @@ def test_the_manifest_tells_of_the_selection_without_a_path(mixture: Path, tmp_p
     assert set(plain) == {"ratio", "total", "sources", "where", "stratify", "seed", "of"}
 
 
+@pytest.mark.processes
 def test_the_command_and_the_method_agree(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     scores = scores_of(ids(whole)[:700])
@@ -835,6 +836,7 @@ def test_a_column_goes_with_a_file(mixture: Path, by: str | None) -> None:
         draw(open_mixture(mixture), Selection(by=by, column="quality", ratio=0.1))
 
 
+@pytest.mark.processes
 def test_a_selection_equal_to_the_random_one_is_reported(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     file = write_rows(tmp_path / "all.txt", [{"id": id} for id in ids(whole)])
@@ -853,6 +855,7 @@ def test_a_selection_equal_to_the_random_one_is_reported(mixture: Path, tmp_path
     assert json.loads(shown.stdout)["report"]["same_as_random"] is True and "warning: by all.txt" in shown.stderr
 
 
+@pytest.mark.processes
 def test_the_column_is_recorded_and_the_command_takes_it(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     file = write_rows(tmp_path / "s.csv", [{"id": k, "quality": v} for k, v in scores_of(ids(whole)).items()])

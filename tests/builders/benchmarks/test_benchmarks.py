@@ -32,6 +32,7 @@ def score(name: str, folder: Path, texts: dict[Any, str], split: str = "") -> Re
     return known_benchmarks()[name].score(answers(texts), folder, split)
 
 
+@pytest.mark.processes
 def test_scoring_needs_no_torch() -> None:
     heavy = {"torch", "transformers", "rich", "typer"}
     code = (
@@ -204,7 +205,7 @@ def test_equal_records_without_ids_are_left_out_together() -> None:
 
 
 def official() -> Any:
-    path = Path(__file__).parents[2] / "perf" / "official_vqa.py"
+    path = Path(__file__).parents[3] / "perf" / "official_vqa.py"
     spec = importlib.util.spec_from_file_location("official_vqa", path)
     assert spec is not None
     assert spec.loader is not None

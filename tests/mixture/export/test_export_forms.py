@@ -402,6 +402,7 @@ def test_a_failed_export_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.processes
 def test_a_killed_export_looks_unfinished_and_runs_again(small: Path, exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     child = os.fork()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.packing import pack, packed_shares, shares, waste
-from vlmix.mixture.schedule.schedule import ORDER_VERSION, Schedule, epoch_order
+from vlmix.mixture.schedule.schedule import Schedule, epoch_order
+from vlmix.mixture.version import ORDER_VERSION
 
 
 @st.composite

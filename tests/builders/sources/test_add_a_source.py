@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.helpers import dump, vlmix
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{site}:{ROOT}"}
 
 
+@pytest.mark.processes
 def test_the_page_works_as_printed(tmp_path: Path, installed: dict[str, str]) -> None:
     records = [
         {"image": "fern.jpg", "question": "What plant is this?", "answer": "tree fern"},

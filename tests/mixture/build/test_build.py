@@ -78,6 +78,7 @@ def small_shards(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return hashes(out)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("moment", ["work/sources/002.arrow", "work/images.jsonl", "train/train-000011.tar"])
 def test_a_killed_build_goes_on_to_the_same_bytes(
@@ -118,6 +119,7 @@ def replaced(path: Path, data: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.processes
 def test_files_replaced_under_their_old_times_are_read_again(raw: Path, tmp_path: Path) -> None:
     copy, out = tmp_path / "raw", tmp_path / "mixture"
     shutil.copytree(raw, copy)
@@ -139,6 +141,7 @@ def test_files_replaced_under_their_old_times_are_read_again(raw: Path, tmp_path
     assert hashes(out) == hashes(tmp_path / "clean")
 
 
+@pytest.mark.processes
 def test_files_that_are_the_same_under_other_times_keep_their_work(
     raw: Path, small_shards: dict[str, str], tmp_path: Path
 ) -> None:
@@ -156,6 +159,7 @@ def test_files_that_are_the_same_under_other_times_keep_their_work(
     assert len(same) >= len(finished) - 1 > 5
 
 
+@pytest.mark.processes
 def test_ctrl_c_leaves_in_peace_and_the_next_run_goes_on(
     raw: Path, small_shards: dict[str, str], tmp_path: Path
 ) -> None:
@@ -171,6 +175,7 @@ def test_ctrl_c_leaves_in_peace_and_the_next_run_goes_on(
     assert hashes(out) == small_shards
 
 
+@pytest.mark.processes
 def test_a_full_disk_is_told_and_survived(raw: Path, small_shards: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "mixture"
     limit = 25_000  # bytes per file: the first shard that is larger fails as on a full disk
@@ -187,6 +192,7 @@ def test_a_full_disk_is_told_and_survived(raw: Path, small_shards: dict[str, str
     assert hashes(out) == small_shards
 
 
+@pytest.mark.processes
 def test_a_changed_recipe_does_not_take_over_old_shards(
     raw: Path, small_shards: dict[str, str], tmp_path: Path
 ) -> None:
@@ -209,6 +215,7 @@ def change_answers(raw: Path) -> None:
     path.write_text(json.dumps(data))
 
 
+@pytest.mark.processes
 def test_annotations_that_change_between_runs_leave_nothing_old(raw: Path, tmp_path: Path) -> None:
     changed = tmp_path / "raw"
     shutil.copytree(raw, changed)
@@ -231,6 +238,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_work_is_absent_work(raw: Path, small_shards: dict[str, str], tmp_path: Path, damage: str) -> None:
     out, partial = tmp_path / "mixture", tmp_path / "mixture.partial"
@@ -303,6 +311,7 @@ def test_entries_that_give_nothing_are_told(raw: Path, tmp_path: Path) -> None:
     assert {name: info.counts.samples for name, info in manifest.sources.items()} == {"okvqa": 1, "gqa": 0}
 
 
+@pytest.mark.processes
 def test_a_dangling_link_is_a_reject_and_no_crash(raw: Path, tmp_path: Path) -> None:
     other = tmp_path / "raw"
     shutil.copytree(raw / "ocrvqa", other / "ocrvqa")
@@ -322,6 +331,7 @@ def _recipe(folder: Path, source: str) -> Path:
     return path
 
 
+@pytest.mark.processes
 def test_two_builds_of_one_folder_do_not_mix(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "mixture"
     process = start(raw, out)

@@ -14,7 +14,7 @@ from tests.helpers import read
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.pickles import load_plain
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOSTILE = {
     "a nested tuple as a key": b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"K\x01u.",
     "a frozenset of tuples": b"\x80\x04(" + b")" + b"\x85" * 1_000_000 + b"\x91.",
@@ -38,6 +38,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_pickle_is_one_line(kind: str, tmp_path: Path) -> None:
     """In a process with 1 GB, which a crash would end."""

@@ -51,7 +51,7 @@ def messages() -> dict[str, str]:
 import json, sys
 from vlmix.mixture.filters import matching
 from vlmix.mixture.errors import VlmixError
-from tests.mixture.test_conditions import FRAME, HOSTILE
+from tests.mixture.test_filters import FRAME, HOSTILE
 for name, (condition, _) in HOSTILE.items():
     try:
         matching(FRAME, condition, "where")
@@ -91,6 +91,7 @@ def test_plain_conditions_are_as_they_were(condition: str, rows: list[int]) -> N
     assert matching(FRAME, condition, "where").nonzero()[0].tolist() == rows
 
 
+@pytest.mark.processes
 def test_the_longest_conditions_that_are_admitted_are_borne() -> None:
     terms = (MOST_PARTS + 1) // 4
     assert matching(FRAME, " OR ".join(["num_words = 1"] * terms), "where").tolist() == [True, False, False]
@@ -102,7 +103,7 @@ def test_the_longest_conditions_that_are_admitted_are_borne() -> None:
             f"""
 from vlmix.mixture.filters import matching
 from vlmix.mixture.errors import VlmixError
-from tests.mixture.test_conditions import FRAME
+from tests.mixture.test_filters import FRAME
 for condition in ({nots!r}, {"- " * (MOST_PARTS - 3) + "num_words = 1"!r}, {"+".join(["num_words"] * 490) + " > 1"!r}):
     try:
         matching(FRAME, condition, "where")

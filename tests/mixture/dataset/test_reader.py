@@ -94,6 +94,7 @@ def _ids(opened: Mixture) -> list[str]:
     return [sample.id for sample in opened]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_by_themselves(mixture: Path, method: str) -> None:
     opened = open_mixture(mixture)
@@ -122,6 +123,7 @@ def test_many_shards_do_not_run_out_of_descriptors(mixture: Path, monkeypatch: p
     assert len(_ids(opened)) == 840 and len([d for d in opened._open.values() if d is not None]) == 2
 
 
+@pytest.mark.processes
 def test_it_needs_neither_polars_nor_any_of_the_build(mixture: Path) -> None:
     """What a trainer's node has: torch, transformers, pyarrow, pillow, msgspec and what these bring along."""
     code = f"""
@@ -277,6 +279,7 @@ def test_a_store_that_keeps_failing_is_told(stored: str) -> None:
         remote[0]
 
 
+@pytest.mark.processes
 def test_two_processes_read_at_once(mixture: Path) -> None:
     code = f"import vlmix; print(sum(len(s.jpeg or b'') for s in vlmix.open({str(mixture)!r})))"
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]

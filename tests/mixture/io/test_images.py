@@ -19,7 +19,7 @@ from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.images import MAX_SCANNED, ImageInfo, image_xxh3, probe, too_much_decoding
 from vlmix.mixture.record import Conversation, Round
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def picture(width: int = 40, height: int = 20) -> Image.Image:
@@ -288,6 +288,7 @@ TOO_COMPLEX = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", TOO_COMPLEX)
 def test_images_made_to_take_for_ever_are_rejected_by_counting(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.jpg"
@@ -354,6 +355,7 @@ def test_verify_decodes_no_image_of_too_many_scans() -> None:
     assert "pixels over all scans" in (_image_problem(data, row) or "")
 
 
+@pytest.mark.processes
 def test_only_the_exif_of_a_camera_is_searched_for_the_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
