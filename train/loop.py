@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,6 +53,30 @@ class _Counted:
     """Not a sum: positions of the rank that computes most."""
 
 
+_Losses = tuple[MicroBatch, torch.Tensor]  # a micro-batch and the loss of each of its samples
+
+
+class _Window:
+    """The steps since the last row of metrics."""
+
+    def __init__(self, sources: int, device: torch.device) -> None:
+        self.sums = torch.zeros((2, sources), device=device)  # loss and target tokens per source
+        self.counts: list[_Counted] = []
+        self.waited, self.began = 0.0, time.perf_counter()
+
+    def add(self, count: _Counted, losses: list[_Losses]) -> None:
+        self.counts.append(count)
+        for micro, loss in losses:
+            ones = torch.ones_like(micro.sample_index, dtype=self.sums.dtype)
+            tokens = torch.zeros_like(loss).index_add(0, micro.sample_index, ones)
+            self.sums.index_add_(1, micro.sources, torch.stack([loss, tokens]))
+
+
+def _added(counted: dict[str, float], count: _Counted) -> dict[str, float]:
+    names = ("samples", "tokens", "image_tokens", "target_tokens")
+    return {**counted, **{name: counted.get(name, 0) + getattr(count, name) for name in names}}
+
+
 @dataclass
 class Loop:
     """Trains a sharded model. `sources` names the numbers that micro-batches have for their samples' sources."""
@@ -80,74 +103,84 @@ class Loop:
                 raise
 
     def _run(self, data: MicroBatchDataset, state: State, steps: int) -> State:
-        recipe, me, model, optimizer = self.recipe, self.me, self.model, self.optimizer
-        names, checkpoints = self.sources, self.checkpoints
-        metrics: Metrics | None = me.run_on_all(lambda: Metrics(self.folder, state.step) if me.is_main else None)
-        keep = metrics.add if metrics else lambda row: None
-        sums = torch.zeros((2, len(names)), device=me.device)  # loss and trained tokens per source since the last row
-        counted, unreadable = dict(state.counted), state.unreadable
-        batches = iter(make_loader(data, state.step, steps, recipe.loader_workers))
-        began = time.perf_counter()
-        waited, logged, last_saved = 0.0, list[_Counted](), state.step
+        metrics: Metrics | None = self.me.run_on_all(
+            lambda: Metrics(self.folder, state.step) if self.me.is_main else None
+        )
+        window = _Window(len(self.sources), self.me.device)
+        batches = iter(make_loader(data, state.step, steps, self.recipe.loader_workers))
+        last_saved = state.step
         for step in range(state.step, steps):
-            asked = time.perf_counter()
-            micros = next(batches)
-            waited += time.perf_counter() - asked
-            count = self._count(micros)
-            if count.errors:
-                me.raise_if_any(micros)
-            assert not isinstance(micros, VlmixError)
-            if count.unreadable:
-                unreadable = self._unreadable(micros, unreadable)
-            if count.saved == me.world:
-                checkpoints.wait()
-            torch.manual_seed(int(derive_key(recipe.seed, step, me.rank)) & (2**63 - 1))
-            losses = []
-            for micro in micros:
-                micro = micro.to(me.device)
-                loss = model(micro)
-                # FSDP averages over ranks: times world, this is the mean over the tokens of the whole global batch.
-                (loss.sum() * (me.world / max(count.target_tokens, 1))).backward()
-                losses.append((micro, loss.detach()))
-            norm = _clip(model, recipe.optim.max_grad_norm)
-            if not math.isfinite(norm):
-                me.abort(self._not_finite(step, losses))
-            factor = lr_factor(step, steps, recipe)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            for micro, loss in losses:
-                ones = torch.ones_like(micro.sample_index, dtype=sums.dtype)
-                tokens = torch.zeros_like(loss).index_add(0, micro.sample_index, ones)
-                sums.index_add_(1, micro.sources, torch.stack([loss, tokens]))
-            for name in ("samples", "tokens", "image_tokens", "target_tokens"):
-                counted[name] = counted.get(name, 0) + getattr(count, name)
-            logged.append(count)
-            done = step + 1
-            every = recipe.checkpoint.interval
-            save = bool((every and done % every == 0) or done == steps or count.stops)
-            if done % recipe.log_interval == 0 or save:  # a run that goes on begins a new row, too
-                dist.all_reduce(sums)
-                seconds = time.perf_counter() - began
-                row = self._row(done, data.order, norm, sums, logged, seconds, waited)
-                row["total"] = {**counted, "unreadable": len(unreadable)}
-                me.run_on_all(partial(keep, row))
-                self.report("step", row | {"of": steps})
-                sums.zero_()
-                waited, logged, began = 0.0, [], time.perf_counter()
-            state = State(done, dict(counted), state.identity, unreadable)
+            micros, count = self._fetch(batches, window)
+            unreadable = self._unreadable(micros, state.unreadable) if count.unreadable else state.unreadable
+            if count.saved == self.me.world:
+                self.checkpoints.wait()
+            losses = self._forward_backward(step, micros, count)
+            norm = self._update(step, steps, losses)
+            window.add(count, losses)
+            state = State(step + 1, _added(state.counted, count), state.identity, unreadable)
+            interval = self.recipe.checkpoint.interval
+            save = bool((interval and state.step % interval == 0) or state.step == steps or count.stops)
+            if state.step % self.recipe.log_interval == 0 or save:  # a resumed run begins a new row, too
+                self._log(state, data.order, norm, window, metrics, steps)
+                window = _Window(len(self.sources), self.me.device)
             if save:
-                checkpoints.save(model, optimizer, state)
-                last_saved = done
-                self.report("saved", {"step": done})
+                self.checkpoints.save(self.model, self.optimizer, state)
+                last_saved = state.step
+                self.report("saved", {"step": state.step})
             if count.stops:
                 break
         assert last_saved == state.step
-        checkpoints.wait()
+        self.checkpoints.wait()
         if metrics is not None:
             metrics.close()
         return state
+
+    def _fetch(
+        self, batches: Iterator[list[MicroBatch] | VlmixError], window: "_Window"
+    ) -> tuple[list[MicroBatch], _Counted]:
+        """This rank's micro-batches of the next step, and what all ranks have. An error of one rank ends all."""
+        asked = time.perf_counter()
+        micros = next(batches)
+        window.waited += time.perf_counter() - asked
+        count = self._count(micros)
+        if count.errors:
+            self.me.raise_if_any(micros)
+        assert not isinstance(micros, VlmixError)
+        return micros, count
+
+    def _forward_backward(self, step: int, micros: list[MicroBatch], count: _Counted) -> list[_Losses]:
+        """The gradients of a step. Dropout depends on seed, step and rank alone."""
+        torch.manual_seed(int(derive_key(self.recipe.seed, step, self.me.rank)) & (2**63 - 1))
+        losses = []
+        for micro in micros:
+            micro = micro.to(self.me.device)
+            loss = self.model(micro)
+            # FSDP averages over ranks: times world, this is the mean over the tokens of the whole global batch.
+            (loss.sum() * (self.me.world / max(count.target_tokens, 1))).backward()
+            losses.append((micro, loss.detach()))
+        return losses
+
+    def _update(self, step: int, steps: int, losses: list[_Losses]) -> float:
+        """One step of the optimizer; the gradient's norm. A norm that is not finite ends the run before it."""
+        norm = _clip(self.model, self.recipe.optim.max_grad_norm)
+        if not math.isfinite(norm):
+            self.me.abort(self._not_finite(step, losses))
+        factor = lr_factor(step, steps, self.recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _log(
+        self, state: State, schedule: Schedule, norm: float, window: "_Window", metrics: Metrics | None, steps: int
+    ) -> None:
+        """A row of metrics.jsonl: over the steps since the row before."""
+        dist.all_reduce(window.sums)
+        row = self._row(state.step, schedule, norm, window)
+        row["total"] = {**state.counted, "unreadable": len(state.unreadable)}
+        self.me.run_on_all(lambda: metrics.add(row) if metrics else None)
+        self.report("step", row | {"of": steps})
 
     def _count(self, micros: list[MicroBatch] | VlmixError) -> _Counted:
         failed = isinstance(micros, VlmixError)
@@ -172,26 +205,17 @@ class Loop:
         sums[shared:] = [max(sums[shared:])]
         return _Counted(*sums)
 
-    def _row(
-        self,
-        step: int,
-        order: Schedule,
-        norm: float,
-        sums: torch.Tensor,
-        logged: list[_Counted],
-        seconds: float,
-        waited: float,
-    ) -> dict[str, Any]:
-        """A row of metrics.jsonl: over the steps since the row before."""
-        loss, trained = sums.tolist()
+    def _row(self, step: int, schedule: Schedule, norm: float, window: "_Window") -> dict[str, Any]:
+        loss, targets = window.sums.tolist()
+        seconds = time.perf_counter() - window.began
         peak_flops = (self.recipe.peak_tflops or peak(self.me.device) or 0) * 1e12
-        total = {name: sum(getattr(count, name) for count in logged) for name in _Counted.__dataclass_fields__}
+        total = {name: sum(getattr(count, name) for count in window.counts) for name in _Counted.__dataclass_fields__}
         row = {
             "step": step,
-            "epoch": round(step / order.steps_per_epoch, 4),
-            "loss": sum(loss) / max(sum(trained), 1),
+            "epoch": round(step / schedule.steps_per_epoch, 4),
+            "loss": sum(loss) / max(sum(targets), 1),
             "sources": {
-                name: {"loss": a / b, "tokens": int(b)} for name, a, b in zip(self.sources, loss, trained) if b
+                name: {"loss": a / b, "tokens": int(b)} for name, a, b in zip(self.sources, loss, targets) if b
             },
             "lr": dict(self._rates()),
             "grad_norm": norm,
@@ -202,8 +226,8 @@ class Loop:
             "padding_waste": round(1 - total["tokens"] / max(total["slots"], 1), 4),
             "imbalance": round(total["fullest"] * self.me.world / max(total["slots"], 1), 4),
             "tokens_per_second": round(total["tokens"] / seconds, 1),
-            "step_seconds": round(seconds / len(logged), 4),
-            "data_wait": round(waited / seconds, 4),
+            "step_seconds": round(seconds / len(window.counts), 4),
+            "data_wait": round(window.waited / seconds, 4),
             "mfu": round(total["flops"] / seconds / self.me.world / peak_flops, 4) if peak_flops else None,
             "tflops": round(total["flops"] / seconds / self.me.world / 1e12, 4),
         }
@@ -232,7 +256,7 @@ class Loop:
             )
         return every
 
-    def _not_finite(self, step: int, losses: list[tuple[MicroBatch, torch.Tensor]]) -> VlmixError:
+    def _not_finite(self, step: int, losses: list[_Losses]) -> VlmixError:
         bad = [
             name
             for micro, loss in losses

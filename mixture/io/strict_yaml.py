@@ -1,5 +1,6 @@
-"""Strict YAML into typed records: an unknown key names the nearest known one, a key never stands twice."""
+"""Strict YAML into typed records: an unknown key names the nearest known one, duplicate keys are errors."""
 
+import glob
 import re
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,51 @@ from msgspec import Struct
 
 from vlmix.mixture.errors import VlmixError, nearest
 
+RECIPES = Path(__file__).parents[2] / "recipes"
+_MOST_BASES = 8
+
 
 def load(path: Path, overrides: list[str] | None = None) -> Any:
-    """Plain data of the YAML file at `path`, with `key=value` overrides (`sources.vqav2.take=100`) applied."""
+    """Plain data of the YAML file at `path`, with `key=value` overrides (`sources.vqav2.take=100`) applied.
+
+    `extends: NAME` starts from another recipe, a file beside this one or one that comes with vlmix: mappings are merged
+    key by key, anything else replaces what was there.
+    """
+    data = _load(path)
+    for change in overrides or []:
+        _override(data, change)
+    return data
+
+
+def _load(path: Path, depth: int = 0) -> Any:
+    data = _read(path)
+    if not isinstance(data, dict) or "extends" not in data:
+        return data
+    name = data.pop("extends")
+    beside = path.parent / str(name)
+    found = [file for file in (beside, beside.with_name(f"{beside.name}.yaml")) if file.is_file()]
+    found += sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))
+    if not found or found[0].resolve() == path.resolve():
+        raise VlmixError(f"{path}: extends {name!r}: there is no such recipe, beside this file or in vlmix")
+    if depth == _MOST_BASES:
+        raise VlmixError(f"{path}: extends: more than {_MOST_BASES} recipes above each other, or a circle")
+    return _merged(_load(found[0], depth + 1), data)
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return {**base, **{key: _merged(base.get(key), value) for key, value in changes.items()}}
+
+
+def _read(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise VlmixError(f"recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise VlmixError(f"recipe {path}: not a text file") from None
-    data = _yaml(text, str(path))
-    for change in overrides or []:
-        _override(data, change)
-    return data
+    return _yaml(text, str(path))
 
 
 FORMER_KEYS = {
@@ -59,7 +92,7 @@ _MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML data; a key that stands twice is an error instead of the last one winning."""
+    """Plain YAML data; a key that is a duplicate is an error instead of the last one winning."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -71,7 +104,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is a duplicate", key_node.start_mark)
         seen.add(key)
     return dict(loader.construct_mapping(node, deep=True))
 

@@ -43,7 +43,7 @@ class Embeddings:
 def read_embeddings(path: Path) -> Embeddings:
     """Read a parquet file with the columns `id` (string) and `embedding` (list of floats, all equally long).
 
-    Raises VlmixError for a file that is missing, damaged or of another form, for an id that stands twice, and for an
+    Raises VlmixError for a file that is missing, damaged or in a different format, for a duplicate id, and for an
     embedding that is not finite or has no direction.
     """
     try:
@@ -67,7 +67,7 @@ def read_embeddings(path: Path) -> Embeddings:
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
-        raise VlmixError(f"{path}: {twice!r} stands twice; keep one embedding for each sample")
+        raise VlmixError(f"{path}: {twice!r} is a duplicate; keep one embedding for each sample")
     return Embeddings(path.name, digest, ids, vectors)
 
 

@@ -52,7 +52,7 @@ def test_every_packaged_recipe_parses(recipes: Path) -> None:
         ("name: x\nsources: {vqav2: {repeat: .inf}}", "sources.vqav2: .*<= 1000"),
         ("name: x\nseed: 99999999999999999999999999\nsources: {vqav2: {}}", "seed"),
         ("name: x\nsources: {a: {builder: llava_json}, b: {builder: llava_json}}", "sources.a and sources.b"),
-        ("name: x\nsources: {vqav2: {}}\nname: y", "'name' stands twice"),
+        ("name: x\nsources: {vqav2: {}}\nname: y", "'name' is a duplicate"),
         ("name: x\nsources: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("name: x\nsources: [vqav2]", "must map"),
         ("name: x", "`sources`"),
@@ -127,3 +127,20 @@ def test_entries_of_one_dataset_have_one_license() -> None:
         parse({"name": "x", "sources": sources}, known_sources())
     sources["b"]["license"] = "MIT"
     assert parse({"name": "x", "sources": sources}, known_sources()).sources["b"].license == "MIT"
+
+
+def test_a_recipe_extends_one_beside_it_or_one_that_comes_with_vlmix(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\nseed: 3\nsources: {vqav2: {take: 5}, gqa: {}}\n")
+    (tmp_path / "mine.yaml").write_text("name: mine\nextends: base\nsources: {vqav2: {repeat: 2}, okvqa: {}}\n")
+    recipe = load(tmp_path / "mine.yaml", known_sources(), ["sources.gqa.take=7"])
+    assert (recipe.name, recipe.seed, list(recipe.sources)) == ("mine", 3, ["vqav2", "gqa", "okvqa"])
+    assert (recipe.sources["vqav2"].take, recipe.sources["vqav2"].repeat, recipe.sources["gqa"].take) == (5, 2, 7)
+    (tmp_path / "half.yaml").write_text("name: half\nextends: llava-1.5-665k\nratio: 0.5\n")
+    assert len(load(tmp_path / "half.yaml", known_sources()).sources) > 9
+    (tmp_path / "a.yaml").write_text("name: a\nextends: b\n")
+    (tmp_path / "b.yaml").write_text("name: b\nextends: a\n")
+    with pytest.raises(VlmixError, match="a circle"):
+        load(tmp_path / "a.yaml", known_sources())
+    (tmp_path / "c.yaml").write_text("name: c\nextends: nowhere\n")
+    with pytest.raises(VlmixError, match="no such recipe"):
+        load(tmp_path / "c.yaml", known_sources())

@@ -727,7 +727,7 @@ def good(count: int = 2) -> dict[str, Any]:
         ({"id": [1], "embedding": [[1.0]]}, "column id is int64"),
         ({"id": ["a"], "embedding": [1.0]}, "column embedding is double"),
         ({"id": ["a"], "embedding": [["x"]]}, "column embedding is list"),
-        ({**good(), "id": ["a", "a"]}, "'a' stands twice"),
+        ({**good(), "id": ["a", "a"]}, "'a' is a duplicate"),
         ({**good(), "embedding": [[1.0, 2.0], None]}, "no id or no embedding"),
         ({**good(), "embedding": [[1.0, 2.0], [1.0]]}, "row 2 has 1 components, others have 2"),
         ({**good(), "embedding": pa.array([[], []], pa.list_(pa.float32()))}, "embeddings of 0 components"),
