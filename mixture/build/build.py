@@ -55,7 +55,8 @@ def build(
         rejects = [r for c in prepared.converted.values() for r in c.rejects]
         facts: dict[str, ImageInfo] = {}
         if annotations_only:
-            picked = prepared.candidates.pick()
+            everything = np.ones(len(prepared.candidates.ids), dtype=np.bool_)
+            picked = prepared.candidates.pick(everything, everything)
         else:
             _check_images_exist(prepared, roots or [])
             picked = _pick_usable(prepared, facts, rejects, pool, work, progress)
@@ -71,7 +72,7 @@ def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
     candidates = prepared.candidates
     for name in candidates.names:
         with_image = [i for i in candidates.members(name).tolist() if candidates.images[i]]
-        if with_image and candidates.missing[with_image].all():
+        if with_image and prepared.missing[with_image].all():
             looked = " and ".join(str(root) for root in roots)
             raise VlmixError(
                 f"{name}: none of its {len(with_image)} images is there, the first is "
@@ -93,8 +94,10 @@ def _pick_usable(
     journal = _Journal(work / "images.jsonl")
     readers = [CandidateReader(path) for path in prepared.paths]
     judged: set[int] = set()
+    offered = ~prepared.missing
+    usable = offered.copy()
     while True:
-        picked = candidates.pick()
+        picked = candidates.pick(offered, usable)
         fresh = [i for i in picked.tolist() if candidates.images[i] and i not in judged]
         if not fresh:
             return picked
@@ -113,7 +116,7 @@ def _pick_usable(
                         f"{conversation.width}x{conversation.height}"
                     )
             if problem:
-                candidates.unusable[position] = True
+                usable[position] = False
                 reject = Reject(
                     source=candidates.sources[position],
                     id=candidates.ids[position],

@@ -1,6 +1,7 @@
 """From the candidates of all sources to the samples of the mixture: present images, filters, exact counts, order."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
@@ -12,15 +13,13 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
 from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
 
+Mask: TypeAlias = NDArray[np.bool_]
 _FILTER_COLUMNS = ["id", "source", "image", "width", "height", "num_rounds", "num_words"]
 
 
 class Candidates:
-    """The candidates of all entries, in recipe order, as columns.
-
-    Position i in a column is candidate i. `missing[i]` says that its image was not found; `unusable[i]` that its image
-    was found and turned out to be no use.
-    """
+    """The candidates of all entries, in recipe order, as columns: position i in a column is candidate i. Nothing in
+    it changes; which candidates have an image, and a usable one, is said to `pick`."""
 
     def __init__(self, recipe: Recipe, tables: Mapping[str, pa.Table]) -> None:
         self.recipe = recipe
@@ -32,8 +31,6 @@ class Candidates:
         self.ids: list[str] = self.table["id"].to_pylist()
         self.images: list[str] = self.table["image"].to_pylist()
         self.sources: list[str] = self.table["source"].to_pylist()
-        self.missing: NDArray[np.bool_] = np.zeros(len(self.ids), dtype=np.bool_)
-        self.unusable: NDArray[np.bool_] = np.zeros(len(self.ids), dtype=np.bool_)
         self.wanted = self._where()
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -62,26 +59,26 @@ class Candidates:
         """The datasets that the recipe's filters let through, in the order of their first conversation."""
         return list(dict.fromkeys(self.sources[i] for name in self.names for i in self.members(name).tolist()))
 
-    def pick(self) -> Indices:
-        """Positions (ascending) of the mixture's samples, given what is known of the images so far.
+    def pick(self, offered: Mask, usable: Mask) -> Indices:
+        """Positions (ascending) of the mixture's samples.
 
-        Every share is of what is offered: the candidates whose image exists. One that proves broken is replaced by the
-        next in rank, where there is one.
+        `offered` [N]: candidates whose image exists, or that need none; every share is a share of these. `usable` [N]:
+        those of them whose image is not known to be broken; a broken one is replaced by the next in hash order.
+        Raises VlmixError where the recipe asks for more than there is.
         """
         recipe = self.recipe
-        usable = ~(self.missing | self.unusable)
-        offered = np.concatenate(list(self._pools(~self.missing).values()))
-        pools = self._pools(usable)
+        offers = np.concatenate(list(self._pools(offered, offered).values()))
+        pools = self._pools(offered, usable)
         everything = np.concatenate(list(pools.values()))
         if recipe.total is None and recipe.ratio is None:
             return everything
         if recipe.total is not None and recipe.total > len(everything):
             raise VlmixError(f"total {recipe.total} asks for more than the {len(everything)} conversations there are")
         if recipe.total is None:
-            total = exact_share(recipe.ratio or 1, len(offered))
+            total = exact_share(recipe.ratio or 1, len(offers))
             if not recipe.stratify:
                 return choose({"": everything}, self.ids, recipe.seed, min(total, len(everything)))
-            shares = apportion(total, {name: len(members) for name, members in self._strata(offered).items()})
+            shares = apportion(total, {name: len(members) for name, members in self._strata(offers).items()})
             return prefixes(self._strata(everything), self.ids, recipe.seed, shares)
         if not recipe.stratify:
             return choose({"": everything}, self.ids, recipe.seed, recipe.total)
@@ -92,29 +89,29 @@ class Candidates:
             raise VlmixError(f"sources.{missing[0]}: has no `weight` while others do; give every source one")
         return choose(pools, self.ids, recipe.seed, recipe.total, weights)
 
-    def _pools(self, can_be_used: NDArray[np.bool_]) -> dict[str, Indices]:
+    def _pools(self, offered: Mask, usable: Mask) -> dict[str, Indices]:
         """What each entry gives. Raises one VlmixError that tells all entries that ask for too much."""
         pools: dict[str, Indices] = {}
         problems = []
         for name in self.names:
             try:
-                pools[name] = self._pool(name, can_be_used)
+                pools[name] = self._pool(name, offered, usable)
             except VlmixError as error:
                 problems.append(str(error))
         if problems:
             raise VlmixError("\n".join(problems))
         return pools
 
-    def _pool(self, name: str, can_be_used: NDArray[np.bool_]) -> Indices:
-        """Positions (ascending) that an entry gives: its `take` or `ratio` of the members that can be used."""
+    def _pool(self, name: str, offered: Mask, usable: Mask) -> Indices:
+        """Positions (ascending) that an entry gives: its `take` or `ratio` of its usable members."""
         entry, members = self.recipe.sources[name], self.members(name)
         if not len(members):
             raise VlmixError(f"sources.{name}: no conversation passes where: {entry.where!r}")
-        offered = int((~self.missing[members]).sum())
-        members = members[can_be_used[members]]
+        count_offered = int(offered[members].sum())
+        members = members[usable[members]]
         if entry.take is None and entry.ratio is None:
             return members
-        count = entry.take or exact_share(entry.ratio or 1, offered)
+        count = entry.take or exact_share(entry.ratio or 1, count_offered)
         if entry.take and count > len(members):
             lost = self.sizes[name] - len(members)
             raise VlmixError(
@@ -123,7 +120,7 @@ class Candidates:
                 + "; lower `take`, or add `repeat` to see them more often"
             )
         if not count:
-            raise VlmixError(f"sources.{name}: ratio {entry.ratio} of {offered} conversations is none; raise it")
+            raise VlmixError(f"sources.{name}: ratio {entry.ratio} of {count_offered} conversations is none; raise it")
         order = keyed_order([self.ids[i] for i in members.tolist()], self.recipe.seed)
         return np.sort(members[order[:count]])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-from vlmix.mixture.build.candidates import Candidates
+from vlmix.mixture.build.candidates import Candidates, Mask, strata
 from vlmix.mixture.build.extract import CandidateReader, Converted, ConvertJob, convert
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.source import Source
@@ -20,7 +20,7 @@ from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.keyed import Indices
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prepared:
     """What is known before any image is opened."""
 
@@ -31,6 +31,8 @@ class Prepared:
     candidates: Candidates
     files: dict[str, list[Path]]
     """Image -> files that may be it; empty without images."""
+    missing: Mask
+    """[N]: candidates whose image was not found."""
 
     def homes(self, source: str) -> tuple[str, str]:
         """(license, home page) of a dataset named in a sample's `source`: what the recipe's entry says, else what its
@@ -76,7 +78,8 @@ def prepare(
     paths = [job.out for job in jobs]
     tables: dict[str, pa.Table] = {name: CandidateReader(path).summary() for name, path in zip(names, paths)}
     candidates = Candidates(recipe, tables)
-    prepared = Prepared(recipe, known, {n: converted[n] for n in names}, paths, candidates, {})
+    files: dict[str, list[Path]] = {}
+    missing = np.zeros(len(candidates.ids), dtype=np.bool_)
     if image_roots is not None:
         aliases: dict[str, tuple[ImageFolder, ...]] = {}
         for entry in recipe.sources.values():
@@ -84,12 +87,11 @@ def prepare(
         index = ImageIndex(image_roots, aliases)
         wanted = dict.fromkeys(image for image in candidates.images if image)
         for number, image in enumerate(wanted):
-            prepared.files[image] = index.candidates(image)
+            files[image] = index.candidates(image)
             if number % 10_000 == 0:
                 progress("finding images", number, len(wanted))
-        present = {image for image, files in prepared.files.items() if files}
-        candidates.missing = np.array([bool(i) and i not in present for i in candidates.images], dtype=np.bool_)
-    return prepared
+        missing = np.array([bool(image) and not files[image] for image in candidates.images], dtype=np.bool_)
+    return Prepared(recipe, known, {n: converted[n] for n in names}, paths, candidates, files, missing)
 
 
 class PlanRow(Struct, frozen=True, kw_only=True):
@@ -114,18 +116,18 @@ def plan(prepared: Prepared) -> list[PlanRow]:
     A recipe entry none of whose images is there is planned from its annotations alone.
     """
     candidates = prepared.candidates
-    lost = candidates.missing.copy()
+    offered = ~prepared.missing
     for name in candidates.names:
         members = candidates.members(name)
         with_image = members[[bool(candidates.images[i]) for i in members]] if len(members) else members
-        if len(with_image) and lost[with_image].all():
-            candidates.missing[with_image] = False
-    picked = candidates.pick()
+        if len(with_image) and prepared.missing[with_image].all():
+            offered[with_image] = True
+    picked = candidates.pick(offered, offered)
     candidates.check_unique(picked)
     seen = candidates.epoch_counts(picked)
     rejects = [r for c in prepared.converted.values() for r in c.rejects]
     rows = []
-    wanted_lost = np.flatnonzero(lost & candidates.wanted).tolist()
+    wanted_lost = np.flatnonzero(prepared.missing & candidates.wanted).tolist()
     rounds, words, characters = (
         candidates.table[column].to_numpy() for column in ("num_rounds", "num_words", "characters")
     )
@@ -152,13 +154,9 @@ def plan(prepared: Prepared) -> list[PlanRow]:
 
 
 def _by_source(candidates: Candidates, picked: Indices) -> Iterator[tuple[str, Indices]]:
-    groups: dict[str, list[int]] = {}
-    for label in candidates.labels():
-        groups[label] = []
-    for index, position in enumerate(picked.tolist()):
-        groups[candidates.sources[position]].append(index)
-    for source, members in groups.items():
-        yield source, np.asarray(members, dtype=np.int64)
+    groups = strata([candidates.sources[i] for i in picked], np.arange(len(picked)))
+    for source in candidates.labels():
+        yield source, groups.get(source, np.empty(0, dtype=np.int64))
 
 
 def _size(prepared: Prepared, image: str) -> int:
@@ -172,7 +170,7 @@ def _size(prepared: Prepared, image: str) -> int:
 def missing_rejects(prepared: Prepared) -> Iterator[Reject]:
     """A reject for every conversation that the recipe wants and whose image was not found."""
     candidates = prepared.candidates
-    for position in np.flatnonzero(candidates.missing & candidates.wanted).tolist():
+    for position in np.flatnonzero(prepared.missing & candidates.wanted).tolist():
         yield Reject(
             source=candidates.sources[position],
             id=candidates.ids[position],
