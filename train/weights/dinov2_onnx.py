@@ -1,14 +1,11 @@
 """DINOv2 out of an ONNX file that PyTorch's tracing exporter wrote of a Hugging Face model.
 
 Such a file keeps the names of most weights. Those of linear layers are nameless and transposed, and known by the MatMul
-node that takes them; the position embeddings are nameless and split into the CLS token's and the patches'. The format
-is protobuf, of which weights and nodes are a handful of fields: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+node that takes them; the position embeddings are nameless and split into the CLS token's and the patches'.
 """
 
 import math
-import mmap
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +29,8 @@ class _Node:
 
 @dataclass(frozen=True)
 class _Graph:
-    nodes: list[_Node] = field(default_factory=list)
-    weights: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    nodes: list[_Node]
+    weights: dict[str, NDArray[np.float32]]
 
 
 def read(path: Path) -> tuple[Dinov2Config, dict[str, torch.Tensor]]:
@@ -42,10 +39,10 @@ def read(path: Path) -> tuple[Dinov2Config, dict[str, torch.Tensor]]:
     Weights of other modules in the file are left out. Raises VlmixError if the file is damaged or holds no DINOv2.
     """
     try:
-        with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        graph = _graph(data)
-    except (OSError, ValueError, IndexError, OverflowError) as error:
+        graph = _graph(path)
+    except VlmixError:
+        raise
+    except Exception as error:  # protobuf's errors are its own
         raise VlmixError(f"{path}: not an ONNX file, or a damaged one: {error}") from None
     prefix = next((name.removesuffix(_CLS) for name in graph.weights if name.endswith(_CLS)), None)
     if prefix is None:
@@ -94,93 +91,19 @@ def _config(weights: dict[str, NDArray[np.float32]]) -> Dinov2Config:
     )
 
 
-def _graph(model: memoryview) -> _Graph:
-    graph = _Graph()
-    for number, value in _fields(_only(model, 7)):
-        if number == 1:
-            inputs = [_text(v) for n, v in _fields(_bytes(value)) if n == 1]
-            named = {n: _text(v) for n, v in _fields(_bytes(value)) if n in (3, 4)}
-            graph.nodes.append(_Node(named.get(4, ""), named.get(3, ""), inputs))
-        elif number == 5:
-            name, array = _tensor(_bytes(value))
-            if array is not None:
-                graph.weights[name] = array
-    return graph
-
-
-def _tensor(message: memoryview) -> tuple[str, NDArray[np.float32] | None]:
-    """Name and values of a TensorProto; None if they are no floats."""
-    shape: list[int] = []
-    name, kind, raw = "", 0, None
-    for number, value in _fields(message):
-        if number == 1:
-            shape += [value] if isinstance(value, int) else _varints(value)
-        elif number == 2 and isinstance(value, int):
-            kind = value
-        elif number == 8:
-            name = _text(value)
-        elif number == 9:
-            raw = _bytes(value)
-    if kind != _FLOAT:
-        return name, None
-    if raw is None:
-        raise ValueError(f"the values of {name} are in another file")
-    return name, np.frombuffer(raw, dtype="<f4").reshape(shape)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of a protobuf message."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(message, at)
-            yield tag >> 3, value
+def _graph(path: Path) -> _Graph:
+    try:
+        import onnx
+    except ImportError:
+        raise VlmixError(f"{path}: ONNX files need the library onnx: pip install 'vlmix[smol]'") from None
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {}
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
-        if kind == 2:
-            size, at = _varint(message, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"a field of kind {kind}")
-        if at + size > len(message):
-            raise ValueError("it ends early")
-        yield tag >> 3, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number that begins at `at`, seven bits a byte, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[at + shift // 7]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at + shift // 7 + 1
-    raise ValueError("a number of more than ten bytes")
-
-
-def _varints(packed: memoryview) -> list[int]:
-    numbers, at = [], 0
-    while at < len(packed):
-        number, at = _varint(packed, at)
-        numbers.append(number)
-    return numbers
-
-
-def _only(message: memoryview, wanted: int) -> memoryview:
-    for number, value in _fields(message):
-        if number == wanted:
-            return _bytes(value)
-    raise ValueError("it has no graph")
-
-
-def _bytes(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a number where bytes belong")
-    return value
-
-
-def _text(value: int | memoryview) -> str:
-    return bytes(_bytes(value)).decode()
+        if onnx.external_data_helper.uses_external_data(tensor):
+            raise ValueError(f"the values of {tensor.name} are in another file")
+        if math.prod(tensor.dims) * 4 != len(tensor.raw_data):
+            raise ValueError(f"{tensor.name} has {len(tensor.raw_data)} bytes, which is not its shape")
+        weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    return _Graph([_Node(node.op_type, node.name, list(node.input)) for node in graph.node], weights)

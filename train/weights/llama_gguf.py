@@ -1,63 +1,27 @@
-"""Language models of the Llama architecture out of GGUF files.
-
-Names and the order of query and key rows are llama.cpp's, turned back into transformers'. What the header can say and
-this module does not carry over (scaled or partial rotary embeddings, another tokenizer) is an error, not a guess.
-"""
+"""What must hold before transformers may read a GGUF file."""
 
 import math
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
-from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from transformers import PreTrainedTokenizerFast
 
 from vlmix.mixture.errors import VlmixError
 
-if TYPE_CHECKING:
-    from gguf import ReaderTensor
-
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_LLAMA = re.compile(
+    r"(token_embd|output_norm|output|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_(norm|gate|up|down)))\.(weight|bias)"
+)
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """GGUF's type of a value -> bytes."""
-_CONTROL = 3  # llama.cpp's type of a token that text never makes
 
 
-@dataclass(frozen=True)
-class _Gguf:
-    path: Path
-    header: dict[str, Any]
-    tensors: "list[ReaderTensor]"
+def check(path: Path) -> dict[str, Any]:
+    """The header.
 
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.header:
-            raise VlmixError(f"{self.path}: its header has no {key}")
-        return self.header[key]
-
-
-def read(path: Path) -> tuple[LlamaConfig, dict[str, torch.Tensor], PreTrainedTokenizerFast]:
-    """The configuration, the fp32 weights under transformers' names, and the tokenizer with its chat template.
-
-    A tensor of no known name keeps its own. Raises VlmixError if the file is damaged, is no Llama with a byte-level
-    BPE, or if the library `gguf` is missing.
+    Raises VlmixError if transformers would misread the file: it is damaged, not a Llama with a byte-level BPE, or says
+    what transformers does not carry over (scaled or partial rotary embeddings); or if `gguf` is missing.
     """
     try:
         from gguf import GGUFReader
@@ -67,14 +31,42 @@ def read(path: Path) -> tuple[LlamaConfig, dict[str, torch.Tensor], PreTrainedTo
         with path.open("rb") as opened:
             _Header(opened, path.stat().st_size).check()
         reader = GGUFReader(path)
-        file = _Gguf(path, {name: field.contents() for name, field in reader.fields.items()}, list(reader.tensors))
-        _refuse(file, "general.architecture", file["general.architecture"], ("llama",))
-        config = _config(file)
-        return config, _weights(file, config), _tokenizer(file)
-    except VlmixError:
-        raise
+        header = {name: field.contents() for name, field in reader.fields.items()}
+        excess = sorted(tensor.name for tensor in reader.tensors if not _LLAMA.fullmatch(tensor.name))
     except Exception as error:  # the reader indexes and reshapes what may not be there
         raise VlmixError(f"{path}: not a GGUF file, or a damaged one: {error}") from error
+    if excess:
+        raise VlmixError(f"{path}: the checkpoint holds in excess {excess[0]}; is it of a Llama?")
+    width, heads = (header.get(f"llama.{key}", 1) for key in ("embedding_length", "attention.head_count"))
+    head = header.get("llama.attention.key_length", width // heads)
+    for key, value, known in (
+        ("general.architecture", "", ("llama",)),
+        ("llama.rope.scaling.type", "none", ("none",)),
+        ("llama.rope.dimension_count", head, (head,)),
+        ("tokenizer.ggml.model", "", ("gpt2",)),
+        ("tokenizer.ggml.pre", "", ("gpt-2", "smollm")),
+    ):
+        if header.get(key, value) not in known:
+            raise VlmixError(
+                f"{path}: {key} is {header.get(key, value)}; vlmix reads {' and '.join(map(str, known))}. "
+                "Take the model's Hugging Face folder or hub name"
+            )
+    return header
+
+
+def tokenizer(read: PreTrainedTokenizerFast, header: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer that transformers read, with what it leaves out of the header, and of a class that does not build
+    its backend anew when it is saved and loaded."""
+    backend = read.backend_tokenizer
+    if header["tokenizer.ggml.pre"] == "smollm":
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=read.chat_template,
+        model_max_length=header["llama.context_length"],
+        clean_up_tokenization_spaces=False,
+        **{name: str(token) for name, token in read.special_tokens_map.items() if isinstance(token, str)},
+    )
 
 
 class _Header:
@@ -132,94 +124,3 @@ class _Header:
         if len(data) < size:
             raise ValueError("it ends inside its header")
         return int.from_bytes(data, "little")
-
-
-def _config(file: _Gguf) -> LlamaConfig:
-    width, heads = file["llama.embedding_length"], file["llama.attention.head_count"]
-    _refuse(file, "llama.rope.scaling.type", file.header.get("llama.rope.scaling.type", "none"), ("none",))
-    head = file.header.get("llama.attention.key_length", width // heads)
-    _refuse(file, "llama.rope.dimension_count", file.header.get("llama.rope.dimension_count", head), (head,))
-    names = {tensor.name for tensor in file.tensors}
-    return LlamaConfig(
-        vocab_size=len(file["tokenizer.ggml.tokens"]),
-        hidden_size=width,
-        intermediate_size=file["llama.feed_forward_length"],
-        num_hidden_layers=file["llama.block_count"],
-        num_attention_heads=heads,
-        num_key_value_heads=file.header.get("llama.attention.head_count_kv", heads),
-        head_dim=head,
-        max_position_embeddings=file["llama.context_length"],
-        rms_norm_eps=file["llama.attention.layer_norm_rms_epsilon"],
-        rope_parameters={"rope_type": "default", "rope_theta": file.header.get("llama.rope.freq_base", 10000.0)},
-        tie_word_embeddings="output.weight" not in names,
-        bos_token_id=file.header.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=file.header.get("tokenizer.ggml.eos_token_id"),
-        pad_token_id=file.header.get("tokenizer.ggml.padding_token_id"),
-    )
-
-
-def _weights(file: _Gguf, config: LlamaConfig) -> dict[str, torch.Tensor]:
-    from gguf import dequantize
-
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    weights = {}
-    for tensor in file.tensors:
-        try:
-            values = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise VlmixError(f"{file.path}: tensor {tensor.name}: {error}") from None
-        stem, _, kind = tensor.name.rpartition(".")
-        block, _, inner = stem.removeprefix("blk.").partition(".")
-        if inner in heads:
-            values = _halves(values, heads[inner] or 1)
-        name = f"model.layers.{block}.{_LAYER[inner]}" if inner in _LAYER else _TOP.get(stem, stem)
-        weights[f"{name}.{kind}"] = torch.from_numpy(np.array(values, np.float32))
-    return weights
-
-
-def _halves(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows [heads * D, …] whose pairs of rotated dimensions are neighbours, as halves of each head: undoes `permute`
-    of llama.cpp's convert_hf_to_gguf.py."""
-    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def _tokenizer(file: _Gguf) -> PreTrainedTokenizerFast:
-    kinds: dict[str, PreTokenizer] = {
-        "gpt-2": ByteLevel(add_prefix_space=False),
-        "smollm": Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]),
-    }
-    _refuse(file, "tokenizer.ggml.model", file["tokenizer.ggml.model"], ("gpt2",))
-    _refuse(file, "tokenizer.ggml.pre", file["tokenizer.ggml.pre"], tuple(kinds))
-    tokens: list[str] = file["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in file["tokenizer.ggml.merges"]]
-    backend = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, merges))
-    backend.pre_tokenizer = kinds[file["tokenizer.ggml.pre"]]
-    backend.decoder = ByteLevelDecoder()
-    backend.add_special_tokens(
-        [
-            AddedToken(token, normalized=False, special=True)
-            for token, kind in zip(tokens, file["tokenizer.ggml.token_type"])
-            if kind == _CONTROL
-        ]
-    )
-    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-    ids = {name: file.header.get(f"tokenizer.ggml.{key}_token_id") for key, name in names.items()}
-    special = {name: tokens[i] for name, i in ids.items() if i is not None}
-    if file.header.get("tokenizer.ggml.add_bos_token", False):
-        bos = special["bos_token"]
-        backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, ids["bos_token"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        chat_template=file.header.get("tokenizer.chat_template"),
-        model_max_length=file["llama.context_length"],
-        clean_up_tokenization_spaces=False,
-        **special,
-    )
-
-
-def _refuse(file: _Gguf, key: str, value: Any, known: tuple[Any, ...]) -> None:
-    if value not in known:
-        raise VlmixError(
-            f"{file.path}: {key} is {value}; vlmix reads {' and '.join(map(str, known))}. "
-            "Take the model's Hugging Face folder or hub name"
-        )

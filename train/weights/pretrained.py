@@ -112,8 +112,14 @@ def load_lm(where: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """
     found = _resolve(where)
     if isinstance(found, Path) and found.suffix == ".gguf":
-        config, weights, own = llama_gguf.read(found)
-        return LanguageModel(_load(where, LlamaForCausalLM, None, dtype, config=config, state_dict=weights), own)
+        header = llama_gguf.check(found)
+        read = _load(where, LlamaForCausalLM, found.parent, dtype, gguf_file=found.name)
+        read.config.quantization_config = None
+        # A model of its own: transformers refuses to save one that it calls quantised.
+        model = _load(where, LlamaForCausalLM, None, dtype, config=read.config, state_dict=read.state_dict())
+        with _boundary(f"{where}: its tokenizer", found):
+            tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name)
+        return LanguageModel(model, llama_gguf.tokenizer(tokenizer, header))
     _refuse_file(where, found, ".gguf")
     model = _load(where, AutoModelForCausalLM, found, dtype)
     return LanguageModel(model, load_tokenizer(where))

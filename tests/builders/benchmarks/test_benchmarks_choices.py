@@ -478,7 +478,13 @@ def test_mmbench_submission_is_a_sheet(mmbench_folder: Path, tmp_path: Path) -> 
         for part in archive.namelist():
             ElementTree.fromstring(archive.read(part))
         sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
-    cells = {cell.attrib["r"]: "".join(cell.itertext()) for cell in sheet.iter(f"{name}c")}
+        strings = ElementTree.fromstring(archive.read("xl/sharedStrings.xml"))
+    texts = ["".join(string.itertext()) for string in strings.iter(f"{name}si")]
+    cells = {
+        cell.attrib["r"]: texts[int(value)] if cell.attrib.get("t") == "s" else value
+        for cell in sheet.iter(f"{name}c")
+        if (value := "".join(cell.itertext()))
+    }
     header = [cells[f"{letter}1"] for letter in "ABCDEFGHI"]
     assert header == ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]
     assert (cells["A2"], cells["G2"], cells["G4"]) == ("1", "A & <B>", "B")

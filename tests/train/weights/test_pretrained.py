@@ -47,8 +47,8 @@ VISION = {
 }
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 60}
 HALVES = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
-WORDS = [*"abcdefghijklmnopqrstuvwxyz", *"0123456789", "Ġ", "Ċ", "th", "the", "<|start|>", "<|end|>"]
-MERGES = [("t", "h"), ("th", "e")]
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", *"0123456789", "Ġ", "Ċ", "th", "the", "<|start|>", "<|end|>", "12"]
+MERGES = [("t", "h"), ("th", "e"), ("1", "2")]
 
 
 def clip(text: bool) -> PreTrainedModel:
