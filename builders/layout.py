@@ -12,7 +12,7 @@ _COCO_2014 = (
     ImageFolder("coco/images/val2014", "COCO_val2014_"),
     ImageFolder("pope/val2014", "COCO_val2014_"),
 )
-# val2017 and 35,504 images of train2017 are val2014's; the ids did not change. Evaluation sets were drawn in 2014.
+# val2017 and 35,504 images of train2017 are val2014's; the ids did not change. Evaluation sets were sampled in 2014.
 COCO = {
     "coco/train2017": (*_COCO_2014, ImageFolder("coco/val2017"), ImageFolder("coco/images/train2017")),
     "coco/val2017": (

@@ -16,7 +16,10 @@ def evaluate(
     data: Annotated[
         Path, typer.Option("--data", help="Folder of the official files, or one with a folder per benchmark.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for answers and reports. What is there is gone on with.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for answers and reports. An interrupted run in this folder is resumed."),
+    ],
     images: Annotated[
         list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
     ] = None,
@@ -28,7 +31,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no scores.")] = False,
 ) -> None:
-    """Answer benchmarks with a model, and score the answers. Interrupted, the same command goes on."""
+    """Answer benchmarks with a model, and score the answers. If interrupted, run it again to resume."""
     if nproc > 1 and not launched():
         arguments = [*benchmark, "--model", model, "--data", str(data), "--out", str(out), "--split", split]
         arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]

@@ -82,7 +82,7 @@ def sample(
     seed: int = 0,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write miniature releases of all sources, in upstream's exact file formats, with drawn images."""
+    """Write miniature releases of all sources, in upstream's exact file formats, with generated images."""
     from vlmix.builders.miniature import write_sample
 
     with show.progress() as progress:
@@ -128,7 +128,7 @@ def build(
     annotations_only: AnnotationsOnlyOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Build a mixture folder. Interrupted, the same command goes on where it stopped."""
+    """Build a mixture folder. If interrupted, run it again to resume."""
     from vlmix.mixture.build.build import build as make
 
     parsed, known = _recipe(recipe, overrides)
@@ -272,7 +272,7 @@ def export(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write a mixture or a view in another tool's form; docs/feeding.md says how each is then trained on."""
+    """Write a mixture or a view in another tool's form; docs/feeding.md says how to train on each."""
     from vlmix.mixture.export import export as write
 
     with show.progress() as progress:

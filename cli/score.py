@@ -42,7 +42,7 @@ def score_command(
     judge_model: Annotated[str, typer.Option("--judge-model", help="The judge's name there.")] = "",
     judgements: Annotated[
         Path | None,
-        typer.Option("--judgements", help="File of judgements: gone on with under --judge, else scored as it is."),
+        typer.Option("--judgements", help="Judgements file: appended to with --judge, otherwise scored as is."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -59,7 +59,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         try:
             yield update
         except KeyboardInterrupt:
-            print("vlmix: interrupted; the same command goes on with what is finished", file=sys.stderr)
+            print("vlmix: interrupted; run the same command again to resume", file=sys.stderr)
             raise SystemExit(130) from None
 
 
@@ -109,7 +109,7 @@ def without_bars() -> None:
 
 
 def note(text: str) -> None:
-    """A line on stderr, above a bar that is being drawn."""
+    """A line on stderr, above a progress bar."""
     _err.print(plain(text, lines=False), highlight=False, soft_wrap=True)
 
 
@@ -258,7 +258,7 @@ def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: boo
     lacking = "an embedding" if report.nonempty_clusters else "a score"
     _some(f"samples without {lacking}, {report.unscored_kept:,} of them kept", report.unscored, [])
     _some(f"samples repeat a text or an image, {report.repeated_kept:,} of them kept", report.repeated, [])
-    _say(f"  {100 * report.random_overlap:.1f} % of the {report.kept:,} would be in a random draw of as many")
+    _say(f"  {100 * report.random_overlap:.1f} % of the {report.kept:,} are also in a random subset of the same size")
 
 
 def _some(what: str, count: int, first: list[str]) -> None:

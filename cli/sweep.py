@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def sweep(
     sweep: Annotated[str, typer.Argument(help="A YAML file, or the name of a sweep of vlmix.")],
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="seeds=[0,1,2] changes.epochs=2 …")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="seeds=[0,1,2] overrides.epochs=2 …")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the sweep. What is there is gone on with.")] = Path(
-        "sweep"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of the sweep. An interrupted run in this folder is resumed.")
+    ] = Path("sweep"),
     workers: Annotated[int, typer.Option(help="Runs at a time on this machine.", min=1)] = 1,
     nproc: Annotated[int, typer.Option(help="Processes of each run, one per GPU.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the rows of all runs.")] = False,
@@ -181,7 +181,7 @@ def _bare(value: Any) -> Any:
 
 
 def _end_with_parent() -> None:
-    """Linux: a worker is told to end when the process that started it does, however that ends."""
+    """Linux: a worker ends when the process that started it does, however that ends."""
     if sys.platform == "linux":
         import ctypes
 

@@ -26,7 +26,7 @@ def train(
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the run's folder and its last metrics.")] = False,
 ) -> None:
-    """Train a model on a mixture. Interrupted, the same command goes on where it stopped."""
+    """Train a model on a mixture. If interrupted, run it again to resume."""
     parsed = load(recipe, changes)
     if nproc > 1 and not launched():
         launch(nproc, ["train", recipe, *(changes or [])])
@@ -91,7 +91,7 @@ def launch(nproc: int, arguments: list[str]) -> None:
 
 @contextmanager
 def reporting(name: str):  # type: ignore[no-untyped-def]
-    """Shows what a run tells: what it trains on, a bar with the loss, and what needs attention."""
+    """Shows the events of a run: its data, a bar with the loss, and what needs attention."""
     with show.training(name) as progress:
         yield _reporter(progress)
 
@@ -101,12 +101,12 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
         if event == "data":
             show.note(
                 f"{facts['mixture']}: {facts['samples']:,} samples, {facts['tokens']:,} tokens, "
-                f"{facts['target_tokens']:,} of them trained on; {facts['steps']:,} steps"
+                f"{facts['target_tokens']:,} of them target tokens; {facts['steps']:,} steps"
             )
             if facts["cut_samples"]:
                 show.note(f"{facts['cut_samples']:,} samples are longer than batch.max_length and are cut")
             if facts["untrained_samples"]:
-                show.note(f"{facts['untrained_samples']:,} samples train on nothing: empty or cut answers")
+                show.note(f"{facts['untrained_samples']:,} samples have no target tokens: empty or cut answers")
         elif event == "model":
             parts = (
                 f"{_TRAINED[part]} {'/'.join(f'{n / 1e6:,.1f}M {what}' for what, n in counts.items() if n)}"
@@ -114,13 +114,13 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
             )
             show.note("; ".join(parts))
         elif event == "resumed":
-            show.note(f"goes on from step {facts['step']}")
+            show.note(f"resumes from step {facts['step']}")
         elif event == "step":
             progress(facts)
         elif event == "unreadable":
             show.note(f"images that did not decode: {', '.join(facts['samples'][:5])}")
         elif event == "stopped":
-            show.note(f"stopped after step {facts['step']} of {facts['of']}; the same command goes on from there")
+            show.note(f"stopped after step {facts['step']} of {facts['of']}; run the same command again to resume")
         elif event == "done":
             show.note(f"wrote {facts['out']}")
 

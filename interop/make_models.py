@@ -1,4 +1,4 @@
-"""Make what the checks of exported models read: small models, drawn at random, exported as `vlmix train` exports them.
+"""Small models, randomly initialized and exported as `vlmix train` exports them, for the checks of exported models.
 
 <case>/model           the export
 <case>/expected.json   what transformers 5 makes of it: the tokens that go in, the logits and the tokens that come out
@@ -106,7 +106,7 @@ def main(folder: Path) -> None:
 
 
 def export(out: Path, changes: dict[str, Any]) -> None:
-    """A model drawn at random."""
+    """A randomly initialized model."""
     recipe = parse(
         {
             "name": "interop",

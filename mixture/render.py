@@ -35,14 +35,15 @@ class Frame(NamedTuple):
 
 
 class Blank(Frame):
-    """Stands in where texts are only counted: as many words, about as many characters, and nothing to round."""
+    """Stands in where texts are only counted: the same number of words, about the same number
+    of characters, and nothing to round."""
 
     def text(self, boxes: tuple[Box, ...]) -> str:
         return "[0.00, 0.00, 0.00, 0.00]" if len(boxes) == 1 else ", ".join(["[0.00, 0.00, 0.00, 0.00]"] * len(boxes))
 
 
 def render(conversation: Conversation, style: StyleName = "llava", *, count_only: bool = False) -> list[str]:
-    """The texts of all turns, question and answer by turns: 2 x len(rounds) strings.
+    """The texts of all turns, questions and answers alternating: 2 x len(rounds) strings.
 
     A format prompt stands where its response format first occurs, which in LLaVA's rows is the first question.
     The image token joins the first question unless the record says that it is there already. With `count_only` the

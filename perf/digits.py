@@ -45,10 +45,10 @@ def learn(args: argparse.Namespace, work: Path) -> Facts:
     smol = ["train", "smol", f"mixture={work / 'mixture'}", f"model.vision_tower={work / 'tower'}", f"seed={args.seed}"]
     smol += ["batch.global_size=8", "batch.pack_length=1024", "checkpoint.interval=0", "log_interval=10", *args.change]
     one, whole = work / "connector", work / "whole"
-    rates = ["train=[connector]", "optim.connector_lr=5e-3"]
-    times = vlmix(*smol, f"out={one}", *rates, f"steps={args.steps}")
+    rates = ["trainable=[connector]", "optim.connector_lr=5e-3"]
+    times = vlmix(*smol, f"out={one}", *rates, f"max_steps={args.steps}")
     # A run of the connector leaves that alone. The learning rate of a first step is 0, so one step exports it as it is.
-    vlmix(*smol, f"out={whole}", f"model.init_connector_from={one}", "steps=1")
+    vlmix(*smol, f"out={whole}", f"model.init_connector_from={one}", "max_steps=1")
     loss = json.loads((one / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
     asked, _, _ = run("ask", work, "--model", str(whole / "model"))
     shares = {key: asked[key] for key in ("generated", "chosen")}

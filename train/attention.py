@@ -1,6 +1,6 @@
 """Causal attention for packed and padded batches, exact without masks.
 
-Registered with transformers under a name of its own, for which it builds no mask: packed samples are told apart by
+Registered with transformers under a name of its own, for which it builds no mask: packed samples are separated by
 their bounds, whatever `use_cache` or `attention_mask` say, and right padding needs none, as no token looks ahead.
 """
 

@@ -31,7 +31,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.De
 
 @dataclass
 class MicroBatch:
-    """B rows of T tokens holding S samples, of which K tokens are trained on. Packed, B is 1."""
+    """B rows of T tokens holding S samples, of which K are target tokens. Packed, B is 1."""
 
     input_ids: torch.Tensor
     """[B, T] int64."""
@@ -61,7 +61,7 @@ class MicroBatch:
     """[S] tokens of each sample."""
     image_tokens: int
     unreadable: list[str] = field(default_factory=list)
-    """Samples whose image did not decode: they show nothing and train on nothing."""
+    """Samples whose image did not decode: they show nothing and have no target tokens."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -196,7 +196,7 @@ class Lengths:
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
-    """Of them, those that are trained on."""
+    """Of them, the target tokens."""
     untruncated: NDArray[np.int64]
     """Before they were cut to batch.max_length."""
 

@@ -102,7 +102,7 @@ class State(Struct, frozen=True):
     step: int
     counted: dict[str, float]
     identity: dict[str, str]
-    """What must be the same to go on: name -> value."""
+    """What must be the same to resume: name -> value."""
     unreadable: tuple[str, ...] = ()
     """Samples whose image did not decode."""
 
@@ -121,7 +121,7 @@ class Checkpoints:
         dist.barrier()
 
     def save(self, model: TrainableVLM, optimizer: torch.optim.Optimizer, state: State) -> None:
-        """Begin to save; training may go on at once. Waits for the save before it, and raises VlmixError if that, or
+        """Begin to save; training may continue at once. Waits for the save before it, and raises VlmixError if that, or
         this, cannot be written."""
         self.wait()
         path = self.folder / f"step-{state.step:08d}"
@@ -182,7 +182,7 @@ class Checkpoints:
         try:
             return newest[0], msgspec.json.decode((newest[0] / "state.json").read_bytes(), type=State)
         except (OSError, msgspec.DecodeError) as error:
-            raise VlmixError(f"{newest[0]}: {error}; remove this checkpoint to go on from the one before") from None
+            raise VlmixError(f"{newest[0]}: {error}; remove this checkpoint to resume from the one before") from None
 
     def restore(self, path: Path, model: TrainableVLM, optimizer: torch.optim.Optimizer) -> None:
         """Load a checkpoint into a model and its optimizer, sharded as they are."""
@@ -193,7 +193,7 @@ class Checkpoints:
             dcp.load(tensors, storage_reader=reader, planner=_Planner())
         except (Exception, CheckpointException) as error:  # DCP wraps what happened on each rank
             what = str(error).strip().splitlines()[-1]
-            raise VlmixError(f"{path}: {what}; remove this checkpoint to go on from the one before") from None
+            raise VlmixError(f"{path}: {what}; remove this checkpoint to resume from the one before") from None
         set_model_state_dict(model, tensors["model"], options=_OPTIONS)
         set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=_OPTIONS)
 
@@ -202,7 +202,7 @@ class Checkpoints:
 
     def _unwritable(self, path: Path, error: BaseException) -> VlmixError:
         last = self._whole()[-1:]
-        kept = f"{last[0].name} is kept and the run can go on from it" if last else "none was written before"
+        kept = f"{last[0].name} is kept and the run can resume from it" if last else "none was written before"
         what = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return VlmixError(f"{path}: cannot write the checkpoint: {what}; free some space. {kept}")
 

@@ -22,9 +22,9 @@ class Model(Struct, frozen=True, kw_only=True):
     """A LLaVA model: a vision tower, a connector and a causal LM."""
 
     lm: str | dict[str, Any]
-    """A folder, hub name, .gguf file or package:// file; or the keys of a configuration to be drawn at random."""
+    """A folder, hub name, .gguf file or package:// file; or the keys of a configuration to be randomly initialized."""
     vision_tower: str | dict[str, Any]
-    """A folder, hub name, .onnx file or package:// file; or the keys of a configuration to be drawn at random."""
+    """A folder, hub name, .onnx file or package:// file; or the keys of a configuration to be randomly initialized."""
     tokenizer: str | Positive | None = None
     """A folder or hub name; a number trains one of that many tokens on the mixture; by default the LM's own."""
     connector: Literal["mlp", "linear"] = "mlp"
@@ -109,7 +109,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     optim: Optim
     epochs: Annotated[float, Meta(gt=0)] = 1.0
     max_steps: Count = 0
-    """Number of steps instead of epochs, over as many epochs as that takes."""
+    """Number of steps instead of epochs, over the epochs that it takes."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the computation; weights and the optimizer's state are fp32."""
     activation_checkpointing: bool = True

@@ -26,7 +26,7 @@ class Flops:
 
     A forward pass is one product; the backward pass is one for the gradient of the inputs, where something before
     learns, and one for that of the weights, where they learn. Attention counts scores and values over what a token
-    sees: half the square for the LM. The LM's head counts only tokens that are trained on.
+    sees: half the square for the LM. The LM's head counts only target tokens.
     """
 
     lm: int

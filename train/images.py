@@ -1,8 +1,8 @@
 """The image path: from a stored JPEG to the uint8 square that a vision tower's device normalises.
 
 Images stay uint8 until the device, a quarter of the bytes to move. The geometry is that of transformers' processors, to
-the pixel, so that an exported model sees what was trained on. torch's antialiased bicubic on uint8 is within one grey
-level of Pillow's, a few at hard edges.
+the pixel, so that an exported model sees what was seen in training. torch's antialiased bicubic on uint8 is within one
+grey level of Pillow's, a few at hard edges.
 """
 
 import io

@@ -25,7 +25,7 @@ def make_loader(steps: "Dataset[Item]", start: int, end: int, workers: int = 2) 
 
 def _alone(worker: int) -> None:
     """A worker tokenizes as one thread, as others are busy with the next steps. A signal that ends the run reaches
-    workers as well, from a terminal or a scheduler: they go on, for the step in progress needs them."""
+    workers as well, from a terminal or a scheduler: they continue, as the step in progress needs them."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

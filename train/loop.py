@@ -2,7 +2,7 @@
 
 A step fetches all its micro-batches, counts the tokens that train over all ranks, runs them, clips, looks whether
 everything is finite, and only then updates. What a step does depends on (recipe, mixture, step, number of ranks) alone;
-dropout, too, is drawn anew from these at every step. So a run goes on where it stopped: on the CPU bit for bit, on
+dropout, too, follows from these at every step. So a run resumes where it stopped: on the CPU bit for bit, on
 GPUs as far as their kernels repeat themselves.
 """
 
@@ -250,7 +250,7 @@ class Loop:
             self.me.abort(
                 VlmixError(
                     f"{len(every)} images did not decode so far, the last of {', '.join(every[-5:])}; "
-                    f"`vlmix verify {self.recipe.mixture}` lists the damage, max_bad_images=N with a larger N goes on "
+                    f"`vlmix verify {self.recipe.mixture}` lists the damage, a larger max_bad_images continues "
                     "without them"
                 )
             )

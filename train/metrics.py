@@ -1,4 +1,4 @@
-"""What a run tells: one JSON line for every logged step, tensorboard where it is installed."""
+"""Run metrics: one JSON line for every logged step, tensorboard where it is installed."""
 
 import json
 import math
@@ -14,7 +14,7 @@ NAME = "metrics.jsonl"
 
 
 class Metrics:
-    """`RUN/metrics.jsonl`, appended to. A run that goes on from step k begins by taking out what came after k."""
+    """`RUN/metrics.jsonl`, appended to. A run that resumes from step k begins by taking out what came after k."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / NAME

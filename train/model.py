@@ -44,7 +44,7 @@ class ModelBundle:
 def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[ModelBundle, PreTrainedTokenizerBase]:
     """The model of a recipe and its tokenizer, with `<image>` among its tokens; `tokenizer` for an LM from scratch.
 
-    Weights that are drawn at random follow torch's generator.
+    Randomly initialized weights follow torch's generator.
     """
     if isinstance(recipe.model.lm, str):
         loaded = load_lm(recipe.model.lm)

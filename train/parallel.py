@@ -57,7 +57,7 @@ class Ranks:
         return value
 
     def abort(self, error: VlmixError) -> NoReturn:
-        """End all ranks, which all know the error. The first one tells it."""
+        """End all ranks, which all know the error; the first one reports it."""
         raise error if self.is_main else SystemExit(1)
 
     def gather(self, value: Any) -> list[Any]:

@@ -39,7 +39,7 @@ def _lm_errors(recipe: Recipe, what: str) -> Iterator[None]:
 
 def _check_lm(recipe: Recipe, lm: Any) -> None:
     """Raises VlmixError for an LM that would not be trained as it was made, or that lets packed samples see each
-    other: because it keeps a state, as Mamba does, or does not tell its attention where samples begin."""
+    other: because it keeps a state, as Mamba does, or does not say to its attention where samples begin."""
     name, config, length = _lm_name(recipe), lm.config, recipe.batch.max_length
     if any(_EXPERTS.search(each) for each, _ in lm.named_parameters()):
         raise VlmixError(

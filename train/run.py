@@ -41,7 +41,7 @@ from vlmix.train.tokens import Encoder, Template, template, train_tokenizer
 from vlmix.train.weights.pretrained import load_tokenizer
 
 _FREE = ("out", "loader_workers", "log_interval", "checkpoint", "cpu_threads", "max_bad_images", "peak_tflops")
-"""Keys of a recipe that may change while a run goes on."""
+"""Keys of a recipe that may change when a run resumes."""
 _FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "data.json", "checkpoints")
 """What a run may have written before it has its recipe.yaml."""
 _KNOBS = ("batch.pack_length", "batch.micro_size", "activation_checkpointing", "reshard_after_forward", "compile")
@@ -55,7 +55,7 @@ def silent(event: str, facts: dict[str, Any]) -> None:
 def train(recipe: Recipe, report: EventCallback = silent) -> int:
     """Run a recipe to its end: 0 if it got there, or the number of the signal that stopped it, its state saved.
 
-    The run's folder is `recipe.out`; what stands there of the same recipe goes on. Raises VlmixError for input that
+    The run's folder is `recipe.out`; a run of the same recipe in it is resumed. Raises VlmixError for input that
     cannot be trained on, on every rank.
     """
     if not recipe.mixture:
@@ -243,7 +243,7 @@ def _check_data(mixture: Mixture, recipe: Recipe) -> None:
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
-    """Whole or not at all: a run that goes on takes it from there."""
+    """Whole or not at all: a resumed run reads it."""
     partial = home.with_suffix(".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
 """From conversations to token ids and labels, by construction.
 
 A template lays a conversation out as pieces whose role is known: what is asked, what is answered, what closes the
-answer. The runs of text between special tokens are tokenized whole, and a token is trained on if it begins inside an
+answer. The runs of text between special tokens are tokenized whole, and a token is a target if it begins inside an
 answer. Nothing is searched in the text: `</s>`, `ASSISTANT:` or `<image>` written by a user are ordinary characters.
 """
 
@@ -111,14 +111,14 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Template:
 
 
 class Encoded(NamedTuple):
-    """Token ids [T] int64 and which of them are trained on [T] bool."""
+    """Token ids [T] int64 and which of them are targets [T] bool."""
 
     ids: NDArray[np.int64]
     loss_mask: NDArray[np.bool_]
 
 
 class _Run(NamedTuple):
-    """Text between special tokens, and the spans [start, end) of its characters that are trained on."""
+    """Text between special tokens, and the spans [start, end) of its characters that contribute to the loss."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -157,14 +157,14 @@ class Encoder:
         self._text = self._rest = plain
         splits = json.loads(plain.to_str())["pre_tokenizer"] or {}
         if splits.get("prepend_scheme") == "first":
-            # Each run is tokenized by itself, so the first of its prompt has to be told from the others.
+            # Each run is tokenized by itself, so the first of its prompt has to be distinguished from the others.
             self._rest = Tokenizer.from_str(plain.to_str())
             self._rest.encode_special_tokens = True
             self._rest.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=splits["split"])
 
     def encode(self, values: Sequence[str], image_tokens: int) -> Encoded:
-        """One conversation: its texts, question and answer by turns. An image, which takes `image_tokens` (0: none),
-        stands once, before the first question that names it, as LLaVA moves it, or the first of all."""
+        """One conversation: its texts, questions and answers alternating. An image, which takes `image_tokens` (0:
+        none), stands once, before the first question that names it, as LLaVA moves it, or the first of all."""
         return self.encode_many([values], [image_tokens])[0]
 
     def encode_many(self, conversations: Sequence[Sequence[str]], image_tokens: Sequence[int]) -> list[Encoded]:

@@ -29,7 +29,7 @@ Batch = TypeVar("Batch")
 class StepDataset(Dataset[Batch], Generic[Batch]):
     """Item k: what `collate` makes of the samples that `rank` of `world` ranks takes in step k of `schedule`.
 
-    Nothing is buffered or drawn here. Load it with `make_loader`, or with any loader that takes items as they are:
+    Nothing is buffered or sampled here. Load it with `make_loader`, or with any loader that takes items as they are:
     `DataLoader(steps, batch_size=None, sampler=range(start, end))`.
     """
 

@@ -68,7 +68,7 @@ def chosen(text: str, choices: Mapping[str, str]) -> str | None:
 
 
 def asked_options(row: Mapping[str, str]) -> list[str]:
-    """The options of a question in LLaVA's prompt, which end at the first that is none."""
+    """The options of a question in LLaVA's prompt, which end at the first missing one."""
     options = []
     for letter in _OPTIONS:
         text = row.get(letter, "")

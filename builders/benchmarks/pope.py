@@ -14,7 +14,7 @@ from vlmix.mixture.render import SHORT_ANSWER
 
 _FILE = "coco_pope_{split}.json"
 _STEP = 10_000_000
-# LLaVA tells the splits apart by what it adds to POPE's ids.
+# LLaVA distinguishes the splits by what it adds to POPE's ids.
 OFFSETS = {"adversarial": 0, "random": _STEP, "popular": 2 * _STEP}
 
 

@@ -25,7 +25,7 @@ class _Problem(Struct):
 
 def chosen(text: str) -> str | None:
     """The option letter of an answer: the answer itself if it is one of A to E, the letter before ". ", or the one in
-    "The answer is X." if that stands once; None if there is none."""
+    "The answer is X." if that occurs once; else None."""
     if len(text) == 1 and text in _OPTIONS:
         return text
     if text[:1] and text[0] in _OPTIONS and text[1:3] == ". ":

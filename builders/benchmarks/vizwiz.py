@@ -62,9 +62,7 @@ def _rate_vizwiz(answers: Answers, files: OfficialFiles, split: str) -> Report:
         items.append(Item(str(number), row.answers, (row.answer_type,) if row.answer_type else ()))
     items = [item for item in items if answers.asks(item.id)]
     matched = _vizwiz_match(answers, rows, path)
-    note = (
-        "workers told apart by position, because VizWiz gives them no ids; `VizWiz API` leaves their answers as typed"
-    )
+    note = "workers are identified by position, as VizWiz gives no ids; `VizWiz API` leaves their answers as typed"
     report = rate("vizwiz", split, items, matched, [note], by_position=True)
     words, processed = TextCache(), Memo(evalai)
     as_typed = 0.0

@@ -128,7 +128,7 @@ _SPLITS = {year: split for split, year in _YEARS.items()}
 
 
 def _opened(files: OfficialFiles, pattern: str, split: str, type: type[F], dataset: str) -> tuple[Path, F, str]:
-    """(path, file, split). VQAv2, VQA v1 and OK-VQA share file names and schema; the description tells them apart."""
+    """(path, file, split). VQAv2, VQA v1 and OK-VQA share file names and schema; the description says which."""
     path = files.main(pattern, _YEARS[split or "val"])
     file = files.json(path, type)
     said = file.info.description

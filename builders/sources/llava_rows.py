@@ -74,7 +74,7 @@ def token_problem(image: str, texts: list[str]) -> tuple[str, str] | None:
 
 
 def turn_problem(turns: list[dict[str, Any]]) -> tuple[str, str] | None:
-    """Why `turns` are not questions and answers by turns, as (code, detail); None if they are."""
+    """Why `turns` do not alternate between question and answer, as (code, detail); None if they are."""
     if not turns:
         return "no_rounds", "the row has no turns"
     for number, turn in enumerate(turns):

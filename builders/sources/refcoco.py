@@ -48,7 +48,7 @@ class RefCocoOptions(Options, frozen=True, kw_only=True):
 
 
 def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
-    """Each expression once, all sets of an image mixed by seed, cut into segments; each asked in a direction drawn by
+    """Each expression once, all sets of an image mixed by seed, cut into segments; each asked in a direction sampled by
     seed. `file_name` in the refs is not the image's name, so images go by id."""
     images: dict[int, tuple[Picture, dict[str, Round]]] = {}
     for name in dict.fromkeys(options.sets):

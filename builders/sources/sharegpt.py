@@ -88,7 +88,7 @@ class _Unfit(Exception):
 
 
 def _pairs(chat: Chat, options: ShareGptOptions) -> list[str]:
-    """The texts of a chat, question and answer by turns. Raises _Unfit if it is none."""
+    """The texts of a chat, questions and answers alternating. Raises _Unfit if they do not."""
     if (chunk := _CHUNK.search(chat.id)) and int(chunk[1]) > 0:
         raise _Unfit("continuation", "a later chunk of a chat; only the first is used")
     turns = []

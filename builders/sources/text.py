@@ -10,7 +10,7 @@ Split = Literal["train", "val"]
 
 
 def short(answer: str, capitalize: bool = True) -> str:
-    """A short answer: outer white space gone, `str.capitalize()` unless told otherwise."""
+    """A short answer: outer white space gone, `str.capitalize()` unless the options say otherwise."""
     answer = answer.strip(INVISIBLE)
     return answer.capitalize() if capitalize else answer
 

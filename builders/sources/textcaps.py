@@ -19,7 +19,7 @@ class TextCapsOptions(Options, frozen=True, kw_only=True):
     split: Annotated[Split, Meta(description="official split; both lie in train_images")] = "train"
     caption: Annotated[
         Literal["first", "random", "longest"],
-        Meta(description="which of the five captions; the first fits LLaVA's rows, `random` is drawn by seed"),
+        Meta(description="which of the five captions; the first fits LLaVA's rows, `random` samples one by seed"),
     ] = "first"
     ocr: Annotated[bool, Meta(description="offer Rosetta's OCR tokens as a reference line")] = True
     max_tokens: Annotated[int, Meta(ge=0, description="at most so many OCR tokens; 0: all")] = 0

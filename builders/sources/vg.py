@@ -25,7 +25,7 @@ class VgOptions(Options, frozen=True, kw_only=True):
         Literal["1.2", "1.0"], Meta(description="region_descriptions.json or region_descriptions_v1.json")
     ] = "1.2"
     regions_per_image: Annotated[
-        int, Meta(ge=1, description="regions drawn by seed from each image (10 in LLaVA-1.5, A.2)")
+        int, Meta(ge=1, description="regions sampled by seed from each image (10 in LLaVA-1.5, A.2)")
     ] = 10
     min_regions: Annotated[
         Annotated[int, Meta(ge=1)] | None,
@@ -33,7 +33,9 @@ class VgOptions(Options, frozen=True, kw_only=True):
     ] = None
     min_side: Annotated[
         float,
-        Meta(ge=0, lt=1, description="drawn regions with a side below this share of the image's long side are dropped"),
+        Meta(
+            ge=0, lt=1, description="sampled regions with a side below this share of the image's long side are dropped"
+        ),
     ] = 0.015
 
 
@@ -68,7 +70,7 @@ class Regions(Struct):
 
 
 def read(raw: RawFolder, options: VgOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
-    """One conversation per image: regions drawn by seed, in the order of the draw, each asked in a direction drawn by
+    """One conversation per image: regions sampled by seed, in that order, each asked in a direction sampled by
     seed. Boxes are clipped to the image. An unusable region that the draw meets is rejected and the next one taken.
     Which images LLaVA took is unknown; `take` draws them by seed."""
     listed = raw.json(raw.require("image_data.json"), list[Picture])
@@ -91,7 +93,7 @@ def _draw(
         if (picture := pictures.get(image_id)) is None:
             reject(f"vg/{image_id}", "no_image_data", f"image {image_id} is not in image_data.json")
         elif picture.url.count("/") < 2:
-            reject(f"vg/{image_id}", "bad_url", f"the URL {picture.url!r} does not tell the image's folder")
+            reject(f"vg/{image_id}", "bad_url", f"the URL {picture.url!r} does not contain the image's folder")
         else:
             known.append((picture, image.regions))
     regions = [r for _, listed in known for r in listed]

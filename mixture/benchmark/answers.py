@@ -13,7 +13,7 @@ _SHOWN = 5  # records that an error names
 
 
 class Answer(Struct, kw_only=True):
-    """A model's answer to one question; `prompt` is what was asked, where the file tells."""
+    """A model's answer to one question; `prompt` is what was asked, where the file says so."""
 
     question_id: str
     prompt: str = ""

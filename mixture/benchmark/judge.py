@@ -1,6 +1,6 @@
 """A language model as judge: any endpoint that speaks OpenAI's chat completions, over the standard library.
 
-Judgements are written down one by one as they come, so that a judging that was interrupted goes on where it stopped,
+Judgements are written down one by one as they come, so that an interrupted judging resumes where it stopped,
 and are enough to score again without the judge. Each remembers a hash of what was judged.
 """
 
@@ -39,7 +39,7 @@ ScoreParser = Callable[[str], list[float] | None]
 
 
 class JudgeRequest(Struct, frozen=True):
-    """One answer to be judged: what the judge is told, and at which temperature on each try.
+    """One answer to be judged: the prompt, and at which temperature on each try.
 
     `reminder` joins the prompt from the second try on. `failed` are the scores of an answer that the judge never
     managed to judge.
@@ -366,7 +366,7 @@ def _short(text: str, endpoint: Endpoint) -> str:
 
 
 def _content(data: bytes, endpoint: Endpoint) -> str:
-    """The reply's text; a reply of another form is a ValueError."""
+    """The reply's text; a reply in a different format is a ValueError."""
     said = _short(repr(data[:_MOST_READ_OF_AN_ERROR]), endpoint)[:200]
     try:
         content: Any = json.loads(data)["choices"][0]["message"]["content"]

@@ -90,7 +90,7 @@ class Candidates:
         return choose(pools, self.ids, recipe.seed, recipe.total, weights)
 
     def _pools(self, offered: Mask, usable: Mask) -> dict[str, Indices]:
-        """What each entry gives. Raises one VlmixError that tells all entries that ask for too much."""
+        """What each entry gives. Raises one VlmixError that names all entries that ask for too much."""
         pools: dict[str, Indices] = {}
         problems = []
         for name in self.names:

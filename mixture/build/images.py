@@ -42,7 +42,7 @@ def plan_storage(facts: ImageInfo, width: int, height: int, boxed: bool) -> Stor
     """How the image serves an annotation made on `width` x `height` pixels (0, 0: unknown); None if it cannot.
 
     A stored image never carries an EXIF orientation, so that readers that honour the tag and readers that do not
-    see the same picture. Which of the two pictures the annotation was made on is told by its size: where the
+    see the same picture. Which of the two pictures the annotation was made on follows from its size: where the
     upright one fits, the pixels are turned; where only the raw one fits, the tag is dropped. With an unknown size
     the upright picture is what people saw. A copy that was only resized scales the boxes; with boxes (`boxed`), any
     other size is refused, without them it does not matter.

@@ -31,7 +31,7 @@ def index_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     most = most_repeats(manifest)
     yield from _rows("repeat", ~frame["repeat"].is_between(1, most), f"is not from 1 to {most}, as the recipe says")
     changes = frame["image_change"].is_in(list(get_args(Change)))
-    yield from _rows("image_change", ~changes, f"is none of {', '.join(repr(c) for c in get_args(Change))}")
+    yield from _rows("image_change", ~changes, f"is not one of {', '.join(repr(c) for c in get_args(Change))}")
     stored = (frame["image"] != "") & bool(manifest.shards)
     yield from _rows("image_size", (frame["image_size"] > 0) != stored, "disagrees with `image`")
     for name in ("image_hash", "image_change"):

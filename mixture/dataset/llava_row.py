@@ -31,7 +31,7 @@ def row_sha256(image: str, values: Sequence[str], roles: Sequence[str] | None = 
 
     The SHA-256 of the JSON list `[image, from, value, from, value, …]`, UTF-8, no spaces, nothing escaped that need
     not be: `json.dumps(…, ensure_ascii=False, separators=(",", ":"))`. `image` is `""` for text only. `roles` default
-    to human and gpt by turns. Ids and all other keys of a row are left out.
+    to human and gpt alternating. Ids and all other keys of a row are left out.
     """
     flat: list[Any] = [image] * (1 + 2 * len(values))
     flat[1::2] = (ROLES * len(values))[: len(values)] if roles is None else roles

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a mixture is made of, and how to tell that it is whole."""
+"""`manifest.json`: what a mixture is made of, and whether it is complete."""
 
 import hashlib
 from pathlib import Path

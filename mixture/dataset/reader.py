@@ -75,8 +75,8 @@ class Reader(Sequence[Sample]):
     def open(cls, path: str | Path) -> Self:
         """Open a mixture, an annotations-only mixture or a view: a local folder or any URL that fsspec opens.
 
-        Raises VlmixError if it is none, if its format is newer than this vlmix, or if a view's root is gone or was
-        built anew.
+        Raises VlmixError if it is not a mixture, if its format is newer than this vlmix, or if a view's root is gone or
+        was built anew.
         """
         folder = locate(path)
         manifest = manifests.read(folder)
@@ -247,7 +247,7 @@ class Reader(Sequence[Sample]):
             raise VlmixError(f"{index.name}: {str(error).splitlines()[0]}; {self._hint}") from None
         if missing := [name for name in columns if name not in table.column_names]:
             known = missing[0] in SAMPLES.names or missing[0] in VIEW.names
-            what = "is of another format version than its manifest says" if known else "does not have such a column"
+            what = "does not match the format version of its manifest" if known else "does not have such a column"
             raise VlmixError(f"{index.name} has no column {missing[0]!r}: it {what}")
         if problem := columns_problem(table):
             raise VlmixError(f"{index.name}: {problem}; {self._hint}")

@@ -48,7 +48,7 @@ TEXT_COLUMNS = ("conversations", "response_formats", "boxes", "extra")
 """The heavy columns, which a view leaves with its root."""
 
 VIEW = pa.schema([*(f for f in SAMPLES if f.name not in TEXT_COLUMNS), pa.field("root_row", pa.int64())])
-"""A view's index: no text, and `row`, the sample's row in the root's samples.parquet."""
+"""A view's index: no text, and `root_row`, the sample's row in the root's samples.parquet."""
 
 REJECTS = pa.schema(
     {

@@ -38,7 +38,7 @@ def header(name: str, size: int) -> bytes:
 
 
 class TarWriter:
-    """Appends members to a binary file and tells where their data went."""
+    """Appends members to a binary file and returns where their data is."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

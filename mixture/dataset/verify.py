@@ -25,7 +25,7 @@ from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.storage import Local
 from vlmix.mixture.record import unsafe_path
 
-_MOST = 20  # problems told per shard
+_MOST = 20  # problems reported per shard
 
 
 class Verified(Struct, frozen=True):

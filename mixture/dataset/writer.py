@@ -41,7 +41,7 @@ def run_shards(
     pool: Pool,
     progress: Progress,
 ) -> list[ShardDone]:
-    """The results of all jobs in order. Shards of an earlier run are kept if its `plan`, which tells everything that
+    """The results of all jobs in order. Shards of an earlier run are kept if its `plan`, which holds everything that
     decides the bytes, was the same."""
     if not jobs:
         return []

@@ -109,7 +109,7 @@ def conversations(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def messages(values: list[str]) -> list[dict[str, str]]:
-    """Texts, question and answer by turns, as OpenAI's messages."""
+    """Texts, questions and answers alternating, as OpenAI's messages."""
     return [{"role": ("user", "assistant")[i % 2], "content": value} for i, value in enumerate(values)]
 
 

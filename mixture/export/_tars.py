@@ -42,7 +42,7 @@ class Tar(NamedTuple):
 
 
 def place(mixture: Reader, folder: Path, progress: Progress, *, whole_shards: bool = True) -> Iterator[Tar]:
-    """Put shards with the samples of `mixture` into `folder`, and tell what is in them.
+    """Put shards with the samples of `mixture` into `folder`, and return what is in them.
 
     A mixture's shards are hard-linked, or copied where the file system has no such links, with the files that make it a
     mixture. A view is written out as a mixture. With `whole_shards`, which the forms need that can repeat shards but

@@ -5,7 +5,7 @@
     OUT/metadataset.yaml    what to give to `get_train_dataset`: the shards with their repetitions
 
 What `energon prepare` 7.4.1 writes (`flavors/webdataset/prepare.py`, `indexing.py`, `itar.py`), but for index.uuid,
-which is drawn from the mixture's manifest instead of the clock. `.tar.idx` is native uint64 x (samples + 1). Its index
+which is derived from the mixture's manifest instead of the clock. `.tar.idx` is native uint64 x (samples + 1). It
 knows a key once, so a sample is never in two places: samples of unlike `repeat` lie in shards of their own and parts
 `repeat-1`, `repeat-2` … of the split, which `metadataset.yaml` blends by whole repetitions (`blend_epochized`: give
 `repeat=False` to the loader for epochs). `train` is all shards, `val` and `test` are empty. Where all samples have the

@@ -52,7 +52,7 @@ def embedded(mixture: Reader, row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def featured(fields: dict[str, pa.DataType]) -> pa.Schema:
-    """A schema that tells HF datasets what its columns are; a list of `IMAGES` is a list of images."""
+    """A schema that says to HF datasets what its columns are; a list of `IMAGES` is a list of images."""
     features = {name: _feature(type_) for name, type_ in fields.items()}
     return pa.schema(fields).with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 

@@ -4,7 +4,7 @@
     OUT/images/…
 
 Rules, from ms-swift 4.6 (`dataset/preprocessor/core.py`, `template/base.py`): relative images are found below the
-environment's `ROOT_IMAGE_DIR`; as many `<image>` as images. `objects` holds what the placeholders `<ref-object>` and
+environment's `ROOT_IMAGE_DIR`; one `<image>` for each image. `objects` holds what the placeholders `<ref-object>` and
 `<bbox>` stand for, in their order: `ref` phrases, `bbox` pixel corners of the stored image (`bbox_type` real), which
 ms-swift writes in the notation of the model that it trains. `null` where there are none: an empty object would make a
 text-only row an image row. `channel` is for its loss per source.

@@ -12,7 +12,7 @@ def sha256(path: Path) -> str:
 
 
 class Stamp(NamedTuple):
-    """What tells that a file may have changed, without reading it. Size and time of change alone can be kept by a copy
+    """A sign that a file may have changed, without reading it. Size and time of change alone can be kept by a copy
     over it (`cp -p`, `rsync -t`); the inode and its own time cannot. They differ where nothing changed, too, as on some
     shared file systems: then the bytes decide."""
 

@@ -57,7 +57,7 @@ class Pool:
         except BrokenProcessPool:
             raise VlmixError(
                 "a worker process was killed, probably for lack of memory; run the same command again with fewer "
-                "--workers, it goes on from here"
+                "--workers, it resumes from here"
             ) from None
         finally:
             for future in pending:

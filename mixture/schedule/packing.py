@@ -59,10 +59,10 @@ def pack(lengths: Lengths, capacity: int) -> list[NDArray[np.int64]]:
 
 
 def packed_shares(lengths: Lengths, world: int, capacity: int) -> list[list[NDArray[np.int64]]]:
-    """The bins of a batch over `world` ranks, as many for every rank, the fullest first; some may be empty.
+    """The bins of a batch over `world` ranks, the same number for every rank, the fullest first; some may be empty.
 
     There are as few as best fit finds, rounded up to a multiple of `world`, and the batch is spread evenly over them:
-    ranks that wait for each other have about as many tokens in all, and in their k-th bins.
+    ranks that wait for each other have about the same number of tokens in all, and in their k-th bins.
     """
     tight = pack(lengths, capacity)
     count = -(-len(tight) // world) * world

@@ -1,7 +1,7 @@
 """The order of training: a pure function of (samples, seed, epoch, global batch).
 
 A global batch is of one modality and is the same set of samples for every number of ranks; the number of steps is known
-before the first; the only state is the step. Nothing is buffered and nothing is drawn one after the other, so resuming
+before the first; the only state is the step. Nothing is buffered and nothing is sampled sequentially, so resuming
 at step k, on any number of ranks, is asking for step k. A change of what comes out needs a new ORDER_VERSION.
 """
 

@@ -40,7 +40,7 @@ def match(listing: Listing, mixture: Reader, seed: int, *, ascending: bool = Fal
     """Find the samples of `mixture` that the rows of `listing` name.
 
     A row is matched by its id, if that is a sample's; else by its content hash, given or made of its conversations;
-    a row that has neither by LLaVA's id, and by its image too if the rows tell images. Where samples share such a key,
+    a row that has neither by LLaVA's id, and by its image too if the rows name images. Where samples share such a key,
     the rows take them in the order of a keyed rank, the best score first, each row one.
     Raises VlmixError if nothing matches or an id has two scores.
     """

@@ -28,8 +28,8 @@ class Report(Struct, frozen=True, kw_only=True):
 
     The `rows` of a file named a sample (`matched_by` id, hash or llava_id: see `mixture.selection`), or `missed`: their
     sample is not there. `unscored` samples of the mixture have no score or embedding, of which `unscored_kept` were
-    kept. `overlap` is the share of the kept samples that a random draw of as many, with the same seed, `where`,
-    `sources` and stratification, would have kept.
+    kept. `random_overlap` is the share of the kept samples that a random subset of the same size, with the same seed,
+    `where`, `sources` and stratification, would have kept.
     """
 
     by: str
@@ -92,7 +92,7 @@ class Ranking:
     report: Report
 
     def outcome(self, kept: Indices, random: Indices) -> Report:
-        """The report once the samples at `kept` are kept, those at `random` being as many drawn at random."""
+        """The report once the samples at `kept` are kept, those at `random` being a random subset of the same size."""
         return msgspec.structs.replace(
             self.report,
             unscored=int(self.unscored.sum()),

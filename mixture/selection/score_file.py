@@ -42,9 +42,9 @@ def read_listing(path: Path, column: str | None = None) -> Listing:
     """Read a parquet, csv, jsonl, json or txt file of ids, content hashes or LLaVA rows.
 
     The scores are those in `column`, by default in `score` if there is one.
-    Raises VlmixError that names the row and the remedy for a file that is missing, damaged, empty or of another form,
-    for scores that are missing, no numbers or not finite, and for a file with numbers in other columns of which none
-    is chosen: taken as a list of ids, a part of it would be the random subset.
+    Raises VlmixError that names the row and the remedy for a file that is missing, damaged, empty or in a different
+    format, for scores that are missing, no numbers or not finite, and for a file with numbers in other columns of which
+    none is chosen: taken as a list of ids, a part of it would be the random subset.
     """
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json}
     if column in _NAMING:
@@ -237,7 +237,7 @@ class _Turn(Struct):
 
 
 class _Row(Struct):
-    """A row of a JSON file. Turns may be of any kind: a row that cannot be a sample is told as missed."""
+    """A row of a JSON file. Turns may be of any kind: a row that cannot be a sample is reported as unmatched."""
 
     id: Any = None
     row_sha256: str | None = None

@@ -28,8 +28,8 @@ AnyReader = TypeVar("AnyReader", bound=Reader)
 
 class Selection(Struct, frozen=True, kw_only=True):
     """What to keep: first `where`, then what a list in `by` names, then each source in `sources` cut to a count (int)
-    or share (float), then `ratio` or `total` of the rest, stratified by source unless told otherwise. `seed` None
-    takes the mixture's.
+    or share (float), then `ratio` or `total` of the rest, stratified by source unless the options say
+    otherwise. `seed` None takes the mixture's.
 
     `by` says who comes first: None, the keyed rank alone; a file (see `mixture.listing`); `"lengths"` or `"clusters"`
     (see `mixture.rankings`). A file with scores ranks by them, the highest first, or the lowest if `ascending`;
@@ -68,7 +68,7 @@ def draw(mixture: AnyReader, selection: Selection) -> Drawn[AnyReader]:
     """Select from `mixture`; writes nothing.
 
     Raises VlmixError for a selection that asks for more than there is, or for nothing, and for a file that is damaged,
-    of another form, or names no sample.
+    in a different format, or names no sample.
     """
     seed = mixture.manifest.seed if selection.seed is None else selection.seed
     index = index_of(mixture)
@@ -226,7 +226,7 @@ def subsample(
 def save(
     drawn: Drawn[AnyReader], out: Path, *, materialize: bool = False, workers: int = 1, progress: Progress = silent
 ) -> Manifest:
-    """Make the new folder `out` of what was drawn: a view, or with `materialize` shards of its own."""
+    """Make the new folder `out` of what was selected: a view, or with `materialize` shards of its own."""
     if materialize:
         return save_copy(drawn.part, out, [drawn.entry], workers=workers, progress=progress)
     return save_view(drawn.part, out, [drawn.entry], drawn.index)

@@ -112,7 +112,7 @@ def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     # Started by torchrun, it is the same run.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     again = subprocess.run([*torchrun, *VLMIX, *common, f"out={killed}"], capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0 and re.search("goes on from step [24]", again.stderr), again.stderr[-3000:]
+    assert again.returncode == 0 and re.search("resumes from step [24]", again.stderr), again.stderr[-3000:]
     assert rows(killed) == rows(straight)
     assert hashes(killed / "model") == hashes(straight / "model")
     train(nano(mixture=str(mixture), out=str(other), checkpoint={"interval": 2, "keep": 9}))

@@ -184,7 +184,7 @@ def _identity(generator: Generator, task: Task, questions: list[Question]) -> di
     """What answers belong to: the model's weights, the questions, and how long answers may be."""
     weights = hashlib.sha256()
     for name, tensor in sorted(generator.model.state_dict().items()):
-        # A sample of every weight tells models apart without reading tens of gigabytes.
+        # A sample of every weight distinguishes models without reading tens of gigabytes.
         flat = tensor.flatten()
         few = flat[:: max(1, len(flat) // 64)].float().cpu()
         weights.update(name.encode() + str(tuple(tensor.shape)).encode() + few.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Sweeps: nested subsets of a mixture, each trained on and evaluated, over seeds, selections and recipe keys.
+"""Sweeps: nested subsets of a mixture, each trained and evaluated, over seeds, selections and recipe keys.
 
 SWEEP/
   sweep.json               what is swept; another sweep is refused
@@ -7,8 +7,8 @@ SWEEP/
   runs/<name>/run          the training run, answers/ its answers, result.json its row
   results.jsonl, report.html, curve.png
 
-A run that has its row is not repeated; one that was interrupted goes on. Any number of processes may work on one
-folder: each takes runs that nobody holds, by a lock that dies with its holder.
+A run that has its row is not repeated; one that was interrupted resumes. Any number of processes may work on one
+folder: each claims an unlocked run; locks are released when the process exits.
 """
 
 import itertools
@@ -96,7 +96,7 @@ class Sweep(Struct, frozen=True, kw_only=True):
     embeddings: str = ""
     """For clusters: the file that `vlmix embed` writes."""
     budget: Literal["epochs", "steps"] = "epochs"
-    """Whether a subset is trained for as many epochs as the whole, or for as many steps."""
+    """Whether a subset is trained for the same number of epochs as the whole, or of steps."""
     grid: dict[str, Annotated[list[Any], Meta(min_length=1)]] = {}
     """Recipe key -> values. `mixture.KEY` is a key of the mixture recipe, others are of the training recipe."""
     evaluate: Annotated[dict[str, EvalConfig], Meta(min_length=1)]
@@ -121,7 +121,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """A folder name that tells what the run is."""
+        """A folder name that says what the run is."""
         values = [f"{key.rpartition('.')[2]}={value}" for key, value in self.grid.items()]
         parts = [*values, self.label, f"{self.ratio:g}", f"seed{self.seed}"]
         plain = "-".join("".join(c if c.isalnum() or c in "._=" else "_" for c in part) for part in parts)
@@ -170,7 +170,7 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
 
 def cells(sweep: Sweep) -> list[RunSpec]:
     """All runs of a sweep, the largest first, so that several workers end together. The whole mixture is the same
-    under every selection: it is trained on once per seed. Raises VlmixError for two runs of one name."""
+    under every selection: it is trained once per seed. Raises VlmixError for two runs of one name."""
     found: dict[str, RunSpec] = {}
     for values in itertools.product(*sweep.grid.values()):
         for select, ratio, seed in itertools.product(sweep.selections, sweep.ratios, sweep.seeds):
@@ -200,7 +200,7 @@ def run(sweep: Sweep, out: Path, doers: Backend, tell: ProgressCallback = lambda
     """Do what is left of a sweep, beside other processes that work on the same folder; the rows of all runs.
 
     Seeds, ratios and selections may be added to a sweep that is there. Raises VlmixError where `out` holds another
-    one, before the first run for what cannot be trained on or asked, and for a run that fails; what is done stays.
+    one, before the first run for what cannot be trained or asked, and for a run that fails; what is done stays.
     """
     left = cells(sweep)
     names = {cell.name for cell in left}
@@ -340,7 +340,7 @@ def _mixture(sweep: Sweep, cell: RunSpec, out: Path, doers: Backend) -> Path:
 
 
 def _subset(sweep: Sweep, cell: RunSpec, whole: Path, view: Path) -> Path:
-    """A view of part of a mixture, drawn by the cell's seed: parts of one seed nest."""
+    """A view of part of a mixture, sampled by the run's seed: parts of one seed nest."""
     from vlmix.mixture.selection.subset import save
 
     if view.exists():  # of a run that was interrupted: the same, and quickly made
@@ -393,7 +393,7 @@ def _claim(sweep: Sweep, out: Path) -> None:
         before = json.loads(path.read_text())
         for file, was in before.get("files", {}).items():
             if plain["files"].get(file, was) != was:
-                raise VlmixError(f"{out}: {file} is not what its runs were drawn by; choose another --out")
+                raise VlmixError(f"{out}: {file} changed since this sweep started; choose another --out")
         plain["files"] = {**before.get("files", {}), **plain["files"]}
         same = {key: value for key, value in before.items() if key not in _GROWING}
         if same == {key: value for key, value in plain.items() if key not in _GROWING}:
@@ -402,7 +402,7 @@ def _claim(sweep: Sweep, out: Path) -> None:
     keys = (plain.keys() | before.keys()) - set(_GROWING)
     if other := sorted(key for key in keys if plain.get(key) != before.get(key)):
         told = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
-        raise VlmixError(f"{out} holds another sweep: {told}. Choose another --out")
+        raise VlmixError(f"{out} is another sweep: {told}. Choose another --out")
 
 
 def finished(out: Path, names: Collection[str]) -> int:

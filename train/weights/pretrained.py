@@ -118,7 +118,7 @@ def load_lm(where: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
         # A model of its own: transformers refuses to save one that it calls quantised.
         model = _load(where, LlamaForCausalLM, None, dtype, config=read.config, state_dict=read.state_dict())
         with _boundary(f"{where}: its tokenizer", found):
-            tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name)
+            tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name, trust_remote_code=False)
         return LanguageModel(model, llama_gguf.tokenizer(tokenizer, header))
     _refuse_file(where, found, ".gguf")
     model = _load(where, AutoModelForCausalLM, found, dtype)
@@ -129,7 +129,7 @@ def load_tokenizer(where: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a model `where`. Of a SentencePiece model without tokenizer.json it is made here, because
     transformers would rank its merges otherwise.
 
-    Raises VlmixError if there is none, or none that a fast tokenizer can stand for.
+    Raises VlmixError if it has none, or none that a fast tokenizer can stand for.
     """
     found = _resolve(where)
     with _boundary(f"{where}: its tokenizer", found):

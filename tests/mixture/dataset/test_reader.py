@@ -192,7 +192,7 @@ def test_an_index_of_another_version_is_told(copy: Path) -> None:
     path = copy / "samples.parquet"
     whole = pl.read_parquet(path)
     whole.drop("image_offset").write_parquet(path)
-    with pytest.raises(VlmixError, match="no column 'image_offset': it is of another format version"):
+    with pytest.raises(VlmixError, match="no column 'image_offset': it does not match the format version"):
         open_mixture(copy)[0]
     whole.head(10).write_parquet(path)
     with pytest.raises(VlmixError, match="10 rows, the manifest says 840"):

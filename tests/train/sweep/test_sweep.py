@@ -92,7 +92,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     assert small < large, "subsets nest"
 
     other = vlmix("sweep", spec, "overrides.max_steps=3", "--out", killed)
-    assert other.returncode == 1 and "holds another sweep: overrides was {'max_steps': 2}, here" in other.stderr
+    assert other.returncode == 1 and "is another sweep: overrides was {'max_steps': 2}, here" in other.stderr
     before = [row["run"] for row in rows(killed)]
     more = run(load(spec, known_benchmarks(), ["ratios=[0.3,0.5]"]), killed, _doers(1))
     assert [row.ratio for row in more] == [0.3, 0.5], "runs are added, those that are left out stay"
@@ -176,7 +176,7 @@ def test_a_file_of_scores_that_changed_is_told(spec: Path, tmp_path: Path) -> No
     _claim(sweep, out)
     _claim(sweep, out)
     scores.write_text("{ }")
-    with pytest.raises(VlmixError, match="scores.json is not what its runs were drawn by"):
+    with pytest.raises(VlmixError, match="scores.json changed since this sweep started"):
         _claim(sweep, out)
 
 
