@@ -1,6 +1,6 @@
 """Training-ready batches: vlmix beside the loaders that people use, a DataLoader of two workers each.
 
-The same photographs (640x480 JPEGs of about 90 KB, drawn) reach every contender in the form it wants, written before
+The same photographs (640x480 generated JPEGs of about 90 KB) reach every contender in the form it wants, written before
 the clock starts: the mixture's own shards for vlmix, webdataset and HF datasets, energon's export of them, MDS for
 mosaicml-streaming, chunks for LitData, and for LLaVA's way a JSON list with loose files and the Hugging Face image
 processor. A batch is 32 pictures padded to the square at 336 pixels: uint8 for vlmix, whose device normalises, float32
@@ -99,8 +99,9 @@ def _litdata_form(work: Path) -> None:
 
 class _LitSample:
     def __init__(self, path: Path) -> None:
+        from vlmix import open as open_mixture
 
-        self.mixture = vlmix.open(path)
+        self.mixture = open_mixture(path)
 
     def __call__(self, position: int) -> dict[str, bytes]:
         raw = self.mixture.raw(position)
@@ -182,10 +183,10 @@ def _loader(dataset: Any, **more: Any) -> Any:
 
 
 def vlmix(args: argparse.Namespace) -> Facts:
-    import vlmix
+    from vlmix import open as open_mixture
     from vlmix.torch import ImageCollator, StepDataset, make_loader
 
-    opened = vlmix.open(args.work / "mixture")
+    opened = open_mixture(args.work / "mixture")
     order = opened.schedule(BATCH)
     steps = make_loader(StepDataset(opened, order, ImageCollator(SIDE)), 0, order.steps_per_epoch, WORKERS)
     return timed(batch.images for batch in steps)

@@ -14,7 +14,7 @@ from common import TIMES, Clock, Facts, alternate, machine, megabytes, parser, p
 from views import generate as generate_mixture
 
 BATCH = 128
-LINES = {"whole": "100 %", "view": "view of 10 %", "part": "10 % in memory, drawn anew"}
+LINES = {"whole": "100 %", "view": "view of 10 %", "part": "10 % in memory, sampled anew"}
 
 
 def generate(args: argparse.Namespace) -> Facts:

@@ -1,6 +1,6 @@
 """Scoring answers of VQAv2's size, 107,394 questions with ten human answers each, against the official steps.
 
-The files are drawn from a seed in the official schemas: 40 % yes/no, 15 % numbers and 45 % words of a long-tailed
+The files are generated from a seed in the official schemas: 40 % yes/no, 15 % numbers and 45 % words of a long-tailed
 vocabulary, part of them with punctuation, articles and contractions; people agree with each other about as often as in
 the real files. Timed, each in a process of its own, imports excluded: reading both files, matching and scoring. `plain`
 is `json.load` and the official steps, without LLaVA's processing of predictions; vlmix scores both with and without it.
@@ -59,7 +59,7 @@ def generate(args: argparse.Namespace) -> Facts:
         )
         guess = truth if draw.random() < 0.7 else draw.choice(vocabulary)
         prompt = "What is it?\nAnswer the question using a single word or phrase."
-        answers.append({"question_id": question, "prompt": prompt, "text": guess.capitalize(), "model_id": "drawn"})
+        answers.append({"question_id": question, "prompt": prompt, "text": guess.capitalize(), "model_id": "generated"})
     whole = {"info": {"description": "This is v2.0 of the VQA dataset."}, "data_subtype": "val2014"}
     (args.work / ANNOTATIONS).write_text(json.dumps({**whole, "annotations": annotations}))
     (args.work / ANSWERS).write_text("".join(json.dumps(row) + "\n" for row in answers))

@@ -2,13 +2,13 @@
 
 The samples are the same for all: 20,000 pre-encoded pairs of a JPEG (61 KB on average) and a JSON document (0.9 KB),
 1.24 GB in shards of 5,000. They are taken from a pool of 2,000 pairs in memory, larger than a processor's cache. Each
-contender in a process of its own, by turns, into a folder that is emptied in between:
+contender in a process of its own, alternating, into a folder that is emptied in between:
 
 - `webdataset`: `ShardWriter` with its defaults but `maxcount`;
 - `vlmix tar`: `mixture.tar.TarWriter` into atomic files, the way a build writes;
 - `vlmix all`: `mixture.shards.store_rows`, with everything else a build keeps of a sample: the hash of its image, its
   row of the index, the sha256 of the shard;
-- `copy`: as many bytes from memory to files, one `write` per shard, the limit of the file system.
+- `copy`: the same bytes from memory to files, one `write` per shard, the limit of the file system.
 
 Memory files (/dev/shm) are used where they are large enough, so that the writers are measured and not the disk. On a
 disk, pass `--work` and mind that vlmix waits for the disk (`fsync`) and ShardWriter does not, unless `--sync`.

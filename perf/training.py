@@ -9,7 +9,7 @@ LLaVA's sampler balances words, as LLaVA does; vlmix tokens.
 Steps: one model of random weights is trained over the same samples, the first global batches of a mixture, in each of
 the ways, through the trainer's own collator, loader and model. LLaVA's sampler has its own order of them, and a window
 of 8 its own batches: the same samples over a whole epoch, as of the made-up mixture. All ranks' shares run one after
-the other in this process; the slowest share of each step is what a step would take on as many ranks. On the CPU one
+the other in this process; the slowest share of each step is what a step would take on that number of ranks. On the CPU one
 thread computes, timed by its processor time, which a busy machine disturbs less, and one worker prepares batches. The
 made-up mixture has the shape of the real one and photographs of 640x480; `--mixture` names another.
 
@@ -165,15 +165,15 @@ def llavas_order(
 ) -> list[Numbers]:
     """Steps of `group_by_modality_length`, after its description of haotian-liu/LLaVA, llava/train/llava_trainer.py.
 
-    Each modality is drawn at random, cut into mega-batches of micro x world, each sorted by words and dealt to `world`
+    Each modality is shuffled, cut into mega-batches of micro x world, each sorted by words and dealt to `world`
     chunks of about equal sums. The mega-batches are shuffled, but for the last of each modality: those two are joined
     in the order of their rows and come at the end (`mixed=False` shuffles them like the others).
     """
     mega = micro * world
 
     def grouped(members: Numbers) -> list[Numbers]:
-        drawn = rng.permutation(members)
-        cuts = [drawn[i : i + mega] for i in range(0, len(drawn), mega)]
+        shuffled = rng.permutation(members)
+        cuts = [shuffled[i : i + mega] for i in range(0, len(shuffled), mega)]
         flat = np.concatenate([_dealt(cut, index.words, world) for cut in cuts])
         return [flat[i : i + mega] for i in range(0, len(flat), mega)]
 
@@ -213,8 +213,8 @@ def in_turn(batches: Sequence[Numbers], micro: int, world: int) -> Iterator[Step
 
 
 def at_random(index: Index, micro: int, world: int) -> Iterator[Step]:
-    drawn = np.random.default_rng(0).permutation(index.seen)
-    return in_turn([drawn[i : i + micro * world] for i in range(0, len(drawn), micro * world)], micro, world)
+    shuffled = np.random.default_rng(0).permutation(index.seen)
+    return in_turn([shuffled[i : i + micro * world] for i in range(0, len(shuffled), micro * world)], micro, world)
 
 
 def padded(order: Schedule, micro: int, world: int, steps: int) -> Iterator[Step]:
@@ -299,18 +299,18 @@ def show_waste(index: Index, args: argparse.Namespace) -> str:
         found = tally(plan, index.tokens, pack)
         cells.append([name, f"{found.waste:.1%}", f"{found.imbalance:.2f}", f"{found.cost:.2f}"])
     text = index.tokens[~index.images]
-    told = f"{len(index.seen):,} samples, {index.images.mean():.1%} with an image, "
-    told += f"{index.tokens[index.images].mean():.0f} tokens each with an image"
-    told += f" and {text.mean():.0f} without" if len(text) else ""
-    told += f"; global batch {world} x {micro}"
-    return f"{told}\n\n{table(['an epoch', 'waste', 'imbalance', 'cost'], cells)}"
+    line = f"{len(index.seen):,} samples, {index.images.mean():.1%} with an image, "
+    line += f"{index.tokens[index.images].mean():.0f} tokens each with an image"
+    line += f" and {text.mean():.0f} without" if len(text) else ""
+    line += f"; global batch {world} x {micro}"
+    return f"{line}\n\n{table(['an epoch', 'waste', 'imbalance', 'cost'], cells)}"
 
 
 # Steps.
 
 
 def generate(args: argparse.Namespace) -> Facts:
-    """A mixture of the real one's shape: as many whole image batches and text batches as there are to be trained on."""
+    """A mixture of the real one's shape: with the whole image batches and text batches that are trained."""
 
     from vlmix.builders import known_sources
     from vlmix.mixture.build.build import build
@@ -537,8 +537,8 @@ def train(args: argparse.Namespace) -> Facts:
         limit = peak(me.device)
         per_gpu = needed / facts["seconds"] / me.world / 1e12
         facts |= {"tokens": found.tokens, "waste": found.waste, "tflops": per_gpu, "mfu": limit and per_gpu / limit}
-        told: Facts = me.run_on_main(lambda: facts)
-        return told
+        agreed: Facts = me.run_on_main(lambda: facts)
+        return agreed
 
 
 LINES = {
