@@ -25,6 +25,8 @@ from typing import Any
 
 from common import Clock, Facts, alternate, machine, megabytes, parser, perform, photographs, run, table, work_folder
 
+from vlmix import open as open_mixture
+
 SAMPLES, BATCH, SIDE, WORKERS = 3_200, 32, 336, 2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LINES = {
@@ -75,13 +77,12 @@ def _energon_form(work: Path) -> None:
 
 
 def _mds_form(work: Path) -> None:
-    import vlmix
 
     _stub_torchvision()
     from streaming import MDSWriter
 
     with MDSWriter(out=str(work / "mds"), columns={"jpg": "bytes", "json": "bytes"}, size_limit=2**26) as writer:
-        for raw in _raws(vlmix.open(work / "mixture")):
+        for raw in _raws(open_mixture(work / "mixture")):
             writer.write({"jpg": raw.jpeg, "json": raw.json})
 
 
@@ -99,7 +100,6 @@ def _litdata_form(work: Path) -> None:
 
 class _LitSample:
     def __init__(self, path: Path) -> None:
-        from vlmix import open as open_mixture
 
         self.mixture = open_mixture(path)
 
@@ -127,9 +127,8 @@ def _raws(opened: Any) -> Iterable[Any]:
 
 
 def _count(work: Path) -> int:
-    import vlmix
 
-    return len(vlmix.open(work / "mixture"))
+    return len(open_mixture(work / "mixture"))
 
 
 def _stub_torchvision() -> None:
@@ -183,7 +182,6 @@ def _loader(dataset: Any, **more: Any) -> Any:
 
 
 def vlmix(args: argparse.Namespace) -> Facts:
-    from vlmix import open as open_mixture
     from vlmix.torch import ImageCollator, StepDataset, make_loader
 
     opened = open_mixture(args.work / "mixture")
@@ -205,9 +203,8 @@ def limit(args: argparse.Namespace) -> Facts:
 
 
 def _open(path: str) -> None:
-    import vlmix
 
-    globals()["_mixture"] = vlmix.open(path)
+    globals()["_mixture"] = open_mixture(path)
 
 
 def _decode(position: int) -> int:

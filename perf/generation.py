@@ -35,7 +35,7 @@ def generate(args: argparse.Namespace) -> Facts:
     tower = {"model_type": "clip_vision_model", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12}
     recipe = {
         "name": "random",
-        "data": str(args.work / "mixture"),
+        "mixture": str(args.work / "mixture"),
         "out": str(args.work / "run"),
         "model": {
             "lm": {**lm, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
@@ -46,7 +46,7 @@ def generate(args: argparse.Namespace) -> Facts:
         "trainable": ["connector"],
         "batch": {"global_size": 1, "max_length": 1024},
         "optim": {"lr": 1e-3},
-        "steps": 1,
+        "max_steps": 1,
         "precision": "fp32",
         "loader_workers": 0,
     }

@@ -9,7 +9,7 @@ LLaVA's sampler balances words, as LLaVA does; vlmix tokens.
 Steps: one model of random weights is trained over the same samples, the first global batches of a mixture, in each of
 the ways, through the trainer's own collator, loader and model. LLaVA's sampler has its own order of them, and a window
 of 8 its own batches: the same samples over a whole epoch, as of the made-up mixture. All ranks' shares run one after
-the other in this process; the slowest share of each step is what a step would take on that number of ranks. On the CPU one
+the other in this process; the slowest share of each step is what a step would take on real ranks. On the CPU one
 thread computes, timed by its processor time, which a busy machine disturbs less, and one worker prepares batches. The
 made-up mixture has the shape of the real one and photographs of 640x480; `--mixture` names another.
 
