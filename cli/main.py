@@ -187,7 +187,7 @@ def subsample(
         list[str] | None, typer.Option(help="NAME=1000, NAME=0.1 or NAME=10% of one source. Repeatable.")
     ] = None,
     where: Annotated[str | None, typer.Option(help="SQL condition over columns of samples.parquet.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another draw than the mixture's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the selection (default: the mixture's).")] = None,
     stratify: Annotated[bool, typer.Option(help="Keep the proportions of the sources.")] = True,
     by: Annotated[
         str | None, typer.Option(help="Who comes first: a file of ids, hashes or scores, or `lengths`, or `clusters`.")
@@ -205,7 +205,7 @@ def subsample(
 ) -> None:
     """A nested subset: 10 % lies inside 30 % lies inside the whole."""
     from vlmix.mixture.mixture import open as open_mixture
-    from vlmix.mixture.selection.subset import Selection, draw, parse_amounts, save
+    from vlmix.mixture.selection.subset import Selection, parse_amounts, save, select
 
     if ratio is None and total is None and not source and where is None and by is None:
         raise VlmixError("say what to keep: --ratio, --total, --source, --where or --by")
@@ -224,10 +224,10 @@ def subsample(
         clusters=clusters,
     )
     with show.progress() as progress:
-        drawn = draw(open_mixture(mixture), selection)
-        manifest = save(drawn, out, materialize=materialize, workers=workers, progress=progress)
-    show.subset(out, manifest, drawn.report, as_json)
-    for note in drawn.report.notes() if drawn.report else []:
+        selected = select(open_mixture(mixture), selection)
+        manifest = save(selected, out, materialize=materialize, workers=workers, progress=progress)
+    show.subset(out, manifest, selected.report, as_json)
+    for note in selected.report.notes() if selected.report else []:
         show.note(note)
 
 

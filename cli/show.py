@@ -249,9 +249,9 @@ def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: boo
         matched = ", ".join(f"{count:,} by {name.replace('_', ' ')}" for name, count in report.matched_by.items())
         of = "embeddings" if report.by == "clusters" else "rows"
         _say(f"by {report.by}: {report.rows:,} {of}, matched {matched}")
-        _some("missed, as no sample is theirs", report.unmatched, report.unmatched_first)
-        _some("doubled, as another row has their sample", report.duplicates, [])
-        _some("ambiguous, as several samples have their id", report.ambiguous, report.ambiguous_first)
+        _some("rows without a matching sample", report.unmatched, report.unmatched_first)
+        _some("duplicate rows", report.duplicates, [])
+        _some("ambiguous rows: several samples have their id", report.ambiguous, report.ambiguous_first)
     else:
         _say(f"by {report.by}")
     _some(f"samples in {report.nonempty_clusters:,} clusters", report.nonempty_clusters and report.matched, [])

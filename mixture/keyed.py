@@ -32,7 +32,7 @@ def integer_ranks(numbers: NDArray[np.integer], seed: int, purpose: str = "") ->
 
 
 def keyed_order(ids: Sequence[str], seed: int, purpose: str = "") -> Indices:
-    """[N] positions of `ids` in rank order; equal ranks are ordered by id."""
+    """[N] positions of `ids` in hash order; equal hashes are ordered by id."""
     values = hash_order(ids, seed, purpose)
     order = np.argsort(values, kind="stable")
     if len(order) and (np.diff(values[order]) == 0).any():

@@ -33,9 +33,9 @@ class Mixture(Reader):
         embeddings: str | Path | None = None,
         clusters: int | None = None,
     ) -> Self:
-        """A nested subset, as `vlmix subsample` draws it: a prefix of the keyed rank order, or of the ranking `by`, in
+        """A nested subset, as `vlmix subsample` selects it: a prefix of the hash order, or of the ranking `by`, in
         mixture order (see `mixture.subset.Selection`)."""
-        from vlmix.mixture.selection.subset import Selection, draw  # polars, which trainers need not have
+        from vlmix.mixture.selection.subset import Selection, select  # polars, which trainers need not have
 
         selection = Selection(
             ratio=ratio,
@@ -51,7 +51,7 @@ class Mixture(Reader):
             embeddings=None if embeddings is None else str(embeddings),
             clusters=clusters,
         )
-        return draw(self, selection).part
+        return select(self, selection).mixture
 
     def schedule(
         self,

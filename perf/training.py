@@ -13,7 +13,7 @@ the other in this process; the slowest share of each step is what a step would t
 thread computes, timed by its processor time, which a busy machine disturbs less, and one worker prepares batches. The
 made-up mixture has the shape of the real one and photographs of 640x480; `--mixture` names another.
 
-Runs on CUDA too, untested there: `--model 1b` or `--model 7b` takes a Llama of that size with CLIP-L-336, in bf16,
+Runs on CUDA too: `--model 1b` or `--model 7b` takes a Llama of that size with CLIP-L-336, in bf16,
 with and without compile, and prints tokens/s and MFU of each GPU; `--nproc N` shares the ranks among N GPUs. 7b needs
 112 GB for weights, gradients and the optimizer's state, over all GPUs.
 """

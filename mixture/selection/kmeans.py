@@ -131,7 +131,7 @@ def cluster_count(samples: int) -> int:
 def spherical_kmeans(ids: list[str], vectors: Vectors, clusters: int, seed: int) -> NDArray[np.int64]:
     """[N] cluster of each vector, from 0: the nearest centre by angle, the first of equally near ones.
 
-    Centres start at the first `clusters` different vectors in the keyed rank and move for at most 12 rounds over the
+    Centres start at the first `clusters` different vectors in hash order and move for at most 12 rounds over the
     first 128 per cluster in that rank. A cluster may end empty. The result depends on ids, vectors and seed alone: on
     neither the order of the rows nor the machine.
     """

@@ -41,11 +41,13 @@ def match(listing: Listing, mixture: Reader, seed: int, *, ascending: bool = Fal
 
     A row is matched by its id, if that is a sample's; else by its content hash, given or made of its conversations;
     a row that has neither by LLaVA's id, and by its image too if the rows name images. Where samples share such a key,
-    the rows take them in the order of a keyed rank, the best score first, each row one.
+    the rows take them in a hash order, the best score first, each row one.
     Raises VlmixError if nothing matches or an id has two scores.
     """
     ids: list[str] = mixture.column("id").to_pylist()
-    order = keyed_order(ids, seed, "match")  # unlike the rank of a random draw, which the result is held against
+    order = keyed_order(
+        ids, seed, "match"
+    )  # unlike the hash order of a random subset, which the result is held against
     samples = pl.DataFrame({"sample": order, "key": pl.Series(ids, dtype=pl.String).gather(order)})
     # A stable sort: rows of one score keep the order of the file.
     rows = listing.rows.with_row_index("row").sort(

@@ -1,4 +1,4 @@
-"""Rankings: what a selection goes by, if not by the keyed rank alone. A ranking gives every sample a priority, and a
+"""Rankings: what a selection goes by, if not by the hash order alone. A ranking gives every sample a priority, and a
 subset takes the highest of each source first (see `mixture.subset`); so subsets of one ranking nest."""
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.selection.kmeans import Embeddings, cluster_count, spherical_kmeans
 
 Priorities = NDArray[np.float64]
-"""[N]: the higher, the sooner; equal ones follow the keyed rank."""
+"""[N]: the higher, the sooner; equal ones follow the hash order."""
 
 Codes = NDArray[np.int64]
 
@@ -56,7 +56,7 @@ class Report(Struct, frozen=True, kw_only=True):
     kept: int = 0
     random_overlap: float = 0.0
     same_as_random: bool = False
-    """Whether the samples are exactly those of the random draw, though not all there are."""
+    """Whether the samples are exactly those of the random subset, though not all there are."""
 
     @property
     def matched(self) -> int:
@@ -154,7 +154,7 @@ def by_lengths(
 ) -> tuple[Priorities, Indices]:
     """Priorities that leave repetition for last and keep the lengths of the source, and [N] the rounds.
 
-    A sample's round is the number of samples of its source that come before it in the keyed rank and have the same
+    A sample's round is the number of samples of its source that come before it in hash order and have the same
     text, or the same image, whichever is more. Texts are the same if all turns are, without case, white space,
     punctuation and image token. A source gives its rounds one after the other. Within a round the samples lie in the
     order of their words, and are taken as a van der Corput sequence takes the points of a line, scrambled by the seed:
@@ -179,12 +179,12 @@ def by_lengths(
 
 
 def by_clusters(frame: pl.DataFrame, labels: Codes, seed: int, *, stratify: bool = True) -> Priorities:
-    """Priorities that go round the clusters: from each cluster its first sample in the keyed rank, then from each its
-    second, and so on; a round takes the clusters in the keyed rank of their samples.
+    """Priorities that go round the clusters: from each cluster its first sample in hash order, then from each its
+    second, and so on; a round takes the clusters in hash order of their samples.
 
     So a subset holds the same number of samples of every cluster that has that many. Within a cluster the choice is
     random, which leaves its spread as it is. Each source goes round by itself. `labels` [N] are the clusters of the
-    rows of `frame`, -1 without one: those of a source keep their share of it, in the keyed rank.
+    rows of `frame`, -1 without one: those of a source keep their share of it, in hash order.
     With `stratify` False all sources go round together.
     """
     codes, names = _groups(frame, stratify)

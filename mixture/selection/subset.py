@@ -1,4 +1,4 @@
-"""Subsets: prefixes of the keyed rank order, or of a ranking, as a view that refers to the shards or with shards of
+"""Subsets: prefixes of the hash order, or of a ranking, as a view that refers to the shards or with shards of
 their own."""
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Selection(Struct, frozen=True, kw_only=True):
     or share (float), then `ratio` or `total` of the rest, stratified by source unless the options say
     otherwise. `seed` None takes the mixture's.
 
-    `by` says who comes first: None, the keyed rank alone; a file (see `mixture.listing`); `"lengths"` or `"clusters"`
+    `by` says who comes first: None, the hash order alone; a file (see `mixture.listing`); `"lengths"` or `"clusters"`
     (see `mixture.rankings`). A file with scores ranks by them, the highest first, or the lowest if `ascending`;
     samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
     without scores keeps the samples that it names. The scores are those in `column`, by default
@@ -54,17 +54,17 @@ class Selection(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Drawn(Generic[AnyReader]):
+class Selected(Generic[AnyReader]):
     """A selection from a mixture: its part, the index of that (see `index_of`), the entry for the manifest, and the
     report of a selection `by` something."""
 
-    part: AnyReader
+    mixture: AnyReader
     index: pl.DataFrame
     entry: dict[str, Any]
     report: Report | None
 
 
-def draw(mixture: AnyReader, selection: Selection) -> Drawn[AnyReader]:
+def select(mixture: AnyReader, selection: Selection) -> Selected[AnyReader]:
     """Select from `mixture`; writes nothing.
 
     Raises VlmixError for a selection that asks for more than there is, or for nothing, and for a file that is damaged,
@@ -74,7 +74,7 @@ def draw(mixture: AnyReader, selection: Selection) -> Drawn[AnyReader]:
     index = index_of(mixture)
     _check_by(selection)
     if selection.by is None:
-        kept, report = select(index, selection, seed), None
+        kept, report = kept_rows(index, selection, seed), None
     else:
         kept, report = _select_by(mixture, index, selection, selection.by, seed)
     entry = {name: getattr(selection, name) for name in ("ratio", "total", "sources", "where", "stratify")}
@@ -86,7 +86,7 @@ def draw(mixture: AnyReader, selection: Selection) -> Drawn[AnyReader]:
         if selection.column is not None:
             said |= {"column": selection.column}
         entry |= {**said, **report.counts()}
-    return Drawn(mixture.select(kept), index[kept], entry, report)
+    return Selected(mixture.select(kept), index[kept], entry, report)
 
 
 def _check_by(selection: Selection) -> None:
@@ -136,14 +136,14 @@ def _select_by(
     if not len(stays):
         raise VlmixError(f"{Path(by).name}: no sample that is offered passes; loosen the threshold or `where`")
     plain = msgspec.structs.replace(selection, where=None)
-    chosen = stays[select(frame[stays], plain, seed, ranking.priority[stays])]
+    chosen = stays[kept_rows(frame[stays], plain, seed, ranking.priority[stays])]
     as_many = msgspec.structs.replace(plain, ratio=None, total=len(chosen))
-    return offered[chosen], ranking.outcome(chosen, select(frame, as_many, seed))
+    return offered[chosen], ranking.outcome(chosen, kept_rows(frame, as_many, seed))
 
 
-def select(frame: pl.DataFrame, selection: Selection, seed: int, priority: Priorities | None = None) -> Indices:
+def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Priorities | None = None) -> Indices:
     """Row numbers (ascending) of the samples that `selection` keeps, its `by` aside: of those that compete, the ones
-    with the highest `priority` [N], equal ones in the keyed rank."""
+    with the highest `priority` [N], ties in hash order."""
     if selection.ratio is not None and selection.total is not None:
         raise VlmixError("ratio and total exclude each other")
     if selection.ratio is not None and not 0 < selection.ratio <= 1:
@@ -187,7 +187,7 @@ def _highest(
     pools: Mapping[str, Indices], priority: Priorities, ids: list[str], seed: int, shares: Mapping[str, int]
 ) -> Indices:
     """Positions (ascending) of the `shares[name]` members of each pool with the highest priority. Where the last ones
-    are equal, they are a prefix of the keyed rank."""
+    are equal, they are a prefix of the hash order."""
     sure, equal, left = [], {}, {}
     for name, members in pools.items():
         if count := shares[name]:
@@ -220,16 +220,23 @@ def subsample(
     A view holds no shards: its index refers to the root's. Raises VlmixError for a selection that asks for more than
     there is, or for nothing.
     """
-    return save(draw(Reader.open(folder), selection), out, materialize=materialize, workers=workers, progress=progress)
+    return save(
+        select(Reader.open(folder), selection), out, materialize=materialize, workers=workers, progress=progress
+    )
 
 
 def save(
-    drawn: Drawn[AnyReader], out: Path, *, materialize: bool = False, workers: int = 1, progress: Progress = silent
+    selected: Selected[AnyReader],
+    out: Path,
+    *,
+    materialize: bool = False,
+    workers: int = 1,
+    progress: Progress = silent,
 ) -> Manifest:
     """Make the new folder `out` of what was selected: a view, or with `materialize` shards of its own."""
     if materialize:
-        return save_copy(drawn.part, out, [drawn.entry], workers=workers, progress=progress)
-    return save_view(drawn.part, out, [drawn.entry], drawn.index)
+        return save_copy(selected.mixture, out, [selected.entry], workers=workers, progress=progress)
+    return save_view(selected.mixture, out, [selected.entry], selected.index)
 
 
 def parse_amounts(texts: list[str]) -> Mapping[str, int | float]:

@@ -41,7 +41,7 @@ from vlmix.train.sweep.report import Result
 from vlmix.train.sweep.report.aggregate import BUILT_IN
 
 if TYPE_CHECKING:
-    from vlmix.mixture.selection.subset import Drawn
+    from vlmix.mixture.selection.subset import Selected
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
 _GROWING = ("seeds", "ratios", "selections", "files")
@@ -299,7 +299,7 @@ def _check(sweep: Sweep, planned: list[RunSpec], doers: Backend) -> None:
     if sweep.mixture:
         firsts = {cell.label: cell for cell in planned if cell.ratio < 1 and cell.selection not in BUILT_IN}
         for cell in firsts.values():
-            _draw(sweep, cell, open_mixture(sweep.mixture))
+            _select(sweep, cell, open_mixture(sweep.mixture))
 
 
 def _recipe(sweep: Sweep, cell: RunSpec, doers: Backend) -> Recipe:
@@ -345,13 +345,13 @@ def _subset(sweep: Sweep, cell: RunSpec, whole: Path, view: Path) -> Path:
 
     if view.exists():  # of a run that was interrupted: the same, and quickly made
         shutil.rmtree(view)
-    save(_draw(sweep, cell, open_mixture(whole)), view)
+    save(_select(sweep, cell, open_mixture(whole)), view)
     return view
 
 
-def _draw(sweep: Sweep, cell: RunSpec, whole: Mixture) -> "Drawn[Mixture]":
+def _select(sweep: Sweep, cell: RunSpec, whole: Mixture) -> "Selected[Mixture]":
     """The samples of a cell. Raises VlmixError for a list of all samples: that is the random selection."""
-    from vlmix.mixture.selection.subset import Selection, draw
+    from vlmix.mixture.selection.subset import Selection, select
 
     selection = Selection(
         ratio=cell.ratio,
@@ -360,13 +360,13 @@ def _draw(sweep: Sweep, cell: RunSpec, whole: Mixture) -> "Drawn[Mixture]":
         column=cell.column or None,
         embeddings=sweep.embeddings if cell.selection == "clusters" else None,
     )
-    drawn = draw(whole, selection)
-    if drawn.report is not None and drawn.report.listed == len(whole):
+    selected = select(whole, selection)
+    if selected.report is not None and selected.report.listed == len(whole):
         raise VlmixError(
             f"selections: {cell.selection} has no scores and lists all {len(whole):,} samples, so its part is the "
             "random one; add a column score, or leave it out"
         )
-    return drawn
+    return selected
 
 
 def _set(data: Any, key: str, value: Any) -> None:

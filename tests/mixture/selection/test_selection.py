@@ -29,7 +29,7 @@ from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.kmeans import cluster_count, read_embeddings, spherical_kmeans
 from vlmix.mixture.selection.rankings import Report, by_clusters, by_lengths
 from vlmix.mixture.selection.score_file import read_listing
-from vlmix.mixture.selection.subset import Selection, draw, select, subsample
+from vlmix.mixture.selection.subset import Selection, kept_rows, select, subsample
 
 SAMPLE = "llava_json/llava_v1_5_mix_sample.json"
 
@@ -40,9 +40,9 @@ def ids(part: Mixture) -> list[str]:
 
 def drawn(mixture: Path | Mixture, **selection: Any) -> tuple[list[str], Report]:
     opened = mixture if isinstance(mixture, Mixture) else open_mixture(mixture)
-    result = draw(opened, Selection(**{k: str(v) if isinstance(v, Path) else v for k, v in selection.items()}))
+    result = select(opened, Selection(**{k: str(v) if isinstance(v, Path) else v for k, v in selection.items()}))
     assert result.report is not None
-    return ids(result.part), result.report
+    return ids(result.mixture), result.report
 
 
 def scores_of(names: list[str], digits: int = 3) -> dict[str, float]:
@@ -206,7 +206,7 @@ def test_the_command_and_the_method_agree(mixture: Path, tmp_path: Path) -> None
     command = "subsample", mixture, "--by", file, "--ratio", "0.1", "--ascending", "--seed", 3
     shown = vlmix(*command, "--out", tmp_path / "a")
     assert shown.returncode == 0 and "701 rows, matched 700 by id" in shown.stdout, shown.stderr
-    assert "1 missed, as no sample is theirs: gone" in shown.stdout and "140 samples without a score" in shown.stdout
+    assert "1 rows without a matching sample: gone" in shown.stdout and "140 samples without a score" in shown.stdout
     report = json.loads(vlmix(*command, "--out", tmp_path / "b", "--json").stdout)["report"]
     assert report["unmatched_first"] == ["gone"] and report["kept"] == 84
     part = whole.subset(by=file, ratio=0.1, ascending=True, seed=3)
@@ -492,7 +492,7 @@ def test_any_priorities_nest_and_the_highest_win(
     priority = np.array(data.draw(levels))
     large = data.draw(st.integers(1, len(frame)))
     small = data.draw(st.integers(1, large))
-    inner, outer = (select(frame, Selection(total=n, stratify=stratify), seed, priority) for n in (small, large))
+    inner, outer = (kept_rows(frame, Selection(total=n, stratify=stratify), seed, priority) for n in (small, large))
     assert (len(inner), len(outer)) == (small, large) and set(inner.tolist()) <= set(outer.tolist())
     rank = hash_order(frame["id"].to_list(), seed).tolist()
     for source in set(frame["source"]) if stratify else {None}:
@@ -558,7 +558,7 @@ def test_repeated_texts_and_images_come_last() -> None:
     assert rounds[order].tolist() == sorted(rounds.tolist())
     assert sorted(rounds[[2, 7, 8]].tolist()) == [0, 1, 2] and sorted(rounds[[4, 5]].tolist()) == [0, 1]
     rank = np.argsort(keyed_order(frame["id"].to_list(), 0))
-    assert (rounds[4] == 0) == (rank[4] < rank[5]), "the first in the keyed rank is the one that is kept"
+    assert (rounds[4] == 0) == (rank[4] < rank[5]), "the first in hash order is the one that is kept"
 
 
 def test_texts_of_other_sources_and_samples_without_image_repeat_nothing() -> None:
@@ -691,7 +691,7 @@ def test_samples_without_embedding_keep_their_share_of_the_source() -> None:
     for stratify in (True, False):
         priority = by_clusters(frame, labels, 0, stratify=stratify)
         for total in (16, 40, 80):
-            kept = select(frame, Selection(total=total, stratify=stratify), 0, priority)
+            kept = kept_rows(frame, Selection(total=total, stratify=stratify), 0, priority)
             assert abs((labels[kept] < 0).sum() - total / 4) <= 2
 
 
@@ -700,7 +700,7 @@ def test_text_only_samples_are_a_stratum_of_a_real_mixture(mixture: Path, embedd
     kept, report = drawn(whole, by="clusters", embeddings=embeddings, ratio=0.4, clusters=9)
     texts = [id for id in kept if id.startswith("sharegpt/")]
     assert len(texts) == 14 == report.unscored_kept and report.unscored == 35
-    assert texts == [id for id in ids(whole.subset(ratio=0.4)) if id.startswith("sharegpt/")], "the keyed rank"
+    assert texts == [id for id in ids(whole.subset(ratio=0.4)) if id.startswith("sharegpt/")], "the hash order"
     assert (report.rows, report.matched, report.unmatched, report.nonempty_clusters) == (805, 805, 0, 9)
     entry = subsample(
         mixture, embeddings.parent / "view", Selection(by="clusters", embeddings=str(embeddings), total=9)
@@ -833,7 +833,7 @@ def test_one_text_among_numbers_does_not_hide_a_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", [None, "lengths", "clusters"])
 def test_a_column_goes_with_a_file(mixture: Path, by: str | None) -> None:
     with pytest.raises(VlmixError, match="column goes with a file of scores"):
-        draw(open_mixture(mixture), Selection(by=by, column="quality", ratio=0.1))
+        select(open_mixture(mixture), Selection(by=by, column="quality", ratio=0.1))
 
 
 @pytest.mark.processes
