@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     mixtures.mkdir(parents=True)
     vlmix("sample", raw)
     vlmix("build", "sample", "--raw", raw, "--out", mixtures / "whole")
-    changed = ["--set", "order=natural", "--set", "sources.okvqa.repeat=2.5"]
+    changed = ["order=natural", "sources.okvqa.repeat=2.5"]
     vlmix("build", "sample", "--raw", raw, "--out", mixtures / "repeated", *changed)
     vlmix("subsample", mixtures / "repeated", "--ratio", 0.3, "--out", mixtures / "view")
     for case in CASES:
