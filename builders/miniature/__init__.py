@@ -1,4 +1,4 @@
-"""Miniature releases of all sources in upstream's exact file formats, with drawn pictures.
+"""Miniature releases of all sources in upstream's file formats, as far as they are read, with generated pictures.
 
 Same seed, same bytes. Ids do not depend on the seed, so `DIRT` names the irregular records of every sample.
 """
@@ -89,9 +89,7 @@ def write_sample(raw: Path, *, seed: int = 0, progress: Callable[[str, int, int]
     Raises FileExistsError when `raw` is a file or a folder with anything in it.
     """
     if raw.exists() and (not raw.is_dir() or any(raw.iterdir())):
-        raise FileExistsError(
-            f"{raw} exists and is not an empty folder: give another place for the sample or remove it first"
-        )
+        raise FileExistsError(f"{raw} exists and is not an empty folder: remove it or choose another place")
     partial = raw.absolute().with_name(f"{raw.absolute().name}.partial")
     if partial.exists():
         shutil.rmtree(partial)

@@ -4,11 +4,13 @@ import io
 import json
 import pickle
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+Record = dict[str, Any]
 QUALITY = 85
 
 
@@ -19,8 +21,13 @@ def jpeg(image: Image.Image, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def turns(pairs: Iterable[tuple[str, str]], human: str = "human", gpt: str = "gpt") -> list[Record]:
+    """Questions and answers as the alternating turns of LLaVA's and ShareGPT's files."""
+    return [{"from": role, "value": value} for pair in pairs for role, value in zip((human, gpt), pair, strict=True)]
+
+
 class Folder:
-    """The RAW folder while it is written. Counts the records of every annotation file and the
+    """The RAW folder while it is written; paths are relative to it. Counts the records of every annotation file and the
     files of every image folder (LCS-558K's sub-folders together)."""
 
     def __init__(self, root: Path) -> None:
@@ -30,7 +37,6 @@ class Folder:
         self.bytes = 0
 
     def write(self, path: str, data: bytes) -> None:
-        """Write one file; `path` is relative to RAW."""
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
@@ -41,7 +47,7 @@ class Folder:
         self.write(path, json.dumps(value, separators=(",", ":")).encode("ascii"))
         self.records[path] = records
 
-    def refs(self, path: str, refs: list[dict[str, Any]]) -> None:
+    def refs(self, path: str, refs: list[Record]) -> None:
         """Write a refs pickle of lists, dicts, strings and ints only.
 
         The JSON round trip gives every value its own identity: pickle's memo would otherwise depend on which equal
@@ -51,15 +57,12 @@ class Folder:
         self.records[path] = len(refs)
 
     def image(self, path: str, data: bytes) -> None:
-        """Write an image file from its bytes."""
         self.write(path, data)
         home, images, _ = path.partition("/images/")
         self.images[f"{home}/images" if images else path.rsplit("/", 1)[0]] += 1
 
     def picture(self, path: str, picture: Image.Image, **options: Any) -> None:
-        """Write a picture as JPEG."""
         self.image(path, jpeg(picture, **options))
 
     def load(self, path: str) -> Any:
-        """Read back a JSON file that was written before."""
         return json.loads((self.root / path).read_bytes())

@@ -33,7 +33,6 @@ def coco(part: str, index: int) -> int:
 
 
 def vqav2(image_id: int, number: int) -> int:
-    """VQAv2 question id."""
     return image_id * 1000 + number
 
 
@@ -43,7 +42,6 @@ def okvqa(image_id: int, number: int) -> int:
 
 
 def aokvqa(part: str, index: int, number: int = 0) -> str:
-    """A-OKVQA question id, 22 characters."""
     return token(f"aokvqa/{part}/{index}/{number}", 22)
 
 
@@ -89,7 +87,7 @@ def book(index: int) -> str:
         check = sum((position + 1) * int(digit) for position, digit in enumerate(digits)) % 11
         if check == 10:
             return digits + "X"
-        if index % 9 != 2:  # every ninth book keeps drawing until its check digit is X
+        if index % 9 != 2:  # every ninth book gets new digits until its check digit is X
             return str(int(digits + str(check)))
         attempt += 1
 
@@ -115,5 +113,4 @@ def chat(index: int, chunk: int = 0) -> str:
 
 
 def web(index: int) -> str:
-    """LCS-558K id, nine digits."""
     return f"{2_211_003 + 8_713_331 * index % 600_000_000:09d}"

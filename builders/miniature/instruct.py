@@ -1,29 +1,12 @@
 """LLaVA-Instruct's three parts (conversation, detail, complex reasoning) and LCS-558K's captions."""
 
 from random import Random
-from typing import Any
 
-from vlmix.builders.miniature import ids
+from vlmix.builders.miniature import ids, texts
 from vlmix.builders.miniature.dirt import RECORD
-from vlmix.builders.miniature.files import Folder
+from vlmix.builders.miniature.files import Folder, Record, turns
 from vlmix.builders.miniature.scenes import KINDS, PLACES, Scene
 from vlmix.builders.miniature.stock import coco_scene, web_scene
-from vlmix.builders.miniature.texts import (
-    NUMBER_WORDS,
-    article,
-    caption,
-    colorless,
-    corner,
-    described,
-    inventory,
-    join,
-    kindless,
-    look,
-    name,
-    relation,
-)
-
-Record = dict[str, Any]
 
 PARTS = {"conversation_58k": range(24), "detail_23k": range(8, 20), "complex_reasoning_77k": range(4, 28)}
 """COCO train pictures of each part; most ids occur in more than one part, as upstream."""
@@ -43,72 +26,68 @@ BRIEF = (
 
 def conversation(scene: Scene, rng: Random) -> list[tuple[str, str]]:
     """Three to five questions with answers in full sentences."""
-    pairs = []
-    total = NUMBER_WORDS[len(scene.things)]
-    noun = "object" if len(scene.things) == 1 else "objects"
-    verb = "is" if len(scene.things) == 1 else "are"
-    pairs.append(
-        (
-            "How many objects are in the image?",
-            f"There {verb} {total} {noun} in the image: {join([described(thing) for thing in scene.things])}.",
-        )
-    )
-    pairs.append(
-        (
-            "What kind of place does the image show?",
-            f"The image shows {PLACES[scene.place].phrase.split(' ', 1)[1]} with {PLACES[scene.place].below}.",
-        )
-    )
+    place, total = PLACES[scene.place], texts.NUMBER_WORDS[len(scene.things)]
+    be, noun = ("is", "object") if len(scene.things) == 1 else ("are", "objects")
+    listed = texts.join([texts.described(thing) for thing in scene.things])
+    scenery = f"{place.phrase.split(' ', 1)[1]} with {place.below}"
+    pairs = [
+        ("How many objects are in the image?", f"There {be} {total} {noun} in the image: {listed}."),
+        ("What kind of place does the image show?", f"The image shows {scenery}."),
+    ]
     for thing in scene.things:
-        if called := colorless(scene, thing):
+        if called := texts.colorless(scene, thing):
             pairs.append((f"What color is the {called}?", f"The {called} is {thing.color}."))
-        if called := kindless(scene, thing):
+        if called := texts.kindless(scene, thing):
             pairs.append((f"What is the {called}?", f"The {called} is a {thing.size} {thing.kind}."))
-        pairs.append((f"Where is the {look(thing)}?", f"The {look(thing)} is {corner(scene, thing)} of the image."))
+        pairs.append(
+            (
+                f"Where is the {texts.look(thing)}?",
+                f"The {texts.look(thing)} is {texts.corner(scene, thing)} of the image.",
+            )
+        )
     return rng.sample(pairs, min(len(pairs), rng.randint(3, 5)))
 
 
 def reasoning(scene: Scene, rng: Random) -> tuple[str, str]:
-    """One question whose answer gives its reasons."""
     thing = rng.choice(scene.things)
     kind, place = KINDS[thing.kind], PLACES[scene.place]
-    interest = (
-        f"If {article(kind.user)} came here, which object would interest them most?",
-        f"The {look(thing)} would interest the {kind.user} most. It is {corner(scene, thing)} of the image, and the "
-        f"usual place of such a thing is the {kind.found}.",
-    )
-    season = (
-        "In which season would people enjoy this place most, and why?",
-        f"Most people would enjoy it in {place.season}. The image shows {place.above} and {place.below}, so it was "
-        f"drawn as {place.phrase.split(' ', 1)[1]}.",
-    )
-    choices = [interest, season]
+    choices = [
+        (
+            f"If {texts.article(kind.user)} came here, which object would interest them most?",
+            f"The {texts.look(thing)} would interest the {kind.user} most. It is {texts.corner(scene, thing)} of the "
+            f"image, and the usual place of such a thing is the {kind.found}.",
+        ),
+        (
+            "In which season would people enjoy this place most, and why?",
+            f"Most people would enjoy it in {place.season}. The image shows {place.above} and {place.below}, so it "
+            f"was drawn as {place.phrase.split(' ', 1)[1]}.",
+        ),
+    ]
+    if len(scene.things) == 1:
+        return rng.choice(choices)
     first = min(scene.things, key=lambda other: other.x)
-    if sum(other.x == first.x for other in scene.things) == 1 and len(scene.things) > 1:
-        crossing = (
-            "Which object would you meet first when you cross the image from left to right?",
-            f"You would meet the {name(scene, first)} first. Its left edge is closest to the left border of the image, "
-            "and every other object begins further to the right.",
+    if texts.only(scene, lambda other: other.x == first.x):
+        answer = (
+            f"You would meet the {texts.name(scene, first)} first. Its left edge is closest to the left border of the "
+            "image, and every other object begins further to the right."
         )
-        choices.append(crossing)
-    if len(scene.things) > 1 and (words := relation(scene.things[0], scene.things[1])):
-        one, two = scene.things[:2]
-        landmark = (
-            f"How could you explain to a friend where the {look(one)} is, without pointing at it?",
-            f"You could use the {look(two)} as a landmark: the {look(one)} is {words} it. You could also say that it "
-            f"is {corner(scene, one)} of the image.",
+        choices.append(("Which object would you meet first when you cross the image from left to right?", answer))
+    one, two = scene.things[:2]
+    if words := texts.relation(one, two):
+        question = f"How could you explain to a friend where the {texts.look(one)} is, without pointing at it?"
+        answer = (
+            f"You could use the {texts.look(two)} as a landmark: the {texts.look(one)} is {words} it. You could also "
+            f"say that it is {texts.corner(scene, one)} of the image."
         )
-        choices.append(landmark)
+        choices.append((question, answer))
     return rng.choice(choices)
 
 
-def _row(image_id: int, pairs: list[tuple[str, str]], back: bool) -> Record:
-    turns = []
-    for number, (question, answer) in enumerate(pairs):
-        if number == 0:
-            question = f"{question}\n<image>" if back else f"<image>\n{question}"
-        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": f"{image_id:012d}", "image": f"{image_id:012d}.jpg", "conversations": turns}
+def _row(key: str, image: str, pairs: list[tuple[str, str]], first: bool) -> Record:
+    conversations = turns(pairs)
+    question = conversations[0]["value"]
+    conversations[0]["value"] = f"<image>\n{question}" if first else f"{question}\n<image>"
+    return {"id": key, "image": image, "conversations": conversations}
 
 
 def write_instruct(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
@@ -122,35 +101,24 @@ def write_instruct(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
             if part == "conversation_58k":
                 pairs = conversation(scene, rng)
             elif part == "detail_23k":
-                pairs = [
-                    (
-                        rng.choice(DETAIL),
-                        " ".join([f"The image shows {caption(scene, sizes=False)}.", *inventory(scene)]),
-                    )
-                ]
+                sentences = [f"The image shows {texts.caption(scene, sizes=False)}.", *texts.inventory(scene)]
+                pairs = [(rng.choice(DETAIL), " ".join(sentences))]
             else:
                 pairs = [reasoning(scene, rng)]
-            row = _row(ids.coco("train", index), pairs, rng.random() < 0.5)
-            records.append(_instruct_dirt(row, pairs))
+            key, first = f"{ids.coco('train', index):012d}", rng.random() >= 0.5
+            row = _row(key, f"{key}.jpg", pairs, first and key != RECORD["instruct-image-back"])
+            if key == RECORD["instruct-odd-turns"]:
+                row["conversations"].append({"from": "human", "value": "Is there anything else in the image?"})
+            if key == RECORD["instruct-empty-value"]:
+                row["conversations"][1]["value"] = ""
+            records.append(row)
         folder.json(f"llava_instruct/{part}.json", records, len(records))
         rows += records
     folder.json("llava_instruct/llava_instruct_150k.json", rows, len(rows))
 
 
-def _instruct_dirt(row: Record, pairs: list[tuple[str, str]]) -> Record:
-    if row["id"] == RECORD["instruct-image-back"]:
-        return _row(int(row["id"]), pairs, back=True)
-    if row["id"] == RECORD["instruct-odd-turns"]:
-        row["conversations"].append({"from": "human", "value": "Is there anything else in the image?"})
-    if row["id"] == RECORD["instruct-empty-value"]:
-        row["conversations"][1]["value"] = ""
-    return row
-
-
 def write_lcs(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
-    """LCS-558K: one short caption per picture, and the meta file with its BLIP caption."""
     rows: list[Record] = []
-    meta: list[Record] = []
     grey = RECORD["lcs-grey"].removesuffix(".jpg")
     for index in range(sizes["lcs558k"]):
         key, rng = ids.web(index), Random(f"{seed}/lcs558k/{index}")
@@ -158,20 +126,13 @@ def write_lcs(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
         first = {RECORD["lcs-image-first"]: True, RECORD["lcs-image-last"]: False}.get(key, rng.random() < 0.5)
         prompt = rng.choice(BRIEF)
         value = f"{text}  " if key == RECORD["lcs-trailing-spaces"] else text
-        turns = [
-            {"from": "human", "value": f"<image>\n{prompt}" if first else f"{prompt}\n<image>"},
-            {"from": "gpt", "value": value},
-        ]
-        image = f"{key[:5]}/{key}.jpg"
-        rows.append({"id": key, "image": image, "conversations": turns})
-        meta.append({"id": key, "image": image, "blip_caption": text, "url": f"http://example.org/web/{key}.jpg"})
+        rows.append(_row(key, f"{key[:5]}/{key}.jpg", [(prompt, value)], first))
     folder.json("lcs558k/blip_laion_cc_sbu_558k.json", rows, len(rows))
-    folder.json("lcs558k/blip_laion_cc_sbu_558k_meta.json", meta, len(meta))
 
 
 def web_caption(scene: Scene, rng: Random, *, grey: bool) -> str:
     """A short lower-case caption as alt texts are, at times with a spaced hyphen; no colours for a grey picture."""
     if grey:
-        return f"{join([f'a {thing.size} {thing.kind}' for thing in scene.things])} , black - and - white picture"
-    text = caption(scene, sizes=rng.random() < 0.5)
+        return f"{texts.join([f'a {thing.size} {thing.kind}' for thing in scene.things])} , black - and - white picture"
+    text = texts.caption(scene, sizes=rng.random() < 0.5)
     return f"{text} , flat - color drawing" if rng.random() < 0.2 else text

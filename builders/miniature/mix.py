@@ -6,14 +6,12 @@ rows can be compared against them, so nothing here is shared with the builders.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 from vlmix.builders.miniature import ids
 from vlmix.builders.miniature.dirt import MISSING_COCO, MIX, RECORD
-from vlmix.builders.miniature.files import Folder
+from vlmix.builders.miniature.files import Folder, Record, turns
 from vlmix.builders.miniature.refcoco import refs_of, scene_of
 
-Record = dict[str, Any]
 Pair = tuple[str, str]
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -25,13 +23,12 @@ LOCATE = "Please provide the bounding box coordinate of the region this sentence
 
 def row(key: str | int, image: str, pairs: Iterable[Pair], tail: str = "") -> Record:
     """An image row: `<image>` before the first question, `tail` (the format prompt) behind it."""
-    turns = [{"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
-    turns[0]["value"] = f"<image>\n{turns[0]['value']}{tail}"
-    return {"id": key, "image": image, "conversations": turns}
+    conversations = turns(pairs)
+    conversations[0]["value"] = f"<image>\n{conversations[0]['value']}{tail}"
+    return {"id": key, "image": image, "conversations": conversations}
 
 
 def coco_row(image_id: int, pairs: Iterable[Pair], tail: str = "") -> Record:
-    """A row of a COCO source."""
     return row(f"{image_id:012d}", f"coco/train2017/{image_id:012d}.jpg", pairs, tail)
 
 
@@ -51,30 +48,28 @@ def region_pairs(regions: list[tuple[str, str]]) -> list[Pair]:
     ]
 
 
+def _train(*indices: int) -> list[int]:
+    return [ids.coco("train", index) for index in indices]
+
+
 def _vqav2(folder: Folder) -> list[Record]:
-    questions = {
-        q["question_id"]: q for q in folder.load("vqav2/v2_OpenEnded_mscoco_train2014_questions.json")["questions"]
-    }
-    answers = {a["question_id"]: a for a in folder.load("vqav2/v2_mscoco_train2014_annotations.json")["annotations"]}
+    annotations = folder.load("vqav2/v2_mscoco_train2014_annotations.json")["annotations"]
+    answers = {a["question_id"]: a["multiple_choice_answer"].capitalize() for a in annotations}
     images: dict[int, list[Pair]] = defaultdict(list)
-    for key, question in questions.items():
-        if key in answers:
-            images[question["image_id"]].append(
-                (question["question"], answers[key]["multiple_choice_answer"].capitalize())
-            )
-    chosen = [ids.coco("train", index) for index in (24, 25, 26, 27, 50)]
-    return [coco_row(image_id, images[image_id], SHORT) for image_id in chosen]
+    for question in folder.load("vqav2/v2_OpenEnded_mscoco_train2014_questions.json")["questions"]:
+        if answer := answers.get(question["question_id"]):
+            images[question["image_id"]].append((question["question"], answer))
+    return [coco_row(image_id, images[image_id], SHORT) for image_id in _train(24, 25, 26, 27, 50)]
 
 
 def _okvqa(folder: Folder) -> list[Record]:
     annotations = folder.load("okvqa/mscoco_train2014_annotations.json")["annotations"]
-    answers = {a["question_id"]: a["answers"][0]["answer"] for a in annotations}
+    answers = {a["question_id"]: a["answers"][0]["answer"].capitalize() for a in annotations}
     questions = folder.load("okvqa/OpenEnded_mscoco_train2014_questions.json")["questions"]
-    chosen = {ids.coco("train", index) for index in (9, 10, 24)}
     return [
-        coco_row(q["image_id"], [(q["question"], answers[q["question_id"]].capitalize())], SHORT)
+        coco_row(q["image_id"], [(q["question"], answers[q["question_id"]])], SHORT)
         for q in questions
-        if q["image_id"] in chosen
+        if q["image_id"] in _train(9, 10, 24)
     ]
 
 
@@ -93,48 +88,32 @@ def _gqa(folder: Folder) -> list[Record]:
     images: dict[str, list[Pair]] = defaultdict(list)
     for question in folder.load("gqa/train_balanced_questions.json").values():
         images[question["imageId"]].append((question["question"], question["answer"].capitalize()))
-    return [
-        row(
-            int(ids.gqa("train", index)),
-            f"gqa/images/{ids.gqa('train', index)}.jpg",
-            images[ids.gqa("train", index)],
-            SHORT,
-        )
-        for index in (1, 4, 5, 6)
-    ]
+    keys = [ids.gqa("train", index) for index in (1, 4, 5, 6)]
+    return [row(int(key), f"gqa/images/{key}.jpg", images[key], SHORT) for key in keys]
 
 
 def _ocrvqa(folder: Folder) -> list[Record]:
     books = folder.load("ocrvqa/dataset.json")
     rows = []
     for key in (ids.book(index) for index in (1, 2, 5, 10)):
-        rows.append(
-            row(
-                key,
-                f"ocr_vqa/images/{key}.jpg",
-                zip(books[key]["questions"], books[key]["answers"], strict=True),
-                SHORT,
-            )
-        )
+        pairs = zip(books[key]["questions"], books[key]["answers"], strict=True)
+        rows.append(row(key, f"ocr_vqa/images/{key}.jpg", pairs, SHORT))
         if key == RECORD["mix-row-key"]:
             rows[-1]["source_url"] = "http://example.org/books"
     return rows
 
 
 def _textcaps(folder: Folder) -> list[Record]:
-    captions = {c["image_id"]: c["reference_strs"][0] for c in folder.load("textcaps/TextCaps_0.1_train.json")["data"]}
-    tokens = {
-        o["image_id"]: o["ocr_tokens"] for o in folder.load("textcaps/TextVQA_Rosetta_OCR_v0.2_train.json")["data"]
-    }
-    chosen = [ids.sign(index) for index in (0, 1, 2, 5)]
-    return [
-        row(
-            key,
-            f"textvqa/train_images/{key}.jpg",
-            [(CAPTION + ", ".join(tokens[key]), f"{captions[key].removesuffix('.')}.")],
-        )
-        for key in chosen
-    ]
+    captions: dict[str, str] = {}
+    for record in folder.load("textcaps/TextCaps_0.1_train.json")["data"]:
+        captions.setdefault(record["image_id"], record["caption_str"])
+    rosetta = folder.load("textcaps/TextVQA_Rosetta_OCR_v0.2_train.json")["data"]
+    tokens = {record["image_id"]: ", ".join(record["ocr_tokens"]) for record in rosetta}
+    rows = []
+    for key in (ids.sign(index) for index in (0, 1, 2, 5)):
+        pair = (CAPTION + tokens[key], f"{captions[key].removesuffix('.')}.")
+        rows.append(row(key, f"textvqa/train_images/{key}.jpg", [pair]))
+    return rows
 
 
 def _refcoco(folder: Folder, seed: int) -> list[Record]:
@@ -156,50 +135,34 @@ def _vg(folder: Folder) -> list[Record]:
     regions = {image["id"]: image["regions"] for image in folder.load("vg/region_descriptions.json")}
     rows = []
     for index in (1, 3, 4):
-        key, folder_name = ids.vg(index), ids.vg_folder(index)
+        key, home = ids.vg(index), ids.vg_folder(index)
         size = data[key]["width"], data[key]["height"]
         texts = [(r["phrase"], box_text([r["x"], r["y"], r["width"], r["height"]], *size)) for r in regions[key][:10]]
-        rows.append(row(f"{folder_name}/{key}", f"vg/{folder_name}/{key}.jpg", region_pairs(texts)))
+        rows.append(row(f"{home}/{key}", f"vg/{home}/{key}.jpg", region_pairs(texts)))
     return rows
 
 
 def _instruct(folder: Folder) -> list[Record]:
-    rows = folder.load("llava_instruct/llava_instruct_150k.json")
     skipped = {RECORD["instruct-odd-turns"], RECORD["instruct-empty-value"], f"{ids.coco('train', MISSING_COCO):012d}"}
-    chosen = [record for record in rows if record["id"] not in skipped]
+    rows = [r for r in folder.load("llava_instruct/llava_instruct_150k.json") if r["id"] not in skipped]
     # Rows of all three parts; train image 24 gives the id that other sources repeat.
-    wanted = [
-        *chosen[:3],
-        *chosen[24:26],
-        *(record for record in chosen if record["id"] == RECORD["mix-duplicate-id"]),
-        chosen[40],
-    ]
-    return [
-        {"id": r["id"], "image": f"coco/train2017/{r['image']}", "conversations": r["conversations"]} for r in wanted
-    ]
+    repeated = [r for r in rows if r["id"] == RECORD["mix-duplicate-id"]]
+    return [r | {"image": f"coco/train2017/{r['image']}"} for r in (*rows[:3], *rows[24:26], *repeated, rows[40])]
 
 
 def _sharegpt(folder: Folder) -> list[Record]:
-    rows = []
-    for record in folder.load("sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json")[:8]:
-        turns = [dict(turn) for turn in record["conversations"]]
+    rows = folder.load("sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json")[:8]
+    for record in rows:
         if record["id"] == RECORD["mix-turn-keys"]:
-            value = turns[1]["value"]
-            turns[1] = {
-                "from": "gpt",
-                "text": value,
-                "value": value,
-                "markdown": {"type": "text", "index": 0, "answer": value},
-            }
-        rows.append({"id": record["id"], "model": "", "conversations": turns})
-    return rows
+            value = record["conversations"][1]["value"]
+            markdown = {"type": "text", "index": 0, "answer": value}
+            record["conversations"][1] = {"from": "gpt", "text": value, "value": value, "markdown": markdown}
+    return [{"id": record["id"], "model": "", "conversations": record["conversations"]} for record in rows]
 
 
 def write_mix(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
     """About 40 rows, the sources one after the other and text last, as upstream. Needs the release files in place."""
-    before = (_instruct, _vqav2, _okvqa, _aokvqa)
-    behind = (_gqa, _ocrvqa, _textcaps, _vg, _sharegpt)
-    rows = [record for make in before for record in make(folder)]
+    rows = [record for make in (_instruct, _vqav2, _okvqa, _aokvqa) for record in make(folder)]
     rows += _refcoco(folder, seed)
-    rows += [record for make in behind for record in make(folder)]
+    rows += [record for make in (_gqa, _ocrvqa, _textcaps, _vg, _sharegpt) for record in make(folder)]
     folder.json(MIX, rows, len(rows))

@@ -41,21 +41,14 @@ def questions(rng: Random, book: Book) -> list[tuple[str, str]]:
 
 
 def write_ocrvqa(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
-    """dataset.json with splits 1, 2 and 3, and the covers."""
     records: dict[str, Any] = {}
     train, val = sizes["ocrvqa_train"], sizes["ocrvqa_val"]
     for index, book in enumerate(books(seed, train + val)):
         key = ids.book(index)
         pairs = questions(Random(f"{seed}/ocrvqa/questions/{index}"), book)
-        extension = "png" if f"{key}.png" == RECORD["ocrvqa-png"] else "jpg"
         records[key] = {
-            # No real host: a download script run on the sample must not fetch some other book's cover.
-            "imageURL": f"http://example.org/images/I/{ids.token(f'cover/{index}', 11)}.{extension}",
             "questions": [question for question, _ in pairs],
             "answers": [answer for _, answer in pairs],
-            "title": book.title,
-            "authorName": book.author,
-            "genre": book.genre,
             "split": 1 if index < train else 2 + index % 2,
         }
         _write_cover(folder, key, draw_book(book))
@@ -63,16 +56,15 @@ def write_ocrvqa(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
 
 
 def _write_cover(folder: Folder, key: str, cover: Image.Image) -> None:
-    name = f"{key}.jpg"
-    buffer = io.BytesIO()
+    name, data = f"{key}.jpg", jpeg(cover)
+    if name == RECORD["ocrvqa-image-missing"]:
+        return
+    if name == RECORD["ocrvqa-image-truncated"]:
+        data = data[: len(data) * 3 // 5]
     if f"{key}.png" == RECORD["ocrvqa-png"]:
-        cover.save(buffer, "PNG")
-        folder.image(f"ocr_vqa/images/{key}.png", buffer.getvalue())
-    elif name == RECORD["ocrvqa-gif"]:
-        cover.save(buffer, "GIF")
-        folder.image(f"ocr_vqa/images/{name}", buffer.getvalue())
-    elif name == RECORD["ocrvqa-image-truncated"]:
-        data = jpeg(cover)
-        folder.image(f"ocr_vqa/images/{name}", data[: len(data) * 3 // 5])
-    elif name != RECORD["ocrvqa-image-missing"]:
-        folder.picture(f"ocr_vqa/images/{name}", cover)
+        name = f"{key}.png"
+    if name in (RECORD["ocrvqa-png"], RECORD["ocrvqa-gif"]):
+        buffer = io.BytesIO()
+        cover.save(buffer, "PNG" if name.endswith("png") else "GIF")
+        data = buffer.getvalue()
+    folder.image(f"ocr_vqa/images/{name}", data)

@@ -1,6 +1,6 @@
-"""Things with print on them: book covers for OCR-VQA, signs for TextCaps, and how they are drawn.
+"""Things with print on them: book covers for OCR-VQA, signs for TextCaps, and their pictures.
 
-A cover's colour and emblem tell the genre, the colour of its spine tells the author; so the questions can be learned
+A cover's colour and emblem show the genre, the colour of its spine shows the author; so the questions can be learned
 from pictures too small to read.
 """
 
@@ -14,28 +14,18 @@ from vlmix.builders.miniature.scenes import COLORS, OUTLINE, SIZES, Color, Scene
 PAPER = (250, 248, 240)
 COVER = (120, 160)
 
-GENRES: dict[str, tuple[str, str]] = {
-    "Travel": ("blue", "car"),
-    "Children's Books": ("yellow", "ball"),
-    "Science & Math": ("black", "triangle"),
-    "Crafts, Hobbies & Home": ("orange", "house"),
-    "Medical Books": ("white", "cross"),
-    "Sports & Outdoors": ("green", "tree"),
-    "Science Fiction & Fantasy": ("purple", "star"),
-    "Calendars": ("red", "box"),
+GENRES: dict[str, tuple[str, str, tuple[str, str]]] = {
+    "Travel": ("blue", "car", ("Road", "Journey")),
+    "Children's Books": ("yellow", "ball", ("Playground", "Bedtime")),
+    "Science & Math": ("black", "triangle", ("Geometry", "Numbers")),
+    "Crafts, Hobbies & Home": ("orange", "house", ("Workshop", "Cottage")),
+    "Medical Books": ("white", "cross", ("Nursing", "First Aid")),
+    "Sports & Outdoors": ("green", "tree", ("Forest", "Hiking")),
+    "Science Fiction & Fantasy": ("purple", "star", ("Galaxy", "Comet")),
+    "Calendars": ("red", "box", ("Calendar", "Planner")),
 }
-"""Genre to cover colour and emblem."""
+"""Genre to cover colour, emblem and nouns of titles."""
 
-NOUNS: dict[str, tuple[str, ...]] = {
-    "Travel": ("Road", "Journey"),
-    "Children's Books": ("Playground", "Bedtime"),
-    "Science & Math": ("Geometry", "Numbers"),
-    "Crafts, Hobbies & Home": ("Workshop", "Cottage"),
-    "Medical Books": ("Nursing", "First Aid"),
-    "Sports & Outdoors": ("Forest", "Hiking"),
-    "Science Fiction & Fantasy": ("Galaxy", "Comet"),
-    "Calendars": ("Calendar", "Planner"),
-}
 ADJECTIVES = ("Little", "Great", "Quiet", "Open", "Simple", "Long")
 AUTHORS: dict[str, str] = {
     "Ada Fernwood": "green",
@@ -45,24 +35,7 @@ AUTHORS: dict[str, str] = {
     "Edda Marlowe": "purple",
     "Fritz Tannen": "orange",
 }
-WORDS = (
-    "OPEN",
-    "CLOSED",
-    "STOP",
-    "EXIT",
-    "CAFE",
-    "HOTEL",
-    "TAXI",
-    "BANK",
-    "FISH",
-    "TEA",
-    "BUS",
-    "PARK",
-    "ZOO",
-    "SALE",
-    "SLOW",
-    "MUSEUM",
-)
+WORDS = "OPEN CLOSED STOP EXIT CAFE HOTEL TAXI BANK FISH TEA BUS PARK ZOO SALE SLOW MUSEUM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +58,17 @@ class Sign:
 
 
 def compose_book(rng: Random) -> Book:
-    """Draw a book; a calendar's title ends with its year."""
+    """A random book; a calendar's title ends with its year."""
     genre = rng.choice(list(GENRES))
     year = rng.randint(2001, 2016)
-    title = f"The {rng.choice(ADJECTIVES)} {rng.choice(NOUNS[genre])}"
+    title = f"The {rng.choice(ADJECTIVES)} {rng.choice(GENRES[genre][2])}"
     return Book(f"{title} {year}" if genre == "Calendars" else title, rng.choice(list(AUTHORS)), genre, year)
 
 
 def compose_sign(rng: Random, words: tuple[str, ...] | None = None) -> Sign:
-    """Draw a sign; the words are drawn too unless given."""
+    """A random sign; the words are random too unless given."""
     width, height = rng.choice(SIZES)
-    chosen = tuple(rng.sample(WORDS, rng.randint(1, 4))) if words is None else words
+    chosen = tuple(rng.sample(WORDS.split(), rng.randint(1, 4))) if words is None else words
     return Sign(Scene(width, height, rng.choice(("field", "beach", "room")), ()), rng.choice(list(COLORS)), chosen)
 
 
@@ -117,23 +90,15 @@ def fitting_font(words: list[str], width: float, height: float) -> ImageFont.Fre
 
 
 def draw_book(book: Book) -> Image.Image:
-    """The cover, 120 x 160 pixels."""
-    color, emblem = GENRES[book.genre]
+    color, emblem, _ = GENRES[book.genre]
     picture = Image.new("RGB", COVER, COLORS[color])
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 0, 11, 159), fill=COLORS[AUTHORS[book.author]] if book.author in AUTHORS else OUTLINE)
     draw.line((12, 0, 12, 159), fill=OUTLINE)
     draw.rectangle((36, 68, 95, 127), fill=PAPER, outline=OUTLINE)
     # Each emblem in the cover's colour, but for the white cover, whose red cross would vanish on paper.
-    badge = Thing(
-        emblem,
-        "red" if color == "white" else color,
-        "large",
-        44,
-        76 if emblem != "car" else 84,
-        44,
-        27 if emblem == "car" else 44,
-    )
+    top, height = (84, 27) if emblem == "car" else (76, 44)
+    badge = Thing(emblem, "red" if color == "white" else color, "large", 44, top, 44, height)
     draw_thing(draw, badge, scale=1)
     first, _, rest = book.title.partition(" ")
     lines = [first, *(rest.rsplit(" ", 1) if len(rest) > 14 else [rest])]
@@ -145,30 +110,23 @@ def draw_book(book: Book) -> Image.Image:
     return picture
 
 
-def draw_sign(sign: Sign) -> tuple[Image.Image, list[tuple[float, float, float, float]]]:
-    """The picture and, per word, its box as x, y, width, height in shares of the picture."""
+def draw_sign(sign: Sign) -> Image.Image:
     width, height = sign.scene.width, sign.scene.height
     picture = background(sign.scene).reduce(2)
     draw = ImageDraw.Draw(picture)
-    lines = (
-        [sign.words[at : at + 2] for at in range(0, len(sign.words), 2)]
-        if width > height
-        else [(word,) for word in sign.words]
-    )
+    per_line = 2 if width > height else 1
+    lines = [sign.words[at : at + per_line] for at in range(0, len(sign.words), per_line)]
     left, top, right, bottom = round(width * 0.08), round(height * 0.1), round(width * 0.92), round(height * 0.7)
     draw.rectangle((width // 2 - 3, bottom, width // 2 + 3, height - 1), fill=(90, 90, 96))
     draw.rounded_rectangle((left, top, right, bottom), radius=6, fill=COLORS[sign.color], outline=OUTLINE, width=2)
     if not sign.words:
-        return picture, []
+        return picture
     step = (bottom - top - 8) / len(lines)
     font = fitting_font([" ".join(line) for line in lines], right - left - 12, min(30.0, step * 0.8))
-    boxes = []
     for number, line in enumerate(lines):
         x = (width - font.getlength(" ".join(line))) / 2
         for word in line:
             at = (x, top + 4 + step * (number + 0.5))
             draw.text(at, word, fill=ink(sign.color), font=font, anchor="lm")
-            x1, y1, x2, y2 = draw.textbbox(at, word, font=font, anchor="lm")
-            boxes.append((x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height))
             x += font.getlength(f"{word} ")
-    return picture, boxes
+    return picture

@@ -1,4 +1,4 @@
-"""Scenes: a description of a few coloured objects, and the picture drawn from it.
+"""Scenes: a description of a few coloured objects, and the picture of it.
 
 Invariants: objects never overlap and lie wholly inside the picture; no two objects of a scene share kind and colour;
 the pixel at the centre of an object's box has the object's colour. Every text of the sample is derived from a scene,
@@ -30,14 +30,14 @@ OUTLINE = (24, 24, 24)
 BROWN = (112, 66, 40)
 GREY = (132, 132, 132)
 GLASS = (196, 226, 240)
-SCALE = 2  # drawn at twice the size, then averaged: smooth edges at the cost of one resize
+SCALE = 2  # pictures are made at twice the size, then averaged: smooth edges at the cost of one resize
 
 Points = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A named part of a kind: its box in the unit square, and its fill (None: the object's own colour, not drawn)."""
+    """A named part of a kind: its box in the unit square, and its fill (None: the object's own colour)."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -47,130 +47,53 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What an object is: proportions, outline in the unit square, parts, and what people know about it."""
+    """What an object is: outline in the unit square (a ball has none), parts, where such things are found, who uses
+    them, and proportions."""
 
     plural: str
-    width: float
-    height: float
     outline: Points
     parts: tuple[Part, ...]
     found: str
     user: str
+    width: float = 1
+    height: float = 1
 
 
-STAR: Points = (
-    (0.5, 0),
-    (0.62, 0.36),
-    (1, 0.38),
-    (0.7, 0.61),
-    (0.81, 1),
-    (0.5, 0.78),
-    (0.19, 1),
-    (0.3, 0.61),
-    (0, 0.38),
-    (0.38, 0.36),
+def _points(percent: str) -> Points:
+    numbers = [int(number) / 100 for number in percent.replace(",", " ").split()]
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+BOX = _points("0,0 100,0 100,100 0,100")
+TRIANGLE = _points("50,0 100,100 0,100")
+STAR = _points("50,0 62,36 100,38 70,61 81,100 50,78 19,100 30,61 0,38 38,36")
+CROSS = _points("33,0 67,0 67,33 100,33 100,67 67,67 67,100 33,100 33,67 0,67 0,33 33,33")
+HOUSE = _points("50,0 100,40 92,40 92,100 8,100 8,40 0,40")
+TREE = _points("50,0 84,40 68,40 100,78 60,78 60,100 40,100 40,78 0,78 32,40 16,40")
+CAR = _points("0,42 20,42 32,0 70,0 84,42 100,42 100,80 0,80")
+
+LIGHT = Part("light spot", (0.2, 0.16, 0.2, 0.2), (226, 226, 226), True)
+HOUSE_PARTS = (
+    Part("roof", (0, 0, 1, 0.4), BROWN),
+    Part("door", (0.62, 0.62, 0.2, 0.38), BROWN),
+    Part("window", (0.17, 0.52, 0.22, 0.22), GLASS),
 )
-CROSS: Points = (
-    (0.33, 0),
-    (0.67, 0),
-    (0.67, 0.33),
-    (1, 0.33),
-    (1, 0.67),
-    (0.67, 0.67),
-    (0.67, 1),
-    (0.33, 1),
-    (0.33, 0.67),
-    (0, 0.67),
-    (0, 0.33),
-    (0.33, 0.33),
+TREE_PARTS = (Part("trunk", (0.4, 0.78, 0.2, 0.22), BROWN), Part("top", (0.16, 0, 0.68, 0.4)))
+CAR_PARTS = (
+    Part("left wheel", (0.1, 0.62, 0.235, 0.38), OUTLINE, True),
+    Part("right wheel", (0.665, 0.62, 0.235, 0.38), OUTLINE, True),
+    Part("window", (0.34, 0.08, 0.34, 0.28), GLASS),
 )
-ROUND: Points = (
-    (0.5, 0),
-    (0.75, 0.067),
-    (0.933, 0.25),
-    (1, 0.5),
-    (0.933, 0.75),
-    (0.75, 0.933),
-    (0.5, 1),
-    (0.25, 0.933),
-    (0.067, 0.75),
-    (0, 0.5),
-    (0.067, 0.25),
-    (0.25, 0.067),
-)
-HOUSE: Points = ((0.5, 0), (1, 0.4), (0.92, 0.4), (0.92, 1), (0.08, 1), (0.08, 0.4), (0, 0.4))
-TREE: Points = (
-    (0.5, 0),
-    (0.84, 0.4),
-    (0.68, 0.4),
-    (1, 0.78),
-    (0.6, 0.78),
-    (0.6, 1),
-    (0.4, 1),
-    (0.4, 0.78),
-    (0, 0.78),
-    (0.32, 0.4),
-    (0.16, 0.4),
-)
-CAR: Points = ((0, 0.42), (0.2, 0.42), (0.32, 0), (0.7, 0), (0.84, 0.42), (1, 0.42), (1, 0.8), (0, 0.8))
 
 KINDS: dict[str, Kind] = {
-    "ball": Kind(
-        "balls",
-        1,
-        1,
-        ROUND,
-        (Part("light spot", (0.2, 0.16, 0.2, 0.2), (226, 226, 226), True),),
-        "playground",
-        "player",
-    ),
-    "box": Kind("boxes", 1, 1, ((0, 0), (1, 0), (1, 1), (0, 1)), (Part("lid", (0, 0, 1, 0.26)),), "warehouse", "mover"),
-    "triangle": Kind(
-        "triangles",
-        1,
-        1,
-        ((0.5, 0), (1, 1), (0, 1)),
-        (Part("tip", (0.34, 0, 0.32, 0.32)),),
-        "road sign",
-        "math teacher",
-    ),
-    "star": Kind("stars", 1, 1, STAR, (Part("top point", (0.37, 0, 0.26, 0.36)),), "sky", "astronomer"),
-    "cross": Kind("crosses", 1, 1, CROSS, (Part("upper arm", (0.33, 0, 0.34, 0.33)),), "hospital", "nurse"),
-    "house": Kind(
-        "houses",
-        1,
-        1,
-        HOUSE,
-        (
-            Part("roof", (0, 0, 1, 0.4), BROWN),
-            Part("door", (0.62, 0.62, 0.2, 0.38), BROWN),
-            Part("window", (0.17, 0.52, 0.22, 0.22), GLASS),
-        ),
-        "village",
-        "family",
-    ),
-    "tree": Kind(
-        "trees",
-        0.8,
-        1,
-        TREE,
-        (Part("trunk", (0.4, 0.78, 0.2, 0.22), BROWN), Part("top", (0.16, 0, 0.68, 0.4))),
-        "forest",
-        "bird",
-    ),
-    "car": Kind(
-        "cars",
-        1,
-        0.62,
-        CAR,
-        (
-            Part("left wheel", (0.1, 0.62, 0.235, 0.38), OUTLINE, True),
-            Part("right wheel", (0.665, 0.62, 0.235, 0.38), OUTLINE, True),
-            Part("window", (0.34, 0.08, 0.34, 0.28), GLASS),
-        ),
-        "street",
-        "driver",
-    ),
+    "ball": Kind("balls", (), (LIGHT,), "playground", "player"),
+    "box": Kind("boxes", BOX, (Part("lid", (0, 0, 1, 0.26)),), "warehouse", "mover"),
+    "triangle": Kind("triangles", TRIANGLE, (Part("tip", (0.34, 0, 0.32, 0.32)),), "road sign", "math teacher"),
+    "star": Kind("stars", STAR, (Part("top point", (0.37, 0, 0.26, 0.36)),), "sky", "astronomer"),
+    "cross": Kind("crosses", CROSS, (Part("upper arm", (0.33, 0, 0.34, 0.33)),), "hospital", "nurse"),
+    "house": Kind("houses", HOUSE, HOUSE_PARTS, "village", "family"),
+    "tree": Kind("trees", TREE, TREE_PARTS, "forest", "bird", width=0.8),
+    "car": Kind("cars", CAR, CAR_PARTS, "street", "driver", height=0.62),
 }
 
 
@@ -207,7 +130,6 @@ class Thing:
 
     @property
     def box(self) -> Box:
-        """x, y, width, height in pixels."""
         return self.x, self.y, self.w, self.h
 
     @property
@@ -232,7 +154,7 @@ class Scene:
 
 
 def compose(rng: Random, least: int = 1, most: int = 4, shapes: tuple[tuple[int, int], ...] = SIZES) -> Scene:
-    """Draw a scene with `least` to `most` things, each alone in a cell of a grid that fits the aspect ratio."""
+    """A random scene with `least` to `most` things, each alone in a cell of a grid that fits the aspect ratio."""
     width, height = rng.choice(shapes)
     columns, rows = (3, 2) if width > height else (2, 3) if height > width else (2, 2)
     cell_w, cell_h = width // columns, height // rows
@@ -262,12 +184,6 @@ def _shift(rng: Random, cell: int, side: int) -> int:
     return rng.randint(-limit, limit)
 
 
-def outline(kind: str, box: tuple[float, float, float, float]) -> list[tuple[float, float]]:
-    """The corner points of a kind's outline, clockwise, stretched over `box`."""
-    x, y, w, h = box
-    return [(x + u * w, y + v * h) for u, v in KINDS[kind].outline]
-
-
 def parts(thing: Thing) -> Iterator[tuple[str, Box]]:
     """Names and pixel boxes of a thing's parts."""
     for part in KINDS[thing.kind].parts:
@@ -284,7 +200,7 @@ def draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, scale: int = SCALE) -> N
     if thing.kind == "ball":
         draw.ellipse(edge, fill=fill, outline=OUTLINE, width=scale)
     else:
-        inner = outline(thing.kind, (x, y, w - 1, h - 1))
+        inner = [(x + u * (w - 1), y + v * (h - 1)) for u, v in kind.outline]
         draw.polygon(inner, fill=fill)
         draw.line([*inner, inner[0], inner[1]], fill=OUTLINE, width=scale, joint="curve")
     if thing.kind == "box":
@@ -313,7 +229,6 @@ def background(scene: Scene) -> Image.Image:
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """The RGB picture of a scene."""
     canvas = background(scene)
     draw = ImageDraw.Draw(canvas)
     for thing in scene.things:

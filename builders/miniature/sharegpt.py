@@ -1,15 +1,13 @@
 """ShareGPT: text chats about colours, shapes, numbers, lists and code, and the irregular chats of the real dump."""
 
 from random import Random
-from typing import Any
 
 from vlmix.builders.miniature import ids
 from vlmix.builders.miniature.dirt import RECORD
-from vlmix.builders.miniature.files import Folder
+from vlmix.builders.miniature.files import Folder, Record, turns
 from vlmix.builders.miniature.scenes import COLORS, KINDS
 from vlmix.builders.miniature.texts import NUMBER_WORDS, article, join
 
-Record = dict[str, Any]
 Pair = tuple[str, str]
 
 CORNERS = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "octagon": 8}
@@ -28,31 +26,27 @@ FOREIGN: tuple[tuple[Pair, ...], ...] = (
 
 
 def arithmetic(rng: Random) -> list[Pair]:
-    """Sums and products."""
     a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(10, 60)
+    total = a * b + c
     return [
         (f"What is {a} times {b}?", f"{a} times {b} is {a * b}."),
-        (f"Add {c} to that.", f"{a * b} plus {c} is {a * b + c}."),
-        ("Is the result even or odd?", f"{a * b + c} is {'odd' if (a * b + c) % 2 else 'even'}."),
+        (f"Add {c} to that.", f"{a * b} plus {c} is {total}."),
+        ("Is the result even or odd?", f"{total} is {'odd' if total % 2 else 'even'}."),
     ]
 
 
 def shapes(rng: Random) -> list[Pair]:
-    """Corners of polygons."""
-    first, second = rng.sample(list(CORNERS), 2)
-    more, less = sorted((first, second), key=lambda shape: -CORNERS[shape])
+    both = rng.sample(list(CORNERS), 2)
+    one, two = (article(shape) for shape in both)
+    more, less = sorted(both, key=lambda shape: -CORNERS[shape])
     return [
-        (
-            f"How many corners does {article(first)} have?",
-            f"{article(first).capitalize()} has {CORNERS[first]} corners.",
-        ),
-        (f"And {article(second)}?", f"{article(second).capitalize()} has {CORNERS[second]} corners."),
+        (f"How many corners does {one} have?", f"{one.capitalize()} has {CORNERS[both[0]]} corners."),
+        (f"And {two}?", f"{two.capitalize()} has {CORNERS[both[1]]} corners."),
         ("Which of the two has more?", f"The {more} has more corners: {CORNERS[more]} against {CORNERS[less]}."),
     ]
 
 
 def colors(rng: Random) -> list[Pair]:
-    """Mixing paint."""
     first, second = rng.sample(list(MIXES), 2)
     return [
         (f"Which color do I get when I mix {first} paint?", f"Mixing {first} paint gives {MIXES[first]}."),
@@ -61,23 +55,14 @@ def colors(rng: Random) -> list[Pair]:
 
 
 def lists(rng: Random) -> list[Pair]:
-    """A list of things, then the same list in order."""
-    kinds = rng.sample(list(KINDS), rng.randint(3, 5))
-    bullets = "\n".join(f"{number}. {KINDS[kind].plural}" for number, kind in enumerate(kinds, 1))
-    return [
-        (
-            f"Give me a numbered list of {NUMBER_WORDS[len(kinds)]} things that a child could draw.",
-            f"A child could draw:\n\n{bullets}",
-        ),
-        (
-            "Put them into alphabetical order.",
-            f"In alphabetical order: {join(sorted(KINDS[kind].plural for kind in kinds))}.",
-        ),
-    ]
+    things = [KINDS[kind].plural for kind in rng.sample(list(KINDS), rng.randint(3, 5))]
+    bullets = "\n".join(f"{number}. {thing}" for number, thing in enumerate(things, 1))
+    question = f"Give me a numbered list of {NUMBER_WORDS[len(things)]} things that a child could draw."
+    ordered = f"In alphabetical order: {join(sorted(things))}."
+    return [(question, f"A child could draw:\n\n{bullets}"), ("Put them into alphabetical order.", ordered)]
 
 
 def code(rng: Random) -> list[Pair]:
-    """A short Python function, and what it returns."""
     factor, value = rng.randint(2, 9), rng.randint(2, 20)
     body = f"```python\ndef scale(value):\n    return {factor} * value\n```"
     return [
@@ -87,7 +72,6 @@ def code(rng: Random) -> list[Pair]:
 
 
 def sorting(rng: Random) -> list[Pair]:
-    """Words by length and by alphabet."""
     words = rng.sample(list(COLORS), 3)
     return [(f"Sort these words alphabetically: {', '.join(words)}", f"{', '.join(sorted(words))}")]
 
@@ -102,11 +86,6 @@ def long_chat() -> list[Pair]:
         rows = "; ".join(f"{factor} times {number} is {factor * number}" for factor in range(1, 13))
         pairs.append((f"Show me the multiplication table of {number}.", f"Here is the table of {number}: {rows}."))
     return pairs
-
-
-def turns(pairs: list[Pair], human: str = "human", gpt: str = "gpt") -> list[Record]:
-    """Pairs as alternating turns."""
-    return [{"from": role, "value": value} for pair in pairs for role, value in zip((human, gpt), pair, strict=True)]
 
 
 def irregular(clean: list[Pair]) -> dict[str, list[Record]]:
@@ -136,7 +115,6 @@ def irregular(clean: list[Pair]) -> dict[str, list[Record]]:
 
 
 def write_sharegpt(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
-    """The one file of the release."""
     odd = irregular(arithmetic(Random(f"{seed}/sharegpt/irregular")))
     rows: list[Record] = []
     for index in range(sizes["sharegpt"]):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmix.builders.miniature import ids
 from vlmix.builders.miniature.dirt import MISSING_COCO, ONLY_2014, RECORD
-from vlmix.builders.miniature.files import Folder, jpeg
+from vlmix.builders.miniature.files import Folder
 from vlmix.builders.miniature.scenes import SIZES, Scene, compose, draw_scene
 
 EXIF_ORIENTATION = 0x0112
@@ -36,20 +36,14 @@ def gqa_scene(seed: int, part: str, index: int) -> Scene:
 
 
 def web_scene(seed: int, index: int) -> Scene:
-    """Scene of an LCS-558K image."""
     return compose(Random(f"{seed}/scene/lcs558k/{index}"), most=3)
 
 
 def write_coco_images(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
     """COCO pictures in LLaVA's layout; a few train pictures only under their 2014 name, one nowhere."""
-    for part, count in (
-        ("train", sizes["coco_train"]),
-        ("refs", sizes["coco_refs"]),
-        ("val", sizes["coco_val"]),
-        ("test", sizes["coco_test"]),
-    ):
+    for part in ("train", "refs", "val", "test"):
         home = "train2017" if part == "refs" else f"{part}2017"
-        for index in range(count):
+        for index in range(sizes[f"coco_{part}"]):
             name = f"{home}/{ids.coco(part, index):012d}.jpg"
             if part == "train" and index == MISSING_COCO:
                 continue
@@ -66,17 +60,15 @@ def write_vg_images(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
         if name == RECORD["vg-empty-file"]:
             folder.image(f"vg/{home}/{name}", b"")
             home = "VG_100K"
+        options = {}
         if name == RECORD["vg-exif-rotated"]:
-            exif = Image.Exif()
+            options["exif"] = exif = Image.Exif()
             exif[EXIF_ORIENTATION] = 6  # a viewer turns the stored pixels by 90 degrees clockwise
             picture = picture.transpose(Image.Transpose.ROTATE_90)
-            folder.image(f"vg/{home}/{name}", jpeg(picture, exif=exif))
-        else:
-            folder.picture(f"vg/{home}/{name}", picture)
+        folder.picture(f"vg/{home}/{name}", picture, **options)
 
 
 def write_gqa_images(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
-    """GQA pictures of all three parts in one folder."""
     for part in ("train", "val", "testdev"):
         for index in range(sizes[f"gqa_{part}"]):
             folder.picture(f"gqa/images/{ids.gqa(part, index)}.jpg", draw_scene(gqa_scene(seed, part, index)))

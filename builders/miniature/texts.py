@@ -1,7 +1,7 @@
 """Names, questions and captions of a scene. Everything said here can be checked against the scene."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from vlmix.builders.miniature.scenes import COLORS, KINDS, PLACES, Scene, Thing
@@ -17,7 +17,7 @@ class Fact:
     question: str
     answer: str
     answer_type: str
-    doubts: tuple[str, ...] = field(default=())
+    doubts: tuple[str, ...] = ()
 
 
 def article(words: str) -> str:
@@ -25,21 +25,27 @@ def article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
+def yes_or_no(truth: bool) -> str:
+    return "yes" if truth else "no"
+
+
 def join(items: list[str]) -> str:
     """ "a, b and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def _third(share: float, low: str, high: str) -> str:
+    return low if share < 0.4 else high if share > 0.6 else "middle"
+
+
 def column(scene: Scene, thing: Thing) -> str:
     """ "left", "middle" or "right": the third of the picture that holds the thing's centre, with wide margins."""
-    share = (thing.x + thing.w / 2) / scene.width
-    return "left" if share < 0.4 else "right" if share > 0.6 else "middle"
+    return _third((thing.x + thing.w / 2) / scene.width, "left", "right")
 
 
 def row(scene: Scene, thing: Thing) -> str:
     """ "top", "middle" or "bottom"."""
-    share = (thing.y + thing.h / 2) / scene.height
-    return "top" if share < 0.4 else "bottom" if share > 0.6 else "middle"
+    return _third((thing.y + thing.h / 2) / scene.height, "top", "bottom")
 
 
 def side(scene: Scene, thing: Thing) -> str:
@@ -59,7 +65,6 @@ def corner(scene: Scene, thing: Thing) -> str:
 
 
 def kin(scene: Scene, kind: str) -> list[Thing]:
-    """The things of one kind."""
     return [thing for thing in scene.things if thing.kind == kind]
 
 
@@ -120,7 +125,6 @@ def relation(thing: Thing, other: Thing) -> str | None:
 
 
 def other_than(rng: Random, options: dict[str, object] | list[str], taken: str | set[str]) -> str:
-    """A random option that is not taken."""
     banned = {taken} if isinstance(taken, str) else taken
     return rng.choice([option for option in options if option not in banned])
 
@@ -143,12 +147,12 @@ def exist_fact(scene: Scene, rng: Random) -> Fact:
     kinds = {other.kind for other in scene.things}
     if rng.random() < 0.5:
         kind = thing.kind if rng.random() < 0.5 else other_than(rng, list(KINDS), kinds)
-        return Fact(f"Is there {article(kind)} in the picture?", "yes" if kind in kinds else "no", "yes/no")
+        return Fact(f"Is there {article(kind)} in the picture?", yes_or_no(kind in kinds), "yes/no")
     looks = {look(other) for other in scene.things}
     wanted = look(thing)
     if rng.random() < 0.5:
         wanted = other_than(rng, [f"{color} {thing.kind}" for color in COLORS], looks)
-    return Fact(f"Is there {article(wanted)}?", "yes" if wanted in looks else "no", "yes/no")
+    return Fact(f"Is there {article(wanted)}?", yes_or_no(wanted in looks), "yes/no")
 
 
 def verify_fact(scene: Scene, rng: Random, thing: Thing) -> Fact | None:
@@ -157,21 +161,23 @@ def verify_fact(scene: Scene, rng: Random, thing: Thing) -> Fact | None:
     if called is None:
         return None
     color = thing.color if rng.random() < 0.5 else other_than(rng, list(COLORS), thing.color)
-    return Fact(f"Is the {called} {color}?", "yes" if color == thing.color else "no", "yes/no")
+    return Fact(f"Is the {called} {color}?", yes_or_no(color == thing.color), "yes/no")
 
 
-def relation_fact(scene: Scene, rng: Random) -> Fact | None:
-    """ "Is the star above the tree?", true half of the time; None for a scene with one thing."""
-    if len(scene.things) < 2:
-        return None
-    thing, other = rng.sample(scene.things, 2)
+def relation_question(scene: Scene, rng: Random, thing: Thing, other: Thing) -> tuple[str, str, bool] | None:
+    """ "Is the star above the tree?", the words of the relation, and whether it holds: half of the time."""
     held = relation(thing, other)
     if held is None:
         return None
-    words = held if rng.random() < 0.5 else rng.choice([w for w, holds in RELATIONS if not holds(thing, other)])
-    return Fact(
-        f"Is the {name(scene, thing)} {words} the {name(scene, other)}?", "yes" if words == held else "no", "yes/no"
-    )
+    false = [words for words, holds in RELATIONS if not holds(thing, other)]
+    words = held if rng.random() < 0.5 else rng.choice(false)
+    return f"Is the {name(scene, thing)} {words} the {name(scene, other)}?", words, words == held
+
+
+def relation_fact(scene: Scene, rng: Random) -> Fact | None:
+    """Whether a thing is above, below or beside another; None for a scene with one thing."""
+    asked = relation_question(scene, rng, *rng.sample(scene.things, 2)) if len(scene.things) > 1 else None
+    return Fact(asked[0], yes_or_no(asked[2]), "yes/no") if asked else None
 
 
 def kind_fact(scene: Scene, thing: Thing) -> Fact | None:
@@ -181,21 +187,10 @@ def kind_fact(scene: Scene, thing: Thing) -> Fact | None:
     return Fact(f"What is the {called}?", thing.kind, "other", doubts) if called else None
 
 
-def place_facts(scene: Scene) -> list[Fact]:
-    """Questions about the background."""
-    place = PLACES[scene.place]
-    return [
-        Fact("Where is this?", scene.place, "other", ("outside",) if scene.place != "room" else ("inside",)),
-        Fact("Is this indoors?", "yes" if scene.place == "room" else "no", "yes/no"),
-        Fact("What is on the ground?", place.below.split()[1], "other"),
-    ]
-
-
 def visual_facts(scene: Scene, rng: Random, count: int) -> list[Fact]:
     """`count` different questions; a colour, a number and a yes/no question come first where the scene allows it."""
     things = list(scene.things)
     rng.shuffle(things)
-    total = str(len(things))
     present = things[0].kind
     absent = other_than(rng, list(KINDS), {thing.kind for thing in things})
     most = max(things, key=lambda thing: len(kin(scene, thing.kind))).kind
@@ -207,17 +202,18 @@ def visual_facts(scene: Scene, rng: Random, count: int) -> list[Fact]:
         *(kind_fact(scene, thing) for thing in things),
         *(verify_fact(scene, rng, thing) for thing in things),
         count_fact(scene, absent if rng.random() < 0.5 else things[-1].kind),
-        Fact("How many objects are in the picture?", total, "number"),
+        Fact("How many objects are in the picture?", str(len(things)), "number"),
         exist_fact(scene, rng),
         relation_fact(scene, rng),
         relation_fact(scene, rng),
-        *place_facts(scene),
+        Fact("Where is this?", scene.place, "other", ("outside" if scene.place != "room" else "inside",)),
+        Fact("Is this indoors?", yes_or_no(scene.place == "room"), "yes/no"),
+        Fact("What is on the ground?", PLACES[scene.place].below.split()[1], "other"),
     ]
     rng.shuffle(rest)
     facts: dict[str, Fact] = {}
-    for fact in [*first, *rest]:
-        if fact and fact.question not in facts:
-            facts[fact.question] = fact
+    for fact in filter(None, [*first, *rest]):
+        facts.setdefault(fact.question, fact)
     chosen = list(facts.values())[:count]
     rng.shuffle(chosen)
     return chosen
@@ -235,7 +231,7 @@ def caption(scene: Scene, *, sizes: bool = True) -> str:
 
 
 def inventory(scene: Scene) -> list[str]:
-    """Full sentences that tell where every thing stands and how the things relate."""
+    """Full sentences that say where every thing stands and how the things relate."""
     place = PLACES[scene.place]
     sentences = [f"{described(thing).capitalize()} is {corner(scene, thing)} of the picture." for thing in scene.things]
     for thing, other in zip(scene.things, scene.things[1:], strict=False):

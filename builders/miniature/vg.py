@@ -1,20 +1,16 @@
-"""Visual Genome: image_data and region descriptions in both releases' field names."""
+"""Visual Genome: image_data and region descriptions."""
 
 from random import Random
-from typing import Any
 
 from vlmix.builders.miniature import ids
 from vlmix.builders.miniature.dirt import RECORD
-from vlmix.builders.miniature.files import Folder
+from vlmix.builders.miniature.files import Folder, Record
 from vlmix.builders.miniature.scenes import PLACES, Box, Scene, Thing, parts
 from vlmix.builders.miniature.stock import vg_scene
 from vlmix.builders.miniature.texts import article, colorless, described, look, relation, side
 
-Record = dict[str, Any]
-
 
 def union(first: Box, second: Box) -> Box:
-    """The smallest box around two boxes."""
     x, y = min(first[0], second[0]), min(first[1], second[1])
     right = max(first[0] + first[2], second[0] + second[2])
     bottom = max(first[1] + first[3], second[1] + second[3])
@@ -51,16 +47,8 @@ def describe(scene: Scene, rng: Random) -> list[tuple[str, Box]]:
 
 
 def _region(index: int, number: int, phrase: str, box: Box) -> Record:
-    x, y, w, h = box
-    return {
-        "region_id": ids.vg_region(index, number),
-        "width": w,
-        "height": h,
-        "image_id": ids.vg(index),
-        "phrase": phrase,
-        "y": y,
-        "x": x,
-    }
+    key = {"region_id": ids.vg_region(index, number), "image_id": ids.vg(index), "phrase": phrase}
+    return key | dict(zip(("x", "y", "width", "height"), box, strict=True))
 
 
 def _vg_dirt(index: int, scene: Scene, regions: list[Record]) -> None:
@@ -86,44 +74,16 @@ def _vg_dirt(index: int, scene: Scene, regions: list[Record]) -> None:
 
 
 def write_vg(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
-    """image_data.json, region_descriptions.json (v1.2) and region_descriptions_v1.json (v1.0, other field names)."""
     image_data: list[Record] = []
-    new: list[Record] = []
-    old: list[Record] = []
-    count = 0
+    images: list[Record] = []
     for index in range(sizes["vg"]):
         scene, image_id = vg_scene(seed, index), ids.vg(index)
-        rng = Random(f"{seed}/vg/{index}")
         # The folder of an image is the second-last part of its url; the host is not the real one on purpose.
         url = f"https://example.org/{ids.vg_folder(index)}/{image_id}.jpg"
-        linked = 900_000 + index if index % 2 else None
-        image_data.append(
-            {
-                "width": scene.width,
-                "url": url,
-                "height": scene.height,
-                "image_id": image_id,
-                "coco_id": None,
-                "flickr_id": linked,
-            }
-        )
-        regions = [_region(index, number, *region) for number, region in enumerate(describe(scene, rng))]
+        image_data.append({"width": scene.width, "url": url, "height": scene.height, "image_id": image_id})
+        phrases = describe(scene, Random(f"{seed}/vg/{index}"))
+        regions = [_region(index, number, *region) for number, region in enumerate(phrases)]
         _vg_dirt(index, scene, regions)
-        count += len(regions)
-        new.append({"regions": regions, "id": image_id})
-        old.append({"regions": [_old_names(region) for region in regions], "id": image_id})
+        images.append({"regions": regions, "id": image_id})
     folder.json("vg/image_data.json", image_data, len(image_data))
-    folder.json("vg/region_descriptions.json", new, count)
-    folder.json("vg/region_descriptions_v1.json", old, count)
-
-
-def _old_names(region: Record) -> Record:
-    return {
-        "image": region["image_id"],
-        "height": region["height"],
-        "width": region["width"],
-        "x": region["x"],
-        "y": region["y"],
-        "phrase": region["phrase"],
-        "id": region["region_id"],
-    }
+    folder.json("vg/region_descriptions.json", images, sum(len(image["regions"]) for image in images))

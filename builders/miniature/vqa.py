@@ -2,24 +2,12 @@
 
 from collections.abc import Iterable
 from random import Random
-from typing import Any
 
-from vlmix.builders.miniature import ids
+from vlmix.builders.miniature import ids, texts
 from vlmix.builders.miniature.dirt import RECORD
-from vlmix.builders.miniature.files import Folder
+from vlmix.builders.miniature.files import Folder, Record
 from vlmix.builders.miniature.scenes import COLORS, KINDS, PLACES, Scene
 from vlmix.builders.miniature.stock import coco_scene
-from vlmix.builders.miniature.texts import (
-    NUMBER_WORDS,
-    Fact,
-    caption,
-    colorless,
-    inventory,
-    kindless,
-    visual_facts,
-)
-
-Record = dict[str, Any]
 
 QUESTION_TYPES = (
     "what color is the",
@@ -36,10 +24,6 @@ QUESTION_TYPES = (
 )
 """Those of VQAv2's 65 question prefixes that the sample's questions have."""
 
-LICENSE = {
-    "url": "http://creativecommons.org/licenses/by/4.0/",
-    "name": "Creative Commons Attribution 4.0 International License",
-}
 CONFIDENCE = ("yes", "yes", "yes", "yes", "maybe", "no")
 
 
@@ -50,7 +34,7 @@ def question_type(question: str) -> str:
     return max(fits, key=len, default="none of the above")
 
 
-def ten_answers(rng: Random, fact: Fact) -> list[str]:
+def ten_answers(rng: Random, fact: texts.Fact) -> list[str]:
     """Ten people's answers: at least seven agree, the others doubt."""
     doubts = rng.randint(0, 3) if fact.doubts else 0
     answers = [fact.answer] * (10 - doubts) + [rng.choice(fact.doubts) for _ in range(doubts)]
@@ -58,8 +42,18 @@ def ten_answers(rng: Random, fact: Fact) -> list[str]:
     return answers
 
 
-def vqav2_annotation(rng: Random, question: Record, fact: Fact, answers: Iterable[str]) -> Record:
-    """One VQAv2 annotation with documented fields in upstream's order."""
+def write_pair(
+    folder: Folder, prefix: str, part: str, description: str, questions: list[Record], annotations: list[Record]
+) -> None:
+    """The files of a split's questions and annotations. Only `description` says which release of VQA they are."""
+    head = {"info": {"description": description}, "data_subtype": f"{part}2014"}
+    path = f"{prefix}OpenEnded_mscoco_{part}2014_questions.json"
+    folder.json(path, {**head, "questions": questions}, len(questions))
+    path = f"{prefix}mscoco_{part}2014_annotations.json"
+    folder.json(path, {**head, "annotations": annotations}, len(annotations))
+
+
+def vqav2_annotation(rng: Random, question: Record, fact: texts.Fact, answers: Iterable[str]) -> Record:
     return {
         "question_type": question_type(fact.question),
         "multiple_choice_answer": fact.answer,
@@ -80,9 +74,9 @@ def _vqav2_dirt(questions: list[Record], annotations: list[Record]) -> None:
     double["question"] = double["question"].replace(" ", "  ", 1)
     titles = ("drawing", "picture", "shapes", "art", "illustration", "toys", "cartoon", "painting", "graphic", "image")
     extra = {
-        "vqav2-no-majority": (Fact("What would you call this?", titles[0], "other"), titles),
-        "vqav2-empty-answer": (Fact("What is written here?", "", "other"), ("?",) * 10),
-        "vqav2-not-annotated": (Fact("Is this a nice place?", "", "yes/no"), None),
+        "vqav2-no-majority": (texts.Fact("What would you call this?", titles[0], "other"), titles),
+        "vqav2-empty-answer": (texts.Fact("What is written here?", "", "other"), ("?",) * 10),
+        "vqav2-not-annotated": (texts.Fact("Is this a nice place?", "", "yes/no"), ()),
     }
     for name, (fact, answers) in extra.items():
         question_id = int(RECORD[name])
@@ -102,39 +96,19 @@ def write_vqav2(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
             rng = Random(f"{seed}/vqav2/{part}/{index}")
             image_id = ids.coco(part, index)
             # Upstream never has fewer than three questions on an image, and 5.4 on average.
-            for number, fact in enumerate(visual_facts(coco_scene(seed, part, index), rng, rng.randint(3, 8))):
+            for number, fact in enumerate(texts.visual_facts(coco_scene(seed, part, index), rng, rng.randint(3, 8))):
                 question = {"image_id": image_id, "question": fact.question, "question_id": ids.vqav2(image_id, number)}
                 questions.append(question)
                 annotations.append(vqav2_annotation(rng, question, fact, ten_answers(rng, fact)))
         if part == "train":
             _vqav2_dirt(questions, annotations)
         Random(f"{seed}/vqav2/{part}/order").shuffle(annotations)
-        info = {
-            "description": "This is v2.0 of the VQA dataset.",
-            "url": "http://visualqa.org",
-            "version": "2.0",
-            "year": 2017,
-            "contributor": "VQA Team",
-            "date_created": "2017-04-26 17:07:13",
-        }
-        head = {
-            "info": info,
-            "task_type": "Open-Ended",
-            "data_type": "mscoco",
-            "license": LICENSE,
-            "data_subtype": f"{part}2014",
-        }
-        folder.json(
-            f"vqav2/v2_OpenEnded_mscoco_{part}2014_questions.json", {**head, "questions": questions}, len(questions)
-        )
-        folder.json(
-            f"vqav2/v2_mscoco_{part}2014_annotations.json", {**head, "annotations": annotations}, len(annotations)
-        )
+        write_pair(folder, "vqav2/v2_", part, "This is v2.0 of the VQA dataset.", questions, annotations)
 
 
 def knowledge(scene: Scene, rng: Random) -> tuple[str, list[str]]:
     """A question that needs the picture and common knowledge; the answer as three people might type it."""
-    named = [(thing, called) for thing in scene.things if (called := kindless(scene, thing))]
+    named = [(thing, called) for thing in scene.things if (called := texts.kindless(scene, thing))]
     if not named or rng.random() < 0.25:
         season = PLACES[scene.place].season
         return "In which season would people like this place most?", [season, season, f"in {season}"]
@@ -143,23 +117,6 @@ def knowledge(scene: Scene, rng: Random) -> tuple[str, list[str]]:
     if rng.random() < 0.5:
         return f"Where are real things like the {called} usually found?", [kind.found, kind.found, f"{kind.found}s"]
     return f"Who would need the {called} most?", [kind.user, kind.user, f"{kind.user}s"]
-
-
-def okvqa_annotation(question: Record, typed: list[str], stems: list[str], kind: str) -> Record:
-    """One OK-VQA annotation: five people's answers, each counted twice; no multiple_choice_answer."""
-    answers = [
-        {"answer_id": 2 * person + turn, "raw_answer": raw, "answer_confidence": "yes", "answer": stem}
-        for person, (raw, stem) in enumerate(zip(typed, stems, strict=True))
-        for turn in (1, 2)
-    ]
-    return {
-        "image_id": question["image_id"],
-        "answer_type": "other",
-        "question_type": kind,
-        "question_id": question["question_id"],
-        "answers": answers,
-        "confidence": 3,
-    }
 
 
 def write_okvqa(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
@@ -177,28 +134,20 @@ def write_okvqa(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
             image_id = ids.coco(part, index)
             for number in range(2 if str(ids.okvqa(image_id, 1)) == two else 1):
                 rng = Random(f"{seed}/okvqa/{part}/{index}/{number}")
-                question_id = ids.okvqa(image_id, number)
+                key = {"image_id": image_id, "question_id": ids.okvqa(image_id, number)}
                 text, (stem, *forms) = knowledge(coco_scene(seed, part, index), rng)
                 typed = rng.sample([stem, stem, stem, *rng.choices([stem, *forms], k=2)], 5)
-                stems = [stem] * 5
-                if str(question_id) in irregular:
-                    text, typed, stems = irregular[str(question_id)]
-                question = {"image_id": image_id, "question": text, "question_id": question_id}
-                questions.append(question)
-                annotations.append(
-                    okvqa_annotation(question, typed, stems, rng.choice(("one", "two", "five", "other")))
-                )
-        head = {"license": LICENSE, "data_subtype": f"{part}2014", "task_type": "Open-Ended"}
-        info = {"year": 2019, "version": "1.0", "description": "This is v1.0 of the OK-VQA dataset."}
-        tail = {"info": info, "data_type": "mscoco"}
-        folder.json(
-            f"okvqa/OpenEnded_mscoco_{part}2014_questions.json",
-            {**head, "questions": questions, **tail},
-            len(questions),
-        )
-        folder.json(
-            f"okvqa/mscoco_{part}2014_annotations.json", {**head, "annotations": annotations, **tail}, len(annotations)
-        )
+                text, typed, stems = irregular.get(str(key["question_id"]), (text, typed, [stem] * 5))
+                # Five people's answers, each counted twice; no multiple_choice_answer.
+                answers = [
+                    {"answer_id": 2 * person + turn, "raw_answer": raw, "answer_confidence": "yes", "answer": stem}
+                    for person, (raw, stem) in enumerate(zip(typed, stems, strict=True))
+                    for turn in (1, 2)
+                ]
+                questions.append({**key, "question": text})
+                kind = rng.choice(("one", "two", "five", "other"))
+                annotations.append({**key, "answer_type": "other", "question_type": kind, "answers": answers})
+        write_pair(folder, "okvqa/", part, "This is v1.0 of the OK-VQA dataset.", questions, annotations)
 
 
 def choice_question(scene: Scene, rng: Random) -> tuple[str, str, list[str]]:
@@ -206,11 +155,11 @@ def choice_question(scene: Scene, rng: Random) -> tuple[str, str, list[str]]:
     thing = rng.choice(scene.things)
     sorts: list[tuple[str, str, list[str]]] = [
         ("Where could this scene be?", scene.place, ["field", "beach", "room", "station"]),
-        ("How many objects are standing here?", NUMBER_WORDS[len(scene.things)], list(NUMBER_WORDS[1:])),
+        ("How many objects are standing here?", texts.NUMBER_WORDS[len(scene.things)], list(texts.NUMBER_WORDS[1:])),
     ]
-    if called := colorless(scene, thing):
+    if called := texts.colorless(scene, thing):
         sorts += [(f"Which color does the {called} have?", thing.color, list(COLORS))] * 2
-    if called := kindless(scene, thing):
+    if called := texts.kindless(scene, thing):
         sorts += [(f"What is the {called}?", thing.kind, list(KINDS))] * 2
         sorts += [(f"Who would use the {called} most?", KINDS[thing.kind].user, [kind.user for kind in KINDS.values()])]
     question, answer, options = rng.choice(sorts)
@@ -218,7 +167,7 @@ def choice_question(scene: Scene, rng: Random) -> tuple[str, str, list[str]]:
 
 
 def write_aokvqa(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
-    """The three splits; test has neither the right choice nor direct answers nor rationales."""
+    """The three splits; test has neither the right choice nor direct answers."""
     spans = {
         "train": range(24, 24 + sizes["aokvqa_train"]),
         "val": range(8, 8 + sizes["aokvqa_val"]),
@@ -227,33 +176,18 @@ def write_aokvqa(folder: Folder, seed: int, sizes: dict[str, int]) -> None:
     for part, span in spans.items():
         records: list[Record] = []
         for index in span:
-            scene = coco_scene(seed, part, index)
             for number in range(2 if ids.aokvqa(part, index, 1) == RECORD["aokvqa-two-questions"] else 1):
                 rng = Random(f"{seed}/aokvqa/{part}/{index}/{number}")
-                question, answer, wrong = choice_question(scene, rng)
-                question_id = ids.aokvqa(part, index, number)
-                if question_id == RECORD["aokvqa-duplicate-choices"]:
+                question, answer, wrong = choice_question(coco_scene(seed, part, index), rng)
+                record: Record = {"split": part, "image_id": ids.coco(part, index), "question": question}
+                record["question_id"] = ids.aokvqa(part, index, number)
+                if record["question_id"] == RECORD["aokvqa-duplicate-choices"]:
                     wrong[1] = wrong[0]
                 right = rng.randrange(4)
-                record: Record = {
-                    "split": part,
-                    "image_id": ids.coco(part, index),
-                    "question_id": question_id,
-                    "question": question,
-                    "choices": [*wrong[:right], answer, *wrong[right:]],
-                }
+                record["choices"] = [*wrong[:right], answer, *wrong[right:]]
                 if part != "test":
-                    direct = [answer] * 9 + [rng.choice((answer, answer, f"the {answer}"))]
-                    rationales = [
-                        f"One can see {caption(scene)}.",
-                        rng.choice(inventory(scene)),
-                        f"Of the choices only {answer} fits what the picture shows",
-                    ]
-                    record |= {
-                        "correct_choice_idx": right,
-                        "direct_answers": direct,
-                        "difficult_direct_answer": False,
-                        "rationales": rationales,
-                    }
+                    record["correct_choice_idx"] = right
+                    record["direct_answers"] = [answer] * 9 + [rng.choice((answer, answer, f"the {answer}"))]
+                    record["difficult_direct_answer"] = False
                 records.append(record)
         folder.json(f"aokvqa/aokvqa_v1p0_{part}.json", records, len(records))

@@ -99,7 +99,6 @@ def test_report_counts_what_lies_on_disk(report: SampleReport) -> None:
     assert sum(report.images.values()) == len(files) - len(annotations)
 
 
-HEAD = {"info": dict, "task_type": str, "data_type": str, "license": dict, "data_subtype": str}
 ANSWER = {"answer": str, "answer_confidence": str, "answer_id": int}
 FORMATS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "vqav2/v2_OpenEnded_mscoco_{}2014_questions.json": (
@@ -129,7 +128,6 @@ FORMATS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "question_type": str,
             "question_id": int,
             "answers": [{**ANSWER, "raw_answer": str}],
-            "confidence": int,
         },
     ),
     "aokvqa/aokvqa_v1p0_{}.json": (
@@ -143,91 +141,35 @@ FORMATS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "correct_choice_idx": int,
             "direct_answers": [str],
             "difficult_direct_answer": bool,
-            "rationales": [str],
         },
     ),
     "textcaps/TextCaps_0.1_{}.json": (
         ("data",),
-        {
-            "image_id": str,
-            "image_classes": [str],
-            "flickr_original_url": str,
-            "flickr_300k_url": str,
-            "image_width": int,
-            "image_height": int,
-            "set_name": str,
-            "image_name": str,
-            "image_path": str,
-            "caption_id": int,
-            "caption_str": str,
-            "caption_tokens": [str],
-            "reference_strs": [str],
-            "reference_tokens": [[str]],
-        },
+        {"image_id": str, "image_path": str, "caption_str": str, "image_width": int, "image_height": int},
     ),
-    "textcaps/TextVQA_Rosetta_OCR_v0.2_{}.json": (
-        ("data",),
-        {
-            "image_id": str,
-            "ocr_tokens": [str],
-            "ocr_info": [
-                {
-                    "word": str,
-                    "bounding_box": {
-                        "width": float,
-                        "height": float,
-                        "rotation": int,
-                        "roll": int,
-                        "pitch": int,
-                        "yaw": int,
-                        "top_left_x": float,
-                        "top_left_y": float,
-                    },
-                }
-            ],
-        },
-    ),
+    "textcaps/TextVQA_Rosetta_OCR_v0.2_{}.json": (("data",), {"image_id": str, "ocr_tokens": [str]}),
     "textcaps/TextVQA_0.5.1_{}.json": (
         ("data",),
-        {
-            "question": str,
-            "image_id": str,
-            "image_classes": [str],
-            "flickr_original_url": str,
-            "flickr_300k_url": str,
-            "image_width": int,
-            "image_height": int,
-            "answers": [str],
-            "question_tokens": [str],
-            "question_id": int,
-            "set_name": str,
-        },
+        {"question_id": int, "image_id": str, "question": str, "answers": [str]},
     ),
 }
 GQA = {
-    "semantic": [{"operation": str, "dependencies": [int], "argument": str}],
-    "entailed": [str],
-    "equivalent": [str],
+    "semantic": [{"operation": str, "argument": str}],
     "question": str,
     "imageId": str,
     "isBalanced": bool,
     "groups": dict,
     "answer": str,
-    "semanticStr": str,
-    "annotations": {"answer": dict, "question": dict, "fullAnswer": dict},
-    "types": {"detailed": str, "semantic": str, "structural": str},
-    "fullAnswer": str,
+    "types": {"semantic": str, "structural": str},
 }
 LLAVA = {"id": str, "image": str, "conversations": [{"from": str, "value": str}]}
 REF = {
-    "sent_ids": [int],
     "file_name": str,
     "ann_id": int,
     "ref_id": int,
     "image_id": int,
     "split": str,
-    "sentences": [{"tokens": [str], "raw": str, "sent_id": int, "sent": str}],
-    "category_id": int,
+    "sentences": [{"raw": str, "sent_id": int, "sent": str}],
 }
 
 
@@ -246,7 +188,7 @@ def fits(value: Any, shape: Any) -> bool:
 
 @pytest.mark.parametrize("part", ["train", "val"])
 @pytest.mark.parametrize("path", FORMATS)
-def test_split_files_have_the_documented_fields(raw: Path, path: str, part: str) -> None:
+def test_split_files_have_the_fields_that_are_read(raw: Path, path: str, part: str) -> None:
     keys, shape = FORMATS[path]
     rows = load(raw, path.format(part))
     for key in keys:
@@ -260,8 +202,7 @@ def test_split_files_have_the_documented_fields(raw: Path, path: str, part: str)
 )
 def test_vqa_wrappers(raw: Path, path: str) -> None:
     head = load(raw, path)
-    assert fits({key: head[key] for key in HEAD}, HEAD)
-    assert (head["task_type"], head["data_type"], head["data_subtype"]) == ("Open-Ended", "mscoco", "val2014")
+    assert head["data_subtype"] == "val2014"
     assert ("OK-VQA" in head["info"]["description"]) == path.startswith("okvqa")
 
 
@@ -287,10 +228,10 @@ def test_okvqa_ids_and_answers(raw: Path) -> None:
 
 def test_aokvqa_test_split_has_no_answers(raw: Path) -> None:
     rows = load(raw, "aokvqa/aokvqa_v1p0_test.json")
-    assert {tuple(row) for row in rows} == {("split", "image_id", "question_id", "question", "choices")}
+    assert {tuple(row) for row in rows} == {("split", "image_id", "question", "question_id", "choices")}
     for row in load(raw, "aokvqa/aokvqa_v1p0_train.json"):
         assert len(row["question_id"]) == 22
-        assert (len(row["choices"]), len(row["direct_answers"]), len(row["rationales"])) == (4, 10, 3)
+        assert (len(row["choices"]), len(row["direct_answers"])) == (4, 10)
         assert row["choices"][row["correct_choice_idx"]] in row["direct_answers"]
 
 
@@ -306,46 +247,30 @@ def test_gqa_files(raw: Path) -> None:
     everything = shards[0] | shards[1]
     assert {key: row for key, row in everything.items() if row["isBalanced"]} == balanced["train"]
     assert len(everything) > len(balanced["train"])
-    for questions in balanced.values():
-        for question in questions.values():
-            steps = question["semantic"]
-            assert all(at < number for number, step in enumerate(steps) for at in step["dependencies"])
+    assert all(question["semantic"] for questions in balanced.values() for question in questions.values())
 
 
 def test_ocrvqa_books(raw: Path) -> None:
     books = load(raw, "ocrvqa/dataset.json")
-    shape = {
-        "imageURL": str,
-        "questions": [str],
-        "answers": [str],
-        "title": str,
-        "authorName": str,
-        "genre": str,
-        "split": int,
-    }
+    shape = {"questions": [str], "answers": [str], "split": int}
     assert all(fits(book, shape) for book in books.values())
     assert {book["split"] for book in books.values()} == {1, 2, 3}
-    for book in books.values():
+    for key, book in books.items():
         assert 3 <= len(book["questions"]) == len(book["answers"]) <= 5
         title = book["questions"].index("What is the title of this book?")
-        assert book["answers"][title] == book["title"]
-        assert book["answers"][title + 1] == book["genre"]
-        assert title == (1 if book["authorName"] else 0)
+        assert title == (0 if key == RECORD["ocrvqa-author-empty"] else 1)
+        assert all(book["answers"])
 
 
-def test_visual_genome_files_agree_in_both_releases(raw: Path) -> None:
-    new, old = load(raw, "vg/region_descriptions.json"), load(raw, "vg/region_descriptions_v1.json")
+def test_visual_genome_files_agree(raw: Path) -> None:
+    images = load(raw, "vg/region_descriptions.json")
     shape = {"region_id": int, "width": int, "height": int, "image_id": int, "phrase": str, "y": int, "x": int}
-    names = {"image": "image_id", "id": "region_id"}
-    for image, before in zip(new, old, strict=True):
-        assert image.keys() == before.keys() == {"regions", "id"}
+    for image in images:
+        assert image.keys() == {"regions", "id"}
         assert 12 <= len(image["regions"]) <= 21
         assert all(fits(region, shape) for region in image["regions"])
-        assert [{names.get(key, key): value for key, value in region.items()} for region in before["regions"]] == image[
-            "regions"
-        ]
     data = load(raw, "vg/image_data.json")
-    assert [image["image_id"] for image in data] == [image["id"] for image in new]
+    assert [image["image_id"] for image in data] == [image["id"] for image in images]
     assert {image["url"].split("/")[-2] for image in data} == {"VG_100K", "VG_100K_2"}
     assert all((raw / "vg" / "/".join(image["url"].split("/")[-2:])).exists() for image in data)
 
@@ -367,15 +292,14 @@ def test_refs_load_without_globals_and_point_at_annotations(raw: Path, path: str
     assert all(fits(row, REF) for row in rows)
     assert {row["split"] for row in rows} == SPLITS[path.split("(")[1].split(")")[0]]
     instances = load(raw, f"refcoco/{path.split('/')[0]}/instances.json")
-    assert instances.keys() == {"info", "images", "licenses", "annotations", "categories"}
+    assert instances.keys() == {"images", "annotations"}
     annotations = {row["id"]: row for row in instances["annotations"]}
     images = {row["id"]: row for row in instances["images"]}
     for row in rows:
         annotation = annotations[row["ann_id"]]
-        assert (annotation["image_id"], annotation["category_id"]) == (row["image_id"], row["category_id"])
+        assert annotation["image_id"] == row["image_id"]
         assert re.sub(r"_\d+(?=\.jpg$)", "", row["file_name"]) == images[row["image_id"]]["file_name"]
         assert all(type(value) is float for value in annotation["bbox"])
-        assert row["sent_ids"] == [sentence["sent_id"] for sentence in row["sentences"]]
 
 
 def test_llava_style_files(raw: Path) -> None:
@@ -393,8 +317,6 @@ def test_llava_style_files(raw: Path) -> None:
     for row in captions:
         assert row["image"] == f"{row['id'][:5]}/{row['id']}.jpg"
         assert (raw / "lcs558k/images" / row["image"]).exists()
-    for row in load(raw, "lcs558k/blip_laion_cc_sbu_558k_meta.json"):
-        assert fits(row, {"id": str, "image": str, "blip_caption": str, "url": str})
 
 
 def test_sharegpt_ids(raw: Path) -> None:
@@ -467,7 +389,7 @@ def test_every_object_has_its_colour_in_the_middle_of_its_box(raw: Path) -> None
 
 
 def test_visual_genome_boxes_show_what_the_phrase_says(raw: Path) -> None:
-    dirty = {item.record for item in DIRT if item.source == "vg"}
+    dirty = {item.record for item in DIRT if item.name.startswith("vg-")}
     sizes = {row["image_id"]: (row["width"], row["height"]) for row in load(raw, "vg/image_data.json")}
     whole = re.compile(rf"an? (?:small |large )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})(?: (?:on|in) the \w+)?", re.I)
     checked = 0
@@ -499,7 +421,6 @@ def test_refcoco_expressions_fit_one_object_only(raw: Path) -> None:
         for ref in refs(raw, f"refcoco/{path}"):
             scene, box = scenes[ref["image_id"]], annotations[ref["ann_id"]]["bbox"]
             for sentence in ref["sentences"]:
-                assert sentence["tokens"] == sentence["sent"].split()
                 if found := re.search(rf"\b({'|'.join(COLORS)}) ({'|'.join(KINDS)})\b", sentence["sent"]):
                     thing = next(t for t in scene.things if (t.color, t.kind) == found.groups())
                     assert all(abs(a - b) < 0.25 for a, b in zip(box, thing.box, strict=True))
@@ -527,31 +448,16 @@ def test_gqa_answers_are_true(raw: Path) -> None:
     assert checked > 40
 
 
-def test_ocr_tokens_are_what_the_sign_shows(raw: Path) -> None:
+def test_ocr_tokens_are_what_the_captions_say(raw: Path) -> None:
     for part in ("train", "val"):
-        captions = {row["image_id"]: row for row in load(raw, f"textcaps/TextCaps_0.1_{part}.json")["data"]}
+        captions: dict[str, dict[str, Any]] = {}
+        for caption in load(raw, f"textcaps/TextCaps_0.1_{part}.json")["data"]:
+            captions.setdefault(caption["image_id"], caption)
         for row in load(raw, f"textcaps/TextVQA_Rosetta_OCR_v0.2_{part}.json")["data"]:
             caption = captions[row["image_id"]]
-            assert row["ocr_tokens"] == [item["word"] for item in row["ocr_info"]]
-            assert " ".join(row["ocr_tokens"]) in caption["reference_strs"][0]
+            assert " ".join(row["ocr_tokens"]) in caption["caption_str"]
             with Image.open(raw / f"textvqa/train_images/{row['image_id']}.jpg") as picture:
                 assert picture.size == (caption["image_width"], caption["image_height"])
-                grey = picture.convert("L")
-                for item in row["ocr_info"]:
-                    box = item["bounding_box"]
-                    left, top = box["top_left_x"] * grey.width, box["top_left_y"] * grey.height
-                    letters = grey.crop(
-                        (
-                            int(left),
-                            int(top),
-                            int(left + box["width"] * grey.width),
-                            int(top + box["height"] * grey.height),
-                        )
-                    )
-                    dark, bright = letters.getextrema()
-                    assert isinstance(dark, int | float)
-                    assert isinstance(bright, int | float)
-                    assert bright - dark > 80
 
 
 def test_train_and_evaluation_pictures_are_disjoint(raw: Path) -> None:
@@ -642,9 +548,8 @@ def test_ocrvqa_irregularities(raw: Path) -> None:
     with Image.open(images / RECORD["ocrvqa-image-truncated"]) as cut, pytest.raises(OSError, match="truncated"):
         cut.load()
     nobody, star = books[RECORD["ocrvqa-author-empty"]], books[RECORD["ocrvqa-author-star"]]
-    assert nobody["authorName"] == ""
     assert nobody["questions"][0] == "What is the title of this book?"
-    assert star["authorName"] == star["answers"][0] == "*"
+    assert star["answers"][0] == "*"
     assert re.fullmatch(r"\d{9}", RECORD["ocrvqa-key-lost-zero"])
     assert re.fullmatch(r"\d{9}X", RECORD["ocrvqa-key-x"])
     assert re.fullmatch(r"B0[0-9A-Z]{8}", RECORD["ocrvqa-key-b0"])
@@ -710,9 +615,6 @@ def test_refcoco_irregularities(raw: Path) -> None:
     instances = load(raw, "refcoco/refcoco/instances.json")
     widths = {image["id"]: image["width"] for image in instances["images"]}
     assert by_id(rows, "ref_id", "refcoco-file-name")["file_name"].endswith("_16.jpg")
-    rle = by_id(instances["annotations"], "id", "refcoco-rle")
-    height, width = rle["segmentation"]["size"]
-    assert sum(rle["segmentation"]["counts"]) == height * width
     over = by_id(instances["annotations"], "id", "refcoco-over-edge")
     assert 0 < over["bbox"][0] + over["bbox"][2] - widths[over["image_id"]] < 1
     zero = by_id(instances["annotations"], "id", "refcoco-zero-area")
@@ -739,7 +641,9 @@ def test_refcoco_irregularities(raw: Path) -> None:
 
 def test_sharegpt_irregularities(raw: Path) -> None:
     rows = {row["id"]: row["conversations"] for row in load(raw, "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json")}
-    chats = {item.name.removeprefix("sharegpt-"): rows[item.record] for item in DIRT if item.source == "sharegpt"}
+    chats = {
+        item.name.removeprefix("sharegpt-"): rows[item.record] for item in DIRT if item.name.startswith("sharegpt-")
+    }
     roles = {name: [turn["from"] for turn in chat] for name, chat in chats.items()}
     assert roles["gpt-first"][0] == "gpt"
     assert roles["system-first"][0] == "system"
@@ -757,7 +661,9 @@ def test_sharegpt_irregularities(raw: Path) -> None:
     assert "<div" in chats["html"][1]["value"]
     assert "\\_" in chats["escaped"][1]["value"]
     ordinary = [
-        chat for key, chat in rows.items() if key not in {item.record for item in DIRT if item.source == "sharegpt"}
+        chat
+        for key, chat in rows.items()
+        if key not in {item.record for item in DIRT if item.name.startswith("sharegpt-")}
     ]
     assert len(ordinary) >= 27
     assert all([turn["from"] for turn in chat] == ["human", "gpt"] * (len(chat) // 2) for chat in ordinary)
