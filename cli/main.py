@@ -82,7 +82,7 @@ def sample(
     seed: int = 0,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write miniature releases of all sources, in upstream's file formats with the fields that vlmix reads, and generated images."""
+    """Write miniature releases of all sources, in upstream's formats, with the fields that vlmix reads."""
     from vlmix.builders.miniature import write_sample
 
     with show.progress() as progress:
