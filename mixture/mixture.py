@@ -34,7 +34,7 @@ class Mixture(Reader):
         clusters: int | None = None,
     ) -> Self:
         """A nested subset, as `vlmix subsample` selects it: a prefix of the hash order, or of the ranking `by`, in
-        mixture order (see `mixture.subset.Selection`)."""
+        mixture order (see `selection.subset.Selection`)."""
         from vlmix.mixture.selection.subset import Selection, select  # polars, which trainers need not have
 
         selection = Selection(
@@ -62,8 +62,11 @@ class Mixture(Reader):
         length_window: int = 1,
         drop_last: bool = False,
     ) -> Schedule:
-        """The order of training over these samples (see `mixture.order`). `lengths` [N] default to words; give token
-        counts where the shares of a batch should be balanced by tokens or packed."""
+        """The schedule of training over these samples (see `mixture.schedule`).
+
+        `lengths` [N] default to words; give token counts where the shares of a batch should be balanced by tokens or
+        packed.
+        """
         return Schedule(
             self.rows,
             pc.not_equal(self._part("image"), "").to_numpy(),

@@ -5,8 +5,8 @@ The samples are the same for all: 20,000 pre-encoded pairs of a JPEG (61 KB on a
 contender in a process of its own, alternating, into a folder that is emptied in between:
 
 - `webdataset`: `ShardWriter` with its defaults but `maxcount`;
-- `vlmix tar`: `mixture.tar.TarWriter` into atomic files, the way a build writes;
-- `vlmix all`: `mixture.shards.store_rows`, with everything else a build keeps of a sample: the hash of its image, its
+- `vlmix tar`: `mixture.dataset.tar.TarWriter` into atomic files, the way a build writes;
+- `vlmix all`: `dataset.shards.store_rows`, with everything else a build keeps of a sample: the hash of its image, its
   row of the index, the sha256 of the shard;
 - `copy`: the same bytes from memory to files, one `write` per shard, the limit of the file system.
 

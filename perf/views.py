@@ -5,7 +5,7 @@ text in each row and row groups of 5,000, as a build leaves them. No shard is ne
 Then, each in a process of its own:
 
 - `vlmix subsample MIX --ratio 0.1 --out VIEW`, from the start of the process to its end;
-- `mixture.subset.subsample`, imports excluded;
+- `mixture.selection.subset.subsample`, imports excluded;
 - the floor: the columns of the index that a view copies, read by polars.
 """
 

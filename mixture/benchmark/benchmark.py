@@ -144,7 +144,7 @@ class Benchmark:
     `files` are the official files it reads, under their official names. `splits` are what `split` may be; "" takes what
     LLaVA-1.5 reports where its labels are public, else the validation split. `max_new_tokens` is what LLaVA-1.5 allowed
     an answer. `images` maps a folder of the image layout to other folders
-    where the same images may lie (as in `mixture.images.ImageIndex`).
+    where the same images may lie (as in `io.image_index.ImageIndex`).
     """
 
     name: str

@@ -144,7 +144,7 @@ class Reader(Sequence[Sample]):
         return int(position)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column of the index (`mixture.samples.SAMPLES`, texts excepted) for the samples of this part, kept."""
+        """A column of the index (`dataset.schema.SAMPLES`, texts excepted) for the samples of this part, kept."""
         if name not in self._columns:
             self._columns[name] = self._part(name)
         return self._columns[name]

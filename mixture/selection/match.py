@@ -22,7 +22,7 @@ class Matched(Struct, frozen=True, kw_only=True):
     """How the rows of a listing and the samples of a mixture came together.
 
     `named` [N] bool and `scores` [N] float64 (NaN: none) are of the samples. The counts are of rows: `matched_by` says
-    by what; `doubled` rows name a sample that another row has; `ambiguous` ones are among the matched and name
+    by what; `duplicates` name a sample that another row has; `ambiguous` ones are among the matched and name
     several samples by LLaVA's id, so that which of them is meant is open.
     """
 

@@ -1,5 +1,5 @@
 """Rankings: what a selection goes by, if not by the hash order alone. A ranking gives every sample a priority, and a
-subset takes the highest of each source first (see `mixture.subset`); so subsets of one ranking nest."""
+subset takes the highest of each source first (see `selection.subset`); so subsets of one ranking nest."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,8 @@ Codes = NDArray[np.int64]
 class Report(Struct, frozen=True, kw_only=True):
     """What came of a selection `by` something.
 
-    The `rows` of a file named a sample (`matched_by` id, hash or llava_id: see `mixture.selection`), or `missed`: their
-    sample is not there. `unscored` samples of the mixture have no score or embedding, of which `unscored_kept` were
+    The `rows` of a file named a sample (`matched_by` id, row_sha256 or llava_id: see `selection.match`), or are
+    `unmatched`: their sample is not there. `unscored` samples of the mixture have no score or embedding, of which `unscored_kept` were
     kept. `random_overlap` is the share of the kept samples that a random subset of the same size, with the same seed,
     `where`, `sources` and stratification, would have kept.
     """
@@ -50,7 +50,7 @@ class Report(Struct, frozen=True, kw_only=True):
     """By lengths: samples whose text or image another one of their source has shown."""
     repeated_kept: int = 0
     nonempty_clusters: int = 0
-    """Clusters that are not empty."""
+    """Clusters that hold a sample of the mixture."""
     listed: int = 0
     """By a file without scores: the samples on offer that it names."""
     kept: int = 0

@@ -1,4 +1,4 @@
-"""Embeddings of a mixture's images by a vision tower, for cluster-balanced subsets (`mixture.clusters`)."""
+"""Embeddings of a mixture's images by a vision tower, for cluster-balanced subsets (`mixture.selection.kmeans`)."""
 
 from collections.abc import Callable
 from pathlib import Path
