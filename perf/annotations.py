@@ -4,8 +4,8 @@ Files in the official schema are generated first: VQAv2 train (82,783 images, 44
 Visual Genome (108,077 images, 50 regions each on average). Then, each in a process of its own:
 
 - `plain`: `json.load`, dictionaries and loops to a list of LLaVA rows, as such scripts do it; nothing is written;
-- `vlmix`: `mixture.build.extract.convert`, from the raw files to the Arrow file of candidates: validation, ids, sampling,
-  rejects, rendering, word counts, writing, and the sha256 of every input;
+- `vlmix`: `mixture.build.extract.convert`, from the raw files to the Arrow file of candidates: validation, ids,
+  sampling, rejects, rendering, word counts, writing, and the sha256 of every input;
 - the floor: reading the bytes, hashing them, skipping through the JSON with msgspec, `json.load` alone.
 
 Times exclude interpreter start and imports. Both ways are single-threaded. For VQAv2 both must give the same text,

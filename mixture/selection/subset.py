@@ -32,8 +32,8 @@ class Selection(Struct, frozen=True, kw_only=True):
     otherwise. `seed` None takes the mixture's.
 
     `by` says who comes first: None, the hash order alone; a file (see `selection.score_file`); `"lengths"` or
-    `"clusters"` (see `selection.rankings`). A file with scores ranks by them, the highest first, or the lowest if `ascending`;
-    samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
+    `"clusters"` (see `selection.rankings`). A file with scores ranks by them, the highest first, or the lowest if
+    `ascending`; samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
     without scores keeps the samples that it names. The scores are those in `column`, by default
     `score`. `"clusters"` reads the file `embeddings` and makes `clusters` of them, by default about the square root of
     their number.
