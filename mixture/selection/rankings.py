@@ -28,7 +28,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
     The `rows` of a file named a sample (`matched_by` id, row_sha256 or llava_id: see `selection.match`), or are
     `unmatched`: their sample is not there. `unscored` samples of the mixture have no score or embedding, of which
-    `unscored_kept` were kept. `random_overlap` is the share of the kept samples that a random subset of the same size,
+    `unscored_kept` were kept. `random_overlap` is the share of the kept samples that a random subset of that size,
     with the same seed, `where`, `sources` and stratification, would have kept.
     """
 

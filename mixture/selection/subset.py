@@ -33,10 +33,10 @@ class Selection(Struct, frozen=True, kw_only=True):
 
     `by` says who comes first: None, the hash order alone; a file (see `selection.score_file`); `"lengths"` or
     `"clusters"` (see `selection.rankings`). A file with scores ranks by them, the highest first, or the lowest if
-    `ascending`; samples without a score come last. `threshold` keeps the scores from there up, or down if `ascending`. A file
-    without scores keeps the samples that it names. The scores are those in `column`, by default
-    `score`. `"clusters"` reads the file `embeddings` and makes `clusters` of them, by default about the square root of
-    their number.
+    `ascending`; samples without a score come last. `threshold` keeps the scores from there up, or down if
+    `ascending`. A file without scores keeps the samples that it names. The scores are those in `column`, by default
+    `score`. `"clusters"` reads the file `embeddings` and makes `clusters` of them, by default about the square root
+    of their number.
     """
 
     ratio: float | None = None
