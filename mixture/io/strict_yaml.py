@@ -33,9 +33,10 @@ def _load(path: Path, depth: int = 0) -> Any:
         return data
     name = data.pop("extends")
     beside = path.parent / str(name)
-    found = [file for file in (beside, beside.with_name(f"{beside.name}.yaml")) if file.is_file()]
-    found += sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))
-    if not found or found[0].resolve() == path.resolve():
+    near = (beside, beside.with_name(f"{beside.name}.yaml"))
+    found = [file for file in (*near, *sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))) if file.is_file()]
+    found = [file for file in found if not file.samefile(path)]
+    if not found:
         raise VlmixError(f"{path}: extends {name!r}: there is no such recipe, beside this file or in vlmix")
     if depth == _MOST_BASES:
         raise VlmixError(f"{path}: extends: more than {_MOST_BASES} recipes above each other, or a circle")

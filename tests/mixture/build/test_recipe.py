@@ -137,6 +137,8 @@ def test_a_recipe_extends_one_beside_it_or_one_that_comes_with_vlmix(tmp_path: P
     assert (recipe.sources["vqav2"].take, recipe.sources["vqav2"].repeat, recipe.sources["gqa"].take) == (5, 2, 7)
     (tmp_path / "half.yaml").write_text("name: half\nextends: llava-1.5-665k\nratio: 0.5\n")
     assert len(load(tmp_path / "half.yaml", known_sources()).sources) > 9
+    (tmp_path / "sample.yaml").write_text("name: sample\nextends: sample\nseed: 7\n")
+    assert load(tmp_path / "sample.yaml", known_sources()).seed == 7, "of the same name as the packaged one"
     (tmp_path / "a.yaml").write_text("name: a\nextends: b\n")
     (tmp_path / "b.yaml").write_text("name: b\nextends: a\n")
     with pytest.raises(VlmixError, match="a circle"):
