@@ -12,10 +12,9 @@ from PIL import Image, ImageColor
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.sweep.report import Result, aggregate, headline, require, series, table, write
 from vlmix.train.sweep.report.aggregate import FULL
-from vlmix.train.sweep.report.canvas import DARK, LIGHT, clean
-from vlmix.train.sweep.report.curve import curve, scores
-from vlmix.train.sweep.report.notes import notes
 from vlmix.train.sweep.report.page import page
+from vlmix.train.sweep.report.plots import DARK, LIGHT, clean, curve, scores
+from vlmix.train.sweep.report.wording import notes
 
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
 

@@ -9,10 +9,9 @@ from typing import Any
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, write_text
 from vlmix.train.sweep.report.aggregate import Point, Result, Series, Spread, aggregate, ordered, series
-from vlmix.train.sweep.report.canvas import DARK, LIGHT, require
-from vlmix.train.sweep.report.curve import curve, scores
 from vlmix.train.sweep.report.page import page
-from vlmix.train.sweep.report.words import headline, table
+from vlmix.train.sweep.report.plots import DARK, LIGHT, curve, require, scores
+from vlmix.train.sweep.report.wording import headline, table
 
 CURVE_NAME = "curve.png"
 REPORT_NAME = "report.html"
@@ -21,17 +20,18 @@ REPORT_NAME = "report.html"
 def write(out: Path, title: str, rows: list[Result], facts: dict[str, Any]) -> Path:
     """Writes `curve.png` and `report.html` into `out`, each whole or not at all, and gives the page's path.
 
-    `facts` are shown in their order, nested ones under dotted names; they are to hold no time, host or absolute path,
-    as a page depends on nothing else but `rows` and matplotlib's version.
-    Raises VlmixError without rows, and without matplotlib.
+    `facts` are shown in their order, nested ones under dotted names; they must hold no time, host or absolute path,
+    as a page depends on nothing else but `rows` and the libraries' versions.
+    Raises VlmixError without rows, and without matplotlib or Jinja2.
     """
     if not rows:
         raise VlmixError(f"{out}: there are no finished runs to report on yet; run the sweep first")
+    require()
     points = aggregate(rows)
-    light, dark = curve(points, LIGHT), curve(points, DARK)
+    light = curve(points, LIGHT)
     each_light, each_dark = scores(points, LIGHT), scores(points, DARK)
     each = (each_light, each_dark) if each_light and each_dark else None
-    text = page(title, ordered(rows), facts, (light, dark), each)
+    text = page(title, ordered(rows), facts, (light, curve(points, DARK)), each)
     with atomic_write(out / CURVE_NAME) as file:
         file.write(light)
     write_text(out / REPORT_NAME, text)

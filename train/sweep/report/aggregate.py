@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 FULL = "full mixture"
-"""`select` of the points of the full mixture, which serves every selection of its axes."""
+"""`selection` of the points of the full mixture, which serves every selection of its grid values."""
 
 BUILT_IN = ("random", "lengths", "clusters")
 """Selections that need no file of scores or ids."""
@@ -55,11 +55,12 @@ class Spread(Struct, frozen=True, kw_only=True):
 
 
 class Point(Struct, frozen=True, kw_only=True):
-    """What the runs of one (axes, select, ratio) say.
+    """What the runs of one (grid, selection, ratio) say.
 
     `relative` is in percent. Per seed it is the mean over benchmarks of score / mean over seeds of the full mixture's
-    score of the same axes; mean and spread are taken over seeds, so the spread leaves out that of the reference. A
-    seed counts only if it has every benchmark of the reference. None: no full run, or no seed that counts.
+    score at the same grid values; mean and spread are taken over seeds, so the spread leaves out that of the
+    reference. A seed counts only if it has every benchmark of the reference. None: no run on the full mixture, or no
+    such seed.
     `left_out` are benchmarks that cannot be relative, as the full mixture scores 0 (or less) in them.
     """
 
@@ -79,7 +80,7 @@ class Point(Struct, frozen=True, kw_only=True):
 
 
 class Series(NamedTuple):
-    """Points of one (axes, select) by rising ratio, the full mixture's last, if there is one."""
+    """Points of one (grid, selection) by rising ratio, the full mixture's last, if there is one."""
 
     grid: dict[str, Any]
     selection: str
@@ -87,7 +88,7 @@ class Series(NamedTuple):
 
 
 def ordered(rows: Iterable[Result]) -> list[Result]:
-    """By axes, selection (random first, the full mixture last), ratio, seed and run."""
+    """By grid values, selection (random first, the full mixture last), ratio, seed and run."""
     return sorted(rows, key=lambda row: (_place(row), row.seed, row.run, msgspec.json.encode(row, order="sorted")))
 
 
@@ -100,16 +101,16 @@ def grouped(rows: Iterable[Result]) -> list[list[Result]]:
 
 
 def aggregate(rows: Iterable[Result]) -> list[Point]:
-    """One point for each (axes, select, ratio); rows of ratio 1 make one point for each axes, with select `FULL`.
+    """One point for each (grid, selection, ratio); rows of ratio 1 make one point for each grid, with selection `FULL`.
 
     Runs that share a point and a seed count as one, by their mean.
     """
     groups = grouped(rows)
-    references = {axes_key(group[0].grid): _scores(group) for group in groups if group[0].ratio == 1}
+    references = {grid_key(group[0].grid): _scores(group) for group in groups if group[0].ratio == 1}
     points = []
     for group in groups:
         first = group[0]
-        reference = references.get(axes_key(first.grid), {})
+        reference = references.get(grid_key(first.grid), {})
         usable = {name: full.mean for name, full in reference.items() if full.mean > 0}
         points.append(
             Point(
@@ -127,26 +128,26 @@ def aggregate(rows: Iterable[Result]) -> list[Point]:
 
 
 def series(points: list[Point]) -> list[Series]:
-    """The lines of a curve. Axes with nothing but the full mixture make a line of that point, with select `FULL`."""
+    """The lines of a curve. A grid with nothing but the full mixture is a line of that point, with selection `FULL`."""
     lines: dict[Any, Series] = {}
-    full = {axes_key(point.grid): point for point in points if point.full}
+    full = {grid_key(point.grid): point for point in points if point.full}
     for point in points:
+        key = grid_key(point.grid)
         if not point.full:
-            key = (axes_key(point.grid), point.selection)
-            lines.setdefault(key, Series(point.grid, point.selection, [])).points.append(point)
-    for (axes, _), line in lines.items():
-        line.points.extend([full[axes]] if axes in full else [])
-    lonely = [(key, point) for key, point in full.items() if key not in {axes for axes, _ in lines}]
-    lines |= {(key, FULL): Series(point.grid, FULL, [point]) for key, point in lonely}
-    return sorted(lines.values(), key=lambda line: (axes_key(line.grid), _select_key(line.selection)))
+            lines.setdefault((key, point.selection), Series(point.grid, point.selection, [])).points.append(point)
+        elif not any(grid_key(other.grid) == key for other in points if not other.full):
+            lines[key, FULL] = Series(point.grid, FULL, [])
+    for (key, _), line in lines.items():
+        line.points.extend([full[key]] if key in full else [])
+    return sorted(lines.values(), key=lambda line: (grid_key(line.grid), _selection_key(line.selection)))
 
 
 def spread(rows: Iterable[Result], value: Callable[[Result], float | None]) -> Spread | None:
     """`value` over the seeds of `rows`; None if no row has one."""
     by_seed: dict[int, list[float]] = {}
     for row in rows:
-        if is_number(found := value(row)):
-            by_seed.setdefault(row.seed, []).append(found)
+        if is_number(number := value(row)):
+            by_seed.setdefault(row.seed, []).append(number)
     means = {seed: fmean(values) for seed, values in sorted(by_seed.items())}
     if not means:
         return None
@@ -167,9 +168,9 @@ def benchmarks(points: Iterable[Point]) -> list[str]:
     return sorted({name for point in points for name in point.scores})
 
 
-def axes_key(axes: dict[str, Any]) -> tuple[tuple[str, bool, float, bytes], ...]:
-    """Equal for equal axes; sorts numbers by value and before everything else."""
-    return tuple((name, *_value_key(value)) for name, value in sorted(axes.items()))
+def grid_key(grid: dict[str, Any]) -> tuple[tuple[str, bool, float, bytes], ...]:
+    """Equal for equal grids; sorts numbers by value and before everything else."""
+    return tuple((name, *_value_key(value)) for name, value in sorted(grid.items()))
 
 
 def _value_key(value: Any) -> tuple[bool, float, bytes]:
@@ -178,19 +179,19 @@ def _value_key(value: Any) -> tuple[bool, float, bytes]:
 
 
 def _place(row: Result) -> tuple[Any, ...]:
-    select = FULL if row.ratio == 1 else row.selection
-    return axes_key(row.grid), _select_key(select), row.ratio
+    return grid_key(row.grid), _selection_key(FULL if row.ratio == 1 else row.selection), row.ratio
 
 
-def _select_key(select: str) -> tuple[int, str]:
-    rank = len(BUILT_IN) + 1 if select == FULL else BUILT_IN.index(select) if select in BUILT_IN else len(BUILT_IN)
-    return rank, select
+def _selection_key(name: str) -> tuple[int, str]:
+    """Built-in selections first, then files, the full mixture last."""
+    first = {**{built_in: at for at, built_in in enumerate(BUILT_IN)}, FULL: len(BUILT_IN) + 1}
+    return first.get(name, len(BUILT_IN)), name
 
 
 def _scores(group: list[Result]) -> dict[str, Spread]:
     names = sorted({name for row in group for name in row.scores})
     spreads = {name: spread(group, lambda row, name=name: row.scores.get(name)) for name in names}  # type: ignore[misc]
-    return {name: found for name, found in spreads.items() if found is not None}
+    return {name: scores for name, scores in spreads.items() if scores is not None}
 
 
 def _relative(row: Result, full: dict[str, float]) -> float | None:

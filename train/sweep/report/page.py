@@ -1,98 +1,104 @@
-"""The report as one HTML page."""
+"""The report as one HTML page: no script, nothing fetched, well-formed as XML, light or dark as the reader's system is.
+`report.html.j2` is its text; Jinja2 escapes what comes from the runs."""
 
-from collections.abc import Iterable, Iterator
+from base64 import b64encode
+from collections.abc import Iterable
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from vlmix.train.sweep.report import markup
 from vlmix.train.sweep.report.aggregate import Point, Result, aggregate, benchmarks, grouped, is_relative, spread
-from vlmix.train.sweep.report.markup import Markup
-from vlmix.train.sweep.report.notes import notes
-from vlmix.train.sweep.report.words import NOTHING, Namer, headline, number, percent, real, share, table, value
+from vlmix.train.sweep.report.plots import DPI
+from vlmix.train.sweep.report.wording import NOTHING, Namer, headline, notes, number, percent, real, share, table, value
 
 Picture = tuple[bytes, bytes]
 """The PNG for a light page and the one for a dark page."""
 
 
+class Table(NamedTuple):
+    """`text_columns` from the left are words, the others numbers; the first cell heads its row. A cell that is a list
+    of (source number, name, share) is drawn as a bar."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[Any]]
+    text_columns: int = 1
+
+
 def page(title: str, rows: list[Result], facts: dict[str, Any], curve: Picture, scores: Picture | None) -> str:
-    """The document, with the main picture and that of the single benchmarks. Whatever comes from the arguments is
-    escaped."""
+    """The document, with the main picture and that of the single benchmarks."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     points, groups = aggregate(rows), grouped(rows)
-    first, *more = headline(points)
-    caption = "Mean ± standard deviation over seeds"
-    body = [
-        markup.element("h1", title),
-        Markup(f'<p class="lead">{markup.text(first)}</p>'),
-        markup.bullets(more) if more else "",
-        markup.figure(*curve, alt=_described(points), caption=_explained(points)),
-        markup.element("h2", "Scores"),
-        markup.table(caption, *table(points), words=len(Namer(points).keys) + 1),
-    ]
-    if scores:
-        body.append(markup.figure(*scores, alt=_each_described(points), caption="Each benchmark on its own scale."))
-    body += [markup.element("h2", "What the subsets are made of"), _composition(points, groups)]
-    body += [markup.element("h2", "Runs"), _runs(points, groups), *_sub_scores(points, groups)]
-    if facts:
-        body += [markup.element("h2", "Facts"), _facts(facts)]
-    if found := list(notes(rows)):
-        body += [markup.element("h2", "Notes"), markup.bullets(found)]
-    return markup.document(title, body)
-
-
-def _explained(points: list[Point]) -> str:
-    bars = "Error bars: standard deviation over seeds. Faint dots: the runs. Hollow marks: one seed, spread unknown."
-    if not is_relative(points):
-        return bars
-    return (
-        "Relative score: the mean over benchmarks of the score divided by the full mixture's (its mean over seeds, of "
-        f"the same recipe). What guessing scores is not taken off. {bars}"
+    environment = Environment(
+        loader=PackageLoader("vlmix.train.sweep.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        headline=headline(points),
+        relative=is_relative(points),
+        curve=_embedded(curve, _described(points) if is_relative(points) else _each_described(points)),
+        scores=_embedded(scores, _each_described(points)) if scores else None,
+        score_table=Table("Mean ± standard deviation over seeds", *table(points), len(Namer(points).keys) + 1),
+        composition=_composition(points, groups),
+        runs=_runs(points, groups),
+        sub_scores=_sub_scores(points, groups),
+        facts=Table("What all runs have in common", ["fact", "value"], list(_flat(facts)), 2) if facts else None,
+        notes=list(notes(rows)),
     )
 
 
+def _printable(item: Any) -> Any:
+    """Characters that XML forbids or that turn the direction of writing become spaces; markup stays as it is."""
+    return "".join(c if c.isprintable() else " " for c in item) if type(item) is str else item
+
+
+def _embedded(picture: Picture, alt: str) -> dict[str, Any]:
+    light, dark = (f"data:image/png;base64,{b64encode(png).decode()}" for png in picture)
+    width, height = (int.from_bytes(picture[0][at : at + 4], "big") * 96 // DPI for at in (16, 20))
+    return {"light": light, "dark": dark, "alt": alt, "width": width, "height": height}
+
+
 def _described(points: list[Point]) -> str:
-    if not is_relative(points):
-        return _each_described(points)
     namer = Namer(points)
-    told = (f"{namer.point(point)}: {percent(point.relative)}" for point in points if point.relative)
-    return f"Chart of the score relative to the full mixture. {'; '.join(told)}."
+    shown = (f"{namer.point(point)}: {percent(point.relative)}" for point in points if point.relative)
+    return f"Chart of the score relative to the full mixture. {'; '.join(shown)}."
 
 
 def _each_described(points: list[Point]) -> str:
-    namer = Namer(points)
-    shown = "; ".join(namer.point(point) for point in points)
+    shown = "; ".join(Namer(points).point(point) for point in points)
     return f"Charts of {', '.join(benchmarks(points)) or 'nothing yet'}, for {shown}. The table has the numbers."
 
 
-def _composition(points: list[Point], groups: list[list[Result]]) -> Markup:
-    """A bar and its numbers for each subset; axes that leave the subset as it is share a row."""
+def _composition(points: list[Point], groups: list[list[Result]]) -> Table:
+    """A bar and its numbers for each subset; grids that leave the subset as it is share a row."""
     namer = Namer(points)
-    subsets: dict[tuple[str, float], list[tuple[str, list[Result]]]] = {}
+    by_subset: dict[tuple[str, float], list[tuple[str, list[Result]]]] = {}
     for point, group in zip(points, groups):
-        subsets.setdefault((point.selection, point.ratio), []).append((namer.point(point), group))
-    made: list[tuple[str, list[Result]]] = []
-    for (select, ratio), members in subsets.items():
-        same = all(_counts(group) == _counts(members[0][1]) for _, group in members)
-        label = select if ratio == 1 else f"{select}, {share(ratio)}"
-        made += [(label, members[0][1])] if same else members
+        by_subset.setdefault((point.selection, point.ratio), []).append((namer.point(point), group))
+    subsets: list[tuple[str, list[Result]]] = []
+    for (selection, ratio), members in by_subset.items():
+        sources = [{row.seed: row.sources for row in group} for _, group in members]
+        label = selection if ratio == 1 else f"{selection}, {share(ratio)}"
+        subsets += [(label, members[0][1])] if all(each == sources[0] for each in sources) else members
     totals: dict[str, int] = {}
-    for _, group in made:
-        for row in group:
-            for name, count in row.sources.items():
-                totals[name] = totals.get(name, 0) + count
+    for row in (row for _, group in subsets for row in group):
+        for name, count in row.sources.items():
+            totals[name] = totals.get(name, 0) + count
     names = sorted(totals, key=lambda name: (-totals[name], name))
     rows = []
-    for label, group in made:
+    for label, group in subsets:
         means = [fmean(row.sources.get(name, 0) for row in group) for name in names]
-        whole = sum(means) or 1.0
-        parts = [(at, name, mean / whole) for at, (name, mean) in enumerate(zip(names, means)) if mean]
-        rows.append([label, markup.bar(parts), f"{whole:,.0f}", *(_range(group, name) for name in names)])
-    heads = [Markup(markup.swatch(at) + markup.text(name)) for at, name in enumerate(names)]
+        total = sum(means) or 1.0
+        bar = [(at, name, mean / total) for at, (name, mean) in enumerate(zip(names, means)) if mean]
+        rows.append([label, bar, f"{total:,.0f}", *(_range(group, name) for name in names)])
     caption = "Samples by source: mean over seeds, with the range where seeds differ"
-    return markup.table(caption, ["subset", "shares of the sources", "samples", *heads], rows, words=2)
-
-
-def _counts(group: list[Result]) -> dict[int, dict[str, int]]:
-    return {row.seed: row.sources for row in group}
+    return Table(caption, ["subset", "shares of the sources", "samples", *names], rows, 2)
 
 
 def _range(group: list[Result], name: str) -> str:
@@ -102,13 +108,13 @@ def _range(group: list[Result], name: str) -> str:
     return f"{fmean(counts):,.0f} ({min(counts):,} to {max(counts):,})"
 
 
-def _runs(points: list[Point], groups: list[list[Result]]) -> Markup:
-    namer, names = Namer(points), benchmarks(points)
-    header = ["run", *namer.keys, "selection", "share", "seed", "samples", "steps", "loss", "train s", "evaluate s"]
+def _runs(points: list[Point], groups: list[list[Result]]) -> Table:
+    keys, names = Namer(points).keys, benchmarks(points)
+    header = ["run", *keys, "selection", "share", "seed", "samples", "steps", "loss", "train s", "evaluate s", *names]
     rows = [
         [
             row.run,
-            *(value(row.grid[key]) if key in row.grid else NOTHING for key in namer.keys),
+            *(value(row.grid[key]) if key in row.grid else NOTHING for key in keys),
             point.selection,
             share(row.ratio),
             str(row.seed),
@@ -122,38 +128,32 @@ def _runs(points: list[Point], groups: list[list[Result]]) -> Markup:
         for point, group in zip(points, groups)
         for row in group
     ]
-    caption = "Every run: last loss, wall clock of training and evaluation, scores"
-    return markup.table(caption, [*header, *names], rows, words=len(namer.keys) + 2)
+    return Table("Every run: last loss, wall clock of training and evaluation, scores", header, rows, len(keys) + 2)
 
 
-def _sub_scores(points: list[Point], groups: list[list[Result]]) -> Iterator[Markup]:
-    """A table for each benchmark that has sub-scores, folded."""
-    namer = Namer(points)
+def _sub_scores(points: list[Point], groups: list[list[Result]]) -> dict[str, Table]:
+    """A table for each benchmark that has sub-scores."""
+    header, runs = ["sub-score", *map(Namer(points).point, points)], [row for group in groups for row in group]
+    tables = {}
     for name in benchmarks(points):
-        metrics = sorted({metric for group in groups for row in group for metric in row.metrics.get(name, {})})
+        metrics = sorted({metric for row in runs for metric in row.metrics.get(name, {})})
         if metrics:
-            header = ["sub-score", *(namer.point(point) for point in points)]
+            asked = {row.questions[name] for row in runs if name in row.questions}
+            questions = f", {min(asked):,} questions" if len(asked) == 1 else ""
             rows = [[metric, *(_sub_score(group, name, metric) for group in groups)] for metric in metrics]
-            asked = sorted({row.questions[name] for group in groups for row in group if name in row.questions})
-            questions = f", {asked[0]:,} questions" if len(asked) == 1 else ""
-            made = markup.table(f"{name}{questions}: mean ± standard deviation over seeds", header, rows)
-            yield Markup(f"<details>{markup.element('summary', f'Sub-scores of {name}')}\n{made}</details>")
+            tables[name] = Table(f"{name}{questions}: mean ± standard deviation over seeds", header, rows)
+    return tables
 
 
 def _sub_score(group: list[Result], name: str, metric: str) -> str:
     return number(spread(group, lambda row: row.metrics.get(name, {}).get(metric)))
 
 
-def _facts(facts: dict[str, Any]) -> Markup:
-    rows = [[name, told] for name, told in _flat(facts)]
-    return markup.table("What all runs have in common", ["fact", "value"], rows, words=2, kind="facts")
-
-
-def _flat(facts: dict[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterable[list[str]]:
     for name, fact in facts.items():
         if isinstance(fact, dict) and fact:
-            yield from _flat(fact, f"{before}{name}.")
+            yield from _flat(fact, f"{prefix}{name}.")
         elif isinstance(fact, (list, tuple)) and not any(isinstance(item, (dict, list, tuple)) for item in fact):
-            yield before + name, ", ".join(value(item) for item in fact) or NOTHING
+            yield [prefix + name, ", ".join(value(item) for item in fact) or NOTHING]
         else:
-            yield before + name, NOTHING if fact is None else value(fact)
+            yield [prefix + name, NOTHING if fact is None else value(fact)]
