@@ -40,7 +40,7 @@ def audit(
         raise VlmixError(f"start {start}: an epoch has {order.steps_per_epoch} steps, from 0")
     end = min(start + steps, order.steps_per_epoch) if steps else order.steps_per_epoch
     ids = mixture.column("id")
-    found = []
+    listed = []
     for step in range(start, end):
         at = epoch * order.steps_per_epoch + step
         kind: Literal["image", "text"] = "image" if order.epoch(epoch).images[step] else "text"
@@ -48,17 +48,17 @@ def audit(
             bins = (
                 order.packed_batch(at, number, world, capacity) if capacity else [order.rank_batch(at, number, world)]
             )
-            mine = np.concatenate([*bins, np.empty(0, dtype=np.int64)])
-            found.append(
+            positions = np.concatenate([*bins, np.empty(0, dtype=np.int64)])
+            listed.append(
                 Share(
                     epoch=epoch,
                     step=step,
                     rank=number,
                     kind=kind,
-                    ids=ids.take(mine).to_pylist(),
-                    length=int(order.lengths[mine].sum()),
+                    ids=ids.take(positions).to_pylist(),
+                    length=int(order.lengths[positions].sum()),
                     bins=[ids.take(members).to_pylist() for members in bins] if capacity else [],
                     waste=waste(bins, order.lengths, capacity) if capacity else 0.0,
                 )
             )
-    return found
+    return listed

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from vlmix.mixture.errors import VlmixError
 
 Positions = NDArray[np.int64]
-
-
 Lengths = NDArray[np.int64]
 
 

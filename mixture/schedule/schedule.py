@@ -6,6 +6,7 @@ at step k, on any number of ranks, is asking for step k. A change of what comes 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,20 +75,21 @@ def epoch_order(
     rest: list[tuple[bool, Positions]] = []
     names: list[NDArray[np.uint64]] = []
     for image in (True, False):
-        mine = shuffled[images[shuffled] == image]
-        whole = len(mine) // global_batch * global_batch
-        if drop_last and not whole and len(mine):
+        samples = shuffled[images[shuffled] == image]
+        cut = len(samples) // global_batch * global_batch
+        if drop_last and not cut and len(samples):
             kind = "image" if image else "text"
             raise VlmixError(
-                f"global batch {global_batch}: the {len(mine)} {kind} samples make no full batch and would never be "
+                f"global batch {global_batch}: the {len(samples)} {kind} samples make no full batch and would never be "
                 "seen; lower the batch or keep the last one (drop_last: false)"
             )
-        if len(mine) > whole and not drop_last:
-            rest.append((image, mine[whole:]))
-        mine = mine[:whole]
+        if len(samples) > cut and not drop_last:
+            rest.append((image, samples[cut:]))
+        samples = samples[:cut]
         if length_window > 1 and lengths is not None:
-            mine = _sorted_in_windows(mine, lengths, length_window * global_batch)
-        full.append(mine.reshape(-1, global_batch))
+            window = np.arange(cut) // (length_window * global_batch)
+            samples = samples[np.lexsort((-lengths[samples], window))]
+        full.append(samples.reshape(-1, global_batch))
         names.append(np.arange(len(full[-1]), dtype=np.uint64) * np.uint64(2) + np.uint64(image))
     batches, name = np.concatenate(full), np.concatenate(names)
     order = np.argsort(mix64(name + derive_key(seed, epoch, _BATCHES)), kind="stable")
@@ -97,11 +99,6 @@ def epoch_order(
         starts=np.cumsum([0, *sizes], dtype=np.int64),
         images=np.array([*((name[order] & np.uint64(1)) == 1), *(image for image, _ in rest)], dtype=np.bool_),
     )
-
-
-def _sorted_in_windows(positions: Positions, lengths: Lengths, size: int) -> Positions:
-    window = np.arange(len(positions)) // size
-    return positions[np.lexsort((-lengths[positions], window))]
 
 
 class Schedule:
@@ -119,21 +116,25 @@ class Schedule:
         length_window: int = 1,
         drop_last: bool = False,
     ) -> None:
-        self._identity, self._images, self._repeat, self.lengths = identity, images, repeat, lengths
-        self.seed, self.global_batch, self._length_window, self._drop_last = (
-            seed,
-            global_batch,
-            length_window,
-            drop_last,
+        self.lengths, self.seed, self.global_batch = lengths, seed, global_batch
+        self._order = partial(
+            epoch_order,
+            identity,
+            images,
+            repeat,
+            seed=seed,
+            global_batch=global_batch,
+            lengths=lengths,
+            length_window=length_window,
+            drop_last=drop_last,
         )
-        self._epoch = 0
-        self._batches = self._make(0)
+        self._epoch, self._batches = 0, self._order(epoch=0)
         self.steps_per_epoch = self._batches.steps
 
     def epoch(self, number: int) -> Epoch:
         """The batches of an epoch. The last one asked for is kept."""
         if number != self._epoch:
-            self._epoch, self._batches = number, self._make(number)
+            self._epoch, self._batches = number, self._order(epoch=number)
         return self._batches
 
     def batch(self, step: int) -> Positions:
@@ -143,34 +144,20 @@ class Schedule:
 
     def rank_batch(self, step: int, rank: int, world: int) -> Positions:
         """Positions of the samples of a global step that `rank` of `world` ranks takes."""
-        self._check(rank, world)
-        batch = self.batch(step)
+        batch = self._shared_batch(step, rank, world)
         return batch[shares(self.lengths[batch], world)[rank]]
 
     def packed_batch(self, step: int, rank: int, world: int, capacity: int) -> list[Positions]:
         """The same global batch, packed: positions, bin by bin, of the bins that `rank` takes. All ranks have equally
         many."""
-        self._check(rank, world)
-        batch = self.batch(step)
+        batch = self._shared_batch(step, rank, world)
         return [batch[members] for members in packed_shares(self.lengths[batch], world, capacity)[rank]]
 
-    def _check(self, rank: int, world: int) -> None:
+    def _shared_batch(self, step: int, rank: int, world: int) -> Positions:
         if world < 1 or not 0 <= rank < world:
             raise VlmixError(f"rank {rank} of {world}: ranks count from 0 to world - 1")
         if self.global_batch % world:
             raise VlmixError(
                 f"global batch {self.global_batch} cannot be shared evenly by {world} ranks; choose a multiple of it"
             )
-
-    def _make(self, epoch: int) -> Epoch:
-        return epoch_order(
-            self._identity,
-            self._images,
-            self._repeat,
-            seed=self.seed,
-            epoch=epoch,
-            global_batch=self.global_batch,
-            lengths=self.lengths,
-            length_window=self._length_window,
-            drop_last=self._drop_last,
-        )
+        return self.batch(step)
