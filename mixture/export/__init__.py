@@ -25,17 +25,15 @@ class Form(NamedTuple):
     write: Callable[[str | Path, Path, Progress], int]
 
 
-def _llava_json(folder: str | Path, out: Path, progress: Progress) -> int:
-    return llava_json(folder, out, None, progress)
-
-
 FORMS: dict[str, Form] = {
     "dali": Form("shards with DALI's index files", dali.write),
     "energon": Form("shards with Megatron-Energon's .nv-meta and .tar.idx", energon.write),
     "hf": Form("Parquet for HF datasets, ready to push", hf.write),
     "internvl": Form("InternVL's meta JSON, JSONL per source, images", internvl.write),
     "llama-factory": Form("LLaMA-Factory's dataset_info.json, rows, images", llama_factory.write),
-    "llava-json": Form("LLaVA's JSON list, rows as they came", _llava_json),
+    "llava-json": Form(
+        "LLaVA's JSON list, rows as they came", lambda folder, out, progress: llava_json(folder, out, None, progress)
+    ),
     "llava-next": Form("LLaVA-NeXT's YAML, JSON per source, images", llava_next.write),
     "ms-swift": Form("ms-swift's JSONL with boxes as objects, images", ms_swift.write),
     "trl": Form("Parquet with TRL's messages and images", trl.write),

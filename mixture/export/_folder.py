@@ -1,18 +1,15 @@
-"""New folders, JSON lines and Parquet files that depend on the mixture alone."""
+"""New folders and their JSON and YAML files."""
 
 import json
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import yaml
 
-from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import disk_errors, write_parquet
+from vlmix.mixture.io.atomic import disk_errors
 from vlmix.mixture.io.staging import staging_folder
 
 IMAGES = "images"
@@ -48,27 +45,5 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def file_names(sources: Iterable[str]) -> dict[str, str]:
-    """A file name for each source, without suffix."""
-    names: dict[str, str] = {}
-    for source in sources:
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", source).lstrip(".") or "_"
-        if name in names.values():
-            raise VlmixError(f"sources {source!r} and another would both be called {name}; rename one in the recipe")
-        names[source] = name
-    return names
-
-
-def write_tables(
-    folder: Path, rows: Iterator[dict[str, Any]], total: int, per_file: int, schema: pa.Schema, per_group: int
-) -> None:
-    """`total` rows as `train-00000-of-00009.parquet` …, in row groups that a reader can hold with their images."""
-    files = max(-(-total // per_file), 1)
-    for number in range(files):
-        mine = islice(rows, per_file)
-
-        def batches(mine: Iterator[dict[str, Any]] = mine) -> Iterator[pa.RecordBatch]:
-            while group := list(islice(mine, per_group)):
-                yield pa.RecordBatch.from_pylist(group, schema)
-
-        write_parquet(folder / f"train-{number:05d}-of-{files:05d}.parquet", batches(), schema)
+def write_yaml(path: Path, data: Any) -> None:
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")

@@ -1,8 +1,12 @@
-"""What the forms made of rows share: samples with their texts, image tokens that can be counted on, loose images."""
+"""What the forms made of rows share: samples with their texts, image tokens that can be counted on, loose
+images, Parquet files and files of one source each."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +16,7 @@ from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import columns_problem, open_index
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write
+from vlmix.mixture.io.atomic import atomic_write, write_parquet
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.record import IMAGE_TOKEN, unsafe_path
 
@@ -43,12 +47,12 @@ def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
         size = file.metadata.row_group(group).num_rows
         positions = np.flatnonzero((wanted >= start) & (wanted < start + size))
         if len(positions):
-            found = file.read_row_group(group, columns=_COLUMNS).take(wanted[positions] - start)
-            if problem := columns_problem(found):
+            table = file.read_row_group(group, columns=_COLUMNS).take(wanted[positions] - start)
+            if problem := columns_problem(table):
                 raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
-            found = found.append_column("position", pa.array(positions))
+            table = table.append_column("position", pa.array(positions))
             # In the natural order only the first images of a shard were moved, so sorting each shard restores it.
-            for row in (found.sort_by("natural_index") if natural else found).to_pylist():
+            for row in (table.sort_by("natural_index") if natural else table).to_pylist():
                 if count % 1000 == 0:
                     progress("exporting", count, total)
                 count += 1
@@ -147,3 +151,60 @@ class LooseImages:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
         return str(name)
+
+
+def write_tables(
+    folder: Path,
+    mixture: Reader,
+    progress: Progress,
+    converted: Callable[[dict[str, Any]], dict[str, Any]],
+    schema: pa.Schema,
+    per_file: int | None = None,
+    per_group: int = 100,
+) -> int:
+    """The samples, `converted` and as often as their `repeat` says, as `train-00000-of-00009.parquet` …, by default of
+    `samples_per_shard` rows, in row groups that a reader can hold with their images; returns the number of rows."""
+    total, per_file = row_count(mixture), per_file or int(mixture.manifest.recipe["samples_per_shard"])
+    files = max(-(-total // per_file), 1)
+    repeated = (new for row in rows(mixture, progress) for new in [converted(row)] * row["repeat"])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        of_file = islice(repeated, per_file)
+        while group := list(islice(of_file, per_group)):
+            yield pa.RecordBatch.from_pylist(group, schema)
+
+    for number in range(files):
+        write_parquet(folder / f"train-{number:05d}-of-{files:05d}.parquet", batches(), schema)
+    return total
+
+
+def write_sources(
+    folder: Path,
+    mixture: Reader,
+    progress: Progress,
+    suffix: str,
+    text_of: Callable[[dict[str, Any], bool], str],
+    end: str = "",
+) -> dict[str, str]:
+    """A file for each source that has samples: `text_of` (row, whether it is the source's first) for each, then `end`.
+
+    Returns source -> name of its file. Raises VlmixError where two sources would have the same.
+    """
+    names: dict[str, str] = {}
+    for source in mixture.manifest.sources:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", source).lstrip(".") or "_"
+        if name in names.values():
+            raise VlmixError(f"sources {source!r} and another would both be called {name}; rename one in the recipe")
+        names[source] = name
+    files: dict[str, TextIO] = {}
+    with ExitStack() as stack:
+        for row in rows(mixture, progress):
+            source = row["source"]
+            first = source not in files
+            if first:
+                path = folder / f"{names[source]}{suffix}"
+                files[source] = stack.enter_context(path.open("w", encoding="utf-8"))
+            files[source].write(text_of(row, first))
+        for file in files.values():
+            file.write(end)
+    return {source: f"{name}{suffix}" for source, name in names.items() if source in files}

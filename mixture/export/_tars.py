@@ -55,17 +55,17 @@ def place(mixture: Reader, folder: Path, progress: Progress, *, whole_shards: bo
     elif mixture.manifest.parent is None:
         paths = _link_all(mixture, folder)
     else:
-        made = folder / "copy"
-        paths = [shard.path for shard in save_copy(mixture, made, [], progress=progress).shards]
-        repeats = Reader.open(made).column("repeat").to_numpy()  # a copy may begin with other samples
-        for entry in made.iterdir():
+        copy = folder / "copy"
+        paths = [shard.path for shard in save_copy(mixture, copy, [], progress=progress).shards]
+        repeats = Reader.open(copy).column("repeat").to_numpy()  # a copy may begin with other samples
+        for entry in copy.iterdir():
             entry.rename(folder / entry.name)
-        made.rmdir()
+        copy.rmdir()
     done = 0
     for number, path in enumerate(paths):
         progress("indexing shards", number, len(paths))
-        found = groupby(scan(folder / path), key=lambda member: member.name.partition(".")[0])
-        samples = [(key, list(members)) for key, members in found]
+        by_key = groupby(scan(folder / path), key=lambda member: member.name.partition(".")[0])
+        samples = [(key, list(members)) for key, members in by_key]
         yield Tar(path, samples, repeats[done : done + len(samples)])
         done += len(samples)
     if done != len(mixture):
@@ -77,7 +77,16 @@ def place(mixture: Reader, folder: Path, progress: Progress, *, whole_shards: bo
 def _link_all(mixture: Reader, folder: Path) -> list[str]:
     root = mixture.local_root
     for shard in mixture.manifest.shards:
-        _link(root / shard.path, folder / shard.path, shard.bytes)
+        source, target = root / shard.path, folder / shard.path
+        if not source.exists() or source.stat().st_size != shard.bytes:
+            raise VlmixError(
+                f"{source} is missing or not as long as the manifest says; `vlmix verify` lists all damage"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, target)
     for name in (MANIFEST_NAME, SAMPLES_NAME, REJECTS_NAME, "README.md"):
         if (root / name).exists():
             shutil.copyfile(root / name, folder / name)
@@ -101,13 +110,3 @@ def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], 
                 tar.add(f"{raw.key}.json", raw.json)
             tar.close()
     return paths
-
-
-def _link(source: Path, target: Path, size: int) -> None:
-    if not source.exists() or source.stat().st_size != size:
-        raise VlmixError(f"{source} is missing or not as long as the manifest says; `vlmix verify` lists all damage")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

@@ -17,13 +17,11 @@ import sqlite3
 import uuid
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from vlmix.mixture.dataset import manifest as manifests
-from vlmix.mixture.export._folder import new_folder, write_json
+from vlmix.mixture.export._folder import new_folder, write_json, write_yaml
 from vlmix.mixture.export._rows import open_whole, row_count
 from vlmix.mixture.export._tars import Tar, place
 from vlmix.mixture.io.pool import Progress
@@ -70,19 +68,13 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
             {"path": ".", **({"split_part": f"repeat-{repeat}"} if len(parts) > 1 else {}), "repetitions": repeat}
             for repeat in parts
         ]
-        _yaml(meta / "dataset.yaml", {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"})
-        _yaml(meta / "split.yaml", {"split_parts": splits, "exclude": []})
+        write_yaml(meta / "dataset.yaml", {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"})
+        write_yaml(meta / "split.yaml", {"split_parts": splits, "exclude": []})
         write_json(meta / ".info.json", {"energon_version": VERSION, "shard_counts": counts})
         identity = mixture.folder.join(manifests.NAME).whole()
         (meta / "index.uuid").write_text(str(uuid.uuid5(_NAMES, identity.hex())))
-        _yaml(
-            partial / "metadataset.yaml",
-            {
-                "__module__": "megatron.energon",
-                "__class__": "MetadatasetV2",
-                "splits": {"train": {"blend_epochized": blend}},
-            },
-        )
+        kind = {"__module__": "megatron.energon", "__class__": "MetadatasetV2"}
+        write_yaml(partial / "metadataset.yaml", {**kind, "splits": {"train": {"blend_epochized": blend}}})
     return row_count(mixture)
 
 
@@ -106,7 +98,3 @@ def _braced(paths: list[str]) -> list[str]:
     """Consecutive shards in brace notation."""
     first, last = (Path(path).name.removesuffix(".tar").removeprefix("train-") for path in (paths[0], paths[-1]))
     return paths if first == last else [f"train/train-{{{first}..{last}}}.tar"]
-
-
-def _yaml(path: Path, data: Any) -> None:
-    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")

@@ -9,7 +9,6 @@ from. Row groups are of 100 rows, which the Hub's viewer pages through. A sample
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,24 @@ from vlmix.mixture.dataset.card import opening
 from vlmix.mixture.dataset.manifest import Manifest
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import SAMPLES
-from vlmix.mixture.export._folder import new_folder, write_tables
-from vlmix.mixture.export._rows import open_whole, row_count, rows
+from vlmix.mixture.export._folder import new_folder
+from vlmix.mixture.export._rows import open_whole, write_tables
 from vlmix.mixture.io.pool import Progress
 
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 _KEPT = ["id", "source", "width", "height", "num_words", "conversations", "response_formats", "boxes"]
-PER_GROUP = 100
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
     mixture = open_whole(folder)
-    total = row_count(mixture)
     fields = {name: SAMPLES.field(name).type for name in _KEPT}
     schema = featured({"id": fields.pop("id"), "images": IMAGES, **fields})
+
+    def converted(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "images": embedded(mixture, row)}
+
     with new_folder(out) as partial:
-
-        def found() -> Iterator[dict[str, Any]]:
-            for row in rows(mixture, progress):
-                kept = {name: row[name] for name in _KEPT}
-                yield from [{**kept, "images": embedded(mixture, row)}] * row["repeat"]
-
-        per_file = int(mixture.manifest.recipe["samples_per_shard"])
-        write_tables(partial / "data", found(), total, per_file, schema, PER_GROUP)
+        total = write_tables(partial / "data", mixture, progress, converted, schema)
         (partial / "README.md").write_text(_card(mixture.manifest), encoding="utf-8")
     return total
 

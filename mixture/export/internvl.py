@@ -10,58 +10,49 @@ below 1 takes the head of the file and above 1 must be whole, so it says a sourc
 the same; else it is 1 and a sample with `repeat` n is n rows. `length` counts the lines of the file.
 """
 
-from contextlib import ExitStack
+from collections import Counter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.export._folder import IMAGES, file_names, json_text, new_folder, write_json
-from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, rows
+from vlmix.mixture.export._folder import IMAGES, json_text, new_folder, write_json
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, write_sources
 from vlmix.mixture.io.pool import Progress
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
     mixture = open_whole(folder)
-    names = file_names(mixture.manifest.sources)
     times = _times(mixture)
-    lengths: dict[str, int] = {}
+    lengths: Counter[str] = Counter()
     with new_folder(out) as partial:
         images = LooseImages(mixture, partial / IMAGES)
-        with ExitStack() as stack:
-            files: dict[str, TextIO] = {}
-            for row in rows(mixture, progress):
-                source = row["source"]
-                if source not in files:
-                    path = partial / f"{names[source]}.jsonl"
-                    files[source] = stack.enter_context(path.open("w", encoding="utf-8"))
-                lines = row["repeat"] // times[source]
-                files[source].write((json_text(_row(row, images)) + "\n") * lines)
-                lengths[source] = lengths.get(source, 0) + lines
+
+        def text_of(row: dict[str, Any], first: bool) -> str:
+            image = images.add(row)
+            seen = {"image": image, "width": row["width"], "height": row["height"]} if image else {}
+            lines: int = row["repeat"] // times[row["source"]]
+            lengths[row["source"]] += lines
+            return (json_text({"id": row["id"], **seen, "conversations": conversations(row)}) + "\n") * lines
+
+        names = write_sources(partial, mixture, progress, ".jsonl", text_of)
         meta = {
             source: {
                 "root": f"{IMAGES}/",
-                "annotation": f"{names[source]}.jsonl",
+                "annotation": name,
                 "data_augment": False,
                 "repeat_time": times[source],
                 "length": lengths[source],
             }
-            for source in mixture.manifest.sources
-            if source in lengths
+            for source, name in names.items()
         }
         write_json(partial / "meta.json", meta)
     return row_count(mixture)
 
 
-def _row(row: dict[str, Any], images: LooseImages) -> dict[str, Any]:
-    image = images.add(row)
-    seen = {"image": image, "width": row["width"], "height": row["height"]} if image else {}
-    return {"id": row["id"], **seen, "conversations": conversations(row)}
-
-
 def _times(mixture: Reader) -> dict[str, int]:
     """Source -> the `repeat` that all its samples have, else 1."""
     table = pa.table({"source": mixture.column("source"), "repeat": mixture.column("repeat")})
-    found = table.group_by("source").aggregate([("repeat", "min"), ("repeat", "max")]).to_pylist()
-    return {r["source"]: r["repeat_min"] if r["repeat_min"] == r["repeat_max"] else 1 for r in found}
+    bounds = table.group_by("source").aggregate([("repeat", "min"), ("repeat", "max")]).to_pylist()
+    return {r["source"]: r["repeat_min"] if r["repeat_min"] == r["repeat_max"] else 1 for r in bounds}

@@ -10,14 +10,13 @@ Parquet because its JSON is typed by the first 10 MB alone, and a list that is e
 `num_samples` draws at random with replacement, so a sample with `repeat` n is n rows instead.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vlmix.mixture.export._folder import IMAGES, new_folder, write_json, write_tables
-from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, rows
+from vlmix.mixture.export._folder import IMAGES, new_folder, write_json
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, write_tables
 from vlmix.mixture.io.pool import Progress
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
@@ -25,23 +24,19 @@ SCHEMA = pa.schema(
     {"id": pa.string(), "source": pa.string(), "conversations": pa.list_(_TURN), "images": pa.list_(pa.string())}
 )
 _ROWS = "rows"
-_PER_FILE, _PER_GROUP = 100_000, 1000
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
     mixture = open_whole(folder)
-    total = row_count(mixture)
     with new_folder(out) as partial:
         images = LooseImages(mixture, partial / IMAGES)
 
-        def found() -> Iterator[dict[str, Any]]:
-            for row in rows(mixture, progress):
-                image = images.add(row)
-                listed = [f"{IMAGES}/{image}"] if image else []
-                plain = {"id": row["id"], "source": row["source"], "images": listed}
-                yield from [{**plain, "conversations": conversations(row)}] * row["repeat"]
+        def converted(row: dict[str, Any]) -> dict[str, Any]:
+            image = images.add(row)
+            listed = [f"{IMAGES}/{image}"] if image else []
+            return {"id": row["id"], "source": row["source"], "images": listed, "conversations": conversations(row)}
 
-        write_tables(partial / _ROWS, found(), total, _PER_FILE, SCHEMA, _PER_GROUP)
+        total = write_tables(partial / _ROWS, mixture, progress, converted, SCHEMA, 100_000, 1000)
         columns = {"messages": "conversations", "images": "images"}
         entry = {"file_name": _ROWS, "formatting": "sharegpt", "columns": columns}
         write_json(partial / "dataset_info.json", {mixture.manifest.name: entry})

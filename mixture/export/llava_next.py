@@ -10,42 +10,25 @@ Rules, from `llava/train/train.py`: `json_path` is opened relative to the workin
 before the export. A sample with `repeat` n is n rows.
 """
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-import yaml
-
-from vlmix.mixture.export._folder import IMAGES, file_names, json_text, new_folder
-from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, rows
+from vlmix.mixture.export._folder import IMAGES, json_text, new_folder, write_yaml
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, write_sources
 from vlmix.mixture.io.pool import Progress
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
     mixture = open_whole(folder)
-    names = file_names(mixture.manifest.sources)
-    count = 0
     with new_folder(out) as partial:
         images = LooseImages(mixture, partial / IMAGES)
-        with ExitStack() as stack:
-            files: dict[str, TextIO] = {}
-            for row in rows(mixture, progress):
-                source = row["source"]
-                first = source not in files
-                if first:
-                    path = partial / f"{names[source]}.json"
-                    files[source] = stack.enter_context(path.open("w", encoding="utf-8"))
-                image = images.add(row)
-                found = {"id": row["id"], **({"image": image} if image else {}), "conversations": conversations(row)}
-                text = json_text(found)
-                files[source].write(("[" if first else ",\n") + ",\n".join([text] * row["repeat"]))
-                count += row["repeat"]
-            for file in files.values():
-                file.write("]\n")
-        entries = [
-            {"json_path": f"{names[source]}.json", "sampling_strategy": "all"}
-            for source in mixture.manifest.sources
-            if source in files
-        ]
-        (partial / "data.yaml").write_text(yaml.safe_dump({"datasets": entries}, sort_keys=False), encoding="utf-8")
-    return count
+
+        def text_of(row: dict[str, Any], first: bool) -> str:
+            image = images.add(row)
+            fields = {"id": row["id"], **({"image": image} if image else {}), "conversations": conversations(row)}
+            return ("[" if first else ",\n") + ",\n".join([json_text(fields)] * row["repeat"])
+
+        names = write_sources(partial, mixture, progress, ".json", text_of, end="]\n")
+        entries = [{"json_path": name, "sampling_strategy": "all"} for name in names.values()]
+        write_yaml(partial / "data.yaml", {"datasets": entries})
+    return row_count(mixture)

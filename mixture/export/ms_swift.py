@@ -37,13 +37,13 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
             for row in _led(mixture, progress):
                 image = images.add(row)
                 values, objects = with_objects(row)
-                found = {
+                fields = {
                     "messages": messages(values),
                     "images": [f"{IMAGES}/{image}"] if image else [],
                     "objects": objects,
                     "channel": row["source"],
                 }
-                file.write((json_text(found) + "\n") * row["repeat"])
+                file.write((json_text(fields) + "\n") * row["repeat"])
     return row_count(mixture)
 
 
@@ -57,11 +57,11 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
         return values, None
     values = [value.replace(REF, spaced(REF)).replace(BBOX, spaced(BBOX)) for value in values]
     refs: list[str] = []
-    found: list[list[float]] = []
-    for nth, mine in sorted(boxes.items()):
+    listed: list[list[float]] = []
+    for nth, of_round in sorted(boxes.items()):
         question, answer = values[2 * nth : 2 * nth + 2]
-        text = ", ".join(square_text(box, row["width"], row["height"]) for box in mine)
-        holes = ", ".join([BBOX] * len(mine))
+        text = ", ".join(square_text(box, row["width"], row["height"]) for box in of_round)
+        holes = ", ".join([BBOX] * len(of_round))
         form = row["response_formats"][nth]
         if form == "region_caption" and text in question:
             refs.append(answer)
@@ -74,25 +74,17 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
         else:
             continue
         values[2 * nth : 2 * nth + 2] = question, answer
-        found += [list(box) for box in mine]
-    return values, {"ref": refs, "bbox": found, "bbox_type": "real"} if found else None
+        listed += [list(box) for box in of_round]
+    return values, {"ref": refs, "bbox": listed, "bbox_type": "real"} if listed else None
 
 
 def _led(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
     """All rows, the one that shows every type first."""
-    leader = _leader(mixture)
+    leader: dict[str, Any] | None = None
+    for shows in (lambda row: with_objects(row)[1], lambda row: row["image"]):
+        leader = leader or next(filter(shows, rows(mixture, silent)), None)
     if leader is not None:
         yield leader
     for row in rows(mixture, progress):
         if leader is None or row["position"] != leader["position"]:
             yield row
-
-
-def _leader(mixture: Reader) -> dict[str, Any] | None:
-    seen = None
-    for row in rows(mixture, silent):
-        if with_objects(row)[1]:
-            return row
-        if seen is None and row["image"]:
-            seen = row
-    return seen

@@ -7,15 +7,14 @@ before the first user turn, so the `<image>` of LLaVA's rows goes, with its line
 Images stand in the rows because TRL takes no paths. A sample with `repeat` n is n rows.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vlmix.mixture.export._folder import new_folder, write_tables
-from vlmix.mixture.export._rows import messages, open_whole, row_count, rows, texts
-from vlmix.mixture.export.hf import IMAGES, PER_GROUP, embedded, featured
+from vlmix.mixture.export._folder import new_folder
+from vlmix.mixture.export._rows import messages, open_whole, texts, write_tables
+from vlmix.mixture.export.hf import IMAGES, embedded, featured
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.record import IMAGE_TOKEN
 
@@ -25,18 +24,13 @@ SCHEMA = featured({"messages": _MESSAGES, "images": IMAGES, "id": pa.string(), "
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
     mixture = open_whole(folder)
-    total = row_count(mixture)
+
+    def converted(row: dict[str, Any]) -> dict[str, Any]:
+        said = messages([without_token(text) for text in texts(row)])
+        return {"id": row["id"], "source": row["source"], "images": embedded(mixture, row), "messages": said}
+
     with new_folder(out) as partial:
-
-        def found() -> Iterator[dict[str, Any]]:
-            for row in rows(mixture, progress):
-                plain = {"id": row["id"], "source": row["source"], "images": embedded(mixture, row)}
-                said = messages([without_token(text) for text in texts(row)])
-                yield from [{**plain, "messages": said}] * row["repeat"]
-
-        per_file = int(mixture.manifest.recipe["samples_per_shard"])
-        write_tables(partial, found(), total, per_file, SCHEMA, PER_GROUP)
-    return total
+        return write_tables(partial, mixture, progress, converted, SCHEMA)
 
 
 def without_token(text: str) -> str:

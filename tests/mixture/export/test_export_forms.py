@@ -389,7 +389,7 @@ def test_what_exists_is_not_overwritten(small: Path, tmp_path: Path, form: str) 
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-@pytest.mark.parametrize(("form", "last"), [("hf", "_card"), ("energon", "_yaml"), ("wids", "write_json")])
+@pytest.mark.parametrize(("form", "last"), [("hf", "_card"), ("energon", "write_yaml"), ("wids", "write_json")])
 def test_a_failed_export_leaves_nothing(
     small: Path, tmp_path: Path, form: str, last: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
