@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -9,6 +10,7 @@ from msgspec import Struct
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.surrogates import replace_lone_surrogates
 
+Decoded = TypeVar("Decoded")
 _SHOWN = 5  # records that an error names
 
 
@@ -66,23 +68,15 @@ class _Row(Struct):
     prediction: str | None = None
 
     def answer_row(self) -> Answer | None:
-        for id in (self.question_id, self.questionId, self.image):
-            if id is not None:
-                break
-        for text in (self.text, self.answer, self.prediction):
-            if text is not None:
-                break
-        if id is None or text is None:
+        ids = [id for id in (self.question_id, self.questionId, self.image) if id is not None]
+        texts = [text for text in (self.text, self.answer, self.prediction) if text is not None]
+        if not ids or not texts:
             return None
-        return Answer(question_id=str(id), prompt=self.prompt, text=text)
+        return Answer(question_id=str(ids[0]), prompt=self.prompt, text=texts[0])
 
 
 _row = msgspec.json.Decoder(_Row)
-
-
 _rows = msgspec.json.Decoder(list[_Row])
-
-
 _mapping = msgspec.json.Decoder(dict[str, str])
 
 
@@ -97,58 +91,50 @@ def read_answers(path: Path, *, strict: bool = True) -> Answers:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise VlmixError(f"{path}: {error.strerror}; --answers names a model's answer file") from None
-    lines = data.splitlines()
-    first = next((line for line in lines if line.strip()), b"")
+    lines = [(number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
+    first = lines[0][1].lstrip() if lines else b""
     rows: list[Answer | None]
-    if first.lstrip().startswith(b"["):
-        rows = [row.answer_row() for row in _whole(path, data, _rows)]
-        unit = "record"
-    elif first.lstrip().startswith(b"{") and _parse(first) is None and (found := _try_mapping(data)) is not None:
-        rows = [Answer(question_id=id, text=text) for id, text in found.items()]
-        unit = "record"
+    unit = "record"
+    if first.startswith(b"["):
+        try:
+            rows = [row.answer_row() for row in _rows.decode(data)]
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise VlmixError(f"{path}: {error}; expected a JSON list of objects with question_id and answer") from None
+    elif first.startswith(b"{") and _parse(first) is None and (texts := decoded(_mapping, data)) is not None:
+        rows = [Answer(question_id=id, text=text) for id, text in texts.items()]
     else:
-        rows = [_parse(line) for line in lines if line.strip()]
+        rows = [_parse(line) for _, line in lines]
         unit = "line"
-    if None in rows:
-        numbers = _numbers(lines) if unit == "line" else [n for n, row in enumerate(rows, 1) if row is None]
-        if strict or unit == "record" or len(numbers) == len(rows):
-            raise VlmixError(
-                f"{path}: {_listed(unit, numbers)} of {len(rows):,}: no answer (a JSON object with question_id and "
-                "text is expected); the file was cut or is another's: answer these questions again or remove the lines"
-            )
-        return Answers([row for row in rows if row is not None], path, tuple(numbers))
+    answers = [row for row in rows if row is not None]
+    numbers = [number for number, _ in lines] if unit == "line" else range(1, len(rows) + 1)
+    damaged = tuple(number for number, row in zip(numbers, rows) if row is None)
+    if damaged and (strict or unit == "record" or not answers):
+        raise VlmixError(
+            f"{path}: {_listed(unit, damaged)} of {len(rows):,}: no answer (a JSON object with question_id and "
+            "text is expected); the file was cut or is another's: answer these questions again or remove the lines"
+        )
     if not rows:
         raise VlmixError(f"{path} holds no answers; expected one JSON object with question_id and text a line")
-    return Answers([row for row in rows if row is not None], path)
+    return Answers(answers, path, damaged)
 
 
-def _parse(line: bytes) -> Answer | None:
-    try:
-        return _row.decode(line).answer_row()
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        mended, halves = replace_lone_surrogates(line)
-        return _parse(mended) if halves else None
-
-
-def _numbers(lines: list[bytes]) -> list[int]:
-    return [number for number, line in enumerate(lines, 1) if line.strip() and _parse(line) is None]
-
-
-def _whole(path: Path, data: bytes, decoder: msgspec.json.Decoder[list[_Row]]) -> list[_Row]:
+def decoded(decoder: msgspec.json.Decoder[Decoded], data: bytes) -> Decoded | None:
+    """What `data` holds, None if it is not such JSON."""
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise VlmixError(f"{path}: {error}; expected a JSON list of objects with question_id and answer") from None
-
-
-def _try_mapping(data: bytes) -> dict[str, str] | None:
-    try:
-        return _mapping.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def _listed(unit: str, numbers: list[int]) -> str:
+def _parse(line: bytes) -> Answer | None:
+    row = decoded(_row, line)
+    if row is not None:
+        return row.answer_row()
+    mended, halves = replace_lone_surrogates(line)
+    return _parse(mended) if halves else None
+
+
+def _listed(unit: str, numbers: tuple[int, ...]) -> str:
     shown = ", ".join(str(number) for number in numbers[:_SHOWN])
     more = len(numbers) - _SHOWN
     return f"{unit}{'s' * (len(numbers) > 1)} {shown}" + (f" and {more:,} more" if more > 0 else "")

@@ -12,19 +12,11 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.judge import (
-    Endpoint,
-    Judgements,
-    JudgeRequest,
-    Progress,
-    ScoreParser,
-    check,
-    judge,
-    read_judgements,
-)
+from vlmix.mixture.benchmark.judge import Endpoint, Judgements, JudgeRequest, ScoreParser, check, judge, read_judgements
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
+from vlmix.mixture.io.pool import Progress
 
 
 class Question(Struct, frozen=True):
@@ -74,17 +66,9 @@ class Matched(NamedTuple):
     def report(
         self, benchmark: str, split: str, score: float, metrics: Mapping[str, float], notes: Iterable[str]
     ) -> Report:
-        return Report(
-            benchmark=benchmark,
-            split=split,
-            score=score,
-            metrics=dict(metrics),
-            answered=self.answered,
-            missing=self.missing,
-            duplicates=self.duplicates,
-            unknown=self.unknown,
-            notes=list(notes),
-        )
+        counts = self._asdict()
+        del counts["texts"]
+        return Report(benchmark=benchmark, split=split, score=score, metrics=dict(metrics), notes=list(notes), **counts)
 
 
 def match(
@@ -143,8 +127,8 @@ class Benchmark:
 
     `files` are the official files it reads, under their official names. `splits` are what `split` may be; "" takes what
     LLaVA-1.5 reports where its labels are public, else the validation split. `max_new_tokens` is what LLaVA-1.5 allowed
-    an answer. `images` maps a folder of the image layout to other folders
-    where the same images may lie (as in `io.image_index.ImageIndex`).
+    an answer. `images` maps a folder of the image layout to other folders where the same images may lie (as in
+    `io.image_index.ImageIndex`).
     """
 
     name: str
@@ -196,9 +180,9 @@ class Benchmark:
     def saved_judgements(self, answers: Answers, data: Path, path: Path) -> Judgements:
         """The judgements in `path`, for `score`. Raises VlmixError if they are of other answers."""
         cases, _ = self._cases(answers, data)
-        found = read_judgements(path)
-        check(found, cases, path)
-        return found
+        saved = read_judgements(path)
+        check(saved, cases, path)
+        return saved
 
     def _cases(self, answers: Answers, data: Path) -> tuple[list[JudgeRequest], ScoreParser]:
         if self.judge_requests is None or self.parse_scores is None:

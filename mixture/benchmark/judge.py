@@ -15,9 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,8 +24,10 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
+from vlmix.mixture.benchmark.answers import decoded
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors
+from vlmix.mixture.io.pool import Progress
 
 KEY_VARIABLES = ("VLMIX_JUDGE_KEY", "OPENAI_API_KEY")
 _LONGEST_PAUSE = 60.0  # seconds
@@ -34,7 +35,6 @@ _MOST_READ = 2**24  # bytes of a reply
 _MOST_READ_OF_AN_ERROR = 2**16
 _MOST_SHOWN = 500  # characters of what an endpoint says
 
-Progress = Callable[[str, int, int], None]
 ScoreParser = Callable[[str], list[float] | None]
 
 
@@ -159,41 +159,30 @@ def read_judgements(path: Path, *, cut: bool = False) -> Judgements:
         data = path.read_bytes()
     except OSError as error:
         raise VlmixError(f"{path}: {error.strerror}; --judgements names a file of judgements") from None
-    if (grades := _read_grades(data)) is not None:
-        return {id.removeprefix("v1_"): _average(id.removeprefix("v1_"), grade) for id, grade in grades.items()}
-    found: Judgements = {}
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines, 1):
+    judgements: Judgements = {}
+    if (grades := decoded(_grades, data)) is not None:
+        for name, grade in grades.items():
+            id = name.removeprefix("v1_")
+            judgements[id] = Judgement(
+                question_id=id,
+                content=grade.content[0] if grade.content else "",
+                tuple=[sum(grade.score) / len(grade.score) if grade.score else 0.0],
+                model=grade.model[0] if grade.model else "",
+            )
+        return judgements
+    finished = data[: data.rfind(b"\n") + 1] if cut else data
+    for number, line in enumerate(finished.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             judgement = _lines.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if cut and number == len(lines):
-                break
             raise VlmixError(
                 f"{path}: line {number}: {error}; a judgement has question_id and tuple: remove the line, and the same "
                 "command judges that answer again"
             ) from None
-        found[str(judgement.question_id)] = judgement
-    return found
-
-
-def _read_grades(data: bytes) -> dict[str, _Grade] | None:
-    try:
-        return _grades.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def _average(id: str, grade: _Grade) -> Judgement:
-    mean = sum(grade.score) / len(grade.score) if grade.score else 0.0
-    return Judgement(
-        question_id=id,
-        content=grade.content[0] if grade.content else "",
-        tuple=[mean],
-        model=grade.model[0] if grade.model else "",
-    )
+        judgements[str(judgement.question_id)] = judgement
+    return judgements
 
 
 def judge(
@@ -214,28 +203,24 @@ def judge(
     check(saved, cases, path)
     open_cases = [case for case in cases if case.id not in saved]
     done = len(cases) - len(open_cases)
-    refused: _Refused | None = None
+    refusals: list[_Refused] = []
+
+    def one(case: JudgeRequest) -> Judgement | None:
+        try:
+            return None if refusals else _judge_one(case, verdict, endpoint)
+        except _Refused as refusal:
+            refusals.append(refusal)
+            return None
+
     with (
         disk_errors(path),
         path.open("ab") as file,
         ThreadPoolExecutor(endpoint.workers, thread_name_prefix="judge") as pool,
     ):
-        todo = iter(open_cases)
-        running: set[Future[Judgement]] = set()
-        while True:
-            if refused is None:
-                running |= {
-                    pool.submit(_judge_one, case, verdict, endpoint)
-                    for case in islice(todo, endpoint.workers - len(running))
-                }
-            if not running:
-                break
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                try:
-                    judgement = future.result()
-                except _Refused as error:
-                    refused = error
+        try:
+            for future in as_completed([pool.submit(one, case) for case in open_cases]):
+                judgement = future.result()
+                if judgement is None:
                     continue
                 file.write(msgspec.json.encode(judgement) + b"\n")
                 file.flush()
@@ -243,10 +228,12 @@ def judge(
                 done += 1
                 if progress is not None:
                     progress("judge", done, len(cases))
-    if refused is not None:
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if refusals:
         shown = endpoint.hide(endpoint.url)
         raise VlmixError(
-            f"judge {shown} ({endpoint.model}): {refused}; {done:,} of {len(cases):,} judgements are in {path}, "
+            f"judge {shown} ({endpoint.model}): {refusals[0]}; {done:,} of {len(cases):,} judgements are in {path}, "
             "and the same command goes on from there"
         )
     return saved
@@ -270,21 +257,19 @@ def _resume(path: Path) -> Judgements:
         return {}
     saved = read_judgements(path, cut=True)
     data = path.read_bytes()
-    if _read_grades(data) is not None:
+    if decoded(_grades, data) is not None:
         raise VlmixError(f"{path} is MM-Vet's own file of grades, to which nothing can be added; name another file")
-    if data and not data.endswith(b"\n"):  # a killed run left half a line
+    if not data.endswith(b"\n"):  # a killed run left half a line
         with disk_errors(path), path.open("r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)
-        saved = read_judgements(path)
     return saved
 
 
 def _judge_one(case: JudgeRequest, verdict: ScoreParser, endpoint: Endpoint) -> Judgement:
     reply, scores = "", None
     for number, temperature in enumerate(case.temperatures):
-        reply = ask(
-            endpoint, case.system, case.prompt + (case.reminder if number else ""), temperature, case.max_tokens
-        )
+        prompt = case.prompt + case.reminder if number else case.prompt
+        reply = ask(endpoint, case.system, prompt, temperature, case.max_tokens)
         scores = verdict(reply)
         if scores is not None:
             break
@@ -332,7 +317,7 @@ def ask(endpoint: Endpoint, system: str, prompt: str, temperature: float, max_to
             with _opener.open(request, timeout=endpoint.timeout) as response:
                 return _content(response.read(_MOST_READ), endpoint)
         except urllib.error.HTTPError as error:
-            problem = _told(error, endpoint)
+            problem = _refusal(error, endpoint)
             if error.code not in (408, 409, 425, 429) and error.code < 500:
                 raise _Refused(problem) from None
             pause = max(pause, min(_seconds(error.headers.get("Retry-After")), _LONGEST_PAUSE))
@@ -344,7 +329,7 @@ def ask(endpoint: Endpoint, system: str, prompt: str, temperature: float, max_to
     raise _Refused(f"{problem} (tried {endpoint.attempts} times)")
 
 
-def _told(error: urllib.error.HTTPError, endpoint: Endpoint) -> str:
+def _refusal(error: urllib.error.HTTPError, endpoint: Endpoint) -> str:
     """What an endpoint that answers with an error says."""
     if 300 <= error.code < 400:
         try:
