@@ -108,8 +108,7 @@ class Ranking:
 def rank_lengths(mixture: Reader, frame: pl.DataFrame, seed: int, *, stratify: bool = True) -> Ranking:
     """The ranking `lengths` of `mixture`, whose index is `frame`: see `by_lengths`."""
     priority, rounds = by_lengths(frame, _texts(mixture), seed, stratify=stratify)
-    everybody, nobody = np.ones(len(frame), dtype=np.bool_), np.zeros(len(frame), dtype=np.bool_)
-    return Ranking(priority, everybody, nobody, rounds > 0, Report(by="lengths"))
+    return Ranking(priority, np.full(len(frame), True), np.full(len(frame), False), rounds > 0, Report(by="lengths"))
 
 
 def rank_clusters(
@@ -128,14 +127,14 @@ def rank_clusters(
     """
     labels = spherical_kmeans(embeddings.ids, embeddings.vectors, clusters or cluster_count(len(embeddings.ids)), seed)
     known = pl.DataFrame({"id": embeddings.ids, "label": labels})
-    mine = index.select("id").join(known, on="id", how="left", maintain_order="left")["label"]
-    matched = len(mine) - mine.null_count()
+    of_index = index.select("id").join(known, on="id", how="left", maintain_order="left")["label"]
+    matched = len(of_index) - of_index.null_count()
     if not matched:
         raise VlmixError(
             f"{embeddings.name}: no sample has an embedding in it; its first id is {embeddings.ids[0]!r}, the first "
             f"sample's is {index['id'][0]!r}"
         )
-    of_sample = mine.fill_null(-1).to_numpy().astype(np.int64)[offered]
+    of_sample = of_index.fill_null(-1).to_numpy().astype(np.int64)[offered]
     report = Report(
         by="clusters",
         sha256=embeddings.sha256,
@@ -144,9 +143,8 @@ def rank_clusters(
         unmatched=len(embeddings.ids) - matched,
         nonempty_clusters=len(np.unique(labels)),
     )
-    everybody, nobody = np.ones(len(offered), dtype=np.bool_), np.zeros(len(offered), dtype=np.bool_)
     priority = by_clusters(index[offered], of_sample, seed, stratify=stratify)
-    return Ranking(priority, everybody, of_sample < 0, nobody, report)
+    return Ranking(priority, np.full(len(offered), True), of_sample < 0, np.full(len(offered), False), report)
 
 
 def by_lengths(
@@ -165,17 +163,15 @@ def by_lengths(
     as one source.
     """
     codes, names = _groups(frame, stratify)
-    ids: list[str] = frame["id"].to_list()
-    rank = _inverse(keyed_order(ids, seed))
+    order = keyed_order(frame["id"].to_list(), seed)
     images = frame["image"].cast(pl.Categorical).to_physical().to_numpy().astype(np.int64)
-    pictured = (frame["image"] != "").to_numpy()
     # A text-only sample is alone with its image: minus its own number.
-    images = np.where(pictured, images, -1 - np.arange(len(images)))
-    rounds = np.maximum(_earlier(rank, codes, texts), _earlier(rank, codes, images))
-    words = frame["num_words"].to_numpy().astype(np.int64)
-    place = _places(codes, rounds, order=np.lexsort((rank, words, rounds, codes)))
+    images = np.where((frame["image"] != "").to_numpy(), images, -1 - np.arange(len(images)))
+    rounds = np.maximum(_places(order, codes, texts), _places(order, codes, images))
+    by_words = order[np.argsort(frame["num_words"].to_numpy()[order], kind="stable")]
     keys = mix64(hash_order(names, seed, "lengths")[codes] + rounds.astype(np.uint64))
-    return _quantiles(codes, np.lexsort((_scrambled(place, keys), rounds, codes))), rounds
+    scrambled = _scrambled(_places(by_words, codes, rounds), keys)
+    return _quantiles(np.lexsort((scrambled, rounds)), codes), rounds
 
 
 def by_clusters(frame: pl.DataFrame, labels: Codes, seed: int, *, stratify: bool = True) -> Priorities:
@@ -189,12 +185,11 @@ def by_clusters(frame: pl.DataFrame, labels: Codes, seed: int, *, stratify: bool
     """
     codes, names = _groups(frame, stratify)
     sources, _ = _groups(frame, True)
-    ids: list[str] = frame["id"].to_list()
-    rank = _inverse(keyed_order(ids, seed))
+    order = keyed_order(frame["id"].to_list(), seed)
     without = labels < 0
     strata = np.where(without, len(names) + sources, codes)
-    turn = np.where(without, 0, _earlier(rank, strata, labels))
-    return _quantiles(strata, np.lexsort((rank, turn, strata)))
+    turn = np.where(without, 0, _places(order, strata, labels))
+    return _quantiles(order[np.argsort(turn[order], kind="stable")], strata)
 
 
 def _groups(frame: pl.DataFrame, stratify: bool) -> tuple[Codes, list[str]]:
@@ -206,37 +201,18 @@ def _groups(frame: pl.DataFrame, stratify: bool) -> tuple[Codes, list[str]]:
     return codes.to_numpy(), names.to_list()
 
 
-def _inverse(order: Indices) -> Indices:
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    return places
-
-
-def _starts(sorted_codes: list[NDArray[Any]]) -> Indices:
-    """[N] for rows in sorted order, where the run of equal codes begins that each belongs to."""
-    changes = np.zeros(len(sorted_codes[0]), dtype=np.bool_)
-    for codes in sorted_codes:
-        changes[1:] |= codes[1:] != codes[:-1]
-    return np.maximum.accumulate(np.where(changes, np.arange(len(changes)), 0))
-
-
-def _places(*codes: NDArray[Any], order: Indices) -> Indices:
-    """[N] place of each sample among those that share all its `codes`, in `order`, which keeps these together."""
+def _places(order: Indices, *codes: NDArray[Any]) -> Indices:
+    """[N] place in `order` of each sample among those that share all its `codes`."""
+    sorted_codes = pl.DataFrame({str(number): column[order] for number, column in enumerate(codes)})
     places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order)) - _starts([column[order] for column in codes])
+    places[order] = sorted_codes.select(pl.int_range(pl.len()).over(sorted_codes.columns)).to_series().to_numpy()
     return places
 
 
-def _earlier(rank: Indices, codes: Codes, keys: NDArray[Any]) -> Indices:
-    """[N] how many samples with the same code and key stand before each in the rank."""
-    return _places(codes, keys, order=np.lexsort((rank, keys, codes)))
-
-
-def _quantiles(codes: Codes, order: Indices) -> Priorities:
-    """Priorities for an order that keeps codes together: minus the share of its code that stands before a sample, so
-    that codes keep their shares of a common prefix."""
-    sizes = np.bincount(codes, minlength=1)
-    return -(_places(codes, order=order) + 0.5) / sizes[codes]
+def _quantiles(order: Indices, codes: Codes) -> Priorities:
+    """Priorities for an order: minus the share of its code that stands before a sample, so that codes keep their shares
+    of a common prefix."""
+    return -(_places(order, codes) + 0.5) / np.bincount(codes)[codes]
 
 
 def _scrambled(places: Indices, keys: HashOrder) -> HashOrder:
