@@ -3,8 +3,6 @@
 import msgspec
 import numpy as np
 import polars as pl
-from msgspec import Struct
-from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.llava_row import llava_row, row_sha256
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
@@ -18,31 +16,22 @@ from vlmix.mixture.selection.score_file import Listing, image_path
 _NAMED = 5  # rows of a kind that a report names
 
 
-class Matched(Struct, frozen=True, kw_only=True):
-    """How the rows of a listing and the samples of a mixture came together.
-
-    `named` [N] bool and `scores` [N] float64 (NaN: none) are of the samples. The counts are of rows: `matched_by` says
-    by what; `duplicates` name a sample that another row has; `ambiguous` ones are among the matched and name
-    several samples by LLaVA's id, so that which of them is meant is open.
-    """
-
-    named: NDArray[np.bool_]
-    scores: NDArray[np.float64]
-    matched_by: dict[str, int]
-    unmatched: int
-    unmatched_first: list[str]
-    duplicates: int
-    ambiguous: int
-    ambiguous_first: list[str]
-
-
-def match(listing: Listing, mixture: Reader, seed: int, *, ascending: bool = False) -> Matched:
-    """Find the samples of `mixture` that the rows of `listing` name.
+def rank_listing(
+    listing: Listing,
+    mixture: Reader,
+    offered: Indices,
+    seed: int,
+    ascending: bool = False,
+    threshold: float | None = None,
+) -> Ranking:
+    """The ranking by a file, for the `offered` samples of `mixture`.
 
     A row is matched by its id, if that is a sample's; else by its content hash, given or made of its conversations;
     a row that has neither by LLaVA's id, and by its image too if the rows name images. Where samples share such a key,
     the rows take them in a hash order, the best score first, each row one.
-    Raises VlmixError if nothing matches or an id has two scores.
+    With scores, the best come first and samples without one last; a `threshold` keeps scores from there on. Without
+    scores, the samples that are named stay. Raises VlmixError if nothing matches, an id has two scores, or the file
+    lacks the scores that are asked for.
     """
     ids: list[str] = mixture.column("id").to_pylist()
     order = keyed_order(
@@ -53,52 +42,37 @@ def match(listing: Listing, mixture: Reader, seed: int, *, ascending: bool = Fal
     rows = listing.rows.with_row_index("row").sort(
         "score", descending=not ascending, nulls_last=True, maintain_order=True
     )
-    found = {"id": _pair(rows.with_columns(key="id"), samples)}
-    _refuse_two_scores(listing, found["id"])
-    rest = rows.filter(~pl.col("row").is_in(found["id"]["row"].implode()))
+    pairs_by = {"id": _pair(rows.with_columns(key="id"), samples)}
+    _refuse_two_scores(listing, pairs_by["id"])
+    rest = rows.filter(~pl.col("row").is_in(pairs_by["id"]["row"].implode()))
     with_hash, without = rest.filter(pl.col("row_sha256").is_not_null()), rest.filter(pl.col("row_sha256").is_null())
     if len(with_hash):
         keys = pl.Series(sample_hashes(mixture), dtype=pl.String).gather(order)
         hashed = with_hash.with_columns(key=pl.col("row_sha256").str.to_lowercase())
-        found["row_sha256"] = _pair(hashed, samples.with_columns(key=keys))
+        pairs_by["row_sha256"] = _pair(hashed, samples.with_columns(key=keys))
     if len(without):
         telling = bool(without["image"].is_not_null().any())
         keys = pl.Series(_llava_keys(mixture, telling), dtype=pl.String).gather(order)
         key = pl.col("id") + "\0" + pl.col("image").fill_null("") if telling else pl.col("id")
-        found["llava_id"] = _pair(without.with_columns(key=key), samples.with_columns(key=keys))
-    pairs = pl.concat([frame.with_columns(by=pl.lit(by)) for by, frame in found.items()])
-    return _account(listing, mixture, rows, pairs, len(ids))
-
-
-def follow(
-    listing: Listing, matched: Matched, offered: Indices, *, ascending: bool = False, threshold: float | None = None
-) -> Ranking:
-    """The ranking by a file, for the `offered` samples of the mixture that it was matched with.
-
-    With scores, the best come first and samples without one last; a `threshold` keeps scores from there on. Without
-    scores, the samples that are named stay. Raises VlmixError if the file lacks the scores that are asked for.
-    """
+        pairs_by["llava_id"] = _pair(without.with_columns(key=key), samples.with_columns(key=keys))
+    pairs = pl.concat([frame.with_columns(by=pl.lit(by)) for by, frame in pairs_by.items()])
+    taken, report = _account(listing, mixture, rows, pairs)
     if not listing.scored and (ascending or threshold is not None):
         raise VlmixError(f"{listing.name}: it has no `score`, which ascending and threshold need")
-    report = Report(
-        by=listing.name,
-        sha256=listing.sha256,
-        rows=len(listing.rows),
-        matched_by=matched.matched_by,
-        unmatched=matched.unmatched,
-        unmatched_first=matched.unmatched_first,
-        duplicates=matched.duplicates,
-        ambiguous=matched.ambiguous,
-        ambiguous_first=matched.ambiguous_first,
-    )
-    named, nobody = matched.named[offered], np.zeros(len(offered), dtype=np.bool_)
+    named = np.zeros(len(ids), dtype=np.bool_)
+    positions = taken["sample"].to_numpy()
+    named[positions] = True
+    stays, nobody = named[offered], np.zeros(len(offered), dtype=np.bool_)
     if not listing.scored:
-        report = msgspec.structs.replace(report, listed=int(named.sum()))
-        return Ranking(np.zeros(len(offered)), named, nobody, nobody, report)
+        report = msgspec.structs.replace(report, listed=int(stays.sum()))
+        return Ranking(np.zeros(len(offered)), stays, nobody, nobody, report)
     sign = -1.0 if ascending else 1.0
-    priority = np.where(named, sign * matched.scores[offered], -np.inf)
-    stays = ~nobody if threshold is None else named & (priority >= sign * threshold)
-    return Ranking(priority, stays, ~named, nobody, report)
+    priorities = np.full(len(ids), -np.inf)
+    priorities[positions] = sign * taken["score"].to_numpy()
+    priority = priorities[offered]
+    unscored = ~stays
+    stays = ~nobody if threshold is None else stays & (priority >= sign * threshold)
+    return Ranking(priority, stays, unscored, nobody, report)
 
 
 def _pair(rows: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
@@ -126,7 +100,8 @@ def _refuse_two_scores(listing: Listing, pairs: pl.DataFrame) -> None:
         raise VlmixError(f"{listing.name}: {id} has the scores {scores[0]} and {scores[1]}; keep one row for it")
 
 
-def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.DataFrame, count: int) -> Matched:
+def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
+    """The pairs that have a sample of their own, and the report on all rows."""
     missed = rows.filter(~pl.col("row").is_in(pairs["row"].implode())).sort("row")
     taken = pairs.filter(pl.col("sample").is_not_null()).unique("sample", keep="first", maintain_order=True)
     if not len(taken):
@@ -144,22 +119,18 @@ def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.Da
         & (pl.col("held") > 1)
         & ((pl.col("named") < pl.col("held")) | (pl.col("kinds") > 1))
     ).sort("row")
-    named, scores = np.zeros(count, dtype=np.bool_), np.full(count, np.nan)
-    positions = taken["sample"].to_numpy()
-    named[positions] = True
-    if listing.scored:
-        scores[positions] = taken["score"].to_numpy()
-    matched_by = dict(taken.group_by("by", maintain_order=True).len().rows())
-    return Matched(
-        named=named,
-        scores=scores,
-        matched_by=matched_by,
+    report = Report(
+        by=listing.name,
+        sha256=listing.sha256,
+        rows=len(listing.rows),
+        matched_by=dict(taken.group_by("by", maintain_order=True).len().rows()),
         unmatched=len(missed),
         unmatched_first=_names(missed),
         duplicates=len(pairs) - len(taken),
         ambiguous=len(unsure),
         ambiguous_first=_names(unsure),
     )
+    return taken, report
 
 
 def _names(rows: pl.DataFrame) -> list[str]:

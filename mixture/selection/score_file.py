@@ -176,21 +176,14 @@ def _read_parquet(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
 
 def _hash_column(path: Path, frame: pl.DataFrame) -> pl.Series:
     """Column `row_sha256`, where it is missing that of the row's conversations."""
-    given = frame["row_sha256"].to_list() if "row_sha256" in frame.columns else [None] * len(frame)
-    named = [column for column in ("image", "images") if column in frame.columns]
-    images = [next((cell for cell in cells if cell), None) for cells in frame.select(named).rows()] if named else []
-    images = images or [None] * len(frame)
+    columns = [name for name in ("conversations", "row_sha256", "image", "images") if name in frame.columns]
     hashes: list[str | None] = []
-    for part in frame["conversations"].to_frame().iter_slices(5000):  # as Python objects, a row is ten times as large
-        for turns in part["conversations"].to_list():
-            number = len(hashes)
+    for part in frame.select(columns).iter_slices(5000):  # as Python objects, a row is ten times as large
+        for row in part.iter_rows(named=True):
             try:
-                row = msgspec.convert(
-                    {"conversations": turns, "row_sha256": given[number], "image": images[number]}, _Row
-                )
+                hashes.append(_hash(msgspec.convert(row, _Row)))
             except msgspec.ValidationError as error:
-                raise VlmixError(f"{path}: row {number + 1}: {error}; it is no LLaVA row") from None
-            hashes.append(_hash(row))
+                raise VlmixError(f"{path}: row {len(hashes) + 1}: {error}; it is no LLaVA row") from None
     return pl.Series(hashes, dtype=pl.String)
 
 

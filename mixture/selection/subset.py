@@ -19,7 +19,7 @@ from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Progress, silent
 from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes
 from vlmix.mixture.selection.kmeans import read_embeddings
-from vlmix.mixture.selection.match import follow, match
+from vlmix.mixture.selection.match import rank_listing
 from vlmix.mixture.selection.rankings import Priorities, Report, rank_clusters, rank_lengths
 from vlmix.mixture.selection.score_file import read_listing
 
@@ -130,8 +130,7 @@ def _select_by(
         listing = read_listing(Path(by), selection.column)
         if listing.scored and selection.threshold is None:
             _check_amount(selection, listing.name)
-        found = match(listing, mixture, seed, ascending=selection.ascending)
-        ranking = follow(listing, found, offered, ascending=selection.ascending, threshold=selection.threshold)
+        ranking = rank_listing(listing, mixture, offered, seed, selection.ascending, selection.threshold)
     stays = np.flatnonzero(ranking.stays)
     if not len(stays):
         raise VlmixError(f"{Path(by).name}: no sample that is offered passes; loosen the threshold or `where`")
@@ -155,8 +154,7 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
     if selection.where is not None:
         kept = kept[matching(frame, selection.where, "where")]
     ids: list[str] = frame["id"].to_list()
-    labels = frame["source"].cast(pl.Categorical)
-    groups = _by_source(labels, kept)
+    groups = _by_source(frame["source"], kept)
     for name, amount in selection.sources.items():
         if name not in groups:
             raise VlmixError(f"no sample of source {name!r} is there{nearest(name, groups)}")
@@ -175,7 +173,7 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
     if total > len(kept):
         raise VlmixError(f"total {total} asks for more than the {len(kept)} samples there are")
     if total < len(kept):
-        pools = _by_source(labels, kept) if selection.stratify else {"": kept}
+        pools = _by_source(frame["source"], kept) if selection.stratify else {"": kept}
         shares = apportion(total, {name: len(members) for name, members in pools.items()})
         kept = _highest(pools, priority, ids, seed, shares)
     if not len(kept):
@@ -198,12 +196,11 @@ def _highest(
     return np.sort(np.concatenate([*sure, prefixes(equal, ids, seed, left)]))
 
 
-def _by_source(labels: pl.Series, positions: Indices) -> dict[str, Indices]:
-    """`positions` grouped by their categorical label, labels in the order of their first occurrence."""
-    mine = labels.gather(positions)
-    codes = mine.to_physical().to_numpy()
-    firsts = mine.is_first_distinct().arg_true().to_list()
-    return {mine[first]: positions[codes == codes[first]] for first in firsts}
+def _by_source(sources: pl.Series, positions: Indices) -> dict[str, Indices]:
+    """`positions` by their source, sources in the order of their first occurrence."""
+    frame = pl.DataFrame({"source": sources.gather(positions), "position": positions})
+    parts = frame.partition_by("source", maintain_order=True)
+    return {part["source"][0]: part["position"].to_numpy() for part in parts}
 
 
 def subsample(
