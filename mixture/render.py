@@ -5,7 +5,8 @@ reproduces the rows of LLaVA-1.5's 665K mixture letter for letter.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Literal, get_args
 
 from vlmix.mixture.boxes import square_text
 from vlmix.mixture.record import IMAGE_TOKEN, Box, Conversation, Round
@@ -22,24 +23,8 @@ GROUNDING = "Please provide the bounding box coordinate of the region this sente
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class Frame(NamedTuple):
-    """The image's width and height in pixels, in which boxes are read."""
-
-    width: int
-    height: int
-
-    def text(self, boxes: tuple[Box, ...]) -> str:
-        if len(boxes) == 1:
-            return square_text(boxes[0], self.width, self.height)
-        return ", ".join(square_text(box, self.width, self.height) for box in boxes)
-
-
-class Blank(Frame):
-    """Stands in where texts are only counted: the same number of words, about the same number
-    of characters, and nothing to round."""
-
-    def text(self, boxes: tuple[Box, ...]) -> str:
-        return "[0.00, 0.00, 0.00, 0.00]" if len(boxes) == 1 else ", ".join(["[0.00, 0.00, 0.00, 0.00]"] * len(boxes))
+_BLANK = "[0.00, 0.00, 0.00, 0.00]"  # a box where texts are only counted: as many words, about as many characters
+_BoxText = Callable[[tuple[Box, ...]], str]
 
 
 def render(conversation: Conversation, style: StyleName = "llava", *, count_only: bool = False) -> list[str]:
@@ -50,16 +35,17 @@ def render(conversation: Conversation, style: StyleName = "llava", *, count_only
     numbers of boxes are blanks.
     """
     ask = _ASK[style]
-    frame = (Blank if count_only else Frame)(conversation.width, conversation.height)
+
+    def box_text(boxes: tuple[Box, ...]) -> str:
+        if count_only:
+            return ", ".join([_BLANK] * len(boxes))
+        return ", ".join(square_text(box, conversation.width, conversation.height) for box in boxes)
+
     prompted: set[str] = set()
     texts: list[str] = []
     for qa in conversation.rounds:
-        form = qa.format
-        if form == "free":
-            texts += qa.question, qa.answer
-            continue
-        texts += ask(qa, frame, form not in prompted)
-        prompted.add(form)
+        texts += ask(qa, box_text, qa.format not in prompted)
+        prompted.add(qa.format)
     if conversation.image:
         if conversation.image_at == "front":
             texts[0] = f"{IMAGE_TOKEN}\n{texts[0]}"
@@ -74,15 +60,14 @@ def count_words(texts: list[str]) -> int:
     return len(text.split()) - (text.count(IMAGE_TOKEN) if "<" in text else 0)
 
 
-def _ask_llava(qa: Round, frame: Frame, first: bool, format_prompts: bool = True) -> tuple[str, str]:
+def _ask_llava(qa: Round, box_text: _BoxText, first: bool, format_prompts: bool = True) -> tuple[str, str]:
     match qa.format:
         case "region_caption":
-            return f"{REGION_CAPTION}{frame.text(qa.boxes)}.", qa.answer
+            return f"{REGION_CAPTION}{box_text(qa.boxes)}.", qa.answer
         case "grounding":
-            return f"{GROUNDING}{qa.question}.", frame.text(qa.boxes)
+            return f"{GROUNDING}{qa.question}.", box_text(qa.boxes)
         case "short_answer":
-            question = qa.question
-            return f"{question}\n{SHORT_ANSWER}" if first and format_prompts else question, qa.answer
+            return f"{qa.question}\n{SHORT_ANSWER}" if first and format_prompts else qa.question, qa.answer
         case "choice":
             lines = [qa.question, *(f"{LETTERS[i]}. {option}" for i, option in enumerate(qa.choices))]
             if first and format_prompts:
@@ -94,22 +79,17 @@ def _ask_llava(qa: Round, frame: Frame, first: bool, format_prompts: bool = True
             return qa.question, qa.answer
 
 
-def _ask_plain(qa: Round, frame: Frame, first: bool) -> tuple[str, str]:
-    return _ask_llava(qa, frame, first, format_prompts=False)
-
-
-def _ask_instructblip(qa: Round, frame: Frame, first: bool) -> tuple[str, str]:
+def _ask_instructblip(qa: Round, box_text: _BoxText, first: bool) -> tuple[str, str]:
     match qa.format:
         case "short_answer":
             return f"Question: {qa.question} Short answer:", qa.answer
         case "choice":
             options = ", ".join(f"({LETTERS[i].lower()}) {option}" for i, option in enumerate(qa.choices))
-            question = f"Question: {qa.question} Options: {options}. Short answer:"
-            return question, qa.choices[qa.correct]
+            return f"Question: {qa.question} Options: {options}. Short answer:", qa.choices[qa.correct]
         case "caption":
             return _with_ocr(qa.question or "A short image description:", qa), qa.answer
         case _:
-            return _ask_llava(qa, frame, first)
+            return _ask_llava(qa, box_text, first)
 
 
 def _with_ocr(question: str, qa: Round) -> str:
@@ -118,8 +98,8 @@ def _with_ocr(question: str, qa: Round) -> str:
     return f"{question}\n{OCR_LINE}{', '.join(qa.ocr_tokens)}"
 
 
-_ASK: dict[StyleName, Callable[[Round, Frame, bool], tuple[str, str]]] = {
+_ASK: dict[StyleName, Callable[[Round, _BoxText, bool], tuple[str, str]]] = {
     "llava": _ask_llava,
-    "plain": _ask_plain,
+    "plain": partial(_ask_llava, format_prompts=False),
     "instructblip": _ask_instructblip,
 }

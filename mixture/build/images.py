@@ -22,7 +22,7 @@ from vlmix.mixture.io.images import (
     _segments,
     image_xxh3,
 )
-from vlmix.mixture.record import Box, Conversation
+from vlmix.mixture.record import Conversation, Round
 
 
 class StoredForm(Struct, frozen=True):
@@ -70,7 +70,7 @@ def plan_storage(facts: ImageInfo, width: int, height: int, boxed: bool) -> Stor
     return serve(upright, True)
 
 
-def stored_bytes(facts: ImageInfo, plan_storage: StoredForm) -> bytes:
+def stored_bytes(facts: ImageInfo, form: StoredForm) -> bytes:
     """The JPEG bytes that go into a shard: the file's own where nothing has to change, deterministic for the rest.
 
     Raises VlmixError if the file is no longer the one that was examined.
@@ -82,14 +82,14 @@ def stored_bytes(facts: ImageInfo, plan_storage: StoredForm) -> bytes:
         raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
     if stamp(path) != facts.stamp and image_xxh3(data) != facts.digest:
         raise VlmixError(f"{path} changed during the build; run it again")
-    if not plan_storage.change:
+    if not form.change:
         return data
-    if plan_storage.change == "unflagged" and (patched := _without_orientation(data)):
+    if form.change == "unflagged" and (patched := _without_orientation(data)):
         return patched
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image) if plan_storage.turn else image
+            upright = ImageOps.exif_transpose(image) if form.turn else image
             out = io.BytesIO()
             # Frame 0 of an animation; an alpha channel is dropped as LLaVA's own loader does (`convert("RGB")`).
             upright.convert("RGB").save(out, "JPEG", quality=95, subsampling=0)
@@ -116,22 +116,14 @@ def _without_orientation(jpeg: bytes) -> bytes | None:
         return bytes(data) if _orientation(image) == 1 else None
 
 
-def scaled(conversation: Conversation, plan_storage: StoredForm) -> Conversation:
+def scaled(conversation: Conversation, form: StoredForm) -> Conversation:
     """The conversation in the frame of the stored image: its size, and its boxes in that image's pixels."""
-    if plan_storage.scale_x == plan_storage.scale_y == 1.0:
-        if (conversation.width, conversation.height) == (plan_storage.width, plan_storage.height):
-            return conversation
-        return msgspec.structs.replace(conversation, width=plan_storage.width, height=plan_storage.height)
 
-    def move(box: Box) -> Box:
-        return (
-            box[0] * plan_storage.scale_x,
-            box[1] * plan_storage.scale_y,
-            box[2] * plan_storage.scale_x,
-            box[3] * plan_storage.scale_y,
+    def moved(qa: Round) -> Round:
+        boxes = tuple(
+            (x1 * form.scale_x, y1 * form.scale_y, x2 * form.scale_x, y2 * form.scale_y) for x1, y1, x2, y2 in qa.boxes
         )
+        return msgspec.structs.replace(qa, boxes=boxes)
 
-    rounds = tuple(
-        msgspec.structs.replace(e, boxes=tuple(move(b) for b in e.boxes)) if e.boxes else e for e in conversation.rounds
-    )
-    return msgspec.structs.replace(conversation, width=plan_storage.width, height=plan_storage.height, rounds=rounds)
+    rounds = tuple(moved(qa) if qa.boxes else qa for qa in conversation.rounds)
+    return msgspec.structs.replace(conversation, width=form.width, height=form.height, rounds=rounds)

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Manifest
+from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.io.visible import markdown, markdown_code, markdown_link, visible
 
 _TEXT = {"dtype": "string"}
@@ -12,11 +12,8 @@ _FEATURES = [
     {
         "name": "json",
         "struct": [
-            {"name": "id", **_TEXT},
-            {"name": "source", **_TEXT},
-            {"name": "image", **_TEXT},
-            {"name": "width", "dtype": "int64"},
-            {"name": "height", "dtype": "int64"},
+            *({"name": name, **_TEXT} for name in ("id", "source", "image")),
+            *({"name": name, "dtype": "int64"} for name in ("width", "height")),
             {"name": "conversations", "list": [{"name": "from", **_TEXT}, {"name": "value", **_TEXT}]},
             {"name": "extra", **_TEXT},
         ],
@@ -70,23 +67,21 @@ def composition(manifest: Manifest) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for name, info in manifest.sources.items():
-        c = info.counts
-        share = f"{100 * c.samples / max(total.samples, 1):.1f} %"
+        share = f"{100 * info.counts.samples / max(total.samples, 1):.1f}"
         label = markdown_link(name, info.homepage)
-        lines.append(
-            f"| {label} | {c.samples:,} | {share} | {c.samples_per_epoch:,} | {c.rounds:,} | {c.words:,} "
-            f"| {c.images:,} | {markdown(info.license)} |"
-        )
-    lines.append(
-        f"| **total** | {total.samples:,} | 100 % | {total.samples_per_epoch:,} | {total.rounds:,} | {total.words:,} "
-        f"| {total.images:,} | |"
-    )
+        lines.append(f"{_counts_row(label, share, info.counts)} {markdown(info.license)} |")
     lines += [
+        f"{_counts_row('**total**', '100', total)} |",
         "",
         f"Prompt style: {markdown_code(str(manifest.recipe['prompts']))}. "
         f"Order: {markdown_code(str(manifest.recipe['order']))}. Seed: {manifest.seed}.",
     ]
     return lines
+
+
+def _counts_row(label: str, percent: str, c: Counts) -> str:
+    counts = f"{c.samples_per_epoch:,} | {c.rounds:,} | {c.words:,} | {c.images:,}"
+    return f"| {label} | {c.samples:,} | {percent} % | {counts} |"
 
 
 def _about(manifest: Manifest) -> str:

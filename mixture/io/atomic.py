@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,12 +37,16 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise VlmixError(f"{path}: cannot write: {error.strerror or error}; {remedy}") from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(data)
 
 
-def write_parquet(path: Path, batches: Iterator[Any], schema: Any) -> None:
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_parquet(path: Path, batches: Iterable[Any], schema: Any) -> None:
     """Record batches to a Parquet file, one row group each; the bytes depend on the rows alone."""
     import pyarrow as pa
     import pyarrow.parquet as pq

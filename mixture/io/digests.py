@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from xxhash import xxh3_128
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
@@ -29,10 +31,5 @@ def stamp(path: Path) -> Stamp:
 
 def file_digest(path: Path) -> str:
     """xxh3-128 of a file's bytes, 32 hex digits: fast, to recognise our own work."""
-    from xxhash import xxh3_128
-
-    digest = xxh3_128()
     with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return str(digest.hexdigest())
+        return hashlib.file_digest(file, xxh3_128).hexdigest()

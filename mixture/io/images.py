@@ -15,50 +15,26 @@ from xxhash import xxh3_128_hexdigest
 from vlmix.mixture.io.digests import Stamp, stamp
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 300 MB of RGB
-
-
 MAX_BYTES = 256 * 2**20
-
-
 MAX_PARTS = 10_000
 """Segments of a JPEG before its first scan, chunks of a PNG beside its pixels. A camera's file has some twenty."""
-
-
 MAX_EXIF = 256
 """Segments of EXIF in a JPEG, which Pillow puts together one by one, 16 MiB in all. A camera's file has one."""
-
-
 MAX_STRIPS = 1_000_000
 """Strips or tiles of a TIFF, which Pillow lists before it looks at its size. Most have at most one for each row."""
-
-
 MAX_SCANNED = 2_000_000_000
 """Pixels over all scans of a JPEG or all strips of a TIFF. A progressive JPEG has ten scans or so; the largest image
 may have 22."""
 
-
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not stuffed zeros, fill bytes and restarts
-
-
 _BARE = frozenset((0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
 """Markers that Pillow or libjpeg reads without a length."""
-
-
 _EXIF, _SCAN, _END = 0xE1, 0xDA, 0xD9
 
-
 MIN_SIDE = 8  # shop placeholders are 1x1; a side of 1 or 3 pixels is also mistaken for the channel axis downstream
-
-
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-
-
 _ORIENTATION, _STRIP_OFFSETS, _TILE_OFFSETS = 0x0112, 273, 324
-
-
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-
-
 _TRANSPOSING = (5, 6, 7, 8)
 
 

@@ -5,7 +5,7 @@ import posixpath
 import stat
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -13,35 +13,6 @@ from vlmix.mixture.errors import VlmixError
 
 _TRIES = 4
 _FIRST_WAIT = 0.2  # seconds, doubled from try to try
-
-
-class Location(Protocol):
-    """A file or folder. Reading a file that is not there raises FileNotFoundError, any other trouble VlmixError."""
-
-    @property
-    def name(self) -> str:
-        """As a person would write it."""
-
-    def join(self, relative: str) -> "Location":
-        """`relative` (slashes, may climb with `..`) below this folder."""
-
-    def whole(self) -> bytes:
-        """All bytes of the file."""
-
-    def size(self) -> int:
-        """Bytes of the file."""
-
-    def range(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; fewer where the file ends."""
-
-    def arrow(self) -> pa.NativeFile:
-        """The file for Arrow. Never a Python file object: reading one with threads aborts some processes at their
-        exit (apache/arrow#50482)."""
-
-
-def locate(path: str | Path) -> Location:
-    """The location that `path` names: a URL such as `s3://bucket/mixture`, else a local path."""
-    return Remote(path) if isinstance(path, str) and "://" in path else Local(Path(path).resolve())
 
 
 class Local:
@@ -55,6 +26,7 @@ class Local:
         return str(self.path)
 
     def join(self, relative: str) -> "Local":
+        """`relative` (slashes, may climb with `..`) below this folder."""
         return Local(Path(os.path.normpath(self.path / relative)))
 
     def whole(self) -> bytes:
@@ -65,10 +37,13 @@ class Local:
         return self._stat().st_size
 
     def range(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; fewer where the file ends."""
         with self._open() as file:
             return os.pread(file.fileno(), size, offset)
 
     def arrow(self) -> pa.NativeFile:
+        """The file for Arrow. Never a Python file object: reading one with threads aborts some processes at their
+        exit (apache/arrow#50482)."""
         self._stat()
         return pa.memory_map(self.name)
 
@@ -140,3 +115,12 @@ class Remote:
                     raise VlmixError(f"{self.url}: {error} (tried {_TRIES} times)") from error
             time.sleep(_FIRST_WAIT * 2**attempt)
         raise AssertionError("unreachable")
+
+
+Location = Local | Remote
+"""A file or folder. Reading a file that is not there raises FileNotFoundError, any other trouble VlmixError."""
+
+
+def locate(path: str | Path) -> Location:
+    """The location that `path` names: a URL such as `s3://bucket/mixture`, else a local path."""
+    return Remote(path) if isinstance(path, str) and "://" in path else Local(Path(path).resolve())
