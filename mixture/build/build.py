@@ -54,11 +54,10 @@ def build(
         prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
         rejects = [r for c in prepared.converted.values() for r in c.rejects]
         facts: dict[str, ImageInfo] = {}
-        if annotations_only:
-            everything = np.ones(len(prepared.candidates.ids), dtype=np.bool_)
-            picked = prepared.candidates.pick(everything, everything)
+        if roots is None:
+            picked = prepared.candidates.pick(~prepared.missing, ~prepared.missing)  # without images none is missing
         else:
-            _check_images_exist(prepared, roots or [])
+            _check_images_exist(prepared, roots)
             picked = _pick_usable(prepared, facts, rejects, pool, work, progress)
             rejects += missing_rejects(prepared)
         prepared.candidates.check_unique(picked)
@@ -69,16 +68,12 @@ def build(
 
 
 def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
-    candidates = prepared.candidates
-    for name in candidates.names:
-        with_image = [i for i in candidates.members(name).tolist() if candidates.images[i]]
-        if with_image and prepared.missing[with_image].all():
-            looked = " and ".join(str(root) for root in roots)
-            raise VlmixError(
-                f"{name}: none of its {len(with_image)} images is there, the first is "
-                f"{candidates.images[with_image[0]]}; looked below {looked}; name the image folder with --images, or "
-                "build with --annotations-only"
-            )
+    for name, positions in prepared.imageless():
+        raise VlmixError(
+            f"{name}: none of its {len(positions)} images is there, the first is "
+            f"{prepared.candidates.images[positions[0]]}; looked below {' and '.join(map(str, roots))}; name the image "
+            "folder with --images, or build with --annotations-only"
+        )
 
 
 def _pick_usable(
@@ -117,14 +112,7 @@ def _pick_usable(
                     )
             if problem:
                 usable[position] = False
-                reject = Reject(
-                    source=candidates.sources[position],
-                    id=candidates.ids[position],
-                    image=candidates.images[position],
-                    reason=problem,
-                    detail=detail,
-                )
-                rejects.append(reject)
+                rejects.append(candidates.reject(position, problem, detail))
 
 
 class _Journal:
@@ -146,14 +134,13 @@ class _Journal:
         if facts is None:
             return None
         try:
-            found = stamp(path)
-            if found == facts.stamp:
+            now = stamp(path)
+            if now == facts.stamp:
                 return facts
-            if facts.digest and found.size == facts.bytes and file_digest(path) == facts.digest:
-                return msgspec.structs.replace(facts, stamp=found)
+            same = facts.digest and now.size == facts.bytes and file_digest(path) == facts.digest
         except OSError:
-            pass
-        return None
+            return None
+        return msgspec.structs.replace(facts, stamp=now) if same else None
 
     def add(self, facts: list[ImageInfo]) -> None:
         with disk_errors(self._path), self._path.open("ab") as file:
@@ -236,7 +223,7 @@ def _write_shards(
     plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, texts, ids, places, same))
     size = recipe.samples_per_shard
     jobs = [
-        ShardJob(i // size, i, picks[i : i + size], prepared.paths, recipe.prompts, partial, work, not annotations_only)
+        ShardJob(i // size, i, partial, work, picks[i : i + size], prepared.paths, recipe.prompts, not annotations_only)
         for i in range(0, len(picks), size)
     ]
     return run_shards(write_shard, jobs, plan, pool, progress)
@@ -250,7 +237,11 @@ def _finish(
     rejects = sorted(rejects, key=lambda r: (r.source, r.id, r.round, r.reason, r.detail))
     write_rejects(partial / REJECTS_NAME, rejects)
     counts = merge_counts(done)
-    natural = prepared.candidates.labels()
+    sources = {
+        name: SourceInfo(license=license, homepage=homepage, counts=counts.get(name, Counts()))
+        for name in prepared.candidates.labels()
+        for license, homepage in [prepared.homes(name)]
+    }
     reasons: dict[str, Counter[str]] = {}
     for reject in rejects:
         reasons.setdefault(reject.source, Counter())[reject.reason] += 1
@@ -260,15 +251,10 @@ def _finish(
         seed=recipe.seed,
         recipe=recipe.resolved(),
         samples=sum(c.samples for c in counts.values()),
-        sources={name: _info(prepared, name, counts.get(name, Counts())) for name in natural},
+        sources=sources,
         rejects={source: dict(sorted(counter.items())) for source, counter in sorted(reasons.items())},
         inputs={name: converted.inputs for name, converted in prepared.converted.items()},
         shards=[d.shard for d in done if d.shard is not None],
         checksums={},
     )
     return finalize(partial, manifest)
-
-
-def _info(prepared: Prepared, source: str, counts: Counts) -> SourceInfo:
-    license, homepage = prepared.homes(source)
-    return SourceInfo(license=license, homepage=homepage, counts=counts)

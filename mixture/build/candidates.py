@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmix.mixture.build.recipe import Recipe
+from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
 from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
@@ -43,6 +44,15 @@ class Candidates:
         """Positions of one entry's candidates that pass its `where`."""
         start = self.starts[name]
         return np.asarray(np.flatnonzero(self.wanted[start : start + self.sizes[name]]) + start, dtype=np.int64)
+
+    def reject(self, position: int, reason: str, detail: str) -> Reject:
+        return Reject(
+            source=self.sources[position],
+            id=self.ids[position],
+            image=self.images[position],
+            reason=reason,
+            detail=detail,
+        )
 
     def _where(self) -> NDArray[np.bool_]:
         wanted = np.ones(len(self.ids), dtype=np.bool_)
@@ -133,8 +143,8 @@ class Candidates:
         for name, entry in self.recipe.sources.items():
             if entry.repeat != 1:
                 start = self.starts[name]
-                mine = (picked >= start) & (picked < start + self.sizes[name])
-                counts[mine] = repeats([self.ids[i] for i in picked[mine]], entry.repeat, self.recipe.seed)
+                inside = (picked >= start) & (picked < start + self.sizes[name])
+                counts[inside] = repeats([self.ids[i] for i in picked[inside]], entry.repeat, self.recipe.seed)
         return counts
 
     def check_unique(self, picked: Indices) -> None:

@@ -1,8 +1,8 @@
 """The first stage: one source's raw files to an Arrow file of candidates."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vlmix.mixture.build.source import RawFolder, Rejects, Source
 from vlmix.mixture.dataset.manifest import Input
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write
+from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import Stamp, file_digest, sha256, stamp
 from vlmix.mixture.record import Conversation, builder_mistake, defect
 from vlmix.mixture.render import StyleName, count_words, render
@@ -101,46 +101,49 @@ def conversations(
 def convert(job: ConvertJob) -> Converted:
     """Read a source into `job.out`; a finished earlier run over the same files is taken as it is."""
     state_path = job.out.with_suffix(".state")
-    fingerprint = _fingerprint(job)
+    decides = VERSION, job.name, job.entry.builder, job.entry.options, job.seed, job.prompts, str(job.raw)
+    fingerprint = repr(decides)
     if (earlier := _earlier(job, state_path, fingerprint)) is not None:
         return earlier
     offered, folder, rejects = conversations(job.source, job.entry.options, job.raw, job.seed, job.name)
     count = 0
-    encoder = msgspec.msgpack.Encoder()
+    rows = _rows(offered, job.prompts)
     with atomic_write(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
-        columns: list[list[Any]] = [[] for _ in CANDIDATES]
-        for conversation in offered:
-            texts = render(conversation, job.prompts, count_only=True)
-            row = (
-                conversation.id,
-                conversation.source,
-                conversation.image,
-                conversation.width,
-                conversation.height,
-                len(conversation.rounds),
-                count_words(texts),
-                sum(map(len, texts)),
-                encoder.encode(conversation),
-            )
-            for column, value in zip(columns, row):
-                column.append(value)
-            count += 1
-            if count % _BATCH == 0:
-                _flush(writer, columns)
-        _flush(writer, columns)
+        while batch := list(islice(rows, _BATCH)):
+            arrays = [pa.array(column, type) for column, type in zip(zip(*batch), CANDIDATES.types)]
+            writer.write_batch(pa.record_batch(arrays, schema=CANDIDATES))
+            count += len(batch)
     if not count:
         why = f"; rejected: {_by_reason(rejects.rows)}" if rejects.rows else ""
         raise VlmixError(f"{job.name}: {folder.folder} gave no usable conversation{why}")
     paths = list(dict.fromkeys(folder.opened))
-    inputs = [_input(path, job.raw, folder.hashes) for path in paths]
+    names = [path.relative_to(job.raw).as_posix() if path.is_relative_to(job.raw) else path.name for path in paths]
+    inputs = [
+        Input(name, path.stat().st_size, folder.hashes[path].result() if path in folder.hashes else sha256(path))
+        for name, path in zip(names, paths)
+    ]
     converted = Converted(count, file_digest(job.out), inputs, rejects.rows)
-    _remember(state_path, _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted))
+    state = _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted)
+    write_bytes(state_path, msgspec.msgpack.encode(state))
     return converted
 
 
-def _remember(path: Path, state: _State) -> None:
-    with atomic_write(path) as file:
-        file.write(msgspec.msgpack.encode(state))
+def _rows(offered: Iterator[Conversation], prompts: StyleName) -> Iterator[tuple[str | int | bytes, ...]]:
+    """The values of a candidate's columns, in the order of CANDIDATES."""
+    encoder = msgspec.msgpack.Encoder()
+    for conversation in offered:
+        texts = render(conversation, prompts, count_only=True)
+        yield (
+            conversation.id,
+            conversation.source,
+            conversation.image,
+            conversation.width,
+            conversation.height,
+            len(conversation.rounds),
+            count_words(texts),
+            sum(map(len, texts)),
+            encoder.encode(conversation),
+        )
 
 
 def _by_reason(rejects: list[Reject]) -> str:
@@ -148,18 +151,6 @@ def _by_reason(rejects: list[Reject]) -> str:
     first = {reject.reason: reject.detail for reject in reversed(rejects)}
     counts = Counter(reject.reason for reject in rejects).most_common()
     return ", ".join(f"{count:,} {reason} ({first[reason]})" for reason, count in counts)
-
-
-def _flush(writer: Any, columns: list[list[Any]]) -> None:
-    if columns[0]:
-        arrays = [pa.array(column, type) for column, type in zip(columns, CANDIDATES.types)]
-        writer.write_batch(pa.record_batch(arrays, schema=CANDIDATES))
-        for column in columns:
-            column.clear()
-
-
-def _fingerprint(job: ConvertJob) -> str:
-    return repr((VERSION, job.name, job.entry.builder, job.entry.options, job.seed, job.prompts, str(job.raw)))
 
 
 def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted | None:
@@ -172,19 +163,13 @@ def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted |
             return None
         now = [(path, stamp(Path(path))) for path, _ in state.stamps]
         if now != state.stamps:
-            for (path, was), (_, found), held in zip(state.stamps, now, state.converted.inputs):
-                if found != was and sha256(Path(path)) != held.sha256:
+            for (path, before), (_, after), held in zip(state.stamps, now, state.converted.inputs):
+                if after != before and sha256(Path(path)) != held.sha256:
                     return None
-            _remember(state_path, _State(fingerprint, now, state.converted))
+            write_bytes(state_path, msgspec.msgpack.encode(_State(fingerprint, now, state.converted)))
     except OSError:
         return None
     return state.converted
-
-
-def _input(path: Path, raw: Path, hashes: Mapping[Path, Future[str]]) -> Input:
-    name = path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
-    digest = hashes[path].result() if path in hashes else sha256(path)
-    return Input(name, path.stat().st_size, digest)
 
 
 class CandidateReader:

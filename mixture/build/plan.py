@@ -17,7 +17,6 @@ from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.keyed import Indices
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,13 @@ class Prepared:
             if source in builder.parts:
                 return builder.parts[source]
         return "unknown", ""
+
+    def imageless(self) -> Iterator[tuple[str, list[int]]]:
+        """(name, positions that need an image) of each entry none of whose images is there."""
+        for name in self.candidates.names:
+            positions = [i for i in self.candidates.members(name).tolist() if self.candidates.images[i]]
+            if positions and self.missing[positions].all():
+                yield name, positions
 
 
 def prepare(
@@ -117,11 +123,8 @@ def plan(prepared: Prepared) -> list[PlanRow]:
     """
     candidates = prepared.candidates
     offered = ~prepared.missing
-    for name in candidates.names:
-        members = candidates.members(name)
-        with_image = members[[bool(candidates.images[i]) for i in members]] if len(members) else members
-        if len(with_image) and prepared.missing[with_image].all():
-            offered[with_image] = True
+    for _, absent in prepared.imageless():
+        offered[absent] = True
     picked = candidates.pick(offered, offered)
     candidates.check_unique(picked)
     seen = candidates.epoch_counts(picked)
@@ -131,7 +134,9 @@ def plan(prepared: Prepared) -> list[PlanRow]:
     rounds, words, characters = (
         candidates.table[column].to_numpy() for column in ("num_rounds", "num_words", "characters")
     )
-    for source, members in _by_source(candidates, picked):
+    groups = strata([candidates.sources[i] for i in picked], np.arange(len(picked)))
+    for source in candidates.labels():
+        members = groups.get(source, np.empty(0, dtype=np.int64))
         positions = picked[members]
         images = [candidates.images[i] for i in positions if candidates.images[i]]
         sizes = [_size(prepared, image) for image in images]
@@ -153,12 +158,6 @@ def plan(prepared: Prepared) -> list[PlanRow]:
     return rows
 
 
-def _by_source(candidates: Candidates, picked: Indices) -> Iterator[tuple[str, Indices]]:
-    groups = strata([candidates.sources[i] for i in picked], np.arange(len(picked)))
-    for source in candidates.labels():
-        yield source, groups.get(source, np.empty(0, dtype=np.int64))
-
-
 def _size(prepared: Prepared, image: str) -> int:
     files = prepared.files.get(image)
     try:
@@ -171,10 +170,5 @@ def missing_rejects(prepared: Prepared) -> Iterator[Reject]:
     """A reject for every conversation that the recipe wants and whose image was not found."""
     candidates = prepared.candidates
     for position in np.flatnonzero(prepared.missing & candidates.wanted).tolist():
-        yield Reject(
-            source=candidates.sources[position],
-            id=candidates.ids[position],
-            image=candidates.images[position],
-            reason="image_missing",
-            detail="no file of that name, in any of its folders or with any image extension",
-        )
+        detail = "no file of that name, in any of its folders or with any image extension"
+        yield candidates.reject(position, "image_missing", detail)

@@ -9,7 +9,7 @@ from msgspec import Struct
 from vlmix.mixture.build.extract import CandidateReader
 from vlmix.mixture.build.images import StoredForm, plan_storage, scaled, stored_bytes
 from vlmix.mixture.dataset.schema import SampleJson, turns
-from vlmix.mixture.dataset.shards import Row, ShardDone, store_rows
+from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, store_rows
 from vlmix.mixture.io.images import ImageInfo, image_xxh3
 from vlmix.mixture.record import Conversation
 from vlmix.mixture.render import StyleName, count_words, render
@@ -25,17 +25,12 @@ class Pick(Struct, frozen=True):
     facts: ImageInfo | None
 
 
-class ShardJob(Struct, frozen=True):
-    """A shard to write. `first` is the mixture position of its first sample; `work` the folder of the stage before;
-    without `images` only the index rows are made."""
+class ShardJob(ShardTask, frozen=True):
+    """A shard to write; without `images` only the index rows are made."""
 
-    number: int
-    first: int
     picks: list[Pick]
     candidates: list[Path]
     prompts: StyleName
-    out: Path
-    work: Path
     images: bool
 
 

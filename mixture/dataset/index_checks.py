@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_args
 
+import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from vlmix.mixture.boxes import box_defect, square_text
-from vlmix.mixture.dataset.manifest import Manifest
+from vlmix.mixture.dataset.manifest import Counts, Manifest
 from vlmix.mixture.dataset.schema import MOST_REPEATS, ROLES, VIEW, Change, origin_of
 from vlmix.mixture.dataset.shards import arrange
 from vlmix.mixture.errors import VlmixError, abridged
@@ -34,9 +35,8 @@ def index_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     yield from _rows("image_change", ~changes, f"is not one of {', '.join(repr(c) for c in get_args(Change))}")
     stored = (frame["image"] != "") & bool(manifest.shards)
     yield from _rows("image_size", (frame["image_size"] > 0) != stored, "disagrees with `image`")
-    for name in ("image_hash", "image_change"):
-        yield from _rows(name, (frame[name] != "") & ~stored, "is given, but there is no stored image")
-    yield from _rows("image_offset", (frame["image_offset"] != 0) & ~stored, "is given, but there is no stored image")
+    for name, empty in (("image_hash", ""), ("image_change", ""), ("image_offset", 0)):
+        yield from _rows(name, (frame[name] != empty) & ~stored, "is given, but there is no stored image")
     yield from _rows("json_size", (frame["json_size"] > 0) != bool(manifest.shards), "disagrees with the shards")
     shards = [path for shard in manifest.shards for path in [shard.path] * min(shard.samples, count)] or [""] * count
     if len(shards) == count:  # else the number of rows is wrong, which is reported already
@@ -63,8 +63,8 @@ def most_repeats(manifest: Manifest) -> int:
     return min(math.ceil(max(numbers, default=MOST_REPEATS)), MOST_REPEATS)
 
 
-def count_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
-    """Where the sums over an index differ from the counts of the manifest's sources."""
+def counts_of(frame: pl.DataFrame) -> dict[str, Counts]:
+    """What each source gives, by the columns of an index."""
     sums = frame.group_by("source").agg(
         pl.len().alias("samples"),
         pl.col("repeat").sum().alias("samples_per_epoch"),
@@ -72,11 +72,16 @@ def count_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
         pl.col("num_words").cast(pl.Int64).sum().alias("words"),
         (pl.col("image") != "").sum().alias("images"),
     )
-    found = {row.pop("source"): row for row in sums.to_dicts()}
-    for name in found.keys() - manifest.sources.keys():
+    return {row.pop("source"): Counts(**row) for row in sums.to_dicts()}
+
+
+def count_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+    """Where the sums over an index differ from the counts of the manifest's sources."""
+    counts = counts_of(frame)
+    for name in counts.keys() - manifest.sources.keys():
         yield f"source {abridged(name)!r} is not in the manifest"
     for name, info in manifest.sources.items():
-        for what, number in found.get(name, dict.fromkeys(info.counts.__struct_fields__, 0)).items():
+        for what, number in msgspec.structs.asdict(counts.get(name, Counts())).items():
             if number != (said := getattr(info.counts, what)):
                 yield f"{abridged(name)} has {number} {what}, the manifest says {said}"
 
@@ -115,9 +120,8 @@ def _box_problem(row: dict[str, Any], texts: list[str]) -> str | None:
         corners = box["x1"], box["y1"], box["x2"], box["y2"]
         if not 0 <= box["round"] < row["num_rounds"]:
             return f"`boxes`: box {number} belongs to no round"
-        if not all(map(math.isfinite, corners)) or box_defect(corners, row["width"], row["height"]):
-            return f"`boxes`: box {number} is not one inside the image"
-        if min(corners) < 0 or corners[2] > row["width"] or corners[3] > row["height"]:
+        inside = min(corners) >= 0 and corners[2] <= row["width"] and corners[3] <= row["height"]
+        if not all(map(math.isfinite, corners)) or not inside or box_defect(corners, row["width"], row["height"]):
             return f"`boxes`: box {number} is not one inside the image"
         boxes.setdefault(box["round"], []).append(corners)
     if list(boxes) != sorted(boxes):

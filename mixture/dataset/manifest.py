@@ -2,17 +2,18 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write
+from vlmix.mixture.io.atomic import write_bytes
 from vlmix.mixture.io.storage import Local, Location
 from vlmix.mixture.record import unsafe_path
 from vlmix.mixture.version import FORMAT_VERSION, ORDER_VERSION, VERSION
 
+T = TypeVar("T")
 NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
 REJECTS_NAME = "rejects.parquet"
@@ -100,10 +101,8 @@ def write(folder: Path, manifest: Manifest) -> Manifest:
     plain = msgspec.structs.replace(
         manifest, format_version=FORMAT_VERSION, order_version=ORDER_VERSION, sha256=_UNSEALED
     )
-    data = msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
-    sealed = _sealed(data)
-    with atomic_write(folder / NAME) as file:
-        file.write(sealed)
+    sealed = _sealed(msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n")
+    write_bytes(folder / NAME, sealed)
     return parse(sealed, NAME)
 
 
@@ -120,17 +119,16 @@ def read(folder: Location) -> Manifest:
     try:
         data = where.whole()
     except FileNotFoundError:
-        raise VlmixError(f"{folder.name} is not a mixture: it has no {NAME}{_unfinished(folder)}") from None
+        unfinished = isinstance(folder, Local) and folder.path.with_name(folder.path.name + ".partial").is_dir()
+        remedy = "; its build was interrupted, run the same `vlmix build` again to finish it" if unfinished else ""
+        raise VlmixError(f"{folder.name} is not a mixture: it has no {NAME}{remedy}") from None
     return parse(data, where.name)
 
 
 def parse(data: bytes, name: str, *, sealed: bool = True) -> Manifest:
     """The manifest that `data`, the bytes of the file `name`, holds. With `sealed=False` its checksum is not looked at,
     for a report on what else is damaged."""
-    try:
-        version = msgspec.json.decode(data, type=_Version).format_version
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
+    version = _decoded(data, _Version, name).format_version
     if version != FORMAT_VERSION:
         age, remedy = ("newer", "update vlmix") if version > FORMAT_VERSION else ("older", "build the mixture again")
         raise VlmixError(
@@ -141,16 +139,20 @@ def parse(data: bytes, name: str, *, sealed: bool = True) -> Manifest:
             f"{name}: its bytes differ from its own checksum: it was damaged or edited; "
             "copy the mixture again, or build it again with the recipe changed"
         )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
+    manifest = _decoded(data, Manifest, name)
     if problem := _contradiction(manifest):
         raise VlmixError(f"{name}: {problem}; the manifest is damaged, build the mixture again")
     for file in (*manifest.checksums, *(shard.path for shard in manifest.shards)):
         if problem := unsafe_path(file):
             raise VlmixError(f"{name}: file {file[:200]!r} leaves the folder: {problem[:200]}")
     return manifest
+
+
+def _decoded(data: bytes, type: type[T], name: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=type)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VlmixError(f"{name}: {error}; the manifest is damaged, build the mixture again") from None
 
 
 class _Version(Struct, frozen=True):
@@ -168,9 +170,3 @@ def _contradiction(manifest: Manifest) -> str | None:
     if manifest.kind == "mixture" and manifest.samples != sum(shard.samples for shard in manifest.shards):
         return f"{manifest.samples} samples, its shards hold {sum(shard.samples for shard in manifest.shards)}"
     return None
-
-
-def _unfinished(folder: Location) -> str:
-    if isinstance(folder, Local) and folder.path.with_name(folder.path.name + ".partial").is_dir():
-        return "; its build was interrupted, run the same `vlmix build` again to finish it"
-    return ""

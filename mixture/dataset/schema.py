@@ -1,7 +1,6 @@
 """The index of a mixture: `samples.parquet`, one row per sample in mixture order, and `rejects.parquet`."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.atomic import write_parquet
@@ -42,6 +42,7 @@ SAMPLES = pa.schema(
     }
 )
 
+Change = Literal["", "converted", "rotated", "unflagged"]
 MOST_REPEATS = 1000
 
 TEXT_COLUMNS = ("conversations", "response_formats", "boxes", "extra")
@@ -148,13 +149,5 @@ def turns(texts: list[str]) -> list[Turn]:
 
 
 def write_rejects(path: Path, rejects: list[Reject]) -> None:
-    columns: dict[str, Any] = {name: [getattr(r, name) for r in rejects] for name in REJECTS.names}
-    batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in REJECTS], schema=REJECTS)
-
-    def one() -> Iterator[pa.RecordBatch]:
-        yield batch
-
-    write_parquet(path, one(), REJECTS)
-
-
-Change = Literal["", "converted", "rotated", "unflagged"]
+    batch = pa.RecordBatch.from_pylist([asdict(reject) for reject in rejects], REJECTS)
+    write_parquet(path, [batch], REJECTS)

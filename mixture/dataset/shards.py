@@ -1,6 +1,7 @@
 """One shard: samples to a tar and to their rows of the index; and which samples a shard leads with."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,19 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.manifest import Counts, Shard
 from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.dataset.tar import TarWriter
-from vlmix.mixture.io.atomic import atomic_write
+from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import file_digest, sha256
 from vlmix.mixture.keyed import Indices, keyed_order
+
+
+class ShardTask(Struct, frozen=True):
+    """What every job of a shard knows: its number, the mixture position of its first sample, the folder to fill, the
+    folder of the stage before."""
+
+    number: int
+    first: int
+    out: Path
+    work: Path
 
 
 def shard_path(number: int) -> str:
@@ -51,42 +62,31 @@ def rows_path(work: Path, number: int) -> Path:
 def store_rows(rows: Iterator[Row], number: int, first: int, out: Path, work: Path, *, with_tar: bool) -> ShardDone:
     """Append samples to a tar under the keys `first`, `first + 1`, … and keep their index rows in `work`."""
     name = shard_path(number) if with_tar else ""
+    path = out / name
     stored: list[dict[str, Any]] = []
     counts: dict[str, Counts] = {}
-
-    def index(add: Callable[[str, bytes], tuple[int, int]]) -> None:
+    with atomic_write(path) if with_tar else nullcontext() as tar_file:
+        tar = TarWriter(tar_file) if tar_file else None
         for position, row in enumerate(rows, start=first):
-            key = sample_key(position)
-            image = add(f"{key}.jpg", row.image) if row.image is not None else (0, 0)
-            text = add(f"{key}.json", row.json)
-            columns = row.columns
-            places = {"image_offset": image[0], "image_size": image[1], "json_offset": text[0], "json_size": text[1]}
+            key, columns = sample_key(position), row.columns
+            places = dict.fromkeys(("image_offset", "image_size", "json_offset", "json_size"), 0)
+            for kind, suffix, data in (("image", "jpg", row.image), ("json", "json", row.json)):
+                if tar and data is not None:
+                    member = tar.add(f"{key}.{suffix}", data)
+                    places |= {f"{kind}_offset": member.offset, f"{kind}_size": member.size}
             stored.append({**columns, **places, "key": key, "shard": name})
             counts[row.source] = counts.get(row.source, Counts()) + Counts(
                 1, columns["repeat"], columns["num_rounds"], columns["num_words"], int(bool(columns["image"]))
             )
-
-    shard = None
-    if with_tar:
-        path = out / name
-        with atomic_write(path) as file:
-            tar = TarWriter(file)
-
-            def add(member: str, data: bytes) -> tuple[int, int]:
-                placed = tar.add(member, data)
-                return placed.offset, placed.size
-
-            index(add)
+        if tar:
             tar.close()
-        shard = Shard(name, len(stored), path.stat().st_size, sha256(path))
-    else:
-        index(lambda member, data: (0, 0))
+    shard = Shard(name, len(stored), path.stat().st_size, sha256(path)) if with_tar else None
     batch = pa.RecordBatch.from_pylist(stored, SAMPLES)
-    with atomic_write(rows_path(work, number)) as file, pa.ipc.new_file(file, SAMPLES) as writer:
+    index_rows = rows_path(work, number)
+    with atomic_write(index_rows) as file, pa.ipc.new_file(file, SAMPLES) as writer:
         writer.write_batch(batch)
-    done = ShardDone(shard, counts, file_digest(rows_path(work, number)))
-    with atomic_write(rows_path(work, number).with_suffix(".done")) as file:
-        file.write(msgspec.msgpack.encode(done))
+    done = ShardDone(shard, counts, file_digest(index_rows))
+    write_bytes(index_rows.with_suffix(".done"), msgspec.msgpack.encode(done))
     return done
 
 

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from msgspec import Struct
 
 from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.index_checks import counts_of
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Parent
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import SAMPLES, TEXT_COLUMNS, VIEW, columns_problem, open_index, write_rejects
-from vlmix.mixture.dataset.shards import Row, ShardDone, arrange, store_rows
+from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, arrange, store_rows
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_parquet
@@ -35,15 +35,23 @@ def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]], index: p
         write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)
         relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
         parent = Parent(relative, sha256(root / manifests.NAME))
-        return finalize(partial, _derived(mixture, subset, _counts(index), kind="view", parent=parent))
+        return finalize(partial, _derived(mixture, subset, counts_of(index), kind="view", parent=parent))
 
 
 def save_copy(
     mixture: Reader, out: Path, subset: list[dict[str, Any]], *, workers: int = 1, progress: Progress = silent
 ) -> Manifest:
     """Write a part of a mixture as the mixture `out`, with shards of its own."""
+    size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
     with staging_folder(out) as (partial, work), Pool(workers) as pool:
-        done = _copy(mixture, index_of(mixture), partial, work, pool, progress)
+        index = index_of(mixture)
+        if mixture.manifest.recipe["order"] == "natural":
+            index = index.sort("natural_index")
+        order = arrange(np.arange(len(index)), [], (index["image"] != "").to_numpy(), "natural", 0, size)
+        rows = index["root_row"].to_numpy()[order].tolist()
+        jobs = [CopyJob(i // size, i, partial, work, rows[i : i + size], root) for i in range(0, len(rows), size)]
+        plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
+        done = run_shards(copy_shard, jobs, plan, pool, progress)
         write_index(partial, work, done)
         write_rejects(partial / REJECTS_NAME, [])
         shards = [d.shard for d in done if d.shard is not None]
@@ -60,17 +68,13 @@ def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Co
         for name, info in mixture.manifest.sources.items()
         if name in counts
     }
-    plain: dict[str, Any] = {"rejects": {}, "shards": [], "checksums": {}, "parent": None}
     return msgspec.structs.replace(
         mixture.manifest,
-        **{
-            **plain,
-            "vlmix_version": VERSION,
-            "selections": [*mixture.manifest.selections, *subset],
-            "samples": len(mixture),
-            "sources": sources,
-            **changed,
-        },
+        vlmix_version=VERSION,
+        selections=[*mixture.manifest.selections, *subset],
+        samples=len(mixture),
+        sources=sources,
+        **{"rejects": {}, "shards": [], "checksums": {}, "parent": None, **changed},
     )
 
 
@@ -82,41 +86,11 @@ def index_of(mixture: Reader) -> pl.DataFrame:
     return frame.with_columns(pl.Series("root_row", mixture.rows, dtype=pl.Int64))
 
 
-def _counts(frame: pl.DataFrame) -> dict[str, Counts]:
-    table = frame.group_by("source").agg(
-        pl.len().alias("samples"),
-        pl.col("repeat").sum().alias("samples_per_epoch"),
-        pl.col("num_rounds").sum().alias("rounds"),
-        pl.col("num_words").sum().alias("words"),
-        (pl.col("image") != "").sum().alias("images"),
-    )
-    return {row.pop("source"): Counts(**row) for row in table.to_dicts()}
-
-
-class CopyJob(Struct, frozen=True):
+class CopyJob(ShardTask, frozen=True):
     """A shard to copy: rows of the root's samples.parquet, ascending but for the first image samples."""
 
-    number: int
-    first: int
     rows: list[int]
     root: Path
-    out: Path
-    work: Path
-
-
-def _copy(
-    mixture: Reader, kept: pl.DataFrame, partial: Path, work: Path, pool: Pool, progress: Progress
-) -> list[ShardDone]:
-    size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
-    if mixture.manifest.recipe["order"] == "natural":
-        kept = kept.sort("natural_index")
-    ids = kept["id"].to_list()
-    has_image = (kept["image"] != "").to_numpy()
-    order = arrange(np.arange(len(kept)), ids, has_image, "natural", 0, size)
-    rows = kept["root_row"].to_numpy()[order].tolist()
-    jobs = [CopyJob(i // size, i, rows[i : i + size], root, partial, work) for i in range(0, len(rows), size)]
-    plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
-    return run_shards(copy_shard, jobs, plan, pool, progress)
 
 
 def copy_shard(job: CopyJob) -> ShardDone:
@@ -139,10 +113,10 @@ def read_rows(root: Path, rows: list[int]) -> Iterator[dict[str, Any]]:
     ends = np.cumsum(sizes)
     wanted = np.asarray(rows, dtype=np.int64)
     groups = np.searchsorted(ends, wanted, side="right")
-    found: dict[int, dict[str, Any]] = {}
+    by_row: dict[int, dict[str, Any]] = {}
     for group in np.unique(groups).tolist():
-        mine = np.sort(wanted[groups == group])
-        table: pa.Table = file.read_row_group(group).take(mine - (ends[group] - sizes[group]))
-        found.update(zip(mine.tolist(), table.to_pylist()))
+        inside = np.sort(wanted[groups == group])
+        table: pa.Table = file.read_row_group(group).take(inside - (ends[group] - sizes[group]))
+        by_row.update(zip(inside.tolist(), table.to_pylist()))
     for row in rows:
-        yield found.pop(row)
+        yield by_row.pop(row)

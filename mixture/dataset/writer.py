@@ -4,7 +4,7 @@ killed run continues."""
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -14,24 +14,12 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.card import card
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.schema import SAMPLES
-from vlmix.mixture.dataset.shards import ShardDone, rows_path
-from vlmix.mixture.io.atomic import write_parquet, write_text
+from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
+from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
 from vlmix.mixture.io.digests import file_digest, sha256
 from vlmix.mixture.io.pool import Pool, Progress
 
-
-class Job(Protocol):
-    """What every shard job knows."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def out(self) -> Path: ...
-    @property
-    def work(self) -> Path: ...
-
-
-AnyJob = TypeVar("AnyJob", bound=Job)
+AnyJob = TypeVar("AnyJob", bound=ShardTask)
 
 
 def run_shards(
@@ -45,7 +33,12 @@ def run_shards(
     decides the bytes, was the same."""
     if not jobs:
         return []
-    _keep_only_if_same(jobs[0].out, jobs[0].work, plan)
+    mark, fingerprint = jobs[0].work / "order", xxh3_128_hexdigest(plan).encode()
+    if not mark.exists() or mark.read_bytes() != fingerprint:
+        shutil.rmtree(jobs[0].out / "train", ignore_errors=True)
+        for stale in jobs[0].work.glob("rows-*"):
+            stale.unlink()
+        write_bytes(mark, fingerprint)
     done = {job.number: earlier for job in jobs if (earlier := _finished(job)) is not None}
     progress("writing shards", len(done), len(jobs))
     for job, result in pool.map(write, [job for job in jobs if job.number not in done]):
@@ -54,29 +47,18 @@ def run_shards(
     return [done[number] for number in sorted(done)]
 
 
-def _keep_only_if_same(partial: Path, work: Path, plan: bytes) -> None:
-    """Forget the shards of an interrupted build whose order was another (a changed recipe, changed images)."""
-    mark = work / "order"
-    fingerprint = xxh3_128_hexdigest(plan)
-    if mark.exists() and mark.read_bytes() == fingerprint.encode():
-        return
-    shutil.rmtree(partial / "train", ignore_errors=True)
-    for stale in work.glob("rows-*"):
-        stale.unlink()
-    write_text(mark, fingerprint)
-
-
-def _finished(job: Job) -> ShardDone | None:
+def _finished(job: ShardTask) -> ShardDone | None:
     """The result of an earlier run, if its files are still what it wrote; damaged work is absent work."""
     rows = rows_path(job.work, job.number)
     try:
         done = msgspec.msgpack.decode(rows.with_suffix(".done").read_bytes(), type=ShardDone)
-        whole = file_digest(rows) == done.rows
-        if done.shard is not None:
-            whole = whole and sha256(job.out / done.shard.path) == done.shard.sha256
+        if file_digest(rows) != done.rows:
+            return None
+        if done.shard is not None and sha256(job.out / done.shard.path) != done.shard.sha256:
+            return None
     except (OSError, ValueError):
         return None
-    return done if whole else None
+    return done
 
 
 def write_index(folder: Path, work: Path, done: list[ShardDone]) -> None:
