@@ -35,24 +35,7 @@ EventCallback = Callable[[str, dict[str, Any]], None]
 """Told on the first rank: what happens (data, model, resumed, step, saved, unreadable, stopped or done), and facts."""
 
 
-@dataclass
-class _Counted:
-    """Sums over the ranks of one step."""
-
-    target_tokens: float
-    tokens: float
-    image_tokens: float
-    slots: float
-    samples: float
-    unreadable: float
-    flops: float
-    stops: float
-    saved: float
-    errors: float
-    fullest: float
-    """Not a sum: positions of the rank that computes most."""
-
-
+_Counts = dict[str, float]  # sums over the ranks of one step, and `fullest`: the slots of the rank that has most
 _Losses = tuple[MicroBatch, torch.Tensor]  # a micro-batch and the loss of each of its samples
 
 
@@ -61,10 +44,10 @@ class _Window:
 
     def __init__(self, sources: int, device: torch.device) -> None:
         self.sums = torch.zeros((2, sources), device=device)  # loss and target tokens per source
-        self.counts: list[_Counted] = []
+        self.counts: list[_Counts] = []
         self.waited, self.began = 0.0, time.perf_counter()
 
-    def add(self, count: _Counted, losses: list[_Losses]) -> None:
+    def add(self, count: _Counts, losses: list[_Losses]) -> None:
         self.counts.append(count)
         for micro, loss in losses:
             ones = torch.ones_like(micro.sample_index, dtype=self.sums.dtype)
@@ -72,9 +55,8 @@ class _Window:
             self.sums.index_add_(1, micro.sources, torch.stack([loss, tokens]))
 
 
-def _added(counted: dict[str, float], count: _Counted) -> dict[str, float]:
-    names = ("samples", "tokens", "image_tokens", "target_tokens")
-    return {**counted, **{name: counted.get(name, 0) + getattr(count, name) for name in names}}
+_COUNTED = ("samples", "tokens", "image_tokens", "target_tokens")
+"""What a run counts from its first step on."""
 
 
 @dataclass
@@ -111,15 +93,16 @@ class Loop:
         last_saved = state.step
         for step in range(state.step, steps):
             micros, count = self._fetch(batches, window)
-            unreadable = self._unreadable(micros, state.unreadable) if count.unreadable else state.unreadable
-            if count.saved == self.me.world:
+            unreadable = self._unreadable(micros, state.unreadable) if count["unreadable"] else state.unreadable
+            if count["saved"] == self.me.world:
                 self.checkpoints.wait()
             losses = self._forward_backward(step, micros, count)
             norm = self._update(step, steps, losses)
             window.add(count, losses)
-            state = State(step + 1, _added(state.counted, count), state.identity, unreadable)
+            counted = {name: state.counted.get(name, 0) + count[name] for name in _COUNTED}
+            state = State(step + 1, {**state.counted, **counted}, state.identity, unreadable)
             interval = self.recipe.checkpoint.interval
-            save = bool((interval and state.step % interval == 0) or state.step == steps or count.stops)
+            save = bool((interval and state.step % interval == 0) or state.step == steps or count["stops"])
             if state.step % self.recipe.log_interval == 0 or save:  # a resumed run begins a new row, too
                 self._log(state, data.order, norm, window, metrics, steps)
                 window = _Window(len(self.sources), self.me.device)
@@ -127,7 +110,7 @@ class Loop:
                 self.checkpoints.save(self.model, self.optimizer, state)
                 last_saved = state.step
                 self.report("saved", {"step": state.step})
-            if count.stops:
+            if count["stops"]:
                 break
         assert last_saved == state.step
         self.checkpoints.wait()
@@ -136,19 +119,19 @@ class Loop:
         return state
 
     def _fetch(
-        self, batches: Iterator[list[MicroBatch] | VlmixError], window: "_Window"
-    ) -> tuple[list[MicroBatch], _Counted]:
+        self, batches: Iterator[list[MicroBatch] | VlmixError], window: _Window
+    ) -> tuple[list[MicroBatch], _Counts]:
         """This rank's micro-batches of the next step, and what all ranks have. An error of one rank ends all."""
         asked = time.perf_counter()
         micros = next(batches)
         window.waited += time.perf_counter() - asked
-        count = self._count(micros)
-        if count.errors:
+        count = self._count([] if isinstance(micros, VlmixError) else micros, isinstance(micros, VlmixError))
+        if count["errors"]:
             self.me.raise_if_any(micros)
         assert not isinstance(micros, VlmixError)
         return micros, count
 
-    def _forward_backward(self, step: int, micros: list[MicroBatch], count: _Counted) -> list[_Losses]:
+    def _forward_backward(self, step: int, micros: list[MicroBatch], count: _Counts) -> list[_Losses]:
         """The gradients of a step. Dropout depends on seed, step and rank alone."""
         torch.manual_seed(int(derive_key(self.recipe.seed, step, self.me.rank)) & (2**63 - 1))
         losses = []
@@ -156,7 +139,7 @@ class Loop:
             micro = micro.to(self.me.device)
             loss = self.model(micro)
             # FSDP averages over ranks: times world, this is the mean over the tokens of the whole global batch.
-            (loss.sum() * (self.me.world / max(count.target_tokens, 1))).backward()
+            (loss.sum() * (self.me.world / max(count["target_tokens"], 1))).backward()
             losses.append((micro, loss.detach()))
         return losses
 
@@ -173,7 +156,7 @@ class Loop:
         return norm
 
     def _log(
-        self, state: State, schedule: Schedule, norm: float, window: "_Window", metrics: Metrics | None, steps: int
+        self, state: State, schedule: Schedule, norm: float, window: _Window, metrics: Metrics | None, steps: int
     ) -> None:
         """A row of metrics.jsonl: over the steps since the row before."""
         dist.all_reduce(window.sums)
@@ -182,34 +165,29 @@ class Loop:
         self.me.run_on_all(lambda: metrics.add(row) if metrics else None)
         self.report("step", row | {"of": steps})
 
-    def _count(self, micros: list[MicroBatch] | VlmixError) -> _Counted:
-        failed = isinstance(micros, VlmixError)
-        mine = [] if isinstance(micros, VlmixError) else micros
-        slots = sum(micro.input_ids.numel() for micro in mine)
-        sums = self.me.all_reduce_sum(
-            [
-                sum(len(micro.targets) for micro in mine),
-                sum(int(micro.lengths.sum()) for micro in mine),
-                sum(micro.image_tokens for micro in mine),
-                slots,
-                sum(len(micro.samples) for micro in mine),
-                sum(len(micro.unreadable) for micro in mine),
-                sum(self.flops.of_micro(micro) for micro in mine),
-                bool(self.stopping),
-                self.checkpoints.finished,
-                failed,
-                *(slots if rank == self.me.rank else 0 for rank in range(self.me.world)),
-            ]
-        )
-        shared = len(sums) - self.me.world
-        sums[shared:] = [max(sums[shared:])]
-        return _Counted(*sums)
+    def _count(self, micros: list[MicroBatch], failed: bool) -> _Counts:
+        slots = sum(micro.input_ids.numel() for micro in micros)
+        own: _Counts = {
+            "target_tokens": sum(len(micro.targets) for micro in micros),
+            "tokens": sum(int(micro.lengths.sum()) for micro in micros),
+            "image_tokens": sum(micro.image_tokens for micro in micros),
+            "slots": slots,
+            "samples": sum(len(micro.samples) for micro in micros),
+            "unreadable": sum(len(micro.unreadable) for micro in micros),
+            "flops": sum(self.flops.of_micro(micro) for micro in micros),
+            "stops": bool(self.stopping),
+            "saved": self.checkpoints.finished,
+            "errors": failed,
+        }
+        slots_by_rank = [slots if rank == self.me.rank else 0 for rank in range(self.me.world)]
+        sums = self.me.all_reduce_sum([*own.values(), *slots_by_rank])
+        return {**dict(zip(own, sums)), "fullest": max(sums[len(own) :])}
 
-    def _row(self, step: int, schedule: Schedule, norm: float, window: "_Window") -> dict[str, Any]:
+    def _row(self, step: int, schedule: Schedule, norm: float, window: _Window) -> dict[str, Any]:
         loss, targets = window.sums.tolist()
         seconds = time.perf_counter() - window.began
         peak_flops = (self.recipe.peak_tflops or peak(self.me.device) or 0) * 1e12
-        total = {name: sum(getattr(count, name) for count in window.counts) for name in _Counted.__dataclass_fields__}
+        total = {name: sum(count[name] for count in window.counts) for name in window.counts[0]}
         row = {
             "step": step,
             "epoch": round(step / schedule.steps_per_epoch, 4),
@@ -217,12 +195,9 @@ class Loop:
             "sources": {
                 name: {"loss": a / b, "tokens": int(b)} for name, a, b in zip(self.sources, loss, targets) if b
             },
-            "lr": dict(self._rates()),
+            "lr": {group["part"]: group["lr"] for group in self.optimizer.param_groups},
             "grad_norm": norm,
-            "samples": int(total["samples"]),
-            "tokens": int(total["tokens"]),
-            "image_tokens": int(total["image_tokens"]),
-            "target_tokens": int(total["target_tokens"]),
+            **{name: int(total[name]) for name in _COUNTED},
             "padding_waste": round(1 - total["tokens"] / max(total["slots"], 1), 4),
             "imbalance": round(total["fullest"] * self.me.world / max(total["slots"], 1), 4),
             "tokens_per_second": round(total["tokens"] / seconds, 1),
@@ -235,14 +210,9 @@ class Loop:
             row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         return row
 
-    def _rates(self) -> Iterator[tuple[str, float]]:
-        for group in self.optimizer.param_groups:
-            yield group["part"], group["lr"]
-
     def _unreadable(self, micros: list[MicroBatch], before: tuple[str, ...]) -> tuple[str, ...]:
         """All samples so far whose image did not decode. Ends the run where they are too many."""
-        found = [name for names in self.me.gather([n for micro in micros for n in micro.unreadable]) for name in names]
-        new = sorted(set(found) - set(before))
+        new = sorted({*self.me.gather_all(name for micro in micros for name in micro.unreadable)} - {*before})
         if new:
             self.report("unreadable", {"samples": new})
         every = (*before, *new)
@@ -257,16 +227,10 @@ class Loop:
         return every
 
     def _not_finite(self, step: int, losses: list[_Losses]) -> VlmixError:
-        bad = [
-            name
-            for micro, loss in losses
-            for name, fine in zip(micro.samples, torch.isfinite(loss).tolist())
-            if not fine
-        ]
-        named = [name for names in self.me.gather(bad) for name in names]
-        mine = [name for micro, _ in losses for name in micro.samples]
-        everyone = [name for names in self.me.gather(mine) for name in names]
-        what = f"the loss of {', '.join(named[:8])}" if named else f"a gradient over {', '.join(everyone[:8])}"
+        finite = [pair for micro, loss in losses for pair in zip(micro.samples, torch.isfinite(loss).tolist())]
+        bad = self.me.gather_all(name for name, fine in finite if not fine)
+        everyone = self.me.gather_all(name for name, _ in finite)
+        what = f"the loss of {', '.join(bad[:8])}" if bad else f"a gradient over {', '.join(everyone[:8])}"
         return VlmixError(
             f"step {step + 1}: {what} is not finite; nothing was updated. Lower optim.lr, or look at the samples with "
             f"`vlmix inspect {self.recipe.mixture} --id ID`; what was saved before stays"

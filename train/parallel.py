@@ -1,7 +1,7 @@
 """Processes, devices and FSDP2. One process is a group of one, so that there is one way to train."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -62,9 +62,13 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on all."""
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_all(self, names: Iterable[str]) -> list[str]:
+        """Every rank's names, on all, one after the other."""
+        return [name for of_rank in self.gather(list(names)) for name in of_rank]
 
 
 def _caught(call: Callable[[], Any]) -> Any:
@@ -101,33 +105,32 @@ def init_distributed() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def apply_fsdp(model: TrainableVLM, recipe: Recipe, init_distributed: Ranks) -> None:
+def apply_fsdp(model: TrainableVLM, recipe: Recipe, ranks: Ranks) -> None:
     """Shard a model in place: every block of the LM, then the rest. A frozen tower stays whole on every rank: it takes
     no part in collectives, so a rank without images holds up nobody."""
     bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     common: dict[str, Any] = {
-        "mesh": init_device_mesh(init_distributed.device.type, (init_distributed.world,)),
+        "mesh": init_device_mesh(ranks.device.type, (ranks.world,)),
         "mp_policy": bf16 if recipe.precision == "bf16" else MixedPrecisionPolicy(),
     }
     if "vision_tower" not in model.parts:
-        model.vision_tower.to(init_distributed.device)
+        model.vision_tower.to(ranks.device)
         common["ignored_params"] = set(model.vision_tower.parameters())
     for block in model.blocks:
         if recipe.compile:
             block.compile(dynamic=True)
-        fully_shard(block, reshard_after_forward=recipe.reshard_after_forward and init_distributed.world > 1, **common)
+        fully_shard(block, reshard_after_forward=recipe.reshard_after_forward and ranks.world > 1, **common)
     fully_shard(model, reshard_after_forward=False, **common)
 
 
-def broadcast_weights(model: TrainableVLM, whole: dict[str, torch.Tensor], init_distributed: Ranks) -> None:
+def broadcast_weights(model: TrainableVLM, whole: dict[str, torch.Tensor], ranks: Ranks) -> None:
     """Give all ranks the weights that the first one has in `whole` (empty on the others), and its buffers."""
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
-            full = (
-                whole[name].to(init_distributed.device)
-                if init_distributed.is_main
-                else torch.empty_like(_full_size(parameter))
-            )
+            if ranks.is_main:
+                full = whole[name].to(ranks.device)
+            else:
+                full = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
             split = distribute_tensor(full, parameter.device_mesh, parameter.placements)
             with torch.no_grad():
                 parameter.to_local().copy_(split.to_local())
@@ -137,17 +140,13 @@ def broadcast_weights(model: TrainableVLM, whole: dict[str, torch.Tensor], init_
         dist.broadcast(buffer, src=0)
 
 
-def _full_size(parameter: DTensor) -> torch.Tensor:
-    return torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-
-
-def full_state(model: TrainableVLM, init_distributed: Ranks, trained_only: bool = False) -> dict[str, torch.Tensor]:
+def full_state(model: TrainableVLM, ranks: Ranks, trained_only: bool = False) -> dict[str, torch.Tensor]:
     """The whole weights on the CPU of the first rank; empty on the others, which take part in gathering."""
     state = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        if init_distributed.is_main:
+        if ranks.is_main:
             state[name] = whole.detach().cpu()
     return state
