@@ -67,16 +67,16 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 def training(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A callback for rows of metrics: a bar with the loss on a terminal, else a line every ten seconds."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    told = time.monotonic()
+    printed = time.monotonic()
     with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
         task = bar.add_task(visible(name), total=None)
 
         def update(row: dict[str, Any]) -> None:
-            nonlocal told
+            nonlocal printed
             text = f"{visible(name)}  loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
             bar.update(task, completed=row["step"], total=row["of"], description=text)
-            if not _err.is_terminal and (time.monotonic() - told > 10 or row["step"] == row["of"]):
-                told = time.monotonic()
+            if not _err.is_terminal and (time.monotonic() - printed > 10 or row["step"] == row["of"]):
+                printed = time.monotonic()
                 note(f"{text}  step {row['step']:,}/{row['of']:,}")
 
         yield update

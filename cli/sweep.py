@@ -34,8 +34,8 @@ def sweep(
     nproc: Annotated[int, typer.Option(help="Processes of each run, one per GPU.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the rows of all runs.")] = False,
 ) -> None:
-    """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Interrupted, the same command
-    goes on; on several machines with one folder, they share the work."""
+    """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Run it
+    again to resume; several machines that share the folder divide the runs."""
     show.without_bars()
     require()
     from vlmix.builders import known_benchmarks
@@ -46,13 +46,13 @@ def sweep(
     parsed = load(found, known_benchmarks(), changes)
     inner = "VLMIX_SWEEP_WORKER" in os.environ
     with show.progress() as progress:
-        told = -1
+        shown = -1
 
         def tell(what: str, done: int, total: int) -> None:
-            nonlocal told
-            if done > told and not inner:
+            nonlocal shown
+            if done > shown and not inner:
                 show.note(f"{done} of {total} runs{f', {what}' if what and done < total else ''}")
-            told = max(told, done)
+            shown = max(shown, done)
             progress("runs", done, total)
 
         if inner:

@@ -23,7 +23,7 @@ GROUNDING = "Please provide the bounding box coordinate of the region this sente
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-_BLANK = "[0.00, 0.00, 0.00, 0.00]"  # a box where texts are only counted: as many words, about as many characters
+_BLANK = "[0.00, 0.00, 0.00, 0.00]"  # stands for a box where words and characters are only counted
 _BoxText = Callable[[tuple[Box, ...]], str]
 
 

@@ -1,7 +1,7 @@
 """Micro-batches: what one forward pass of one rank takes, padded or packed, as tensors.
 
-All ranks have equally many micro-batches in a step; where samples run out, a micro-batch is one token that trains on
-nothing. Which samples they hold is a function of the step (`mixture.schedule`).
+All ranks have the same number of micro-batches in a step; where samples run out, a micro-batch is one token without a
+target. Which samples they hold is a function of the step (`mixture.schedule`).
 """
 
 import dataclasses

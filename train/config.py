@@ -26,7 +26,7 @@ class Model(Struct, frozen=True, kw_only=True):
     vision_tower: str | dict[str, Any]
     """A folder, hub name, .onnx file or package:// file; or the keys of a configuration to be randomly initialized."""
     tokenizer: str | Positive | None = None
-    """A folder or hub name; a number trains one of that many tokens on the mixture; by default the LM's own."""
+    """A folder or hub name; a number: train one with that many tokens on the mixture; by default the LM's own."""
     connector: Literal["mlp", "linear"] = "mlp"
     init_connector_from: str | None = None
     """Run of stage one, or its connector.safetensors, that the connector starts from."""

@@ -159,22 +159,22 @@ def _save(tensors: State, path: Path) -> None:
 def _config(model: LlavaModel, vision: ImageGeometry, dtype: torch.dtype) -> dict[str, Any]:
     """transformers 5's configuration, and in older words what transformers 4 and the converters would not find in it:
     they would take their own defaults, silently."""
-    told: dict[str, Any] = json.loads(model.config.to_json_string())
-    text, tower = told["text_config"], told["vision_config"]
-    told["architectures"] = [type(model).__name__]
+    config: dict[str, Any] = json.loads(model.config.to_json_string())
+    text, tower = config["text_config"], config["vision_config"]
+    config["architectures"] = [type(model).__name__]
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config.text_config)].__name__]
     tower.pop("architectures", None)
-    told["tie_word_embeddings"] = text["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
-    told["image_seq_length"] = (vision.side // vision.patch) ** 2
-    told["torch_dtype"] = str(dtype).removeprefix("torch.")
-    for part in (told, text, tower):
-        part["dtype"] = told["torch_dtype"]
+    config["tie_word_embeddings"] = text["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
+    config["image_seq_length"] = (vision.side // vision.patch) ** 2
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    for part in (config, text, tower):
+        part["dtype"] = config["torch_dtype"]
         part.pop("_name_or_path", None)
     rope = dict(text.get("rope_parameters") or {})
     text |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     if rope.get("rope_type", "default") != "default":
         text["rope_scaling"] = rope
-    return told
+    return config
 
 
 def _generation(model: LlavaModel, tokenizer: PreTrainedTokenizerBase, layout: Template) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from vlmix.train.model import TrainableVLM
 from vlmix.train.parallel import Ranks
 
 EventCallback = Callable[[str, dict[str, Any]], None]
-"""Told on the first rank: what happens (data, model, resumed, step, saved, unreadable, stopped or done), and facts."""
+"""Called on the first rank with an event (data, model, resumed, step, saved, unreadable, stopped, done) and its facts."""
 
 
 _Counts = dict[str, float]  # sums over the ranks of one step, and `fullest`: the slots of the rank that has most

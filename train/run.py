@@ -303,5 +303,5 @@ def _same(there: dict[str, str], here: dict[str, str], folder: Path) -> None:
         )
     other = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if other:
-        told = "; ".join(f"{key} was {there.get(key)}, here it is {here.get(key)}" for key in other[:4])
-        raise VlmixError(f"{folder} is a run of another recipe: {told}. Choose another out= or the same recipe")
+        differences = "; ".join(f"{key} was {there.get(key)}, here it is {here.get(key)}" for key in other[:4])
+        raise VlmixError(f"{folder} is a run of another recipe: {differences}. Choose another out= or the same recipe")

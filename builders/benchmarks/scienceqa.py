@@ -69,7 +69,7 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
     matched = match(answers, problems, files.folder)
     prompts = {row.question_id: row.prompt for row in answers.rows}
     # LLaVA knows an image question by the image token of its prompt; files without the token are taken by the problem.
-    told = any(IMAGE_TOKEN in prompt for prompt in prompts.values())
+    marked = any(IMAGE_TOKEN in prompt for prompt in prompts.values())
     hits = image_hits = image_count = failed = 0
     shares = Shares()
     for id, problem in problems.items():
@@ -83,7 +83,7 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
             and _OPTIONS.index(letter) == problem.answer
         )
         hits += hit
-        if text is not None and (IMAGE_TOKEN in prompts[id] if told else bool(problem.image)):
+        if text is not None and (IMAGE_TOKEN in prompts[id] if marked else bool(problem.image)):
             image_count += 1
             image_hits += hit
             if problem.subject:

@@ -134,7 +134,7 @@ def _cleaned(text: str) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """About as many tokens as Llama's tokenizer makes: one per 3.6 ASCII characters, 1.5 per other character."""
+    """Roughly the number of Llama's tokens: one per 3.6 ASCII characters, 1.5 per other character."""
     ascii_count = len(text.encode("ascii", "ignore"))
     return math.ceil(ascii_count / 3.6 + 1.5 * (len(text) - ascii_count))
 

@@ -108,7 +108,7 @@ def _draw(
         start, end = end, end + count
         identity, width, height = _identity(picture), picture.width, picture.height
         smallest = options.min_side * max(width, height)
-        drawn = 0
+        sampled = 0
         rounds: list[Round] = []
         for i in order[start:end]:
             r = regions[i]
@@ -118,7 +118,7 @@ def _draw(
             if why is None and not said:
                 why = "empty_phrase", f"region {ids[i]} has no phrase"
             if why is None:
-                drawn += 1
+                sampled += 1
                 seen = clip(box, width, height)
                 assert seen is not None
                 if min(seen[2] - seen[0], seen[3] - seen[1]) < smallest:
@@ -127,10 +127,10 @@ def _draw(
                     rounds.append(region(said, seen, grounding[i]))
             if why is not None:
                 reject(identity, *why, round=int(ids[i]), record=r)
-            if drawn == options.regions_per_image:
+            if sampled == options.regions_per_image:
                 break
-        if drawn < least:
-            reject(identity, "few_regions", f"{drawn} usable regions, at least {least} are asked for")
+        if sampled < least:
+            reject(identity, "few_regions", f"{sampled} usable regions, at least {least} are asked for")
         elif rounds:
             yield Conversation(
                 id=identity,

@@ -234,7 +234,7 @@ def judge(
         shown = endpoint.hide(endpoint.url)
         raise VlmixError(
             f"judge {shown} ({endpoint.model}): {refusals[0]}; {done:,} of {len(cases):,} judgements are in {path}, "
-            "and the same command goes on from there"
+            "and the same command resumes there"
         )
     return saved
 

@@ -50,7 +50,7 @@ def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Ve
     """Check every file of a mixture against the manifest, every member against the index, and every number against
     what it sums up; of a view, its own files and those shards of its root that it refers to.
 
-    Goes on past every damage. Raises VlmixError if `folder` is no mixture at all.
+    Checks everything, however much is damaged. Raises VlmixError if `folder` is no mixture at all.
     """
     store, problems = _opened(folder)
     if store is None:
@@ -81,8 +81,8 @@ def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Ve
             problems += found
             done += 1
             progress("verifying shards", done, len(jobs))
-    told = sorted(dict.fromkeys(problems))
-    return Verified(store.manifest.samples, len(jobs), sum(job.shard.bytes for job in jobs), told)
+    distinct = sorted(dict.fromkeys(problems))
+    return Verified(store.manifest.samples, len(jobs), sum(job.shard.bytes for job in jobs), distinct)
 
 
 def _opened(folder: Path) -> tuple[Reader | None, list[str]]:

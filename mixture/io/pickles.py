@@ -86,7 +86,7 @@ def _inspect(data: bytes) -> None:
             at = start + prefix + int.from_bytes(data[start : start + prefix], "little")
             start += prefix
         if at > len(data):
-            raise pickle.UnpicklingError(f"its {name} at byte {start} goes on for {at - len(data)} bytes after its end")
+            raise pickle.UnpicklingError(f"its {name} at byte {start} extends {at - len(data)} bytes past its end")
         if name in _CHECKED:
             _check_number(name, data[start:at], start, count)
         count += 1

@@ -280,7 +280,7 @@ def logits(model: TrainableVLM, micro: MicroBatch) -> torch.Tensor:
     return kept[0]
 
 
-HEADS = {"as many": 4, "two for four": 2, "one for four": 1}
+HEADS = {"the same": 4, "two for four": 2, "one for four": 1}
 
 
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)

@@ -270,16 +270,16 @@ def test_vllm_and_llama_cpp_know_the_names(name: str, tmp_path: Path) -> None:
 def test_the_configuration_says_the_same_to_old_and_new_readers(tmp_path: Path) -> None:
     made = make(tmp_path, nano(**CASES["rope"], precision="bf16"))
     made.write()
-    told = json.loads((made.folder / "config.json").read_text())
-    text = told["text_config"]
-    assert told["architectures"] == ["LlavaForConditionalGeneration"] and told["model_type"] == "llava"
+    config = json.loads((made.folder / "config.json").read_text())
+    text = config["text_config"]
+    assert config["architectures"] == ["LlavaForConditionalGeneration"] and config["model_type"] == "llava"
     assert text["architectures"] == ["LlamaForCausalLM"], "by which vLLM and llama.cpp choose the language model"
     assert (text["rope_theta"], text["rope_scaling"]["rope_type"], text["rope_scaling"]["factor"]) == (1e5, "llama3", 8)
     assert "rope_theta" not in text["rope_scaling"]
-    assert told["dtype"] == told["torch_dtype"] == text["dtype"] == told["vision_config"]["dtype"] == "bfloat16"
-    assert told["tie_word_embeddings"] is text["tie_word_embeddings"] is True
-    assert told["image_token_index"] == made.encoder.image_id < text["vocab_size"]
-    assert told["image_seq_length"] == made.parts.vision.tokens(1, 1)
+    assert config["dtype"] == config["torch_dtype"] == text["dtype"] == config["vision_config"]["dtype"] == "bfloat16"
+    assert config["tie_word_embeddings"] is text["tie_word_embeddings"] is True
+    assert config["image_token_index"] == made.encoder.image_id < text["vocab_size"]
+    assert config["image_seq_length"] == made.parts.vision.tokens(1, 1)
     assert AutoConfig.from_pretrained(made.folder).text_config.rope_parameters == (
         made.parts.model.config.text_config.rope_parameters
     )
@@ -332,8 +332,8 @@ def test_pretrained_halves_end_their_answers_and_leave_no_trace_of_where_they_we
     state = {**made.state, **{f"hf.{name}": tensor for name, tensor in made.parts.model.state_dict().items()}}
     made.write(state)
     end, eos = (made.tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "</s>"))
-    told = json.loads((made.folder / "generation_config.json").read_text())
-    assert told == {"bos_token_id": 1, "eos_token_id": [end, eos], "pad_token_id": 0}
+    config = json.loads((made.folder / "generation_config.json").read_text())
+    assert config == {"bos_token_id": 1, "eos_token_id": [end, eos], "pad_token_id": 0}
     for path in made.folder.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
     images = json.loads((made.folder / "preprocessor_config.json").read_text())

@@ -91,8 +91,8 @@ def test_losses_of_the_sources_add_up_and_the_run_folder_holds_what_it_says(whol
 def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     whole: Path, mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    """The real command: SIGKILL to all in the middle; on as many ranks the same numbers bit for bit, on one the same
-    training, and the same as one process from the start."""
+    """The real command: SIGKILL to all in the middle; resumed on two ranks, the numbers are the same bit for
+    bit, on one the same training, and the same as one process from the start."""
     straight, killed, other = tmp_path / "straight", tmp_path / "killed", tmp_path / "other"
     common = ["train", str(recipe_file), f"mixture={mixture}", "checkpoint={interval: 2, keep: 9}"]
     done = vlmix(*common, f"out={straight}", "--nproc", "2", "--json")
@@ -153,9 +153,9 @@ def test_a_signal_saves_and_leaves(
     while not ((out / "metrics.jsonl").exists() and len(read(out)) > 3) and time.monotonic() < deadline:
         time.sleep(0.1)
     (os.killpg if group else os.kill)(process.pid, number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, told
-    stopped = int(re.search(r"stopped after step (\d+)", told).group(1))  # type: ignore[union-attr]
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    stopped = int(re.search(r"stopped after step (\d+)", output).group(1))  # type: ignore[union-attr]
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
     assert [row["step"] for row in read(out)] == list(range(1, stopped + 1))
 
@@ -182,9 +182,9 @@ def test_what_is_frozen_stays_bit_for_bit_and_stage_two_starts_from_stage_one(
     stage_one = nano(
         mixture=str(images), out=str(one), max_steps=3, model=pretrained, template="plain", trainable=["connector"]
     )
-    told: list[tuple[str, Any]] = []
-    train(stage_one, lambda event, facts: told.append((event, facts)))
-    counts = dict(told)["model"]
+    events: list[tuple[str, Any]] = []
+    train(stage_one, lambda event, facts: events.append((event, facts)))
+    counts = dict(events)["model"]
     assert counts["lm"]["trained"] == counts["vision_tower"]["trained"] == 0 and counts["connector"]["frozen"] == 0
     assert not (one / "model").exists()
     connector = load_file(one / "connector.safetensors")
@@ -216,10 +216,10 @@ def test_what_is_frozen_stays_bit_for_bit_and_stage_two_starts_from_stage_one(
 def test_lora_trains_adapters_alone_and_merges_them(whole: Path, mixture: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     out = tmp_path / "run"
-    told: list[tuple[str, Any]] = []
+    events: list[tuple[str, Any]] = []
     recipe = nano(mixture=str(mixture), out=str(out), max_steps=2, lora={"rank": 2, "alpha": 4})
-    train(recipe, lambda event, facts: told.append((event, facts)))
-    counts = dict(told)["model"]["lm"]
+    train(recipe, lambda event, facts: events.append((event, facts)))
+    counts = dict(events)["model"]["lm"]
     assert 0 < counts["trained"] < counts["frozen"]
     weights = load_file(out / "model" / "model.safetensors")
     assert not any("lora" in name or "base_layer" in name for name in weights)
@@ -296,15 +296,15 @@ def damaged(mixture: Path, out: Path, count: int) -> Path:
 
 def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold(mixture: Path, tmp_path: Path) -> None:
     data = damaged(mixture, tmp_path / "damaged", 40)
-    told: list[tuple[str, Any]] = []
+    events: list[tuple[str, Any]] = []
     out = tmp_path / "run"
     every = {"interval": 1, "keep": 9}
     recipe = nano(
         mixture=str(data), out=str(out), max_bad_images=99, batch={"global_size": 200}, max_steps=3, checkpoint=every
     )
-    train(recipe, lambda event, facts: told.append((event, facts)))
-    names = [name for event, facts in told if event == "unreadable" for name in facts["samples"]]
-    assert names and len(names) == len(set(names)), "an image is told once, however often it comes"
+    train(recipe, lambda event, facts: events.append((event, facts)))
+    names = [name for event, facts in events if event == "unreadable" for name in facts["samples"]]
+    assert names and len(names) == len(set(names)), "an image is reported once, however often it comes"
     seen = read(out)[-1]["total"]
     assert seen["samples"] == 600 and seen["unreadable"] == len(names)
     assert all(np.isfinite(losses(out)))
@@ -318,13 +318,13 @@ def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold
                 max_steps=3,
             )
         )
-    # Gone on with, it knows those of before.
+    # Resumed, it knows those of before.
     shutil.rmtree(out / "checkpoints" / "step-00000003")
     again: list[tuple[str, Any]] = []
     assert train(recipe, lambda event, facts: again.append((event, facts))) == 0
     assert dict(again)["resumed"]["step"] == 2
     assert read(out)[-1]["total"] == seen
-    assert [facts for event, facts in again if event == "unreadable"] == [dict(told)["unreadable"]]
+    assert [facts for event, facts in again if event == "unreadable"] == [dict(events)["unreadable"]]
 
 
 def with_small_files(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:

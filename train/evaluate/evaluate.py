@@ -28,7 +28,7 @@ from vlmix.train.parallel import Ranks, init_distributed
 ANSWERS, REPORT = "answers.jsonl", "report.json"
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done: (benchmark, questions answered on this rank, questions of this rank)."""
+"""Called with progress: (benchmark, questions answered on this rank, questions of this rank)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 SWEEP/
   sweep.json               what is swept; another sweep is refused
   mixtures/<digest>/       mixtures built for keys of the mixture recipe
-  runs/<name>/subset       the view that a run trains on
+  runs/<name>/subset       the view of the mixture for the run
   runs/<name>/run          the training run, answers/ its answers, result.json its row
   results.jsonl, report.html, curve.png
 
@@ -142,7 +142,7 @@ class Backend(Struct, frozen=True):
 
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Told about runs: (what happens, runs that are done, runs in all)."""
+"""Called when runs change state: (what happens, runs that are done, runs in all)."""
 
 
 def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] | None = None) -> Sweep:
@@ -401,8 +401,8 @@ def _claim(sweep: Sweep, out: Path) -> None:
             return
     keys = (plain.keys() | before.keys()) - set(_GROWING)
     if other := sorted(key for key in keys if plain.get(key) != before.get(key)):
-        told = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
-        raise VlmixError(f"{out} is another sweep: {told}. Choose another --out")
+        differences = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
+        raise VlmixError(f"{out} is another sweep: {differences}. Choose another --out")
 
 
 def finished(out: Path, names: Collection[str]) -> int:

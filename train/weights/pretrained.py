@@ -3,7 +3,7 @@
 A name is a local folder of Hugging Face files, a name on their hub, a single file (`.gguf` for a language model,
 `.onnx` for a DINOv2), or `package://PACKAGE/PATH`, a file inside an installed Python package. Whatever the form, a
 weight that the files lack, hold in another shape or hold in excess is an error: transformers by itself only warns, and
-goes on with random values.
+continues with random values.
 """
 
 import re
@@ -190,9 +190,11 @@ def _load(
         "holds in another shape": [f"{key} {list(held)}" for key, held, _ in info["mismatched_keys"]],
         "could not load": info["error_msgs"],
     }
-    told = [f"{what} {_some(keys)}" for what, keys in troubles.items() if keys]
-    if told:
-        raise VlmixError(f"{where}: the checkpoint {', and '.join(told)}; is it whole, and of the model it says it is?")
+    listed = [f"{what} {_some(keys)}" for what, keys in troubles.items() if keys]
+    if listed:
+        raise VlmixError(
+            f"{where}: the checkpoint {', and '.join(listed)}; is it whole, and of the model it says it is?"
+        )
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -215,7 +217,7 @@ def _resolve(where: str) -> Path | str:
 
 
 def is_local(where: str) -> bool:
-    """Whether a name that is not there was meant as a path: one that is none on the hub, or lies in a folder that is
+    """Whether a name that is not there was meant as a path: one not valid on the hub, or lies in a folder that is
     there."""
     path = Path(where).expanduser()
     odd = path.suffix in (".gguf", ".onnx") or where.startswith((".", "/", "~")) or where.count("/") > 1

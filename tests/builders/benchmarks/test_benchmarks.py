@@ -254,7 +254,7 @@ def vqav2(tmp_path: Path) -> Path:
     tmp_path = tmp_path / "releases" / "vqav2"
     info = {"info": {"description": "This is v2.0 of the VQA dataset."}, "data_subtype": "val2014"}
     asked = [{"image_id": 42, "question": f"Which {n}?", "question_id": 42000 + n} for n in range(4)]
-    told = [
+    annotations = [
         {
             "question_id": 42000 + n,
             "image_id": 42,
@@ -266,7 +266,7 @@ def vqav2(tmp_path: Path) -> Path:
         for n, texts in enumerate(HUMANS)
     ]
     dump(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", {**info, "questions": asked})
-    dump(tmp_path / "v2_mscoco_val2014_annotations.json", {**info, "annotations": told})
+    dump(tmp_path / "v2_mscoco_val2014_annotations.json", {**info, "annotations": annotations})
     return tmp_path
 
 
@@ -372,9 +372,15 @@ def test_files_are_found_in_an_archives_own_folder_if_only_once(vqav2: Path) -> 
 def test_okvqa_is_scored_against_stems_and_against_typed_answers(tmp_path: Path) -> None:
     people = [{"answer": "surf", "raw_answer": "surfing", "answer_confidence": "yes", "answer_id": n} for n in range(9)]
     people.append({"answer": "swim", "raw_answer": "swim", "answer_confidence": "yes", "answer_id": 9})
-    told = {"question_id": 425, "image_id": 42, "answers": people, "question_type": "four", "answer_type": "other"}
+    annotations = {
+        "question_id": 425,
+        "image_id": 42,
+        "answers": people,
+        "question_type": "four",
+        "answer_type": "other",
+    }
     info = {"info": {"description": "This is v1.0 of the OK-VQA dataset."}, "question_types": {"four": "Sports"}}
-    dump(tmp_path / "mscoco_val2014_annotations.json", {**info, "annotations": [told]})
+    dump(tmp_path / "mscoco_val2014_annotations.json", {**info, "annotations": [annotations]})
     report = score("okvqa", tmp_path, {425: "Surf"})
     assert report.score == 100.0
     assert report.metrics["as typed"] == 0.0
@@ -643,8 +649,10 @@ def test_the_miniature_releases_are_asked_and_scored(raw: Path, name: str) -> No
 
 
 def test_true_answers_of_the_miniature_releases_score_high(raw: Path) -> None:
-    told = json.loads((raw / "vqav2/v2_mscoco_val2014_annotations.json").read_text())["annotations"]
-    assert score("vqav2", raw / "vqav2", {t["question_id"]: t["multiple_choice_answer"] for t in told}).score > 95
+    annotations = json.loads((raw / "vqav2/v2_mscoco_val2014_annotations.json").read_text())["annotations"]
+    assert (
+        score("vqav2", raw / "vqav2", {t["question_id"]: t["multiple_choice_answer"] for t in annotations}).score > 95
+    )
     rows = json.loads((raw / "gqa/val_balanced_questions.json").read_text())
     truth = {id: row["answer"].capitalize() for id, row in rows.items()}
     assert score("gqa", raw / "gqa", truth, "val").score == 100.0

@@ -327,7 +327,7 @@ def test_a_judge_that_refuses_is_not_asked_again(tmp_path: Path, serve: Any) -> 
 def test_a_judge_that_is_down_is_told(tmp_path: Path, serve: Any) -> None:
     server = serve(lambda body, number: "1 2")
     server.close()
-    with pytest.raises(VlmixError, match=r"Connection refused \(tried 3 times\); 0 of 5 judgements are in .*goes on"):
+    with pytest.raises(VlmixError, match=r"Connection refused \(tried 3 times\); 0 of 5 judgements are in .*resumes"):
         judge(cases(5), wild_scores, server.endpoint(), tmp_path / "j.jsonl")
 
 
@@ -348,12 +348,12 @@ def test_an_interrupted_judging_goes_on(tmp_path: Path, serve: Any) -> None:
     assert whole.count(b"\n") == 4
     path.write_bytes(whole[:-9])  # killed in the middle of a line
     server = serve(lambda body, number: "3 4")
-    told: list[tuple[str, int, int]] = []
-    found = judge(cases(10), wild_scores, server.endpoint(), path, lambda *step: told.append(step))
+    steps: list[tuple[str, int, int]] = []
+    found = judge(cases(10), wild_scores, server.endpoint(), path, lambda *step: steps.append(step))
     assert len(server.requests) == 7
     assert [found[str(n)].tuple for n in range(10)] == [[1.0, 2.0]] * 3 + [[3.0, 4.0]] * 7
     assert read_judgements(path) == found
-    assert told[-1] == ("judge", 10, 10)
+    assert steps[-1] == ("judge", 10, 10)
     assert judge(cases(10), wild_scores, Endpoint("http://127.0.0.1:1", "m"), path) == found  # nothing left to ask
 
 

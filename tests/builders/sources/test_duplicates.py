@@ -105,7 +105,7 @@ def test_of_duplicates_that_differ_none_is_used(raw: Path, tmp_path: Path, case:
     shutil.copytree(raw / name, tmp_path / name)
     count, texts, reasons = rounds(name, tmp_path)
     damage(tmp_path / name / file, change)
-    left, kept, told = rounds(name, tmp_path)
+    left, kept, counts = rounds(name, tmp_path)
     assert left <= count and not any("wrong" in each.lower() for each in kept)
     assert all(each in texts for each in kept) or name == "vg"
-    assert told["conflicting_duplicate"] == reasons.get("conflicting_duplicate", 0) + 2
+    assert counts["conflicting_duplicate"] == reasons.get("conflicting_duplicate", 0) + 2

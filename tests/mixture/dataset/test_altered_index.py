@@ -205,8 +205,8 @@ def read_all(folder: Path) -> None:
 def test_an_altered_index_with_right_checksums_is_found(copy: Path, name: str) -> None:
     root = copy / "root"
     ALTERATIONS[name](root, SAMPLES)
-    told = problems(root)
-    assert told and all("bytes differ" not in problem for problem in told), "the checksums are right"
+    found = problems(root)
+    assert found and all("bytes differ" not in problem for problem in found), "the checksums are right"
     read_all(root)
     export_or_say(root, copy, ["llava-json", "wids"])
 

@@ -84,11 +84,11 @@ def flips(folder: Path, name: str, count: int) -> list[int]:
     """Bits of a file that can be flipped without anybody noticing; by a seed that a failure prints."""
     seed = int(os.environ.get("VLMIX_SEED", random.SystemRandom().randrange(2**32)))
     print(f"VLMIX_SEED={seed}")
-    path, drawn = folder / name, random.Random(f"{seed} {name}")
+    path, rng = folder / name, random.Random(f"{seed} {name}")
     sound = path.read_bytes()
     missed = []
     for _ in range(count):
-        bit = drawn.randrange(8 * len(sound))
+        bit = rng.randrange(8 * len(sound))
         data = bytearray(sound)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)

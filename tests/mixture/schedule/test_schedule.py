@@ -127,7 +127,7 @@ def test_bins_hold_everything_once_and_are_never_too_full(lengths: list[int], ca
     assert len(bins) * capacity <= 2 * needed + capacity or not array.any()
     assert 0 <= waste(bins, array, capacity) <= 1
     over = packed_shares(array, world, capacity)
-    assert len({len(mine) for mine in over}) == 1, "every rank has as many micro-batches"
+    assert len({len(mine) for mine in over}) == 1, "every rank has the same number of micro-batches"
     assert sorted(i for mine in over for members in mine for i in members.tolist()) == list(range(len(lengths)))
     fills = [[int(np.minimum(array, capacity)[members].sum()) for members in mine] for mine in over]
     assert all(fill <= capacity for mine in fills for fill in mine)

@@ -38,7 +38,7 @@ def ids(part: Mixture) -> list[str]:
     return part.column("id").to_pylist()
 
 
-def drawn(mixture: Path | Mixture, **selection: Any) -> tuple[list[str], Report]:
+def selected(mixture: Path | Mixture, **selection: Any) -> tuple[list[str], Report]:
     opened = mixture if isinstance(mixture, Mixture) else open_mixture(mixture)
     result = select(opened, Selection(**{k: str(v) if isinstance(v, Path) else v for k, v in selection.items()}))
     assert result.report is not None
@@ -76,7 +76,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_a_list_of_ids_keeps_exactly_those(mixture: Path, tmp_path: Path, suffix: str) -> None:
     wanted = ids(open_mixture(mixture))[3::7]
     file = write_rows(tmp_path / f"list{suffix}", [{"id": id} for id in reversed(wanted)])
-    kept, report = drawn(mixture, by=file)
+    kept, report = selected(mixture, by=file)
     assert kept == wanted, "in the order of the mixture"
     assert (report.by, report.rows, report.matched_by, report.kept) == (file.name, 120, {"id": 120}, 120)
     assert report.unmatched == report.duplicates == report.ambiguous == report.unscored == 0
@@ -85,18 +85,21 @@ def test_a_list_of_ids_keeps_exactly_those(mixture: Path, tmp_path: Path, suffix
 
 def test_a_json_list_of_bare_ids_is_one_too(mixture: Path, tmp_path: Path) -> None:
     wanted = ids(open_mixture(mixture))[:9]
-    assert drawn(mixture, by=dump(tmp_path / "a.json", wanted))[0] == wanted
+    assert selected(mixture, by=dump(tmp_path / "a.json", wanted))[0] == wanted
 
 
 def test_ratios_totals_and_quotas_are_of_what_a_list_names(mixture: Path, tmp_path: Path) -> None:
     named = [id for id in ids(open_mixture(mixture)) if id.startswith(("gqa/", "okvqa/"))]
     file = write_rows(tmp_path / "list.txt", [{"id": id} for id in named])
-    half, _ = drawn(mixture, by=file, ratio=0.5)
+    half, _ = selected(mixture, by=file, ratio=0.5)
     assert len(half) == 56 and set(half) < set(named)
-    assert set(drawn(mixture, by=file, total=20)[0]) < set(half)
-    assert Counter(id.split("/")[0] for id in drawn(mixture, by=file, sources={"gqa": 5})[0]) == {"gqa": 5, "okvqa": 64}
+    assert set(selected(mixture, by=file, total=20)[0]) < set(half)
+    assert Counter(id.split("/")[0] for id in selected(mixture, by=file, sources={"gqa": 5})[0]) == {
+        "gqa": 5,
+        "okvqa": 64,
+    }
     with pytest.raises(VlmixError, match="more than the 112"):
-        drawn(mixture, by=file, total=113)
+        selected(mixture, by=file, total=113)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".json"])
@@ -105,7 +108,7 @@ def test_scores_take_the_best_of_every_source(mixture: Path, tmp_path: Path, suf
     whole = open_mixture(mixture)
     scores = scores_of(ids(whole), digits=1)
     rows = [{"id": id, "score": score} for id, score in scores.items()]
-    kept, report = drawn(whole, by=write_rows(tmp_path / f"s{suffix}", rows), ratio=0.2, ascending=ascending)
+    kept, report = selected(whole, by=write_rows(tmp_path / f"s{suffix}", rows), ratio=0.2, ascending=ascending)
     assert len(kept) == 168 and report.matched_by == {"id": 840}
     by_rank = [ids(whole)[i] for i in keyed_order(ids(whole), 0)]
     order = sorted(by_rank, key=lambda id: scores[id] if ascending else -scores[id])  # stable: ties by rank
@@ -120,7 +123,7 @@ def test_scores_without_strata_take_the_best_of_all(mixture: Path, tmp_path: Pat
     whole = open_mixture(mixture)
     scores = scores_of(ids(whole), digits=6)
     file = write_rows(tmp_path / "s.csv", [{"id": id, "score": score} for id, score in scores.items()])
-    kept, _ = drawn(whole, by=file, total=50, stratify=False)
+    kept, _ = selected(whole, by=file, total=50, stratify=False)
     assert set(kept) == set(sorted(scores, key=scores.__getitem__)[-50:])
 
 
@@ -128,7 +131,7 @@ def test_equal_scores_are_a_random_draw(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     file = write_rows(tmp_path / "s.parquet", [{"id": id, "score": 1.5} for id in ids(whole)])
     for seed in (0, 4):
-        kept, report = drawn(whole, by=file, ratio=0.3, seed=seed)
+        kept, report = selected(whole, by=file, ratio=0.3, seed=seed)
         assert kept == ids(whole.subset(ratio=0.3, seed=seed)) and report.random_overlap == 1
 
 
@@ -140,7 +143,7 @@ def test_the_overlap_is_with_a_random_draw_of_the_same_size(mixture: Path, tmp_p
         {"threshold": 0.6},
         {"sources": {"gqa": 4, "okvqa": 0.5}, "where": "num_words < 60"},
     ):
-        kept, report = drawn(whole, by=file, **selection)
+        kept, report = selected(whole, by=file, **selection)
         same = {k: v for k, v in selection.items() if k in ("sources", "where")}
         random = ids(whole.subset(**same, total=len(kept)))
         assert report.kept == len(kept) and report.random_overlap == round(len({*kept} & {*random}) / len(kept), 4) < 1
@@ -150,9 +153,9 @@ def test_samples_without_a_score_come_last(mixture: Path, tmp_path: Path) -> Non
     whole = open_mixture(mixture)
     some = ids(whole)[: len(whole) // 2]
     file = write_rows(tmp_path / "s.jsonl", [{"id": id, "score": -1e300} for id in some])
-    few, report = drawn(whole, by=file, total=100, stratify=False)
+    few, report = selected(whole, by=file, total=100, stratify=False)
     assert set(few) <= set(some) and (report.unscored, report.unscored_kept) == (420, 0)
-    most, report = drawn(whole, by=file, total=500, stratify=False)
+    most, report = selected(whole, by=file, total=500, stratify=False)
     assert set(some) < set(most) and report.unscored_kept == 80
     rest = [id for id in ids(whole) if id not in set(some)]
     assert set(most) - set(some) == {rest[i] for i in keyed_order(rest, 0)[:80]}
@@ -161,19 +164,19 @@ def test_samples_without_a_score_come_last(mixture: Path, tmp_path: Path) -> Non
 def test_thresholds_keep_scores_from_there_on(mixture: Path, tmp_path: Path) -> None:
     scores = scores_of(ids(open_mixture(mixture))[::2], digits=1)
     file = write_rows(tmp_path / "s.parquet", [{"id": id, "score": score} for id, score in scores.items()])
-    assert set(drawn(mixture, by=file, threshold=0.7)[0]) == {id for id, score in scores.items() if score >= 0.7}
-    low = drawn(mixture, by=file, threshold=0.7, ascending=True)[0]
+    assert set(selected(mixture, by=file, threshold=0.7)[0]) == {id for id, score in scores.items() if score >= 0.7}
+    low = selected(mixture, by=file, threshold=0.7, ascending=True)[0]
     assert set(low) == {id for id, score in scores.items() if score <= 0.7}
-    half, _ = drawn(mixture, by=file, threshold=0.5, ratio=0.5)
+    half, _ = selected(mixture, by=file, threshold=0.5, ratio=0.5)
     assert set(half) < {id for id, score in scores.items() if score >= 0.5}
     with pytest.raises(VlmixError, match="loosen the threshold"):
-        drawn(mixture, by=file, threshold=2.0)
+        selected(mixture, by=file, threshold=2.0)
 
 
 def test_where_and_a_list_both_hold(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     file = write_rows(tmp_path / "l.txt", [{"id": id} for id in ids(whole)[::2]])
-    kept, report = drawn(whole, by=file, where="source = 'gqa'")
+    kept, report = selected(whole, by=file, where="source = 'gqa'")
     assert kept == [id for id in ids(whole)[::2] if id.startswith("gqa/")]
     assert report.unmatched == 0, "a row that `where` leaves out is matched all the same"
 
@@ -181,7 +184,7 @@ def test_where_and_a_list_both_hold(mixture: Path, tmp_path: Path) -> None:
 def test_doubled_and_missed_rows_are_told(mixture: Path, tmp_path: Path) -> None:
     first, second = ids(open_mixture(mixture))[:2]
     lost = [f"gqa/{i}?" for i in range(7)]
-    kept, report = drawn(mixture, by=dump(tmp_path / "l.json", [first, *lost, first, second, first]), total=2)
+    kept, report = selected(mixture, by=dump(tmp_path / "l.json", [first, *lost, first, second, first]), total=2)
     assert kept == [first, second]
     assert (report.rows, report.duplicates, report.unmatched, report.unmatched_first) == (11, 2, 7, lost[:5])
 
@@ -271,7 +274,7 @@ def test_rows_with_a_list_of_one_image_are_the_same_rows(llava: tuple[Path, list
     frame = pl.DataFrame({"images": [row["images"] for row in listed], "conversations": turns})
     frame.write_parquet(tmp_path / "part.parquet")
     for file in (dump(tmp_path / "part.json", listed), tmp_path / "part.parquet"):
-        kept, report = drawn(mixture, by=file)
+        kept, report = selected(mixture, by=file)
         assert numbers(kept, mixture) == list(range(2, 46, 3)) and report.matched_by == {"row_sha256": len(part)}
 
 
@@ -287,7 +290,7 @@ def test_llava_rows_are_matched_by_what_they_say(llava: tuple[Path, list[Any]], 
         pl.DataFrame({"image": [row.get("image") for row in part], "conversations": turns}).write_parquet(file)
     else:
         write_rows(file, [{**row, "unique_idx": number} for number, row in enumerate(part)])
-    kept, report = drawn(mixture, by=file, threshold=1.0 if form == "hash.csv" else None)
+    kept, report = selected(mixture, by=file, threshold=1.0 if form == "hash.csv" else None)
     assert numbers(kept, mixture) == list(range(2, 46, 3)) and report.matched_by == {"row_sha256": len(part)}
     assert report.unmatched == report.ambiguous == report.duplicates == 0
 
@@ -295,7 +298,7 @@ def test_llava_rows_are_matched_by_what_they_say(llava: tuple[Path, list[Any]], 
 def test_rows_that_an_export_wrote_come_back(mixture: Path, tmp_path: Path) -> None:
     llava_json(mixture, tmp_path / "all.json")
     rows = json.loads((tmp_path / "all.json").read_text())
-    kept, report = drawn(mixture, by=dump(tmp_path / "some.json", rows[::3]))
+    kept, report = selected(mixture, by=dump(tmp_path / "some.json", rows[::3]))
     assert len(kept) == 280 and report.matched_by == {"row_sha256": 280}
     subsample(mixture, tmp_path / "view", Selection(by=str(tmp_path / "some.json")))
     llava_json(tmp_path / "view", tmp_path / "again.json")
@@ -307,7 +310,7 @@ def test_equal_rows_are_taken_as_often_as_they_are_named(llava: tuple[Path, list
     mixture, rows = llava
     same = {0, 46, 47}
     for count in (1, 2, 3, 4):
-        kept, report = drawn(mixture, by=dump(tmp_path / f"{count}.json", [rows[0]] * count))
+        kept, report = selected(mixture, by=dump(tmp_path / f"{count}.json", [rows[0]] * count))
         assert len(kept) == min(count, 3) and set(numbers(kept, mixture)) <= same
         assert report.duplicates == max(count - 3, 0) and report.ambiguous == 0, "any of them is as good"
 
@@ -315,13 +318,13 @@ def test_equal_rows_are_taken_as_often_as_they_are_named(llava: tuple[Path, list
 def test_a_row_cut_inside_an_emoji_is_read_as_the_build_did(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
     mixture, rows = llava
     for name in ("a.json", "a.jsonl"):
-        kept, _ = drawn(mixture, by=write_rows(tmp_path / name, [rows[5], rows[-1]]))
+        kept, _ = selected(mixture, by=write_rows(tmp_path / name, [rows[5], rows[-1]]))
         assert numbers(kept, mixture) == [5, len(rows) - 1]
 
 
 def test_rows_that_cannot_be_samples_are_missed_and_no_error(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
     odd = [{"id": "x", "conversations": [{"from": "human", "value": None}]}, {"id": "y", "conversations": []}]
-    _, report = drawn(llava[0], by=dump(tmp_path / "a.json", [llava[1][0], *odd]))
+    _, report = selected(llava[0], by=dump(tmp_path / "a.json", [llava[1][0], *odd]))
     assert (report.unmatched, report.unmatched_first, report.matched) == (2, ["x", "y"], 1)
 
 
@@ -330,14 +333,14 @@ def test_llavas_ids_take_as_many_as_rows_and_tell_what_is_open(llava: tuple[Path
     held = Counter(str(row["id"]) for row in rows)
     shared = next(id for id, count in held.items() if count == 3)  # the doubled row
     alone = [row for row in rows if held[str(row["id"])] == 1][:5]
-    kept, report = drawn(mixture, by=dump(tmp_path / "a.json", [{"id": row["id"]} for row in alone] + [shared]))
+    kept, report = selected(mixture, by=dump(tmp_path / "a.json", [{"id": row["id"]} for row in alone] + [shared]))
     assert len(kept) == 6 and (report.ambiguous, report.ambiguous_first) == (1, [shared])
     assert report.matched_by == {"llava_id": 6}
     assert {rows.index(row) for row in alone} < set(numbers(kept, mixture))
-    _, report = drawn(mixture, by=dump(tmp_path / "b.json", [shared] * 3))
+    _, report = selected(mixture, by=dump(tmp_path / "b.json", [shared] * 3))
     assert report.ambiguous == 0, "three rows, three samples: nothing is open"
     scored = [{"id": shared, "score": score} for score in (1, 2, 3)]
-    assert drawn(mixture, by=dump(tmp_path / "c.json", scored), threshold=2)[1].ambiguous == 3
+    assert selected(mixture, by=dump(tmp_path / "c.json", scored), threshold=2)[1].ambiguous == 3
 
 
 def test_images_tell_rows_of_one_id_apart(mixture: Path, tmp_path: Path) -> None:
@@ -345,30 +348,30 @@ def test_images_tell_rows_of_one_id_apart(mixture: Path, tmp_path: Path) -> None
     images = whole.column("image").to_pylist()
     at = next(i for i, id in enumerate(ids(whole)) if id.startswith("vg/"))
     other = {"id": ids(whole)[at].partition("/")[2], "image": "elsewhere.jpg"}
-    kept, report = drawn(whole, by=dump(tmp_path / "a.json", [{**other, "image": images[at]}, other]))
+    kept, report = selected(whole, by=dump(tmp_path / "a.json", [{**other, "image": images[at]}, other]))
     assert kept == [ids(whole)[at]] and report.unmatched == 1
 
 
 def test_a_file_that_names_nothing_shows_both_sides(mixture: Path, tmp_path: Path) -> None:
     first = ids(open_mixture(mixture))[0]
     with pytest.raises(VlmixError, match=r"none of its 2 rows.*id 'x'.*LLaVA's id") as caught:
-        drawn(mixture, by=dump(tmp_path / "a.json", ["x", "y"]))
+        selected(mixture, by=dump(tmp_path / "a.json", ["x", "y"]))
     assert first in str(caught.value)
     with pytest.raises(VlmixError, match=r"row_sha256 'abc'.*row_sha256 '[0-9a-f]{64}'.*prompt style"):
-        drawn(mixture, by=dump(tmp_path / "b.json", [{"row_sha256": "abc"}]))
+        selected(mixture, by=dump(tmp_path / "b.json", [{"row_sha256": "abc"}]))
 
 
 def test_row_numbers_are_recognised(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
     """The release files of ICONS and COINCIDE hold numbers of rows; a few of them are ids by chance."""
     file = write_rows(tmp_path / "train_indices.txt", [{"id": str(number)} for number in range(5, 30)])
     with pytest.raises(VlmixError, match="row numbers of a JSON file.*docs/selection.md"):
-        drawn(llava[0], by=file)
+        selected(llava[0], by=file)
     turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]
     foreign = [{"id": number, "conversations": turns} for number in range(5)]
-    _, report = drawn(llava[0], by=dump(tmp_path / "rows.json", [llava[1][3], *foreign]))
+    _, report = selected(llava[0], by=dump(tmp_path / "rows.json", [llava[1][3], *foreign]))
     assert report.unmatched == 5, "whole rows may have such ids"
     hashes = [{"row_sha256": row_sha256(str(number), [])} for number in range(5)]
-    assert drawn(llava[0], by=dump(tmp_path / "h.json", [llava[1][3], *hashes]))[1].unmatched == 5
+    assert selected(llava[0], by=dump(tmp_path / "h.json", [llava[1][3], *hashes]))[1].unmatched == 5
 
 
 @pytest.mark.parametrize(
@@ -461,14 +464,14 @@ def test_options_that_do_not_go_together_are_told(
     }
     by = selection.get("by")
     with pytest.raises(VlmixError, match=message):
-        drawn(mixture, **{**selection, "by": files.get(by, by)})
+        selected(mixture, **{**selection, "by": files.get(by, by)})
 
 
 def test_two_scores_for_one_id_are_an_error(mixture: Path, tmp_path: Path) -> None:
     first = ids(open_mixture(mixture))[0]
     rows = [{"id": first, "score": score} for score in (0.25, 0.5)]
     with pytest.raises(VlmixError, match=f"{first} has the scores 0.25 and 0.5"):
-        drawn(mixture, by=write_rows(tmp_path / "s.jsonl", rows), ratio=0.5)
+        selected(mixture, by=write_rows(tmp_path / "s.jsonl", rows), ratio=0.5)
 
 
 # One way to choose
@@ -529,11 +532,11 @@ def test_all_rankings_nest_on_a_mixture(
         "clusters": {"by": "clusters", "embeddings": embeddings},
         "scores": {"by": write_rows(tmp_path / "s.csv", rows)},
     }
-    parts = [drawn(whole, **how[by], ratio=ratio, stratify=stratify)[0] for ratio in (0.1, 0.3, 0.6, 1.0)]
+    parts = [selected(whole, **how[by], ratio=ratio, stratify=stratify)[0] for ratio in (0.1, 0.3, 0.6, 1.0)]
     assert [len(part) for part in parts] == [84, 252, 504, 840]
     assert all(set(small) < set(large) for small, large in pairwise(parts))
-    assert parts[0] == drawn(whole, **how[by], ratio=0.1, stratify=stratify)[0]
-    other = drawn(whole, **how[by], ratio=0.1, stratify=stratify, seed=5)[0]
+    assert parts[0] == selected(whole, **how[by], ratio=0.1, stratify=stratify)[0]
+    other = selected(whole, **how[by], ratio=0.1, stratify=stratify, seed=5)[0]
     assert other != parts[0] and len(other) == 84
 
 
@@ -580,9 +583,9 @@ def test_texts_are_compared_without_case_space_and_punctuation(raw: Path, tmp_pa
     shards = {"order": "natural", "samples_per_shard": 5}  # the last one lies in a row group of its own
     recipe = {"name": "x", **shards, "sources": {"mine": {"builder": "llava_json", "path": str(path)}}}
     build(parse(recipe, known_sources()), known_sources(), raw, tmp_path / "mix", annotations_only=True)
-    _, report = drawn(tmp_path / "mix", by="lengths", total=4)
+    _, report = selected(tmp_path / "mix", by="lengths", total=4)
     assert (report.repeated, report.repeated_kept) == (2, 0)
-    assert drawn(tmp_path / "mix", by="lengths", total=5)[1].repeated_kept == 1
+    assert selected(tmp_path / "mix", by="lengths", total=5)[1].repeated_kept == 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -697,7 +700,7 @@ def test_samples_without_embedding_keep_their_share_of_the_source() -> None:
 
 def test_text_only_samples_are_a_stratum_of_a_real_mixture(mixture: Path, embeddings: Path) -> None:
     whole = open_mixture(mixture)
-    kept, report = drawn(whole, by="clusters", embeddings=embeddings, ratio=0.4, clusters=9)
+    kept, report = selected(whole, by="clusters", embeddings=embeddings, ratio=0.4, clusters=9)
     texts = [id for id in kept if id.startswith("sharegpt/")]
     assert len(texts) == 14 == report.unscored_kept and report.unscored == 35
     assert texts == [id for id in ids(whole.subset(ratio=0.4)) if id.startswith("sharegpt/")], "the hash order"
@@ -754,7 +757,7 @@ def test_missing_damaged_empty_and_foreign_embeddings_are_told(mixture: Path, tm
         read_embeddings(tmp_path / "e.parquet")
     write_embeddings(tmp_path / "e.parquet", ["x/1"], [[1.0]])
     with pytest.raises(VlmixError, match=r"no sample has an embedding.*'x/1'"):
-        drawn(mixture, by="clusters", embeddings=tmp_path / "e.parquet", ratio=0.5)
+        selected(mixture, by="clusters", embeddings=tmp_path / "e.parquet", ratio=0.5)
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float64()), pa.large_list(pa.float32())])
@@ -786,16 +789,16 @@ def test_scores_of_another_name_are_chosen_and_not_taken_for_a_list(
     file = write_rows(tmp_path / f"s{suffix}", [{"id": k, name: v, "note": "x"} for k, v in scores.items()])
     plain = write_rows(tmp_path / f"plain{suffix}", [{"id": k, "score": v} for k, v in scores.items()])
     with pytest.raises(VlmixError, match=rf"no column is called score.*id, {name}, note.*--column {name}") as caught:
-        drawn(mixture, by=file, ratio=0.1)
+        selected(mixture, by=file, ratio=0.1)
     assert str(file) in str(caught.value)
-    kept, report = drawn(mixture, by=file, column=name, ratio=0.1)
-    assert kept == drawn(mixture, by=plain, ratio=0.1)[0] and not report.same_as_random
+    kept, report = selected(mixture, by=file, column=name, ratio=0.1)
+    assert kept == selected(mixture, by=plain, ratio=0.1)[0] and not report.same_as_random
     with pytest.raises(VlmixError, match=rf"no column nothing; it has id, {name}, note"):
-        drawn(mixture, by=file, column="nothing", ratio=0.1)
+        selected(mixture, by=file, column="nothing", ratio=0.1)
     with pytest.raises(VlmixError, match="note .*not (a number|numbers)"):
-        drawn(mixture, by=file, column="note", ratio=0.1)
+        selected(mixture, by=file, column="note", ratio=0.1)
     with pytest.raises(VlmixError, match="column id names the samples"):
-        drawn(mixture, by=file, column="id", ratio=0.1)
+        selected(mixture, by=file, column="id", ratio=0.1)
 
 
 @pytest.mark.parametrize("suffix", FORMS)
@@ -840,14 +843,14 @@ def test_a_column_goes_with_a_file(mixture: Path, by: str | None) -> None:
 def test_a_selection_equal_to_the_random_one_is_reported(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     file = write_rows(tmp_path / "all.txt", [{"id": id} for id in ids(whole)])
-    report = drawn(whole, by=file, ratio=0.1)[1]
+    report = selected(whole, by=file, ratio=0.1)[1]
     assert report.same_as_random and report.listed == 840
     random_part, warning = report.notes()
     assert "a random 10 % of the 840 samples it lists" in random_part
     assert "the 84 samples equal the random selection" in warning
-    assert drawn(whole, by=file)[1].notes() == drawn(whole, by=file, ratio=1.0)[1].notes() == []
+    assert selected(whole, by=file)[1].notes() == selected(whole, by=file, ratio=1.0)[1].notes() == []
     half = write_rows(tmp_path / "half.txt", [{"id": id} for id in ids(whole)[::2]])
-    report = drawn(whole, by=half, total=42)[1]
+    report = selected(whole, by=half, total=42)[1]
     assert not report.same_as_random and report.notes() == [
         "half.txt has no scores: kept a random 10 % of the 420 samples it lists"
     ]

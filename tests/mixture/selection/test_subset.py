@@ -17,14 +17,14 @@ def ids(folder: Path) -> list[str]:
     return pl.read_parquet(folder / "samples.parquet")["id"].to_list()
 
 
-def drawn(mixture: Path, out: Path, materialize: bool = False, workers: int = 1, **selection: object) -> Manifest:
+def subset(mixture: Path, out: Path, materialize: bool = False, workers: int = 1, **selection: object) -> Manifest:
     return subsample(mixture, out, Selection(**selection), materialize=materialize, workers=workers)
 
 
 def test_views_nest_keep_the_order_and_copy_nothing(mixture: Path, tmp_path: Path) -> None:
     before = hashes(mixture)
     for ratio in (0.1, 0.3, 0.9):
-        manifest = drawn(mixture, tmp_path / f"{ratio}", ratio=ratio)
+        manifest = subset(mixture, tmp_path / f"{ratio}", ratio=ratio)
         assert manifest.samples == len(ids(tmp_path / f"{ratio}")) == int(840 * ratio)
     small, middle, large = (ids(tmp_path / name) for name in ("0.1", "0.3", "0.9"))
     assert set(small) < set(middle) < set(large) < set(ids(mixture))
@@ -34,9 +34,9 @@ def test_views_nest_keep_the_order_and_copy_nothing(mixture: Path, tmp_path: Pat
 
 
 def test_a_view_of_a_view_is_a_view_of_the_root(mixture: Path, tmp_path: Path) -> None:
-    drawn(mixture, tmp_path / "deep/half", ratio=0.5)
-    drawn(tmp_path / "deep/half", tmp_path / "tenth", total=84)
-    drawn(mixture, tmp_path / "direct", total=84)
+    subset(mixture, tmp_path / "deep/half", ratio=0.5)
+    subset(tmp_path / "deep/half", tmp_path / "tenth", total=84)
+    subset(mixture, tmp_path / "direct", total=84)
     assert ids(tmp_path / "tenth") == ids(tmp_path / "direct"), "the same prefix of the same order"
     opened = open_mixture(tmp_path / "tenth")
     assert opened.local_root == mixture and len(opened.manifest.selections) == 2
@@ -46,21 +46,21 @@ def test_a_view_of_a_view_is_a_view_of_the_root(mixture: Path, tmp_path: Path) -
 
 def test_stratified_subsets_keep_the_shares(mixture: Path, tmp_path: Path) -> None:
     whole = read(locate(mixture)).sources
-    for name, info in drawn(mixture, tmp_path / "tenth", ratio=0.1).sources.items():
+    for name, info in subset(mixture, tmp_path / "tenth", ratio=0.1).sources.items():
         assert abs(info.counts.samples - whole[name].counts.samples / 10) < 1
-    loose = drawn(mixture, tmp_path / "loose", ratio=0.1, stratify=False)
+    loose = subset(mixture, tmp_path / "loose", ratio=0.1, stratify=False)
     assert loose.samples == 84
-    other = drawn(mixture, tmp_path / "other", ratio=0.1, seed=1)
+    other = subset(mixture, tmp_path / "other", ratio=0.1, seed=1)
     assert other.samples == 84 and set(ids(tmp_path / "other")) != set(ids(tmp_path / "tenth"))
 
 
 def test_sources_are_cut_by_name(mixture: Path, tmp_path: Path) -> None:
     amounts = dict(parse_amounts(["gqa=10", "aokvqa=12.5%", "vqav2=0", "okvqa=0.5"]))
-    manifest = drawn(mixture, tmp_path / "a", sources=amounts)
+    manifest = subset(mixture, tmp_path / "a", sources=amounts)
     counts = {name: info.counts.samples for name, info in manifest.sources.items()}
     assert (counts["gqa"], counts["aokvqa"], counts["okvqa"], counts["refcoco"]) == (10, 32, 32, 165)
     assert "vqav2" not in counts
-    assert drawn(mixture, tmp_path / "b", where="num_rounds >= 4 AND source = 'gqa'").total.rounds >= 4
+    assert subset(mixture, tmp_path / "b", where="num_rounds >= 4 AND source = 'gqa'").total.rounds >= 4
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_impossible_selections_are_told(
     mixture: Path, tmp_path: Path, selection: dict[str, object], message: str
 ) -> None:
     with pytest.raises(VlmixError, match=message):
-        drawn(mixture, tmp_path / "x", **selection)
+        subset(mixture, tmp_path / "x", **selection)
     assert not (tmp_path / "x").exists()
 
 
@@ -94,9 +94,9 @@ def test_amounts_are_parsed_strictly(text: str) -> None:
 
 
 def test_materialized_shards_hold_the_same_samples(mixture: Path, tmp_path: Path) -> None:
-    drawn(mixture, tmp_path / "view", ratio=0.3)
-    drawn(tmp_path / "view", tmp_path / "one", total=200, materialize=True)
-    drawn(mixture, tmp_path / "two", total=200, materialize=True, workers=2)
+    subset(mixture, tmp_path / "view", ratio=0.3)
+    subset(tmp_path / "view", tmp_path / "one", total=200, materialize=True)
+    subset(mixture, tmp_path / "two", total=200, materialize=True, workers=2)
     assert not verify(tmp_path / "one").problems and not verify(tmp_path / "two").problems
     assert {k: v for k, v in hashes(tmp_path / "one").items() if "train" in k or "samples" in k} == {
         k: v for k, v in hashes(tmp_path / "two").items() if "train" in k or "samples" in k
@@ -113,7 +113,7 @@ def test_materialized_shards_hold_the_same_samples(mixture: Path, tmp_path: Path
 def test_a_view_whose_root_is_gone_or_new_says_so(mixture: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(mixture, root)
-    drawn(root, tmp_path / "view", ratio=0.1)
+    subset(root, tmp_path / "view", ratio=0.1)
     manifest = root / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace('"seed"', '"seed" '))
@@ -125,13 +125,13 @@ def test_a_view_whose_root_is_gone_or_new_says_so(mixture: Path, tmp_path: Path)
 
 
 def test_a_view_behind_a_link_finds_its_root(mixture: Path, tmp_path: Path) -> None:
-    drawn(mixture, tmp_path / "deep/down/view", ratio=0.1)
+    subset(mixture, tmp_path / "deep/down/view", ratio=0.1)
     (tmp_path / "link").symlink_to(tmp_path / "deep/down/view")
     assert len(open_mixture(tmp_path / "link")[3:5]) == 2 and not verify(tmp_path / "link").problems
 
 
 def test_root_and_view_may_move_together(mixture: Path, tmp_path: Path) -> None:
     shutil.copytree(mixture, tmp_path / "here/root")
-    drawn(tmp_path / "here/root", tmp_path / "here/view", ratio=0.1)
+    subset(tmp_path / "here/root", tmp_path / "here/view", ratio=0.1)
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert not verify(tmp_path / "there/view").problems

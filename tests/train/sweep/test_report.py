@@ -129,8 +129,8 @@ def test_a_benchmark_in_which_the_full_mixture_scores_nothing_is_left_out_and_na
     rows = [row(scores={"gqa": 60.0, "mme": 0.0}), row(0.5, scores={"gqa": 30.0, "mme": 5.0})]
     point = at(aggregate(rows), 0.5)
     assert point.left_out == ["mme"] and point.relative.mean == 50.0 and point.scores["mme"].mean == 5.0
-    (told,) = [note for note in notes(rows) if note.startswith("mme cannot be relative")]
-    assert "the full mixture scores 0" in told
+    (note,) = [note for note in notes(rows) if note.startswith("mme cannot be relative")]
+    assert "the full mixture scores 0" in note
     only = aggregate([row(scores={"mme": 0.0}), row(0.5, scores={"mme": 5.0})])
     assert at(only, 0.5).relative is None and at(only, 1.0).relative is None
 
@@ -148,9 +148,9 @@ def test_a_run_that_lacks_a_benchmark_counts_where_it_has_scores_but_not_in_the_
         "30.0 ± ? (1 of 2)",
         "62.0 ± 2.8",
     ]
-    told = list(notes(rows))
-    assert "random-0.1-1 has no score in gqa yet." in told
-    assert any(note.startswith("random-0.1-1 does not count in the relative score") for note in told)
+    shown = list(notes(rows))
+    assert "random-0.1-1 has no score in gqa yet." in shown
+    assert any(note.startswith("random-0.1-1 does not count in the relative score") for note in shown)
 
 
 def test_a_benchmark_that_no_full_run_has_stays_out_of_the_relative_score():
@@ -163,9 +163,9 @@ def test_a_score_that_is_not_a_number_counts_as_missing(tmp_path):
     rows = [row(), row(0.5, loss=math.nan, scores={"gqa": math.nan})]
     point = at(aggregate(rows), 0.5)
     assert point.scores == {} and point.relative is None
-    told = list(notes(rows))
-    assert "random-0.5-0: the score in gqa is not a number and counts as missing." in told
-    assert "random-0.5-0: the last loss is not a number; the training diverged." in told
+    shown = list(notes(rows))
+    assert "random-0.5-0: the score in gqa is not a number and counts as missing." in shown
+    assert "random-0.5-0: the last loss is not a number; the training diverged." in shown
     assert write(tmp_path, "diverged", rows, {}).read_text().count("not a number") >= 4
 
 

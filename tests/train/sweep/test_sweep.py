@@ -198,18 +198,18 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     assert sweep.selections[1] == Choice(by=str(scores), column="quality")
     found = {cell.label: cell for cell in cells(sweep)}
     assert set(found) == {"random", "scores.csv:quality", "scores.csv:length", "scores.csv:flat"}
-    drawn = {}
+    ids = {}
     for label, cell in found.items():
         view = _subset(sweep, cell, mixture, tmp_path / "out/runs" / cell.name / "subset")
-        drawn[label] = open_mixture(view).column("id").to_pylist()
+        ids[label] = open_mixture(view).column("id").to_pylist()
     for column in ("quality", "length"):
         command = "subsample", mixture, "--by", scores, "--column", column, "--ratio", "0.1", "--seed", "0"
         assert vlmix(*command, "--out", tmp_path / column).returncode == 0
         part = open_mixture(mixture).subset(by=scores, column=column, ratio=0.1, seed=0)
         shown = open_mixture(tmp_path / column).column("id").to_pylist()
-        assert drawn[f"scores.csv:{column}"] == part.column("id").to_pylist() == shown != drawn["random"]
-    assert drawn["scores.csv:quality"] != drawn["scores.csv:length"]
-    assert drawn["scores.csv:flat"] == drawn["random"]
+        assert ids[f"scores.csv:{column}"] == part.column("id").to_pylist() == shown != ids["random"]
+    assert ids["scores.csv:quality"] != ids["scores.csv:length"]
+    assert ids["scores.csv:flat"] == ids["random"]
     assert same_as_random(sweep, tmp_path / "out") == ["scores.csv_flat-0.1-seed0"]
 
 

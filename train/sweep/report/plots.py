@@ -147,16 +147,16 @@ def _draw_lines(
     for number, (line, mark) in enumerate(zip(lines, _marks(len(lines), theme))):
         # Series stand some points of width beside each other, as their error bars would overlap.
         shift = min(6, 18 / len(lines)) * (number - (len(lines) - 1) / 2)
-        drawn = [(point, spread) for point in line.points if (spread := score(point))]
-        spreads += [spread for _, spread in drawn]
-        for point, spread in drawn:
+        scored = [(point, spread) for point in line.points if (spread := score(point))]
+        spreads += [spread for _, spread in scored]
+        for point, spread in scored:
             if point.full and _shares_full(lines, line):
                 shared_marks.setdefault(grid_key(point.grid), (spread, shift))
             else:
                 _draw_spread(ax, point.ratio, spread, mark, theme, shift=shift)
         ax.plot(
-            [point.ratio for point, _ in drawn],
-            [spread.mean for _, spread in drawn],
+            [point.ratio for point, _ in scored],
+            [spread.mean for _, spread in scored],
             color=mark.color,
             linestyle=mark.linestyle,
             linewidth=1.8,
@@ -324,7 +324,7 @@ def _panels(figure: Any, names: list[str], columns: int) -> list[tuple[Any, str]
 
 
 def clean(text: str, width: int = 44, most: int = 2) -> str:
-    """A name on at most `most` lines of `width` characters, of characters that can be drawn."""
+    """A name on at most `most` lines of `width` characters, of characters that the font has."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     lines = textwrap.wrap(printable, width, max_lines=most, placeholder="…") or [" "]
     return "\n".join(lines) if lines[0][0] != "_" else " " + "\n".join(lines)  # legends drop labels that begin with _
