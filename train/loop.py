@@ -32,7 +32,7 @@ from vlmix.train.model import TrainableVLM
 from vlmix.train.parallel import Ranks
 
 EventCallback = Callable[[str, dict[str, Any]], None]
-"""Called on the first rank with an event (data, model, resumed, step, saved, unreadable, stopped, done) and its facts."""
+"""Called on the first rank with an event (data, model, resumed, step, saved, unreadable, stopped, done) and facts."""
 
 
 _Counts = dict[str, float]  # sums over the ranks of one step, and `fullest`: the slots of the rank that has most
@@ -220,8 +220,7 @@ class Loop:
             self.me.abort(
                 VlmixError(
                     f"{len(every)} images did not decode so far, the last of {', '.join(every[-5:])}; "
-                    f"`vlmix verify {self.recipe.mixture}` lists the damage, a larger max_bad_images continues "
-                    "without them"
+                    f"`vlmix verify {self.recipe.mixture}` lists the damage, a larger max_bad_images skips them"
                 )
             )
         return every

@@ -163,7 +163,9 @@ class ProcessorCollator:
         width = batch["input_ids"].shape[1]
         if width <= self.max_length:
             return batch
-        image = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        image = getattr(self.processor, "image_token_id", None)
+        if image is None:
+            image = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
         for sample, ids in zip(samples, batch["input_ids"]):
             if (ids[self.max_length :] == image).any():
                 raise VlmixError(f"sample {sample.id}: max_length {self.max_length} cuts through its image; raise it")

@@ -137,8 +137,9 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def llavas(model: Any, values: list[str], image: bool) -> tuple[list[int], list[int]]:
     """Ids and labels of LLaVA 1.5, written from its description: the image goes to the front of its question, the
-    whole prompt is cut at `<image>` and each part tokenized by itself; in every round the tokens of the instruction are
-    masked, counted from its start, which leaves the answer and `</s>`. -200 stands for the image, -100 for what is masked.
+    whole prompt is cut at `<image>` and each part tokenized by itself; in every round as many
+    tokens are masked as its instruction has, which leaves the answer and `</s>`. -200 stands for the image, -100 for
+    what is masked.
 
     Text between special tokens goes to SentencePiece by itself, as the slow tokenizer of transformers 4.31 sends it.
     """
