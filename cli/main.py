@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vlmix.cli import show
+from vlmix.cli.boundary import guarded
 from vlmix.cli.evaluate import evaluate
 from vlmix.cli.score import score_command
 from vlmix.cli.sweep import embed, sweep
@@ -332,14 +333,8 @@ def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-
 
 
 def main() -> None:
-    """Entry point: bad input ends with one message and exit 1, wrong usage with exit 2."""
-    if not sys.stderr.isatty():
-        show.without_bars()
-    try:
-        app()
-    except VlmixError as error:
-        show.error(error)
-        sys.exit(1)
+    """Entry point: bad input ends with one line and exit 1, wrong usage with exit 2."""
+    sys.exit(guarded(app))
 
 
 if __name__ == "__main__":

@@ -33,15 +33,14 @@ if TYPE_CHECKING:
     from vlmix.mixture.selection.rankings import Report
     from vlmix.train.evaluate.evaluate import Unscored
 
-# Into a pipe, tables keep their natural width.
-_out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+# Into a pipe, tables keep their natural width. A closed stdout is None until `boundary` opens it.
+_out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 200)
 _err = Console(stderr=True)
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback that draws one bar per stage on a terminal, and nothing elsewhere. Ctrl-C inside ends the program
-    with 130."""
+    """A callback that draws one bar per stage on a terminal, and nothing elsewhere."""
     columns = (
         TextColumn("{task.description:>18}", markup=False),
         BarColumn(),
@@ -56,11 +55,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
                 tasks[stage] = bars.add_task(visible(stage), total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        try:
-            yield update
-        except KeyboardInterrupt:
-            print("vlmix: interrupted; run the same command again to resume", file=sys.stderr)
-            raise SystemExit(130) from None
+        yield update
 
 
 @contextmanager
@@ -113,9 +108,9 @@ def note(text: str) -> None:
     _err.print(plain(text, lines=False), highlight=False, soft_wrap=True)
 
 
-def error(problem: VlmixError) -> None:
-    """The line with which a command ends. File names and records' ids in it come from data."""
-    print(f"vlmix: {visible(str(problem), lines=True)}", file=sys.stderr)
+def line(text: str) -> None:
+    """What a command says on stderr before it ends. File names and records' ids in it come from data."""
+    print(f"vlmix: {visible(text, lines=True)}", file=sys.stderr)
 
 
 def done(text: str, data: Any, as_json: bool) -> None:

@@ -13,7 +13,6 @@ import typer
 
 from vlmix.cli import recipes, show
 from vlmix.cli.train import launch
-from vlmix.mixture.errors import VlmixError
 
 if TYPE_CHECKING:
     from vlmix.mixture.benchmark.benchmark import Report
@@ -77,12 +76,10 @@ def sweep(
 
 
 def require() -> None:
-    """Raise VlmixError where what a sweep needs is not installed, before hours are spent."""
-    try:
-        from vlmix.train.sweep.report import require as picture
-        from vlmix.train.sweep.sweep import run  # noqa: F401
-    except ImportError as error:
-        raise VlmixError(f"this needs {error.name}: pip install 'vlmix[train,sweep]'") from None
+    """Fail where what a sweep needs is not installed, before hours are spent."""
+    from vlmix.train.sweep.report import require as picture
+    from vlmix.train.sweep.sweep import run  # noqa: F401
+
     picture()
 
 

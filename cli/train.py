@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmix.cli import recipes, show
-from vlmix.mixture.errors import VlmixError
 
 if TYPE_CHECKING:
     from vlmix.train.config import Recipe
@@ -42,11 +41,9 @@ def train(
 
 
 def load(name: str, changes: list[str] | None) -> "Recipe":
-    """The training recipe `name` with changes. Raises VlmixError also where the trainer is not installed."""
-    try:
-        from vlmix.train.config import load as load_recipe
-    except ImportError as error:
-        raise VlmixError(f"training needs {error.name}: pip install 'vlmix[train]'") from None
+    """The training recipe `name` with changes."""
+    from vlmix.train.config import load as load_recipe
+
     return load_recipe(recipes.find_in(recipes.TRAIN, name), changes)
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Folder or module -> what it may import, besides itself. The nearest entry above a module holds for it.
 RULES: dict[str, set[str]] = {
     "mixture.errors": set(),
+    "mixture.extras": {"mixture.errors"},
     "mixture.version": set(),
     "mixture.hashing": set(),
     "mixture.record": {"mixture.errors"},
@@ -39,7 +40,10 @@ RULES: dict[str, set[str]] = {
     "door": {"mixture", "builders", "train", "cli"},
     "torch_door": {"mixture", "train"},
 }
-BASE = {f"mixture.{name}" for name in ("errors", "version", "hashing", "record", "boxes", "render", "keyed", "filters")}
+BASE = {
+    f"mixture.{name}"
+    for name in ("errors", "extras", "version", "hashing", "record", "boxes", "render", "keyed", "filters")
+}
 
 
 def imports(path: Path) -> set[str]:

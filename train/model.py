@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.extras import missing
 from vlmix.train import attention
 from vlmix.train.batches import MicroBatch
 from vlmix.train.config import Lora, Part, Recipe
@@ -282,7 +283,7 @@ def _adapt(lm: nn.Module, lora: Lora) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise VlmixError("`lora` needs peft: pip install 'vlmix[lora]'") from None
+        raise missing("peft", "`lora`") from None
     targets = sorted({name.rpartition(".")[2] for name, module in lm.named_modules() if isinstance(module, nn.Linear)})
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     inject_adapter_in_model(config, lm)

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.extras import missing
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, Round, is_blank
 
@@ -145,7 +146,7 @@ def _counter(raw: RawFolder, tokenizer: str | None) -> Callable[[str], int]:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise VlmixError("sharegpt: `tokenizer` needs the tokenizers package: pip install 'vlmix[tokenizer]'") from None
+        raise missing("tokenizers", "sharegpt: `tokenizer`") from None
     if not Path(tokenizer).is_file():
         raise VlmixError(f"sharegpt: tokenizer {tokenizer} does not exist; name a tokenizer.json")
     raw.opened.append(Path(tokenizer))

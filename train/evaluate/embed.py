@@ -14,7 +14,7 @@ from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.batches import UNREADABLE
 from vlmix.train.export import MODEL
 from vlmix.train.images import ImageGeometry, decode, normalise
-from vlmix.train.weights.pretrained import Tower, load_tower
+from vlmix.train.weights.pretrained import Tower, load_tower, loading
 
 
 def embed(
@@ -75,8 +75,9 @@ def _tower(where: str) -> Tower:
         return load_tower(where, torch.float32)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(exported, dtype=torch.float32, trust_remote_code=False)
-    images = AutoProcessor.from_pretrained(exported, trust_remote_code=False).image_processor
+    with loading(where, exported):
+        model = AutoModelForImageTextToText.from_pretrained(exported, dtype=torch.float32, trust_remote_code=False)
+        images = AutoProcessor.from_pretrained(exported, trust_remote_code=False).image_processor
     config = model.config.vision_config
     side = int(images.crop_size["height"])
     mean, std = tuple(images.image_mean), tuple(images.image_std)

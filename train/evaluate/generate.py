@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.export import MODEL
 from vlmix.train.tokens import adds_begin, question_text
-from vlmix.train.weights.pretrained import is_local
+from vlmix.train.weights.pretrained import is_local, loading
 
 
 class Generator:
@@ -29,14 +29,12 @@ class Generator:
         elif not path.exists() and is_local(where):
             raise VlmixError(f"{where}: no such folder; a run's model is there when the run is done")
         name = str(path) if path.is_dir() else where
-        try:
+        with loading(where, path if path.is_dir() else where):
             dtype: Any = "auto" if device.type == "cuda" else torch.float32
             model, report = AutoModelForImageTextToText.from_pretrained(
                 name, output_loading_info=True, dtype=dtype, trust_remote_code=False
             )
             self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise VlmixError(f"{where}: {' '.join(str(error).split())[:300]}") from None
         if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
             raise VlmixError(f"{where}: weights that are missing or left over: {', '.join(wrong[:5])}")
         if self.processor.chat_template is None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import Dinov2Config
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.extras import missing
 
 _HEAD_WIDTH = 64  # of every DINOv2
 _CLS = "embeddings.cls_token"
@@ -95,7 +96,7 @@ def _graph(path: Path) -> _Graph:
     try:
         import onnx
     except ImportError:
-        raise VlmixError(f"{path}: ONNX files need the library onnx: pip install 'vlmix[smol]'") from None
+        raise missing("onnx", f"{path}: an ONNX file") from None
     graph = onnx.load(path, load_external_data=False).graph
     weights = {}
     for tensor in graph.initializer:

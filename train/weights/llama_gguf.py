@@ -9,6 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import PreTrainedTokenizerFast
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.extras import missing
 
 _LLAMA = re.compile(
     r"(token_embd|output_norm|output|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_(norm|gate|up|down)))\.(weight|bias)"
@@ -26,7 +27,7 @@ def check(path: Path) -> dict[str, Any]:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise VlmixError(f"{path}: GGUF files need the library gguf: pip install 'vlmix[smol]'") from None
+        raise missing("gguf", f"{path}: a GGUF file") from None
     try:
         with path.open("rb") as opened:
             _Header(opened, path.stat().st_size).check()

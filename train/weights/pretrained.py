@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from logging import ERROR
+from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -117,7 +117,7 @@ def load_lm(where: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
         read.config.quantization_config = None
         # A model of its own: transformers refuses to save one that it calls quantised.
         model = _load(where, LlamaForCausalLM, None, dtype, config=read.config, state_dict=read.state_dict())
-        with _boundary(f"{where}: its tokenizer", found):
+        with loading(f"{where}: its tokenizer", found):
             tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name, trust_remote_code=False)
         return LanguageModel(model, llama_gguf.tokenizer(tokenizer, header))
     _refuse_file(where, found, ".gguf")
@@ -132,7 +132,7 @@ def load_tokenizer(where: str) -> PreTrainedTokenizerFast:
     Raises VlmixError if it has none, or none that a fast tokenizer can stand for.
     """
     found = _resolve(where)
-    with _boundary(f"{where}: its tokenizer", found):
+    with loading(f"{where}: its tokenizer", found):
         sentences = _tokenizer_file(found, "tokenizer.model")
         if sentences is not None and _tokenizer_file(found, "tokenizer.json") is None:
             settings = _tokenizer_file(found, "tokenizer_config.json")
@@ -160,7 +160,7 @@ def load_tower(where: str, dtype: torch.dtype = torch.float32) -> Tower:
         model = _load(where, Dinov2Model, None, dtype, config=config, state_dict=weights)
         return _tower(where, _DINOV2, model, _Preprocessor())
     _refuse_file(where, found, ".onnx")
-    with _boundary(where, found):
+    with loading(where, found):
         config = AutoConfig.from_pretrained(found, trust_remote_code=False)
     family = _FAMILIES.get(config.model_type)
     if family is None:
@@ -179,7 +179,7 @@ def _load(
 ) -> PreTrainedModel:
     """A model with all of its weights, from files or from those `given`. Raises VlmixError if any is lacking, or is
     left over and not one of those that `unused` matches."""
-    with _boundary(where, found):
+    with loading(where, found):
         # Sizes that differ are reported below, by name; code that comes with a checkpoint is never run.
         model, info = kind.from_pretrained(
             found, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **given
@@ -244,11 +244,14 @@ def _refuse_file(where: str, found: Path | str, suffix: str) -> None:
 
 
 @contextmanager
-def _boundary(where: str, found: Path | str | None = None) -> Iterator[None]:
-    """Makes errors of transformers, which are of every kind, VlmixErrors. Its warnings are off inside: what they would
-    tell is checked."""
+def loading(where: str, found: Path | str | None = None) -> Iterator[None]:
+    """Makes errors of transformers, which are of every kind, VlmixErrors. Its warnings and the hub's are off inside:
+    what they would tell is checked or in the error. `found` is a hub name (str) or a path."""
     before = logging.get_verbosity()
+    hub = getLogger("huggingface_hub")
+    level = hub.level
     logging.set_verbosity(ERROR)
+    hub.setLevel(ERROR)
     try:
         yield
     except VlmixError:
@@ -256,10 +259,14 @@ def _boundary(where: str, found: Path | str | None = None) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if isinstance(found, str):
-            reason += f"\nOffline, fetch it beforehand (hf download {found}), or name a folder that has its files"
+            reason = (
+                f"there is no such folder here, and as a name on the Hugging Face hub: {reason} Offline, fetch it "
+                f"beforehand (hf download {found}), or name a folder that has its files"
+            )
         raise VlmixError(f"{where}: {reason}") from error
     finally:
         logging.set_verbosity(before)
+        hub.setLevel(level)
 
 
 def _preprocessor(where: str, found: Path | str) -> _Preprocessor:

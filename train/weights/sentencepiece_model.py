@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from transformers import PreTrainedTokenizerFast
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.extras import missing
 
 _BLANK = "▁"
 # What differs between kinds of SentencePiece models: blanks at either end, runs of them, bytes, joined characters.
@@ -33,7 +34,7 @@ def read(path: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
-        raise VlmixError(f"{path}: reading it needs the package sentencepiece: pip install sentencepiece") from None
+        raise missing("sentencepiece", f"{path}: a SentencePiece model") from None
     try:
         model = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:

@@ -406,7 +406,7 @@ def test_a_report_without_runs_is_refused(tmp_path):
 def test_without_matplotlib_the_remedy_is_told_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     for call in (require, lambda: write(tmp_path, "bare", BOTH, {})):
-        with pytest.raises(VlmixError, match=r"pip install 'vlmix\[sweep\]'"):
+        with pytest.raises(VlmixError, match=r"pip install 'jinja2>=3.1' 'matplotlib>=3"):
             call()
     assert not list(tmp_path.iterdir())
     assert table(aggregate(BOTH))[1][0][4] == "66.2 ± 5.3"

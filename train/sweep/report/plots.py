@@ -12,7 +12,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.extras import missing
 from vlmix.train.sweep.report.aggregate import FULL, Point, Series, Spread, benchmarks, grid_key, is_relative, series
 from vlmix.train.sweep.report.wording import Namer, share
 
@@ -54,7 +54,7 @@ def require() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise VlmixError(f"the report of a sweep needs {error.name}: pip install 'vlmix[sweep]'") from None
+        raise missing(error.name or "matplotlib", "the report of a sweep") from None
 
 
 def curve(points: list[Point], theme: Theme = LIGHT) -> bytes:
