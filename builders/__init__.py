@@ -4,6 +4,7 @@ A module of `sources` that defines `SOURCE` is a builder, one of `benchmarks` th
 set. Other distributions add theirs under the entry point groups `vlmix.builders` and `vlmix.benchmarks`.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
@@ -13,9 +14,10 @@ from typing import Any, TypeVar
 
 from vlmix.mixture.benchmark.benchmark import Benchmark
 from vlmix.mixture.build.source import Source
-from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.errors import VlmixError, abridged, nearest
 
 Kind = TypeVar("Kind", Source, Benchmark)
+_log = logging.getLogger(__name__)
 
 _FIRST = [
     "vqav2",
@@ -35,9 +37,10 @@ _FIRST = [
 
 @cache
 def known_sources() -> Mapping[str, Source]:
-    """All builders by name, in alphabetical order. Raises VlmixError if two claim one name."""
+    """All builders by name, in alphabetical order."""
     found = [module.SOURCE for module in _modules("sources") if hasattr(module, "SOURCE")]
-    return _by_name(sorted([*found, *_added(Source, "vlmix.builders")], key=lambda source: source.name), "builders")
+    named = _with_added(found, Source, "vlmix.builders")
+    return dict(sorted(named.items()))
 
 
 @cache
@@ -45,8 +48,8 @@ def known_benchmarks() -> Mapping[str, Benchmark]:
     """All evaluation sets by name: the twelve of LLaVA-1.5's tables in their order, then the others by name."""
     found = [one for module in _modules("benchmarks") for one in getattr(module, "BENCHMARKS", ())]
     order = {name: place for place, name in enumerate(_FIRST)}
-    found = sorted([*found, *_added(Benchmark, "vlmix.benchmarks")], key=lambda b: (order.get(b.name, 99), b.name))
-    return _by_name(found, "benchmarks")
+    named = _with_added(found, Benchmark, "vlmix.benchmarks")
+    return dict(sorted(named.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
 def benchmark_named(name: str) -> Benchmark:
@@ -61,18 +64,20 @@ def _modules(folder: str) -> list[Any]:
     return [import_module(f"{package.__name__}.{info.name}") for info in iter_modules(package.__path__)]
 
 
-def _added(kind: type[Kind], group: str) -> Iterable[Kind]:
+def _with_added(found: Iterable[Kind], kind: type[Kind], group: str) -> dict[str, Kind]:
+    """By name: `found` and what the entry points of `group` add. One that is broken is a warning, so that everything
+    else works without it."""
+    named = {one.name: one for one in found}
     for point in entry_points(group=group):
-        loaded = point.load()
-        if not isinstance(loaded, kind):
-            raise VlmixError(f"entry point {point.name} ({point.value}) is not a {kind.__module__}.{kind.__name__}")
-        yield loaded
-
-
-def _by_name(found: Iterable[Kind], what: str) -> dict[str, Kind]:
-    named: dict[str, Kind] = {}
-    for one in found:
-        if one.name in named:
-            raise VlmixError(f"two {what} are called {one.name!r}")
-        named[one.name] = one
+        try:
+            loaded = point.load()
+            if not isinstance(loaded, kind):
+                raise TypeError(f"not a {kind.__module__}.{kind.__name__}")
+            if loaded.name in named:
+                raise ValueError(f"{loaded.name!r} exists already")
+        except Exception as error:
+            what = f"{abridged(str(error), 300)} ({type(error).__name__})"
+            _log.warning("entry point %s (%s) of %s is left out: %s", point.name, point.value, group, what)
+        else:
+            named[loaded.name] = loaded
     return named

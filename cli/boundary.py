@@ -7,10 +7,9 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from vlmix.cli import show
-from vlmix.mixture.errors import VlmixError, abridged
+from vlmix.mixture.errors import VlmixError, abridged, fault
 from vlmix.mixture.extras import is_optional, missing
 
 BAD_INPUT, INTERNAL = 1, 70
@@ -55,10 +54,7 @@ def _explained(error: Exception) -> tuple[str, int]:
             return f"{abridged(str(error.filename))}: {error.strerror}", BAD_INPUT
         case OSError() if error.strerror is not None:
             return f"{error.strerror}. {_logged(error)}", BAD_INPUT
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    what = abridged(f"{type(error).__name__}: {error}".partition("\n")[0], 200)
-    place = f"{what} ({Path(frame.filename).name}, line {frame.lineno})"
-    return f"{place}; a fault of vlmix or of a plug-in, not of your input. {_logged(error)}", INTERNAL
+    return f"{fault(error)}; a fault of vlmix or of a plug-in, not of your input. {_logged(error)}", INTERNAL
 
 
 def _logged(error: Exception) -> str:

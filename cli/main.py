@@ -182,7 +182,7 @@ def verify(mixture: FolderArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = 
 def subsample(
     mixture: FolderArg,
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
-    ratio: Annotated[float | None, typer.Option(help="Share of the samples, as in 0.1.")] = None,
+    ratio: Annotated[str | None, typer.Option(help="Share of the samples: 0.1 or 10%.")] = None,
     total: Annotated[int | None, typer.Option(help="Number of samples.")] = None,
     source: Annotated[
         list[str] | None, typer.Option(help="NAME=1000, NAME=0.1 or NAME=10% of one source. Repeatable.")
@@ -206,12 +206,12 @@ def subsample(
 ) -> None:
     """A nested subset: 10 % lies inside 30 % lies inside the whole."""
     from vlmix.mixture.mixture import open as open_mixture
-    from vlmix.mixture.selection.subset import Selection, parse_amounts, save, select
+    from vlmix.mixture.selection.subset import Selection, parse_amounts, parse_ratio, save, select
 
     if ratio is None and total is None and not source and where is None and by is None:
         raise VlmixError("say what to keep: --ratio, --total, --source, --where or --by")
     selection = Selection(
-        ratio=ratio,
+        ratio=None if ratio is None else parse_ratio(ratio),
         total=total,
         sources=dict(parse_amounts(source or [])),
         where=where,
@@ -326,9 +326,10 @@ def demo(
 
 def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]
     from vlmix.builders import known_sources
-    from vlmix.cli.recipes import find
+    from vlmix.cli.recipes import check_overrides, find
     from vlmix.mixture.build.recipe import load
 
+    check_overrides(overrides, "--raw")
     return load(find(name), known_sources(), overrides), known_sources()
 
 

@@ -15,6 +15,14 @@ TRAIN, SWEEP = "train", "sweep"
 """Folders of the training recipes and of the sweeps; all others are data recipes."""
 
 
+def check_overrides(overrides: list[str] | None, key: str) -> None:
+    """Raise VlmixError for a path that stands where `key=value` is expected; `key` is what it was meant for."""
+    for text in overrides or []:
+        if "=" not in text and Path(text).exists():
+            wanted = f"{key} {text}" if key.startswith("-") else f"{key}={text}"
+            raise VlmixError(f"{text}: changes of the recipe are written key=value; did you mean {wanted}?")
+
+
 def find(name: str) -> Path:
     """The data recipe that `name` means: a path, or the stem of a packaged one."""
     files = [file.relative_to(folder()) for file in folder().glob("**/*.yaml")]

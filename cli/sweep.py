@@ -42,6 +42,7 @@ def sweep(
     from vlmix.train.sweep.sweep import cells, finished, load, run, same_as_random
 
     found = recipes.find_in(recipes.SWEEP, sweep)
+    recipes.check_overrides(changes, "mixture")
     parsed = load(found, known_benchmarks(), changes)
     inner = "VLMIX_SWEEP_WORKER" in os.environ
     with show.progress() as progress:

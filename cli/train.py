@@ -44,6 +44,7 @@ def load(name: str, changes: list[str] | None) -> "Recipe":
     """The training recipe `name` with changes."""
     from vlmix.train.config import load as load_recipe
 
+    recipes.check_overrides(changes, "mixture")
     return load_recipe(recipes.find_in(recipes.TRAIN, name), changes)
 
 

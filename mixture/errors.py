@@ -1,7 +1,9 @@
 """Errors that a user can act on."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class VlmixError(Exception):
@@ -26,3 +28,11 @@ def abridged(text: str, most: int = 120) -> str:
     """`text` for a message: printable, and cut in the middle if it is longer than `most` characters."""
     plain = text if text.isprintable() else ascii(text)[1:-1]
     return plain if len(plain) <= most else f"{plain[: most // 2]}…{plain[-most // 4 :]}"
+
+
+def fault(error: BaseException, file: str | None = None) -> str:
+    """An unexpected exception in one line, with the place where it was raised: in `file` if that is on its way."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file] or frames
+    what = abridged(f"{type(error).__name__}: {error}".partition("\n")[0], 200)
+    return f"{what} ({Path(own[-1].filename).name}, line {own[-1].lineno})"

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.errors import VlmixError, nearest
 
 LONGEST = 2**23
 """Characters of a condition, lists included."""
@@ -39,6 +39,7 @@ _WORDS = frozenset(
     }
 )
 # fmt: on
+_QUOTED = re.compile(r'"([^"]+)"')
 _PART = re.compile(
     r"""(?P<space>\s+)
     | (?P<text>'(?:[^']|'')*')
@@ -53,15 +54,17 @@ def matching(frame: pl.DataFrame, condition: str, what: str) -> NDArray[np.bool_
     """[rows] bool: where the SQL `condition` over the frame's columns is true. Raises VlmixError, which begins with
     `what`, for one that is not admitted or not true or false for each row."""
     shown = repr(condition if len(condition) <= 200 else f"{condition[:200]}…")
-    columns = ", ".join(frame.columns)
     if problem := _problem(condition):
         raise VlmixError(f"{what}: {shown}: {problem}")
     try:
         result = frame.select(pl.sql_expr(condition).alias("match"))["match"]
     # A panic is a BaseException and no Exception.
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError) as error:
+        if isinstance(error, pl.exceptions.ColumnNotFoundError) and (name := _QUOTED.search(str(error))):
+            near = nearest(name[1], frame.columns)
+            raise VlmixError(f"{what}: {shown}: there is no column {name[1]!r}{near}") from None
         why = (str(error).splitlines() or [type(error).__name__])[0][:500]
-        raise VlmixError(f"{what}: {shown}: {why}; columns are {columns}") from None
+        raise VlmixError(f"{what}: {shown}: {why}; columns are {', '.join(frame.columns)}") from None
     if result.dtype != pl.Boolean or len(result) not in (1, len(frame)):
         raise VlmixError(f"{what}: {shown} is not a condition that is true or false for each sample")
     match = result.fill_null(False).to_numpy()

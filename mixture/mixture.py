@@ -20,7 +20,7 @@ class Mixture(Reader):
     def subset(
         self,
         *,
-        ratio: float | None = None,
+        ratio: float | str | None = None,
         total: int | None = None,
         sources: dict[str, int | float] | None = None,
         where: str | None = None,
@@ -34,11 +34,15 @@ class Mixture(Reader):
         clusters: int | None = None,
     ) -> Self:
         """A nested subset, as `vlmix subsample` selects it: a prefix of the hash order, or of the ranking `by`, in
-        mixture order (see `selection.subset.Selection`)."""
-        from vlmix.mixture.selection.subset import Selection, select  # polars, which trainers need not have
+        mixture order (see `selection.subset.Selection`). `ratio` is a share, 0.1 or "10%"."""
+        from vlmix.mixture.selection.subset import (
+            Selection,
+            parse_ratio,
+            select,
+        )  # polars, which trainers need not have
 
         selection = Selection(
-            ratio=ratio,
+            ratio=parse_ratio(ratio) if isinstance(ratio, str) else ratio,
             total=total,
             sources=sources or {},
             where=where,

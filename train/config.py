@@ -140,7 +140,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises VlmixError for unknown keys, naming the nearest, and for what cannot be trained.
     """
-    return parse(strict.load(path, overrides), str(path))
+    return parse(strict.load(path, overrides), strict.label(path, overrides))
 
 
 def parse(data: Any, where: str = "recipe") -> Recipe:

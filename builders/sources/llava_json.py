@@ -62,6 +62,8 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
     """One conversation per row, in file order. Rows with several images or other media, with an image token but no
     image, or whose turns are not alternating questions and answers, are rejected with their whole record."""
     path = _locate(raw, options.path)
+    if options.path != OFFICIAL:
+        raw.own = "LLaVA's form: a JSON list, or one object a line, of rows with `conversations`"
     elements = raw.elements(path, dict[str, Any])
     for name in options.only or ():
         if name not in (*_PARTS, "other"):

@@ -1,7 +1,7 @@
 """The first stage: one source's raw files to an Arrow file of candidates."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vlmix.mixture.build.recipe import Entry
 from vlmix.mixture.build.source import RawFolder, Rejects, Source
 from vlmix.mixture.dataset.manifest import Input
 from vlmix.mixture.dataset.schema import Reject
-from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.errors import VlmixError, fault
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import Stamp, file_digest, sha256, stamp
 from vlmix.mixture.record import Conversation, builder_mistake, defect
@@ -80,7 +80,7 @@ def conversations(
     def usable() -> Iterator[Conversation]:
         seen: set[str] = set()
         labels = source.name, rejects.source, *source.parts
-        for conversation in source.read(folder, options, seed, rejects):
+        for conversation in _guarded(source, lambda: source.read(folder, options, seed, rejects)):
             if mistake := builder_mistake(conversation, labels):
                 raise VlmixError(f"builder {source.name}: {conversation.id}: {mistake}")
             problem = defect(conversation, source.verbatim)
@@ -96,6 +96,20 @@ def conversations(
             rejects(path.name, "lone_surrogate", detail)
 
     return usable(), folder, rejects
+
+
+def _guarded(source: Source, read: Callable[[], Iterator[Conversation]]) -> Iterator[Conversation]:
+    """What a builder reads; a mistake in its code is an error that names its line."""
+    count = 0
+    try:
+        for conversation in read():
+            yield conversation
+            count += 1
+    except (VlmixError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        where = fault(error, source.read.__code__.co_filename)
+        raise VlmixError(f"builder {source.name}: {where}, after {count:,} conversations") from error
 
 
 def convert(job: ConvertJob) -> Converted:

@@ -14,7 +14,7 @@ from vlmix.mixture.render import StyleName
 
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
 def load(path: Path, known: Mapping[str, Source], overrides: list[str] | None = None) -> Recipe:
     """The recipe in the YAML file at `path`, with `key=value` overrides (`sources.vqav2.take=100`) applied."""
-    return parse(strict.load(path, overrides), known, str(path))
+    return parse(strict.load(path, overrides), known, strict.label(path, overrides))
 
 
 def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Recipe:

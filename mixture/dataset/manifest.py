@@ -120,7 +120,8 @@ def read(folder: Location) -> Manifest:
         data = where.whole()
     except FileNotFoundError:
         unfinished = isinstance(folder, Local) and folder.path.with_name(folder.path.name + ".partial").is_dir()
-        remedy = "; its build was interrupted, run the same `vlmix build` again to finish it" if unfinished else ""
+        remedy = "; its build did not finish: run the same `vlmix build` again to resume it, or to see why it failed"
+        remedy = remedy if unfinished else ""
         raise VlmixError(f"{folder.name} is not a mixture: it has no {NAME}{remedy}") from None
     return parse(data, where.name)
 

@@ -39,6 +39,8 @@ class OfficialFiles:
 
     def __init__(self, name: str, title: str, homepage: str, path: Path, official: tuple[str, ...] = ()) -> None:
         self.name, self.title, self.homepage, self.path, self.official = name, title, homepage, path, official
+        self.own: str | None = None
+        """The form that the user's own file should have; None: the official file is read."""
         self.mended: dict[Path, int] = {}
         """File -> halves of surrogate pairs that were replaced by U+FFFD, because no text can hold them."""
 
@@ -75,11 +77,22 @@ class OfficialFiles:
         """The error for a folder without any of `names`."""
         if not self.folder.is_dir():
             there = f"; {self.folder} does not exist"
+            if near := self._elsewhere():
+                return VlmixError(
+                    f"{self.name}: {self.folder} does not exist, but {near / self.folder.name} does; did "
+                    f"you mean {near}?"
+                )
         else:
             files = sorted(p.name for p in self.folder.iterdir())[:8]
             there = f" (the folder has {', '.join(files)})" if files else " (the folder is empty)"
         wanted = " or ".join([str(self.folder / names[0]), *names[1:]])
         return VlmixError(f"{self.name}: {wanted} is missing{there}; get it from {self.homepage} and unzip it there")
+
+    def _elsewhere(self) -> Path | None:
+        """The folder that was meant where one above or below it was named."""
+        given = self.folder.parent
+        below = sorted(given.iterdir()) if given.is_dir() else []
+        return next((near for near in (given.absolute().parent, *below) if (near / self.folder.name).is_dir()), None)
 
     def main(self, pattern: str, *splits: str) -> Path:
         """The file of a kind, `pattern` being its name with `{split}` in place of the split: the one that was named,
@@ -134,9 +147,14 @@ class OfficialFiles:
         return found, repeated
 
     def elements(self, path: Path, type: type[T]) -> Iterator[T]:
-        """The elements of a file that is one long JSON list, decoded one at a time to keep memory flat."""
+        """The elements of a file that is one long JSON list, decoded one at a time to keep memory flat. A user's own
+        file may be JSONL, too."""
         decoder = msgspec.json.Decoder(type)
-        for number, raw in enumerate(self.json(path, list[msgspec.Raw])):
+        buffer = self.read(path)
+        if self.own and bytes(buffer[:1000]).lstrip().startswith(b"{"):
+            yield from self.lines(path, type)
+            return
+        for number, raw in enumerate(self._decode(path, buffer, list[msgspec.Raw])):
             try:
                 yield decoder.decode(raw)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -170,8 +188,12 @@ class OfficialFiles:
 
     @property
     def _again(self) -> str:
+        if self.own:
+            return f"the file is damaged or in a different format; expected is {self.own}"
         return f"the file is damaged or was not downloaded whole: get it again from {self.homepage}"
 
     @property
     def _other(self) -> str:
+        if self.own:
+            return f"expected is {self.own}"
         return f"this is not the {self.title} file that was expected: get it from {self.homepage}"

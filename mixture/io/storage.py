@@ -123,4 +123,7 @@ Location = Local | Remote
 
 def locate(path: str | Path) -> Location:
     """The location that `path` names: a URL such as `s3://bucket/mixture`, else a local path."""
-    return Remote(path) if isinstance(path, str) and "://" in path else Local(Path(path).resolve())
+    if isinstance(path, str) and "://" in path:
+        return Remote(path)
+    local = Path(path).resolve()
+    return Local(local.parent if local.is_file() else local)  # a file of the folder stands for it

@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 import yaml
 from msgspec import Struct
 
-from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.errors import VlmixError, abridged, nearest
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+"""The recipes that come with vlmix."""
 _MOST_BASES = 8
+
+
+def label(path: Path, overrides: list[str] | None = None) -> str:
+    """What errors call a recipe: its path, or its name if it comes with vlmix; and what was overridden."""
+    packaged = path.resolve().is_relative_to(RECIPES.resolve())
+    name = f"recipe {path.stem}" if packaged else str(path)
+    return abridged(" ".join([name, "with", *overrides]) if overrides else name, 300)
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Any:
@@ -81,12 +90,36 @@ def check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
 
 
 def convert(data: dict[str, Any], struct: Any, where: str) -> Any:
-    """Plain data as a typed record. Raises VlmixError that names the field and the rule."""
+    """Plain data as a typed record. Raises VlmixError that names the field, its value and the rule."""
     try:
         return msgspec.convert(data, struct)
     except msgspec.ValidationError as error:
-        message = str(error).replace("`$.", "`").replace("Object missing required field", "missing key")
-        raise VlmixError(f"{where}: {message}") from None
+        message = str(error).replace("Object missing required field", "missing key")
+        rule, _, place = message.partition(" - at `$.")
+        if not place or rule.startswith("missing key"):
+            raise VlmixError(f"{where}: {message.replace('`$.', '`')}") from None
+        place = place.rstrip("`")
+        value = _at(data, place)
+        choices = _choices(struct, place)
+        rule = re.sub(", got `.*`", "", rule[:1].lower() + rule[1:])
+        rule = f"expected one of {', '.join(choices)}" if choices else rule
+        raise VlmixError(f"{where}: `{place}`: {rule}, got {abridged(repr(value))}") from None
+
+
+def _at(data: Any, place: str) -> Any:
+    """The value at a path of msgspec's, `optim.lr` or `ratios[0]`; where it ends in `[...]`, the mapping around."""
+    for name in re.findall(r"[^.\[\]]+", place.partition("[...]")[0]):
+        data = data[int(name)] if isinstance(data, list) else data.get(name)
+    return data
+
+
+def _choices(struct: Any, place: str) -> list[str]:
+    """What a field of few possible values may be, empty for any other."""
+    kinds: tuple[Any, ...] = (msgspec.inspect.type_info(struct),)
+    for name in place.split("."):
+        fields = [field for kind in kinds for field in getattr(kind, "fields", ()) if field.encode_name == name]
+        kinds = tuple(kind for field in fields for kind in getattr(field.type, "types", (field.type,)))
+    return [str(value) for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType) for value in kind.values]
 
 
 _MOST_VALUES = 100_000
@@ -151,7 +184,7 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 def _override(data: Any, override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise VlmixError(f"{override}: write key=value, for example sources.vqav2.take=1000")
+        raise VlmixError(f"{override}: write key=value, for example seed=1")
     node = data
     *parents, leaf = path.split(".")
     for key in parents:
@@ -163,4 +196,4 @@ def _override(data: Any, override: str) -> None:
     if not isinstance(node, dict):
         what = repr(parents[-1]) if parents else "the recipe"
         raise VlmixError(f"{override}: {what} is not a mapping")
-    node[leaf] = _yaml(text, f"{override}")
+    node[leaf] = _yaml(text, abridged(override))

@@ -236,6 +236,14 @@ def save(
     return save_view(selected.mixture, out, [selected.entry], selected.index)
 
 
+def parse_ratio(text: str) -> float:
+    """`0.1` or `10%` as a share. Raises VlmixError for anything else."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise VlmixError(f"ratio {text!r}: write 0.1 or 10%") from None
+
+
 def parse_amounts(texts: list[str]) -> Mapping[str, int | float]:
     """`vqav2=1000`, `gqa=0.1`, `ocrvqa=12.5%` as source -> count (int) or share (float)."""
     amounts: dict[str, int | float] = {}

@@ -153,8 +153,9 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
     data = strict.load(path, overrides)
     if not isinstance(data, dict):
         raise VlmixError(f"{path}: a sweep is a mapping with `name`, `mixture`, `recipe` and `evaluate`")
-    strict.check_keys(data, Sweep, str(path))
-    sweep: Sweep = strict.convert(data, Sweep, str(path))
+    where = strict.label(path, overrides)
+    strict.check_keys(data, Sweep, where)
+    sweep: Sweep = strict.convert(data, Sweep, where)
     if bool(sweep.mixture) == (sweep.build is not None):
         raise VlmixError(f"{path}: a sweep has either a `mixture` or a `build`")
     if unknown := sorted(name for name in sweep.evaluate if name not in benchmarks):
