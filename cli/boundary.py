@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import tempfile
@@ -25,6 +26,7 @@ def guarded(command: Callable[[], object]) -> int:
     _open_closed_streams()
     if not sys.stderr.isatty():
         show.without_bars()
+    logging.getLogger("vlmix").addHandler(_Notes())
     try:
         command()
         status = 0
@@ -38,6 +40,13 @@ def guarded(command: Callable[[], object]) -> int:
         line, status = _explained(error)
         show.line(line)
     return _flush() or status
+
+
+class _Notes(logging.Handler):
+    """Warnings of the libraries as lines on stderr, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show.note(f"warning: {record.getMessage()}")
 
 
 def _explained(error: Exception) -> tuple[str, int]:

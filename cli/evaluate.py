@@ -7,11 +7,15 @@ from typing import Annotated
 import typer
 
 from vlmix.cli import show
+from vlmix.cli.lookup import benchmark_names
 from vlmix.cli.train import launch, launched
 
 
 def evaluate(
-    benchmark: Annotated[list[str], typer.Argument(help="Benchmarks, as `vlmix score --help` lists them.")],
+    benchmark: Annotated[
+        list[str],
+        typer.Argument(help="Names that `vlmix benchmarks` lists.", autocompletion=lambda: benchmark_names()),
+    ],
     model: Annotated[str, typer.Option("--model", help="A run's folder, a Hugging Face folder or a hub name.")],
     data: Annotated[
         Path, typer.Option("--data", help="Folder of the official files, or one with a folder per benchmark.")
@@ -23,7 +27,9 @@ def evaluate(
     images: Annotated[
         list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Official split; docs/evaluation.md has the defaults.")] = "",
+    split: Annotated[
+        str, typer.Option("--split", help="Official split; `vlmix docs evaluation` has the defaults.")
+    ] = "",
     batch: Annotated[int, typer.Option(help="Questions answered together.", min=1)] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Of an answer; 0: as LLaVA-1.5 had it.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="The first so many questions alone; 0: all.", min=0)] = 0,

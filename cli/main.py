@@ -2,12 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from vlmix.cli import show
+from vlmix.cli import lookup, recipes, show
 from vlmix.cli.boundary import guarded
 from vlmix.cli.evaluate import evaluate
 from vlmix.cli.score import score_command
@@ -20,11 +22,27 @@ app = typer.Typer(
     name="vlmix",
     help="Raw vision-language releases in, one reproducible WebDataset mixture out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeArg = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with vlmix.")]
+DATA, MODELS, LOOKUP, START = "Data", "Models", "What there is", "Start"
+
+
+def command(name: str, panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command in a panel of the help; its own help ends with `examples`, without the leading `vlmix`."""
+    lines = [f"vlmix {name} {example}".rstrip() for example in examples]
+    return app.command(name, rich_help_panel=panel, epilog="\n\n".join(["[bold]Examples[/]", *map(escape, lines)]))
+
+
+RecipeArg = Annotated[
+    str,
+    typer.Argument(
+        help="A YAML file, or a name that `vlmix recipes` lists.",
+        autocompletion=lambda: lookup.recipe_names(recipes.DATA),
+    ),
+]
 RawOpt = Annotated[Path, typer.Option("--raw", help="Folder with one folder of official files per source.")]
 ImagesOpt = Annotated[
     list[Path] | None,
@@ -60,24 +78,7 @@ def options(
     """Raw vision-language releases in, one reproducible WebDataset mixture out."""
 
 
-@app.command()
-def sources(
-    name: Annotated[str | None, typer.Argument(help="Show one source with its files and options.")] = None,
-    as_json: JsonOpt = False,
-) -> None:
-    """The builders: which official files they read, their licenses, home pages and options."""
-    from vlmix.builders import known_sources
-    from vlmix.mixture.errors import nearest
-
-    if name is None:
-        show.sources(list(known_sources().values()), as_json)
-    elif name in known_sources():
-        show.source(known_sources()[name], as_json)
-    else:
-        raise VlmixError(f"there is no source {name!r}{nearest(name, known_sources())}")
-
-
-@app.command()
+@command("sample", DATA, "raw")
 def sample(
     raw: Annotated[Path, typer.Argument(help="New folder for the releases.")],
     seed: int = 0,
@@ -94,7 +95,7 @@ def sample(
     show.sample(raw, report, as_json)
 
 
-@app.command()
+@command("plan", DATA, "sample --raw raw", "llava-1.5-665k --raw RAW sources.vg.take=1000")
 def plan(
     recipe: RecipeArg,
     raw: RawOpt,
@@ -118,7 +119,7 @@ def plan(
     show.plan(parsed.name, rows, as_json)
 
 
-@app.command()
+@command("build", DATA, "sample --raw raw --out mixture", "my.yaml --raw RAW --out mixture seed=1 prompts=plain")
 def build(
     recipe: RecipeArg,
     raw: RawOpt,
@@ -147,14 +148,15 @@ def build(
     show.manifest(out, manifest, as_json)
 
 
-@app.command()
+@command("inspect", DATA, "mixture", "mixture --id gqa/2317133", "mixture --rejects")
 def inspect(
     mixture: MixtureArg,
     id: Annotated[str | None, typer.Option("--id", help="Show the sample with this id.")] = None,
     rejects: Annotated[bool, typer.Option("--rejects", help="Show what was dropped, by reason.")] = False,
+    licenses: Annotated[bool, typer.Option("--licenses", help="Show the licenses of the sources.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """The composition of a mixture, one of its samples, or what was dropped."""
+    """Show the composition of a mixture, one of its samples, what was dropped, or licenses."""
     from vlmix.mixture.mixture import open as open_mixture
 
     opened = open_mixture(mixture)
@@ -162,11 +164,13 @@ def inspect(
         show.one(opened, id, as_json)
     elif rejects:
         show.rejects(opened, as_json)
+    elif licenses:
+        show.licenses(opened.manifest, as_json)
     else:
         show.manifest(Path(mixture), opened.manifest, as_json)
 
 
-@app.command()
+@command("verify", DATA, "mixture", "mixture --workers 16")
 def verify(mixture: FolderArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = False) -> None:
     """Check checksums, that every member is readable, and that the index agrees with the shards."""
     from vlmix.mixture.dataset.verify import verify as check
@@ -178,7 +182,7 @@ def verify(mixture: FolderArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = 
         raise typer.Exit(1)
 
 
-@app.command()
+@command("subsample", DATA, "mixture --ratio 10% --out tenth", "mixture --by scores.parquet --total 50000 --out best")
 def subsample(
     mixture: FolderArg,
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
@@ -232,7 +236,7 @@ def subsample(
         show.note(note)
 
 
-@app.command()
+@command("batches", DATA, "mixture --global-batch 8", "mixture --global-batch 128 --world 8 --rank 0 --pack 4096")
 def batches(
     mixture: MixtureArg,
     global_batch: Annotated[int, typer.Option(help="Samples per step, over all ranks.")],
@@ -257,7 +261,7 @@ def batches(
     show.batches(order, audit(opened, order, world, rank, epoch, start, steps, pack), as_json)
 
 
-@app.command()
+@command("export", DATA, "mixture --to llava-json --out mixture.json --images images", "mixture --to trl --out for-trl")
 def export(
     mixture: MixtureArg,
     to: Annotated[
@@ -273,7 +277,7 @@ def export(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write a mixture or a view in another tool's form; docs/feeding.md says how to train on each."""
+    """Write a mixture or a view in another tool's form; `vlmix docs feeding` shows how to train on each."""
     from vlmix.mixture.export import export as write
 
     with show.progress() as progress:
@@ -281,14 +285,24 @@ def export(
     show.done(f"{out}: {rows:,} rows", {"out": str(out), "rows": rows}, as_json)
 
 
-app.command()(train)
-app.command()(evaluate)
-app.command("score")(score_command)
-app.command()(sweep)
-app.command()(embed)
+command("train", MODELS, "tiny mixture=mixture out=run", "llava-1.5-7b mixture=MIX665K --nproc 8")(train)
+command(
+    "evaluate",
+    MODELS,
+    "vqav2 gqa --model run --data RAW --out answers",
+    "pope --model llava-hf/llava-1.5-7b-hf --data POPE --images IMAGES --out answers",
+)(evaluate)
+command(
+    "score",
+    MODELS,
+    "gqa --answers answers.jsonl --annotations RAW/gqa",
+    "vqav2 --answers answers.jsonl --questions QUESTIONS --split test --submission upload.json",
+)(score_command)
+command("sweep", MODELS, "demo mixture=mixture --out sweep", "my.yaml --out sweep --nproc 8")(sweep)
+command("embed", MODELS, "mixture --tower openai/clip-vit-large-patch14-336 --out embeddings.parquet")(embed)
 
 
-@app.command()
+@command("demo", START, "", "demo --epochs 1")
 def demo(
     out: Annotated[Path, typer.Argument(help="New folder for everything that the demo makes.")] = Path("demo"),
     workers: WorkersOpt = _CORES,
@@ -324,13 +338,18 @@ def demo(
     sweep("demo", [f"mixture={part}", examined, each], at, workers=min(workers, 6))
 
 
+command("sources", LOOKUP, "", "vqav2")(lookup.sources)
+command("benchmarks", LOOKUP, "")(lookup.benchmarks)
+command("recipes", LOOKUP, "", "llava-1.5-665k")(lookup.recipes_command)
+command("docs", LOOKUP, "", "selection")(lookup.docs)
+
+
 def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-def]
     from vlmix.builders import known_sources
-    from vlmix.cli.recipes import check_overrides, find
     from vlmix.mixture.build.recipe import load
 
-    check_overrides(overrides, "--raw")
-    return load(find(name), known_sources(), overrides), known_sources()
+    recipes.check_overrides(overrides, "--raw")
+    return load(recipes.find(recipes.DATA, name), known_sources(), overrides), known_sources()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from vlmix.cli import show
+from vlmix.cli.lookup import benchmark_names
 
 if TYPE_CHECKING:
     from vlmix.mixture.benchmark.answers import Answers
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
 def score_command(
     benchmark: Annotated[
         str,
-        typer.Argument(
-            help="vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, mmbench-cn, seed, llava-bench, mm-vet; "
-            "okvqa, aokvqa, aokvqa-choice, refcoco."
-        ),
+        typer.Argument(help="A name that `vlmix benchmarks` lists.", autocompletion=lambda: benchmark_names()),
     ],
     answers: Annotated[
         Path, typer.Option("--answers", help="JSONL with question_id, prompt and text, or a server's JSON list.")
@@ -32,7 +30,9 @@ def score_command(
         Path | None,
         typer.Option("--questions", help="For --submission: the official question files, if not in --annotations."),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Official split; docs/evaluation.md has the defaults.")] = "",
+    split: Annotated[
+        str, typer.Option("--split", help="Official split; `vlmix docs evaluation` has the defaults.")
+    ] = "",
     submission: Annotated[
         Path | None, typer.Option("--submission", help="Write the file that the test server takes.")
     ] = None,
@@ -46,7 +46,7 @@ def score_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score a file of answers by a benchmark's official rule; docs/evaluation.md lists files, splits and oddities."""
+    """Score a file of answers by a benchmark's official rule; `vlmix docs evaluation` lists files and splits."""
     from vlmix.builders import benchmark_named
     from vlmix.mixture.benchmark.answers import read_answers
 

@@ -22,6 +22,7 @@ from vlmix.mixture.io.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from vlmix.builders.miniature import SampleReport
+    from vlmix.mixture.benchmark.benchmark import Benchmark
     from vlmix.mixture.benchmark.benchmark import Report as Score
     from vlmix.mixture.build.plan import PlanRow
     from vlmix.mixture.build.source import Source
@@ -173,6 +174,53 @@ def _source(source: "Source") -> dict[str, Any]:
     }
 
 
+def benchmarks(known: "list[Benchmark]", as_json: bool) -> None:
+    if as_json:
+        _json(
+            [
+                {"name": b.name, "title": b.title, "homepage": b.homepage, "splits": b.splits, "judge": b.needs_judge}
+                | {"files": msgspec.to_builtins(b.files)}
+                for b in known
+            ]
+        )
+        return
+    for one in known:
+        judged = "; needs a judge" if one.needs_judge else ""
+        _out.print(plain(one.name, "bold"), plain(f" {one.title}{judged}"))
+        _say(f"    files    {', '.join(file.name for file in one.files if not file.optional)}")
+        _say(f"    splits   {', '.join(one.splits)}\n    home     {one.homepage}")
+
+
+def recipes(titles: dict[str, dict[str, str]], as_json: bool) -> None:
+    """`titles`: kind -> name -> what the recipe is."""
+    if as_json:
+        _json(titles)
+        return
+    commands = {"data": "vlmix plan, build", "train": "vlmix train", "sweep": "vlmix sweep"}
+    for kind, named in titles.items():
+        _out.print(plain(f"{kind} recipes", "bold"), plain(f"({commands[kind]})", "dim"))
+        for name, title in named.items():
+            _say(f"  {name:26}  {title}")
+    _say("\n`vlmix recipes NAME` prints one, to copy and change.")
+
+
+def pages(titles: dict[str, str]) -> None:
+    for name, title in titles.items():
+        _say(f"{name:18} {title}")
+    _say("\n`vlmix docs NAME` shows a page.")
+
+
+def page(text: str) -> None:
+    """Markdown, laid out and with a pager on a terminal, as it is elsewhere."""
+    if not _out.is_terminal:
+        print(text, end="")
+        return
+    from rich.markdown import Markdown
+
+    with _out.pager(styles=True):
+        _out.print(Markdown(text))
+
+
 def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
     if as_json:
         _json({**dataclasses.asdict(report), "root": str(raw)})
@@ -201,7 +249,6 @@ def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
     table.add_section()
     add(table, "total", *total, _bytes(sum(row.bytes for row in rows)))
     _out.print(table)
-    _licenses({row.source: row.license for row in rows})
 
 
 def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
@@ -225,7 +272,6 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
     reasons: Counter[str] = sum(map(Counter, manifest.rejects.values()), Counter())
     if reasons:
         _say("rejects: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()))
-    _licenses({name: info.license for name, info in manifest.sources.items()})
     size = sum(shard.bytes for shard in manifest.shards)
     where = f"a view of {manifest.parent.path}" if manifest.parent else f"{len(manifest.shards)} shards, {_bytes(size)}"
     _say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
@@ -370,12 +416,16 @@ def rows(header: list[str], cells: list[list[str]]) -> None:
     _out.print(table)
 
 
-def _licenses(licenses: dict[str, str]) -> None:
+def licenses(manifest: "Manifest", as_json: bool) -> None:
+    """License -> the sources that have it."""
     by_text: dict[str, list[str]] = {}
-    for name, license in licenses.items():
-        by_text.setdefault(license, []).append(name)
+    for name, info in manifest.sources.items():
+        by_text.setdefault(info.license, []).append(name)
+    if as_json:
+        _json(by_text)
+        return
     for license, names in by_text.items():
-        _out.print(plain(f"{', '.join(names)}: {license}", "dim", lines=False))
+        _out.print(plain(f"{', '.join(names)}: {license}", lines=False))
 
 
 def _bytes(count: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmix.cli import recipes, show
+from vlmix.cli.lookup import recipe_names
 from vlmix.cli.train import launch
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    sweep: Annotated[str, typer.Argument(help="A YAML file, or the name of a sweep of vlmix.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or a name that `vlmix recipes` lists.",
+            autocompletion=lambda: recipe_names(recipes.SWEEP),
+        ),
+    ],
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="seeds=[0,1,2] overrides.epochs=2 …")
     ] = None,
@@ -41,7 +48,7 @@ def sweep(
     from vlmix.train.sweep.report import aggregate, table, write
     from vlmix.train.sweep.sweep import cells, finished, load, run, same_as_random
 
-    found = recipes.find_in(recipes.SWEEP, sweep)
+    found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
     parsed = load(found, known_benchmarks(), changes)
     inner = "VLMIX_SWEEP_WORKER" in os.environ
@@ -120,7 +127,7 @@ def _build(wanted: "Build", changes: dict[str, Any], out: Path) -> None:
     from vlmix.mixture.build.recipe import load
 
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    recipe = load(recipes.find(wanted.recipe), known_sources(), overrides)
+    recipe = load(recipes.find(recipes.DATA, wanted.recipe), known_sources(), overrides)
     build(recipe, known_sources(), Path(wanted.raw), out, images=[Path(root) for root in wanted.images])
 
 
@@ -153,7 +160,7 @@ def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[R
 def _plain(name: str) -> Any:
     from vlmix.mixture.io import strict_yaml as strict
 
-    return strict.load(recipes.find_in(recipes.TRAIN, name))
+    return strict.load(recipes.find(recipes.TRAIN, name))
 
 
 def _facts(parsed: "Sweep") -> dict[str, Any]:

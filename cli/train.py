@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmix.cli import recipes, show
+from vlmix.cli.lookup import recipe_names
 
 if TYPE_CHECKING:
     from vlmix.train.config import Recipe
@@ -18,7 +19,13 @@ _TRAINED = {"lm": "LM", "vision_tower": "vision_tower", "connector": "connector"
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a training recipe of vlmix.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or a name that `vlmix recipes` lists.",
+            autocompletion=lambda: recipe_names(recipes.TRAIN),
+        ),
+    ],
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="mixture=MIXTURE out=RUN optim.lr=1e-4 …")
     ] = None,
@@ -45,7 +52,7 @@ def load(name: str, changes: list[str] | None) -> "Recipe":
     from vlmix.train.config import load as load_recipe
 
     recipes.check_overrides(changes, "mixture")
-    return load_recipe(recipes.find_in(recipes.TRAIN, name), changes)
+    return load_recipe(recipes.find(recipes.TRAIN, name), changes)
 
 
 def launched() -> bool:

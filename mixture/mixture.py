@@ -35,11 +35,8 @@ class Mixture(Reader):
     ) -> Self:
         """A nested subset, as `vlmix subsample` selects it: a prefix of the hash order, or of the ranking `by`, in
         mixture order (see `selection.subset.Selection`). `ratio` is a share, 0.1 or "10%"."""
-        from vlmix.mixture.selection.subset import (
-            Selection,
-            parse_ratio,
-            select,
-        )  # polars, which trainers need not have
+        # Imported here: it needs polars, which trainers need not have.
+        from vlmix.mixture.selection.subset import Selection, parse_ratio, select
 
         selection = Selection(
             ratio=parse_ratio(ratio) if isinstance(ratio, str) else ratio,

@@ -30,12 +30,12 @@ def build(
     Raises VlmixError for bad input. With more than one worker, call it below `if __name__ == "__main__":`.
     """
     from vlmix.builders import known_sources
-    from vlmix.cli.recipes import find
+    from vlmix.cli.recipes import DATA, find
     from vlmix.mixture.build.build import build as make
     from vlmix.mixture.build.recipe import load
 
     roots = [Path(folder) for folder in images] or None
-    parsed = load(find(str(recipe)), known_sources(), list(overrides))
+    parsed = load(find(DATA, str(recipe)), known_sources(), list(overrides))
     make(
         parsed, known_sources(), Path(raw), Path(out), images=roots, workers=workers, annotations_only=annotations_only
     )

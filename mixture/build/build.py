@@ -4,6 +4,7 @@ Work happens in `OUT.partial`, which becomes OUT when everything is there. A bui
 pieces in `OUT.partial/work`; the same command finds and keeps them.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import staging_folder
 from vlmix.mixture.keyed import Indices
 from vlmix.mixture.version import VERSION
+
+_log = logging.getLogger(__name__)
 
 _CHUNK = 64  # images per task: a tenth of a second of work
 
@@ -61,6 +64,8 @@ def build(
             picked = _pick_usable(prepared, facts, rejects, pool, work, progress)
             rejects += missing_rejects(prepared)
         prepared.candidates.check_unique(picked)
+        for shortfall in prepared.candidates.shortfalls(picked):
+            _log.warning(shortfall)
         if not len(picked):
             raise VlmixError(f"recipe {recipe.name}: no sample is left; `vlmix plan` shows what each source gives")
         done = _write_shards(prepared, picked, facts, partial, work, pool, annotations_only, progress)

@@ -83,6 +83,8 @@ class Candidates:
         if recipe.total is None and recipe.ratio is None:
             return everything
         if recipe.total is not None and recipe.total > len(everything):
+            if recipe.allow_fewer:
+                return everything
             raise VlmixError(f"total {recipe.total} asks for more than the {len(everything)} conversations there are")
         if recipe.total is None:
             total = exact_share(recipe.ratio or 1, len(offers))
@@ -122,17 +124,30 @@ class Candidates:
         if entry.take is None and entry.ratio is None:
             return members
         count = entry.take or exact_share(entry.ratio or 1, count_offered)
+        if entry.take and count > len(members) and self.recipe.allow_fewer:
+            return members
         if entry.take and count > len(members):
             lost = self.sizes[name] - len(members)
             raise VlmixError(
                 f"sources.{name}: take {count} asks for more than the {len(members)} conversations there are"
                 + (f" ({lost} of {self.sizes[name]} have no usable image or fail `where`)" if lost else "")
-                + "; lower `take`, or add `repeat` to see them more often"
+                + "; lower `take`, add `repeat` to see them more often, or accept it with `allow_fewer: true`"
             )
         if not count:
             raise VlmixError(f"sources.{name}: ratio {entry.ratio} of {count_offered} conversations is none; raise it")
         order = keyed_order([self.ids[i] for i in members.tolist()], self.recipe.seed)
         return np.sort(members[order[:count]])
+
+    def shortfalls(self, picked: Indices) -> list[str]:
+        """What `allow_fewer` accepted, in words."""
+        recipe, notes = self.recipe, []
+        for name, entry in recipe.sources.items():
+            count = int(((picked >= self.starts[name]) & (picked < self.starts[name] + self.sizes[name])).sum())
+            if recipe.allow_fewer and not (recipe.total or recipe.ratio) and count < (entry.take or 0):
+                notes.append(f"sources.{name}: {count:,} of the {entry.take:,} that `take` asks for; there are no more")
+        if recipe.allow_fewer and len(picked) < (recipe.total or 0):
+            notes.append(f"{len(picked):,} of the {recipe.total:,} that `total` asks for; there are no more")
+        return notes
 
     def _strata(self, positions: Indices) -> dict[str, Indices]:
         return strata([self.sources[i] for i in positions], positions)

@@ -1,5 +1,6 @@
 """From a recipe to the exact list of samples: read the sources, find the images, pick. Writes nothing but its work."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.pool import Pool, Progress, silent
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def plan(prepared: Prepared) -> list[PlanRow]:
         offered[absent] = True
     picked = candidates.pick(offered, offered)
     candidates.check_unique(picked)
+    for shortfall in candidates.shortfalls(picked):
+        _log.warning(shortfall)
     seen = candidates.epoch_counts(picked)
     rejects = [r for c in prepared.converted.values() for r in c.rejects]
     rows = []

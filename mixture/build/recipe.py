@@ -50,6 +50,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """Whether `ratio` and `total` keep the proportions of the sources."""
     ratio: Share | None = None
     total: Count | None = None
+    allow_fewer: bool = False
+    """Where a `take` or the `total` asks for more than there is: use all there is, instead of an error."""
     samples_per_shard: Annotated[int, Meta(ge=5)] = 5000
     sources: dict[str, Entry]
 

@@ -67,8 +67,9 @@ class Pool:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        # Without waiting, its thread would meet closed pipes when the interpreter ends, and complain.
         if self._executor is not None:
-            self._executor.shutdown(wait=exception[0] is None, cancel_futures=True)
+            self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.Da
     if len(missed) > len(taken) and bare.all():
         raise VlmixError(
             f"{listing.name}: {len(missed):,} of its {len(rows):,} ids name no sample, and all are whole numbers: they "
-            "look like row numbers of a JSON file; write the rows themselves, docs/selection.md shows how"
+            "look like row numbers of a JSON file; write the rows themselves, `vlmix docs selection` shows how"
         )
     unsure = taken.filter(
         (pl.col("by") == "llava_id")
