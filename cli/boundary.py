@@ -26,7 +26,7 @@ def guarded(command: Callable[[], object]) -> int:
     _open_closed_streams()
     if not sys.stderr.isatty():
         show.without_bars()
-    logging.getLogger("vlmix").addHandler(_Notes())
+    logging.getLogger("vlmix").handlers = [_Notes()]
     try:
         command()
         status = 0

@@ -10,8 +10,9 @@ from pathlib import Path
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture, open
+from vlmix.mixture.version import VERSION as __version__
 
-__all__ = ["Mixture", "Sample", "VlmixError", "build", "open"]
+__all__ = ["Mixture", "Sample", "VlmixError", "__version__", "build", "open"]
 
 
 def build(

@@ -46,6 +46,9 @@ class StepDataset(Dataset[Batch], Generic[Batch]):
         self.mixture, self.schedule, self.collate = mixture, schedule, collate
         self.rank, self.world, self.epochs = rank, world, epochs
 
+    def __repr__(self) -> str:
+        return f"<StepDataset: {len(self)} steps, rank {self.rank} of {self.world}, {self.schedule!r}>"
+
     def __len__(self) -> int:
         return self.epochs * self.schedule.steps_per_epoch
 

@@ -1,6 +1,7 @@
 """Reading a mixture: random access by position and by id, and views of it. Needs pyarrow, msgspec and NumPy alone."""
 
 import hashlib
+import io
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,16 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset import notebook
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Manifest
 from vlmix.mixture.dataset.schema import SAMPLES, VIEW, SampleJson, columns_problem
 from vlmix.mixture.dataset.tar import BLOCK
-from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.storage import Local, Location, locate
 
 if TYPE_CHECKING:
     import polars as pl
+    from PIL.Image import Image
 
 _MOST_OPEN = 256  # descriptors kept per process; further shards are opened for each read
 
@@ -34,6 +37,20 @@ class Sample(SampleJson, frozen=True):
 
     key: str = ""
     jpeg: bytes | None = None
+
+    def image_pil(self) -> "Image | None":
+        """The stored image, decoded; None: text only."""
+        from PIL import Image
+
+        return None if self.jpeg is None else Image.open(io.BytesIO(self.jpeg))
+
+    def __repr__(self) -> str:
+        image = f"{self.image!r} {self.width}x{self.height}, {len(self.jpeg):,} bytes" if self.jpeg else "none"
+        first = " ".join(self.conversations[0].value.split()) if self.conversations else ""
+        return f"<Sample {self.id!r}: image {image}; {len(self.conversations)} turns: {abridged(first, 60)!r} …>"
+
+    def _repr_html_(self) -> str:
+        return notebook.sample_html(self.id, self.conversations, self.jpeg, self.width, self.height)
 
 
 class RawSample(Struct, frozen=True):
@@ -99,12 +116,27 @@ class Reader(Sequence[Sample]):
     def __len__(self) -> int:
         return self.manifest.samples if self.positions is None else len(self.positions)
 
+    def _repr_html_(self) -> str:
+        return notebook.mixture_html(repr(self)[1:-1], self.sources)
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Source -> number of its samples, in the order of the mixture's sources."""
+        counts = {row["values"]: row["counts"] for row in self.column("source").value_counts().to_pylist()}
+        return {name: counts[name] for name in [*self.manifest.sources, *counts] if name in counts}
+
     @overload
-    def __getitem__(self, position: int) -> Sample: ...
+    def __getitem__(self, position: int | str) -> Sample: ...
     @overload
-    def __getitem__(self, position: slice) -> Self: ...
-    def __getitem__(self, position: int | slice) -> Sample | Self:
-        if isinstance(position, slice):
+    def __getitem__(self, position: slice | Sequence[int] | NDArray[Any]) -> Self: ...
+    def __getitem__(self, position: int | str | slice | Sequence[int] | NDArray[Any]) -> Sample | Self:
+        """A sample by its position or its id; a part by a slice, by positions, or by a mask [N] of bool.
+
+        Raises IndexError for a position past the end, KeyError for an id that is not there.
+        """
+        if isinstance(position, str):
+            position = self.index_of(position)
+        if not isinstance(position, int | np.integer):
             return self.select(np.arange(len(self))[position])
         raw = self.raw(position)
         try:

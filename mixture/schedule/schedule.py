@@ -131,6 +131,9 @@ class Schedule:
         self._epoch, self._batches = 0, self._order(epoch=0)
         self.steps_per_epoch = self._batches.steps
 
+    def __repr__(self) -> str:
+        return f"<Schedule: {self.steps_per_epoch} steps an epoch, global batch {self.global_batch}, seed {self.seed}>"
+
     def epoch(self, number: int) -> Epoch:
         """The batches of an epoch. The last one asked for is kept."""
         if number != self._epoch:
