@@ -205,6 +205,7 @@ def subsample(
     embeddings: Annotated[Path | None, typer.Option(help="By clusters: Parquet with id and embedding.")] = None,
     clusters: Annotated[int | None, typer.Option(help="By clusters: how many; about the root of the samples.")] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is a view.")] = False,
     workers: WorkersOpt = _CORES,
     as_json: JsonOpt = False,
 ) -> None:
@@ -230,7 +231,7 @@ def subsample(
     )
     with show.progress() as progress:
         selected = select(open_mixture(mixture), selection)
-        manifest = save(selected, out, materialize=materialize, workers=workers, progress=progress)
+        manifest = save(selected, out, materialize=materialize, overwrite=force, workers=workers, progress=progress)
     show.subset(out, manifest, selected.report, as_json)
     for note in selected.report.notes() if selected.report else []:
         show.note(note)

@@ -75,7 +75,7 @@ def sweep(
     if same := same_as_random(parsed, out):
         facts["equal to the random selection"] = ", ".join(same)
         show.note(f"warning: the subsets of these runs equal the random selection: {', '.join(same)}")
-    report = write(out, parsed.name, rows, facts)
+    report = write(out, parsed.name, rows, facts, parsed.note)
     if as_json:
         show.done("", rows, as_json=True)
         return

@@ -114,7 +114,7 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
                 show.note(f"{facts['untrained_samples']:,} samples have no target tokens: empty or cut answers")
         elif event == "model":
             parts = (
-                f"{_TRAINED[part]} {'/'.join(f'{n / 1e6:,.1f}M {what}' for what, n in counts.items() if n)}"
+                f"{_TRAINED[part]} {'/'.join(f'{_millions(n)} {what}' for what, n in counts.items() if n)}"
                 for part, counts in sorted(facts.items())
             )
             show.note("; ".join(parts))
@@ -130,6 +130,10 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
             show.note(f"wrote {facts['out']}")
 
     return report
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.{1 if count > 1e6 else 2}f}M"
 
 
 def _summary(recipe: "Recipe", as_json: bool) -> None:

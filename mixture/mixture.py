@@ -79,10 +79,14 @@ class Mixture(Reader):
             drop_last=drop_last,
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root."""
-        from vlmix.mixture.dataset.view import save_view  # polars, which trainers need not have
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root. `overwrite`
+        replaces a view that is there; anything else is never replaced."""
+        # Imported here: it needs polars, which trainers need not have.
+        from vlmix.mixture.dataset.view import remove_view, save_view
 
+        if overwrite:
+            remove_view(Path(path))
         save_view(self, Path(path), [])
 
 

@@ -25,7 +25,7 @@ from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, wri
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors
 from vlmix.mixture.io.digests import file_digest, stamp
-from vlmix.mixture.io.images import ImageInfo, probe
+from vlmix.mixture.io.images import ImageInfo, libraries, probe
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import staging_folder
 from vlmix.mixture.keyed import Indices
@@ -225,7 +225,7 @@ def _write_shards(
     # Of files their bytes count, which the digest stands for.
     same = [pick.facts and msgspec.structs.replace(pick.facts, stamp=None) for pick in picks]
     places = [(pick.entry, pick.row, pick.ordinal, pick.repeat) for pick in picks]
-    plan = msgspec.msgpack.encode((VERSION, recipe.resolved(), annotations_only, texts, ids, places, same))
+    plan = msgspec.msgpack.encode((VERSION, libraries(), recipe.resolved(), annotations_only, texts, ids, places, same))
     size = recipe.samples_per_shard
     jobs = [
         ShardJob(i // size, i, partial, work, picks[i : i + size], prepared.paths, recipe.prompts, not annotations_only)
@@ -257,6 +257,7 @@ def _finish(
         recipe=recipe.resolved(),
         samples=sum(c.samples for c in counts.values()),
         sources=sources,
+        libraries={} if annotations_only else libraries(),
         rejects={source: dict(sorted(counter.items())) for source, counter in sorted(reasons.items())},
         inputs={name: converted.inputs for name, converted in prepared.converted.items()},
         shards=[d.shard for d in done if d.shard is not None],

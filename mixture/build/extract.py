@@ -108,7 +108,8 @@ def _guarded(source: Source, read: Callable[[], Iterator[Conversation]]) -> Iter
     except (VlmixError, OSError, MemoryError):
         raise
     except Exception as error:
-        where = fault(error, source.read.__code__.co_filename)
+        code = getattr(source.read, "__code__", None)
+        where = fault(error, code and code.co_filename)
         raise VlmixError(f"builder {source.name}: {where}, after {count:,} conversations") from error
 
 

@@ -99,6 +99,7 @@ def prepare(
             files[image] = index.candidates(image)
             if number % 10_000 == 0:
                 progress("finding images", number, len(wanted))
+        progress("finding images", len(wanted), len(wanted))
         missing = np.array([bool(image) and not files[image] for image in candidates.images], dtype=np.bool_)
     return Prepared(recipe, known, {n: converted[n] for n in names}, paths, candidates, files, missing)
 

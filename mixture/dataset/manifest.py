@@ -16,6 +16,7 @@ from vlmix.mixture.version import FORMAT_VERSION, ORDER_VERSION, VERSION
 T = TypeVar("T")
 NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
+CARD_NAME = "README.md"
 REJECTS_NAME = "rejects.parquet"
 _UNSEALED = "0" * 64
 _END = b' "sha256": "' + _UNSEALED.encode() + b'"\n}\n'
@@ -81,6 +82,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """The selections, outermost last, that made this subset of the recipe's mixture."""
     samples: int
     sources: dict[str, SourceInfo]
+    libraries: dict[str, str] = {}
+    """Those that encoded the images -> their version."""
     rejects: dict[str, dict[str, int]] = {}
     """Source -> reason -> count."""
     inputs: dict[str, list[Input]] = {}

@@ -14,7 +14,7 @@ from msgspec import Struct
 from PIL import Image
 
 from vlmix.mixture.dataset.index_checks import COLUMNS, count_problems, index_problems, row_problems
-from vlmix.mixture.dataset.manifest import NAME, REJECTS_NAME, SAMPLES_NAME, Manifest, Shard, parse
+from vlmix.mixture.dataset.manifest import CARD_NAME, NAME, REJECTS_NAME, SAMPLES_NAME, Manifest, Shard, parse
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import VIEW, SampleJson, columns_problem, open_index
 from vlmix.mixture.dataset.tar import scan
@@ -142,7 +142,7 @@ def _check_files(folder: Path, manifest: Manifest) -> list[str]:
 
         _attempt(problems, name, check)
     expected = {*manifest.checksums, NAME, *(shard.path for shard in manifest.shards)}
-    always = {"README.md", SAMPLES_NAME} | ({REJECTS_NAME} if manifest.kind != "view" else set())
+    always = {CARD_NAME, SAMPLES_NAME} | ({REJECTS_NAME} if manifest.kind != "view" else set())
     problems += [f"{name}: the manifest has no checksum of it" for name in sorted(always - manifest.checksums.keys())]
     folders = {str(PurePosixPath(name).parent) for name in expected}
     there = {p.relative_to(folder).as_posix() for p in (*folder.glob("*"), *folder.glob("train/*"))}

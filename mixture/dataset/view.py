@@ -1,6 +1,7 @@
 """Parts of a mixture as folders: views, which refer to another folder's shards, and copies with shards of their own."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vlmix.mixture.io.atomic import write_parquet
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import staging_folder
+from vlmix.mixture.io.storage import Local
 from vlmix.mixture.version import VERSION
 
 _INDEX = [name for name in SAMPLES.names if name not in TEXT_COLUMNS]
@@ -36,6 +38,17 @@ def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]], index: p
         relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
         parent = Parent(relative, sha256(root / manifests.NAME))
         return finalize(partial, _derived(mixture, subset, counts_of(index), kind="view", parent=parent))
+
+
+def remove_view(folder: Path) -> None:
+    """Remove a view, which holds no data; nothing where nothing is. Raises VlmixError for a folder of anything else."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    own = {manifests.NAME, SAMPLES_NAME, REJECTS_NAME, manifests.CARD_NAME}
+    if manifests.NAME not in names or manifests.read(Local(folder)).parent is None or names - own:
+        raise VlmixError(f"{folder} is not a view, and only views are replaced; remove it or choose another --out")
+    shutil.rmtree(folder)
 
 
 def save_copy(

@@ -12,7 +12,7 @@ from xxhash import xxh3_128_hexdigest
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.card import card
-from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
+from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
 from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
@@ -83,8 +83,8 @@ def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
 
 def finalize(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card and, last of all, the manifest with the checksums of the other files."""
-    write_text(folder / "README.md", card(manifest))
-    names = ("README.md", REJECTS_NAME, SAMPLES_NAME)
+    write_text(folder / CARD_NAME, card(manifest))
+    names = (CARD_NAME, REJECTS_NAME, SAMPLES_NAME)
     files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
     manifest = msgspec.structs.replace(manifest, checksums=files)
     return manifests.write(folder, manifest)

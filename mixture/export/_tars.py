@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
-from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.shards import shard_path
 from vlmix.mixture.dataset.tar import BLOCK, Member, TarWriter, scan
@@ -87,7 +87,7 @@ def _link_all(mixture: Reader, folder: Path) -> list[str]:
             os.link(source, target)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(source, target)
-    for name in (MANIFEST_NAME, SAMPLES_NAME, REJECTS_NAME, "README.md"):
+    for name in (MANIFEST_NAME, SAMPLES_NAME, REJECTS_NAME, CARD_NAME):
         if (root / name).exists():
             shutil.copyfile(root / name, folder / name)
     return [shard.path for shard in mixture.manifest.shards]

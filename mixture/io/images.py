@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 from msgspec import Struct
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 from xxhash import xxh3_128_hexdigest
 
 from vlmix.mixture.io.digests import Stamp, stamp
@@ -199,6 +199,13 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def libraries() -> dict[str, str]:
+    """Name -> version of what decodes and encodes images: other versions may give other bytes."""
+    turbo = bool(features.check_feature("libjpeg_turbo"))
+    jpeg = features.version_feature("libjpeg_turbo") if turbo else features.version_codec("jpg")
+    return {"pillow": str(features.version("pil")), "libjpeg-turbo" if turbo else "libjpeg": str(jpeg)}
 
 
 def image_xxh3(data: bytes) -> str:

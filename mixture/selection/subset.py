@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from vlmix.mixture.dataset.manifest import Manifest
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.view import index_of, save_copy, save_view
-from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.dataset.view import index_of, remove_view, save_copy, save_view
+from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Progress, silent
 from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes
@@ -153,6 +153,7 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
     kept = np.arange(len(frame), dtype=np.int64)
     if selection.where is not None:
         kept = kept[matching(frame, selection.where, "where")]
+    offered = len(kept)
     ids: list[str] = frame["id"].to_list()
     groups = _by_source(frame["source"], kept)
     for name, amount in selection.sources.items():
@@ -177,7 +178,7 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
         shares = apportion(total, {name: len(members) for name, members in pools.items()})
         kept = _highest(pools, priority, ids, seed, shares)
     if not len(kept):
-        raise VlmixError("the selection keeps no sample; raise the ratio or loosen `where`")
+        raise VlmixError(_nothing(selection, offered))
     return kept
 
 
@@ -227,13 +228,26 @@ def save(
     out: Path,
     *,
     materialize: bool = False,
+    overwrite: bool = False,
     workers: int = 1,
     progress: Progress = silent,
 ) -> Manifest:
-    """Make the new folder `out` of what was selected: a view, or with `materialize` shards of its own."""
+    """Make the new folder `out` of what was selected: a view, or with `materialize` shards of its own. `overwrite`
+    replaces a view that is there; anything else is never replaced."""
+    if overwrite:
+        remove_view(out)
     if materialize:
         return save_copy(selected.mixture, out, [selected.entry], workers=workers, progress=progress)
     return save_view(selected.mixture, out, [selected.entry], selected.index)
+
+
+def _nothing(selection: Selection, offered: int) -> str:
+    """Why a selection out of `offered` samples keeps none."""
+    if not offered and selection.where is not None:
+        return f"the selection keeps no sample: none matches `where` {abridged(selection.where)!r}"
+    if selection.ratio is not None:
+        return f"the selection keeps no sample: ratio {selection.ratio} of {offered:,} is less than one; raise it"
+    return "the selection keeps no sample; raise the amounts"
 
 
 def parse_ratio(text: str) -> float:

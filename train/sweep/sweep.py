@@ -100,6 +100,8 @@ class Sweep(Struct, frozen=True, kw_only=True):
     grid: dict[str, Annotated[list[Any], Meta(min_length=1)]] = {}
     """Recipe key -> values. `mixture.KEY` is a key of the mixture recipe, others are of the training recipe."""
     evaluate: Annotated[dict[str, EvalConfig], Meta(min_length=1)]
+    note: str = ""
+    """What a reader of the report must know; it stands above the curve and on the page."""
     eval_batch_size: Annotated[int, Meta(ge=1)] = 16
     """Questions answered together."""
 

@@ -55,3 +55,24 @@ def test_the_page_works_as_printed(tmp_path: Path, installed: dict[str, str]) ->
     ]
     rejects = pl.read_parquet(tmp_path / "mix/rejects.parquet").to_dicts()
     assert {row["reason"] for row in rejects} == {"empty_answer", "image_missing"}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+        ("SOURCE = 5", "not a vlmix.mixture.build.source.Source"),
+        ("from vlmix.builders.sources.gqa import SOURCE", "'gqa' exists already"),
+    ],
+)
+def test_a_broken_distribution_is_one_warning(tmp_path: Path, installed: dict[str, str], code: str, why: str) -> None:
+    (tmp_path / "site/plantvqa.py").write_text(code)
+    run = {"cwd": tmp_path, "env": installed}
+    shown = vlmix("sources", "--json", **run)
+    assert shown.returncode == 0 and "gqa" in {source["name"] for source in json.loads(shown.stdout)}
+    assert shown.stderr.count("\n") == 1 and why in shown.stderr and "plantvqa" in shown.stderr
+    asked = vlmix("plan", "plants.yaml", "--raw", ".", **run)
+    assert (
+        asked.returncode == 1 and "there is no builder 'plantvqa'" in asked.stderr and "Traceback" not in asked.stderr
+    )

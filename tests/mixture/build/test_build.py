@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -529,3 +530,70 @@ def test_a_text_only_mixture_opens_in_hf_datasets(raw: Path, tmp_path: Path) -> 
     make(raw, tmp_path / "mix", {"sharegpt": {}})
     data = datasets.load_dataset(str(tmp_path / "mix"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(data) == 35 and "jpg" not in data.features
+
+
+def test_fewer_than_asked_for_is_accepted_where_the_recipe_says_so(
+    raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(VlmixError, match="take 80000 asks for more than the 47"):
+        make(raw, tmp_path / "no", {"ocrvqa": {"take": 80000}})
+    made = make(raw, tmp_path / "yes", {"ocrvqa": {"take": 80000}, "okvqa": {"take": 5}}, allow_fewer=True)
+    assert {name: info.counts.samples for name, info in made.sources.items()} == {"ocrvqa": 47, "okvqa": 5}
+    assert [record.getMessage() for record in caplog.records] == [
+        "sources.ocrvqa: 47 of the 80,000 that `take` asks for; there are no more"
+    ]
+    caplog.clear()
+    assert make(raw, tmp_path / "total", {"okvqa": {}}, allow_fewer=True, total=1000).samples == 64
+    assert "64 of the 1,000 that `total` asks for" in caplog.text
+
+
+def test_the_headline_recipe_builds_from_the_miniature_releases(raw: Path, recipes: Path, tmp_path: Path) -> None:
+    recipe = load(recipes / "llava-1.5-665k.yaml", known_sources(), ["allow_fewer=true"])
+    made = build(recipe, known_sources(), raw, tmp_path / "out", annotations_only=True)
+    assert list(made.sources) == list(recipe.sources)
+
+
+def test_the_manifest_names_what_encoded_the_images(raw: Path, tmp_path: Path) -> None:
+    from importlib.metadata import version
+
+    made = make(raw, tmp_path / "out", {"okvqa": {"take": 5}})
+    assert made.libraries["pillow"] == version("pillow")
+    assert any(re.match(r"\d+\.\d+", value) for name, value in made.libraries.items() if name.startswith("libjpeg"))
+
+
+def test_a_build_that_another_pillow_began_is_begun_anew(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources: dict[str, Any] = {"vqav2": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr("vlmix.mixture.build.build.libraries", lambda: {"pillow": "0"})
+        patch.setattr("vlmix.mixture.build.build._finish", lambda *_: (_ for _ in ()).throw(VlmixError("killed")))
+        with pytest.raises(VlmixError, match="killed"):
+            make(raw, tmp_path / "out", sources)
+    (shard,) = (tmp_path / "out.partial").rglob("*.tar")
+    before = shard.stat().st_ino, shard.stat().st_mtime_ns
+    make(raw, tmp_path / "out", sources)
+    after = (tmp_path / "out" / "train" / shard.name).stat()
+    assert (after.st_ino, after.st_mtime_ns) != before, "the shard was written again"
+    make(raw, tmp_path / "straight", sources)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "straight")
+
+
+def test_a_mistake_in_a_builder_names_its_line(raw: Path, tmp_path: Path) -> None:
+    from vlmix.mixture.build.extract import conversations
+
+    def broken(folder: Any, options: Any, seed: int, reject: Any) -> Any:
+        yield from known_sources()["okvqa"].read(folder, known_sources()["okvqa"].options(), seed, reject)
+        yield {}["Answer"]
+
+    def returns(folder: Any, options: Any, seed: int, reject: Any) -> Any:
+        return None
+
+    source = known_sources()["okvqa"]
+    for reader, message in (
+        (broken, r"builder okvqa: KeyError: 'Answer' \(test_build.py, line \d+\), after 64 conversations"),
+        (returns, r"builder okvqa: TypeError: 'NoneType' object is not iterable .*after 0 conversations"),
+    ):
+        offered, _, _ = conversations(dataclasses.replace(source, read=reader), None, raw)
+        with pytest.raises(VlmixError, match=message):
+            list(offered)

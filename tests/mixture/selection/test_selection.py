@@ -364,7 +364,7 @@ def test_a_file_that_names_nothing_shows_both_sides(mixture: Path, tmp_path: Pat
 def test_row_numbers_are_recognised(llava: tuple[Path, list[Any]], tmp_path: Path) -> None:
     """The release files of ICONS and COINCIDE hold numbers of rows; a few of them are ids by chance."""
     file = write_rows(tmp_path / "train_indices.txt", [{"id": str(number)} for number in range(5, 30)])
-    with pytest.raises(VlmixError, match="row numbers of a JSON file.*docs/selection.md"):
+    with pytest.raises(VlmixError, match="row numbers of a JSON file.*vlmix docs selection"):
         selected(llava[0], by=file)
     turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]
     foreign = [{"id": number, "conversations": turns} for number in range(5)]

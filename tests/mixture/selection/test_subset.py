@@ -1,5 +1,7 @@
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -135,3 +137,35 @@ def test_root_and_view_may_move_together(mixture: Path, tmp_path: Path) -> None:
     subset(tmp_path / "here/root", tmp_path / "here/view", ratio=0.1)
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert not verify(tmp_path / "there/view").problems
+
+
+def test_only_views_are_overwritten(mixture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "view"
+    opened = open_mixture(mixture)
+    opened.subset(ratio=0.5).save(out)
+    opened.subset(ratio="10%").save(out, overwrite=True)
+    assert len(open_mixture(out)) == 84
+    with pytest.raises(VlmixError, match="exists already"):
+        opened.save(out)
+    copy = tmp_path / "copy"
+    subset(mixture, copy, ratio=0.01, materialize=True)
+    (tmp_path / "notes").mkdir()
+    (out / "mine.txt").write_text("keep")
+    for kept in (copy, tmp_path / "notes", out):
+        before = hashes(kept)
+        with pytest.raises(VlmixError, match="only views are replaced"):
+            opened.save(kept, overwrite=True)
+        assert hashes(kept) == before and kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("selection", "cause"),
+    [
+        ({"ratio": 0.0001}, "ratio 0.0001 of 840 is less than one; raise it"),
+        ({"where": "num_words > 99999"}, "none matches `where` 'num_words > 99999'"),
+        ({"where": "num_words > 99999", "ratio": 0.5}, "none matches `where`"),
+    ],
+)
+def test_an_empty_selection_names_its_cause(mixture: Path, selection: dict[str, Any], cause: str) -> None:
+    with pytest.raises(VlmixError, match=re.escape(cause)):
+        open_mixture(mixture).subset(**selection)

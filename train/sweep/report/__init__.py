@@ -17,21 +17,21 @@ CURVE_NAME = "curve.png"
 REPORT_NAME = "report.html"
 
 
-def write(out: Path, title: str, rows: list[Result], facts: dict[str, Any]) -> Path:
+def write(out: Path, title: str, rows: list[Result], facts: dict[str, Any], note: str = "") -> Path:
     """Writes `curve.png` and `report.html` into `out`, each whole or not at all, and gives the page's path.
 
     `facts` are shown in their order, nested ones under dotted names; they must hold no time, host or absolute path,
-    as a page depends on nothing else but `rows` and the libraries' versions.
+    as a page depends on nothing else but `rows` and the libraries' versions. `note` stands above picture and page.
     Raises VlmixError without rows, and without matplotlib or Jinja2.
     """
     if not rows:
         raise VlmixError(f"{out}: there are no finished runs to report on yet; run the sweep first")
     require()
     points = aggregate(rows)
-    light = curve(points, LIGHT)
+    light = curve(points, LIGHT, note)
     each_light, each_dark = scores(points, LIGHT), scores(points, DARK)
     each = (each_light, each_dark) if each_light and each_dark else None
-    text = page(title, ordered(rows), facts, (light, curve(points, DARK)), each)
+    text = page(title, ordered(rows), facts, (light, curve(points, DARK, note)), each, note)
     with atomic_write(out / CURVE_NAME) as file:
         file.write(light)
     write_text(out / REPORT_NAME, text)

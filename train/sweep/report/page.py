@@ -24,7 +24,9 @@ class Table(NamedTuple):
     text_columns: int = 1
 
 
-def page(title: str, rows: list[Result], facts: dict[str, Any], curve: Picture, scores: Picture | None) -> str:
+def page(
+    title: str, rows: list[Result], facts: dict[str, Any], curve: Picture, scores: Picture | None, note: str = ""
+) -> str:
     """The document, with the main picture and that of the single benchmarks."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -40,6 +42,7 @@ def page(title: str, rows: list[Result], facts: dict[str, Any], curve: Picture, 
     )
     return environment.get_template("report.html.j2").render(
         title=title,
+        note=note,
         headline=headline(points),
         relative=is_relative(points),
         curve=_embedded(curve, _described(points) if is_relative(points) else _each_described(points)),

@@ -57,13 +57,13 @@ def require() -> None:
         raise missing(error.name or "matplotlib", "the report of a sweep") from None
 
 
-def curve(points: list[Point], theme: Theme = LIGHT) -> bytes:
+def curve(points: list[Point], theme: Theme = LIGHT, note: str = "") -> bytes:
     """The main picture: the relative score over the share of the mixture; as long as nothing is relative, scores over
-    the share; and where there is one share alone, a row of points for each benchmark."""
+    the share; and where there is one share alone, a row of points for each benchmark. `note` stands above it."""
     if not benchmarks(points):
         return _render(theme, (6, 1), lambda figure: figure.text(0.5, 0.5, "no scores yet", ha="center", va="center"))
     if is_relative(points):
-        return _relative(points, theme)
+        return _relative(points, theme, note)
     return _over_share(points, theme) if len(_ratios(points)) > 1 else _rows(points, theme)
 
 
@@ -72,7 +72,7 @@ def scores(points: list[Point], theme: Theme = LIGHT) -> bytes | None:
     return _over_share(points, theme) if is_relative(points) and len(benchmarks(points)) > 1 else None
 
 
-def _relative(points: list[Point], theme: Theme) -> bytes:
+def _relative(points: list[Point], theme: Theme, note: str) -> bytes:
     lines = [line for line in series(points) if any(point.relative for point in line.points)]
     points = [point for line in lines for point in line.points]
 
@@ -80,6 +80,8 @@ def _relative(points: list[Point], theme: Theme) -> bytes:
         ax = figure.add_subplot()
         _draw_lines(ax, lines, theme, lambda point: point.relative, tick_distance=0.055, least=5, around=(100,))
         ax.axhline(100, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        if note:
+            ax.set_title("\n".join(clean(note, 100, 2).split("\n")), fontsize=9, color=theme.muted, loc="left")
         ax.set_xlabel("share of the mixture's samples")
         ax.set_ylabel("score relative to the full mixture")
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g} %")
