@@ -6,7 +6,6 @@ Rows of the official file are given to LLaVA-1.5's sources; rows of any other fi
 whatever their image folders are called.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from vlmix.builders.sources.llava_instruct import content_id
 from vlmix.builders.sources.llava_rows import row_image, split_image, token_problem, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.io import exact_json
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, Round
 from vlmix.mixture.render import (
@@ -64,17 +64,21 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
     path = _locate(raw, options.path)
     if options.path != OFFICIAL:
         raw.own = "LLaVA's form: a JSON list, or one object a line, of rows with `conversations`"
-    elements = raw.elements(path, dict[str, Any])
+    elements = raw.rows(path)
     for name in options.only or ():
         if name not in (*_PARTS, "other"):
             raise VlmixError(f"{reject.source}: `only` names {name!r}{nearest(name, [*_PARTS, 'other'])}")
     copies: Counter[str] = Counter()
     recognizes: bool | None = None
-    for number, row in enumerate(elements):
+    for number, (text, row) in enumerate(elements):
         if recognizes is None:  # the first element opens the file, so its hash is on the way
             recognizes = _recognizes(raw, path, options)
             if options.only and not recognizes:
                 raise VlmixError(f"{reject.source}: `only` needs `recognize: true`: {path} is not the official file")
+        if row is None:
+            detail = f"row {number} has NaN or a number too large for a float, which is not JSON"
+            reject(f"{reject.source}/row {number}", "bad_number", detail, record=text.decode())
+            continue
         turns = row.get("conversations")
         image, problem = row_image(row)
         name = f"{reject.source}/{row.get('id', f'row {number}')}"
@@ -97,7 +101,7 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
             continue
         source = recognised or reject.source
         identity = content_id(f"{source}/{row.get('id', number)}", turns, copies)
-        yield _conversation(identity, source, image, texts, _template(row, turns))
+        yield _conversation(identity, source, image, texts, _template(text, row, turns))
 
 
 def recognise(row: dict[str, Any], image: str, texts: list[str]) -> str | None:
@@ -160,10 +164,12 @@ def _choice(question: str, letter: str) -> Round | None:
     return Round("\n".join(lines[: starts[-1]]), choices[correct], "choice", choices=choices, correct=correct)
 
 
-def _template(row: dict[str, Any], turns: list[dict[str, Any]]) -> str:
+def _template(text: bytes, row: dict[str, Any], turns: list[dict[str, Any]]) -> str:
     """The row without its texts, so that export can fill them in; with them where a turn has more than a text."""
     plain = all(list(turn) == ["from", "value"] for turn in turns)
-    return json.dumps({**row, "conversations": None} if plain else row, ensure_ascii=False)
+    if not plain or any(not isinstance(value, str) for name, value in row.items() if name != "conversations"):
+        row = exact_json.loads(text)
+    return exact_json.dumps({**row, "conversations": None} if plain else row)
 
 
 def _recognizes(raw: RawFolder, path: Path, options: LlavaJsonOptions) -> bool:

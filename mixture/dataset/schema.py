@@ -1,6 +1,5 @@
 """The index of a mixture: `samples.parquet`, one row per sample in mixture order, and `rejects.parquet`."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import asdict
 
 from vlmix.mixture.errors import VlmixError, abridged
+from vlmix.mixture.io import exact_json
 from vlmix.mixture.io.atomic import write_parquet
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
@@ -110,7 +110,7 @@ def origin_of(row: dict[str, Any]) -> dict[str, Any]:
     if not row["extra"]:
         return {}
     try:
-        origin = json.loads(row["extra"])
+        origin = exact_json.loads(row["extra"])
         if not isinstance(origin, dict):
             raise ValueError("not an object")
         whole = origin.get("conversations")

@@ -1,12 +1,12 @@
 """`llava-json`: LLaVA's JSON list. `id, image?, conversations [{from, value}]`, as `llava/train/train.py` reads it."""
 
-import json
 from pathlib import Path
 
 from vlmix.mixture.dataset.llava_row import llava_row
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export._rows import LooseImages, rows
+from vlmix.mixture.io import exact_json
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.pool import Progress, silent
 
@@ -26,7 +26,7 @@ def llava_json(folder: str | Path, out: Path, images: Path | None = None, progre
     with atomic_write(out) as file:
         file.write(b"[")
         for row in rows(mixture, progress):
-            text = json.dumps(llava_row(row), ensure_ascii=False).encode()
+            text = exact_json.dumps(llava_row(row)).encode()
             for _ in range(row["repeat"]):
                 file.write((b",\n" if count else b"") + text)
                 count += 1

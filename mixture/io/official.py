@@ -3,7 +3,7 @@
 import json
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,18 +147,42 @@ class OfficialFiles:
         return found, repeated
 
     def elements(self, path: Path, type: type[T]) -> Iterator[T]:
-        """The elements of a file that is one long JSON list, decoded one at a time to keep memory flat. A user's own
-        file may be JSONL, too."""
+        """The elements of a file that is one long JSON list, decoded one at a time to keep memory flat."""
         decoder = msgspec.json.Decoder(type)
-        buffer = self.read(path)
-        if self.own and bytes(buffer[:1000]).lstrip().startswith(b"{"):
-            yield from self.lines(path, type)
-            return
-        for number, raw in enumerate(self._decode(path, buffer, list[msgspec.Raw])):
+        for number, raw in enumerate(self.json(path, list[msgspec.Raw])):
             try:
                 yield decoder.decode(raw)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise VlmixError(f"{path}: record {number}: {error}; {self._other}") from None
+
+    def rows(self, path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        """The elements of a JSON list, or the lines of a user's own JSONL file, with the objects that they are. None
+        stands for one that no JSON parser but Python's reads, as it has NaN or a number beyond all floats."""
+        buffer = self.read(path)
+        texts: Iterable[Any]
+        if self.own and bytes(buffer[:1000]).lstrip().startswith(b"{"):
+            texts = (line for line in bytes(buffer).splitlines() if line.strip())
+        else:
+            try:
+                texts = self._decode(path, buffer, list[msgspec.Raw])
+            except VlmixError:
+                if (scanned := _scanned(bytes(buffer))) is None:
+                    raise
+                texts = scanned
+        decoder = msgspec.json.Decoder(dict[str, Any])
+        for number, raw in enumerate(texts):
+            text = bytes(raw)
+            try:
+                yield text, decoder.decode(text)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                mended, count = replace_lone_surrogates(text)
+                if count:
+                    self.mended[path] = self.mended.get(path, 0) + count
+                    yield mended, self._decode(path, mended, dict[str, Any], f"record {number}: ")
+                elif isinstance(_python(text), dict):
+                    yield text, None
+                else:
+                    raise VlmixError(f"{path}: record {number}: {error}; {self._other}") from None
 
     def lines(self, path: Path, type: type[T]) -> list[T]:
         """The objects of a JSONL file; blank lines are skipped."""
@@ -197,3 +221,35 @@ class OfficialFiles:
         if self.own:
             return f"expected is {self.own}"
         return f"this is not the {self.title} file that was expected: get it from {self.homepage}"
+
+
+def _python(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _scanned(data: bytes) -> list[bytes] | None:
+    """The elements of a list as Python's json cuts it, which takes NaN and numbers of any size; None if it cannot."""
+    decoder, blank = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
+    try:
+        text = data.decode()
+        at = blank.match(text).end()  # type: ignore[union-attr]
+        if text[at] != "[":
+            return None
+        found: list[bytes] = []
+        separator = ""
+        while separator != "]":
+            start = blank.match(text, at + 1).end()  # type: ignore[union-attr]
+            if not found and text[start] == "]":
+                break
+            at = decoder.raw_decode(text, start)[1]
+            found.append(text[start:at].encode())
+            at = blank.match(text, at).end()  # type: ignore[union-attr]
+            separator = text[at]
+            if separator not in ",]":
+                return None
+    except (ValueError, IndexError, RecursionError):
+        return None
+    return found

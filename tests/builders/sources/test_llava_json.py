@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import vlmix
 from tests.helpers import dump, read, rows
 from vlmix.builders import known_sources
 from vlmix.builders.sources.llava_rows import UNREAD_MEDIA
@@ -167,3 +168,34 @@ def test_only_without_recognition_is_an_error(tmp_path: Path) -> None:
     dump(tmp_path / "own.json", [{"id": 1, "conversations": turns("What?")}])
     with pytest.raises(VlmixError, match="`only` needs `recognize: true`"):
         read("llava_json", tmp_path, path="own.json", only=["gqa"])
+
+
+def test_numbers_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Python's json would write 100.0 for 1e2 and 1.1 for 1.10."""
+    turns = '"conversations": [{"from": "human", "value": "q%d"}, {"from": "gpt", "value": "a", "score": 0.50}]'
+    plain = '"conversations": [{"from": "human", "value": "q%d"}, {"from": "gpt", "value": "a"}]'
+    numbers = ["1e2", "1.10", "-0", "-0.0", "1E+2", "123456789012345678901234567890", "0.1", "7"]
+    numbers += ['[1.0, {"x": 2.50}]']
+    texts = [f'{{"id": {number}, {(turns, plain)[at % 2] % at}}}' for at, number in enumerate(numbers)]
+    (tmp_path / "raw/llava_json").mkdir(parents=True)
+    (tmp_path / "raw/llava_json/x.json").write_text(f"[{', '.join(texts)}]")
+    options = ["sources.llava_json.path=x.json", "order=natural"]
+    vlmix.build("llava-json", tmp_path / "raw", tmp_path / "mix", options)
+    llava_json(tmp_path / "mix", tmp_path / "out.json")
+    lines = (tmp_path / "out.json").read_text().strip().removeprefix("[").removesuffix("]").split(",\n")
+    # A turn's own text comes last: export fills it in.
+    heads, wanted = ([line.split(', "conversations"')[0] for line in each] for each in (lines, texts))
+    assert heads == wanted
+    assert all('"score": 0.50' in line for line in lines[::2])
+
+
+def test_a_number_that_is_not_json_costs_its_row_alone(tmp_path: Path) -> None:
+    row = '{"id": "%s", "loss": %s, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}'
+    texts = [row % ("a", "0.5"), row % ("b", "NaN"), row % ("c", "1e400"), row % ("d", "-Infinity"), row % ("e", "1")]
+    for name, text in (("list.json", f" [\n{', '.join(texts)} ] "), ("lines.jsonl", "\n".join(texts))):
+        folder = tmp_path / name
+        (folder / "llava_json").mkdir(parents=True)
+        (folder / "llava_json" / name).write_text(text)
+        made = vlmix.build("llava-json", folder, folder / "mix", [f"sources.llava_json.path={name}"])
+        assert sorted(id.partition("#")[0] for id in made.column("id").to_pylist()) == ["llava_json/a", "llava_json/e"]
+        assert made.manifest.rejects == {"llava_json": {"bad_number": 3}}
