@@ -26,6 +26,7 @@ def guarded(command: Callable[[], object]) -> int:
     _open_closed_streams()
     if not sys.stderr.isatty():
         show.without_bars()
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what it warns of while it tries again is in the final error
     logging.getLogger("vlmix").handlers = [_Notes()]
     try:
         command()

@@ -95,13 +95,16 @@ def sample(
     show.sample(raw, report, as_json)
 
 
-@command("plan", DATA, "sample --raw raw", "llava-1.5-665k --raw RAW sources.vg.take=1000")
+@command("plan", DATA, "sample --raw raw", "llava-1.5-665k --raw RAW --tokenizer lmsys/vicuna-7b-v1.5")
 def plan(
     recipe: RecipeArg,
     raw: RawOpt,
     overrides: OverridesArg = None,
     images: ImagesOpt = None,
     annotations_only: AnnotationsOnlyOpt = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Count tokens, too: a tokenizer.json, a folder with one, or a hub name.")
+    ] = None,
     workers: WorkersOpt = _CORES,
     as_json: JsonOpt = False,
 ) -> None:
@@ -111,11 +114,14 @@ def plan(
     from vlmix.mixture.build.plan import plan as make_plan
     from vlmix.mixture.build.plan import prepare
     from vlmix.mixture.io.pool import Pool
+    from vlmix.mixture.io.tokenizer import TokenCounter
 
     parsed, known = _recipe(recipe, overrides)
+    tokens = None if tokenizer is None else TokenCounter(tokenizer)
     roots = None if annotations_only else [*(images or []), raw]
     with show.progress() as progress, tempfile.TemporaryDirectory(prefix="vlmix-plan-") as work, Pool(workers) as pool:
-        rows = make_plan(prepare(parsed, known, raw, Path(work), pool, roots, progress))
+        prepared = prepare(parsed, known, raw, Path(work), pool, roots, progress)
+        rows = make_plan(prepared, tokens, progress)
     show.plan(parsed.name, rows, as_json)
 
 

@@ -241,6 +241,9 @@ def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
     headings = ["samples", "per epoch", "rounds", "words", "images", "no image", "rejects"]
     if not repeated:
         del columns[1], headings[1]
+    if all(row.tokens is not None for row in rows):
+        columns.insert(columns.index("words") + 1, "tokens")
+        headings.insert(headings.index("words") + 1, "tokens")
     table = table_of("source", *headings, "size")
     for row in rows:
         counts = (f"{getattr(row, column):,}" for column in columns)

@@ -9,7 +9,7 @@ _EXTRAS = {
     "torch": "train",
     "transformers": "train",
     "safetensors": "train",
-    "tokenizers": "train",
+    "tokenizers": "tokenizer",
     "sentencepiece": "train",
     "peft": "lora",
     "gguf": "smol",

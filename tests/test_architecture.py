@@ -21,7 +21,7 @@ RULES: dict[str, set[str]] = {
     "mixture.render": {"mixture.boxes", "mixture.record"},
     "mixture.keyed": {"mixture.errors", "mixture.hashing"},
     "mixture.filters": {"mixture.errors"},
-    "mixture.io": {"mixture.errors"},
+    "mixture.io": {"mixture.errors", "mixture.extras"},
     "mixture.schedule": set(),
     "mixture.schedule.packing": {"mixture.errors"},
     "mixture.schedule.schedule": {"mixture.errors", "mixture.hashing", "mixture.schedule.packing"},

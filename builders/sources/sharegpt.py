@@ -8,15 +8,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
-from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.extras import missing
 from vlmix.mixture.io.official import RawFile
+from vlmix.mixture.io.tokenizer import TokenCounter
 from vlmix.mixture.record import Conversation, Round, is_blank
 
 _DUMPS = {
@@ -143,18 +141,10 @@ def estimate_tokens(text: str) -> int:
 def _counter(raw: RawFolder, tokenizer: str | None) -> Callable[[str], int]:
     if tokenizer is None:
         return estimate_tokens
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise missing("tokenizers", "sharegpt: `tokenizer`") from None
-    if not Path(tokenizer).is_file():
-        raise VlmixError(f"sharegpt: tokenizer {tokenizer} does not exist; name a tokenizer.json")
-    raw.opened.append(Path(tokenizer))
-    try:
-        loaded = Tokenizer.from_file(tokenizer)
-    except Exception as error:  # the library raises plain Exception
-        raise VlmixError(f"sharegpt: tokenizer {tokenizer}: {error}") from None
-    return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
+    counter = TokenCounter(tokenizer)
+    if counter.path is not None:
+        raw.opened.append(counter.path)
+    return lambda text: counter([text])
 
 
 SOURCE = Source(

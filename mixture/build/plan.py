@@ -1,13 +1,14 @@
 """From a recipe to the exact list of samples: read the sources, find the images, pick. Writes nothing but its work."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from vlmix.mixture.build.candidates import Candidates, Mask, strata
 from vlmix.mixture.build.extract import CandidateReader, Converted, ConvertJob, convert
@@ -18,6 +19,9 @@ from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.keyed import Indices
+from vlmix.mixture.record import IMAGE_TOKEN
+from vlmix.mixture.render import render
 
 _log = logging.getLogger(__name__)
 
@@ -118,10 +122,15 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     rejects: int
     bytes: int
     license: str
+    tokens: int | None = None
+    """Of all turns' texts, without image, template and special tokens; a box counts as one of two decimals."""
 
 
-def plan(prepared: Prepared) -> list[PlanRow]:
-    """The composition that a build would have, dataset by dataset in recipe order.
+def plan(
+    prepared: Prepared, tokens: Callable[[Sequence[str]], int] | None = None, progress: Progress = silent
+) -> list[PlanRow]:
+    """The composition that a build would have, dataset by dataset in recipe order; with `tokens`, which counts those of
+    texts, in tokens too.
 
     A recipe entry none of whose images is there is planned from its annotations alone.
     """
@@ -140,6 +149,7 @@ def plan(prepared: Prepared) -> list[PlanRow]:
     rounds, words, characters = (
         candidates.table[column].to_numpy() for column in ("num_rounds", "num_words", "characters")
     )
+    counts = None if tokens is None else _tokens(prepared, picked, tokens, progress)
     groups = strata([candidates.sources[i] for i in picked], np.arange(len(picked)))
     for source in candidates.labels():
         members = groups.get(source, np.empty(0, dtype=np.int64))
@@ -159,9 +169,26 @@ def plan(prepared: Prepared) -> list[PlanRow]:
                 bytes=sum(s + -s % BLOCK + BLOCK for s in sizes if s)
                 + int(sum((c + 320) // BLOCK * BLOCK + 2 * BLOCK for c in characters[positions])),
                 license=prepared.homes(source)[0],
+                tokens=None if counts is None else int(counts[members].sum()),
             )
         )
     return rows
+
+
+def _tokens(
+    prepared: Prepared, picked: Indices, tokens: Callable[[Sequence[str]], int], progress: Progress
+) -> NDArray[np.int64]:
+    """[len(picked)] tokens of each sample's texts."""
+    readers = [CandidateReader(path) for path in prepared.paths]
+    counts = np.zeros(len(picked), dtype=np.int64)
+    for number, position in enumerate(picked.tolist()):
+        entry, row = prepared.candidates.locate(position)
+        texts = render(readers[entry][row], prepared.recipe.prompts, count_only=True)
+        counts[number] = tokens([text.replace(IMAGE_TOKEN, "") for text in texts])
+        if number % 1000 == 0:
+            progress("counting tokens", number, len(picked))
+    progress("counting tokens", len(picked), len(picked))
+    return counts
 
 
 def _size(prepared: Prepared, image: str) -> int:
