@@ -93,7 +93,11 @@ def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Co
 
 def index_of(mixture: Reader) -> pl.DataFrame:
     """The index of a part without its texts, with `root_row`."""
-    frame = mixture.samples.select(_INDEX).collect()
+    try:
+        frame = mixture.samples.select(_INDEX).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {first}; `vlmix verify` lists all damage") from None
     if problem := columns_problem(frame.to_arrow()):
         raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
     return frame.with_columns(pl.Series("root_row", mixture.rows, dtype=pl.Int64))

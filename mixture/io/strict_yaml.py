@@ -151,8 +151,8 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(text: str, where: str) -> Any:
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -183,17 +183,18 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 def _override(data: Any, override: str) -> None:
     path, equals, text = override.partition("=")
+    shown = abridged(override)
     if not equals or not path:
-        raise VlmixError(f"{override}: write key=value, for example seed=1")
+        raise VlmixError(f"{shown}: write key=value, for example seed=1")
     node = data
     *parents, leaf = path.split(".")
     for key in parents:
         if not isinstance(node, dict):
-            raise VlmixError(f"{override}: {key!r} is not a mapping")
+            raise VlmixError(f"{shown}: {abridged(key)!r} is not a mapping")
         if node.get(key) is None:
             node[key] = {}
         node = node[key]
     if not isinstance(node, dict):
         what = repr(parents[-1]) if parents else "the recipe"
-        raise VlmixError(f"{override}: {what} is not a mapping")
-    node[leaf] = _yaml(text, abridged(override))
+        raise VlmixError(f"{shown}: {what} is not a mapping")
+    node[leaf] = _yaml(text, shown)

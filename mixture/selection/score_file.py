@@ -4,11 +4,14 @@ import json
 import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from msgspec import Struct, field
 
 from vlmix.mixture.dataset.llava_row import row_sha256
@@ -150,16 +153,20 @@ def _check_scores(path: Path, scores: pl.Series) -> bool:
 
 def _read_parquet(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
     try:
-        schema = pl.read_parquet_schema(path)
+        file = pq.ParquetFile(path)  # polars would panic over some damages
+        empty = pl.from_arrow(file.schema_arrow.empty_table())
+        assert isinstance(empty, pl.DataFrame)
+        schema = empty.schema
         _check_columns(path, list(schema))
-        frame = pl.read_parquet(path, columns=[name for name in (*_NAMING, column) if name in schema])
+        frame = pl.DataFrame(file.read([name for name in (*_NAMING, column) if name in schema]))
         for name, dtype in schema.items():
             seen.add(name, 1, dtype.is_numeric(), dtype.is_float() or dtype.is_decimal())
         texts = [name for name, dtype in schema.items() if dtype == pl.String and name not in _NAMING]
-        for values in pl.scan_parquet(path).select(texts).head(_LOOK).collect() if texts else []:
-            seen.add_text(values.name, values)
-    except pl.exceptions.PolarsError as error:
-        raise VlmixError(f"{path}: {_first(error)}; the file is damaged") from None
+        for batch in islice(file.iter_batches(_LOOK, columns=texts), 1) if texts else []:
+            for values in pl.DataFrame(batch):
+                seen.add_text(values.name, values)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        raise VlmixError(f"{path}: {_first(error)}; the file is damaged or is no Parquet") from None
     for name in ("id", "row_sha256", "image"):
         if name in frame.columns and not (
             frame[name].dtype in (pl.String, pl.Categorical, pl.Null)
@@ -366,4 +373,4 @@ def _read_txt(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
 
 
 def _first(error: Exception) -> str:
-    return str(error).splitlines()[0][:300]
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -35,6 +35,8 @@ class Generator:
                 name, output_loading_info=True, dtype=dtype, trust_remote_code=False
             )
             self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        if not (hasattr(self.processor, "tokenizer") and hasattr(self.processor, "image_processor")):
+            raise VlmixError(f"{where}: its processor is not one of images and texts: {type(self.processor).__name__}")
         if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
             raise VlmixError(f"{where}: weights that are missing or left over: {', '.join(wrong[:5])}")
         if self.processor.chat_template is None:
