@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, and the errors of a disk."""
 
 import errno
+import glob
 import os
+import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,17 +15,32 @@ from vlmix.mixture.errors import VlmixError
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its name only when the block ends well. A full disk is an error that says so."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    host = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")
+    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path, host)
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that turned read-only, which the error has told
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path, host: str) -> None:
+    """Remove what processes of this machine that were killed left of `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{host}.*.tmp"):
+        owner = leftover.name.removesuffix(".tmp").rpartition(".")[2]
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
+            leftover.unlink(missing_ok=True)
+        except (PermissionError, ValueError):  # somebody else's process, or no number
+            pass
 
 
 @contextmanager
