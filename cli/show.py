@@ -65,7 +65,7 @@ def training(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     printed = time.monotonic()
     with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
-        task = bar.add_task(visible(name), total=None)
+        task = bar.add_task(f"{visible(name)}  preparing data and model", total=None)
 
         def update(row: dict[str, Any]) -> None:
             nonlocal printed
@@ -76,6 +76,11 @@ def training(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
                 note(f"{text}  step {row['step']:,}/{row['of']:,}")
 
         yield update
+
+
+def has_bars() -> bool:
+    """Whether progress is drawn, on a terminal; elsewhere lines stand for it."""
+    return _err.is_terminal
 
 
 def plain(text: str, style: str = "", *, lines: bool = True) -> Text:

@@ -57,7 +57,7 @@ def sweep(
 
         def tell(what: str, done: int, total: int) -> None:
             nonlocal shown
-            if done > shown and not inner:
+            if done > shown and not inner and not show.has_bars():
                 show.note(f"{done} of {total} runs{f', {what}' if what and done < total else ''}")
             shown = max(shown, done)
             progress("runs", done, total)
