@@ -128,6 +128,12 @@ _MOST_VALUES = 100_000
 class _Loader(yaml.SafeLoader):
     """Plain YAML data; a key that is a duplicate is an error instead of the last one winning."""
 
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise yaml.constructor.ConstructorError(None, None, "half of a surrogate pair is no text", node.start_mark)
+        return value
+
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()

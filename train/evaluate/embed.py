@@ -14,7 +14,7 @@ from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.batches import UNREADABLE
 from vlmix.train.export import MODEL
 from vlmix.train.images import ImageGeometry, decode, normalise
-from vlmix.train.weights.pretrained import Tower, load_tower, loading
+from vlmix.train.weights.pretrained import Tower, check_size, load_tower, loading
 
 
 def embed(
@@ -76,6 +76,7 @@ def _tower(where: str) -> Tower:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     with loading(where, exported):
+        check_size(where, exported, AutoModelForImageTextToText)
         model = AutoModelForImageTextToText.from_pretrained(exported, dtype=torch.float32, trust_remote_code=False)
         images = AutoProcessor.from_pretrained(exported, trust_remote_code=False).image_processor
     config = model.config.vision_config

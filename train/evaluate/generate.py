@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.export import MODEL
 from vlmix.train.tokens import adds_begin, question_text
-from vlmix.train.weights.pretrained import is_local, loading
+from vlmix.train.weights.pretrained import check_size, is_local, loading
 
 
 class Generator:
@@ -30,6 +30,8 @@ class Generator:
             raise VlmixError(f"{where}: no such folder; a run's model is there when the run is done")
         name = str(path) if path.is_dir() else where
         with loading(where, path if path.is_dir() else where):
+            if path.is_dir():
+                check_size(where, path, AutoModelForImageTextToText)
             dtype: Any = "auto" if device.type == "cuda" else torch.float32
             model, report = AutoModelForImageTextToText.from_pretrained(
                 name, output_loading_info=True, dtype=dtype, trust_remote_code=False

@@ -6,6 +6,7 @@ weight that the files lack, hold in another shape or hold in excess is an error:
 continues with random values.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPVisionModel,
     Dinov2Model,
@@ -241,6 +244,30 @@ def _inside_package(where: str) -> Path:
 def _refuse_file(where: str, found: Path | str, suffix: str) -> None:
     if isinstance(found, Path) and not found.is_dir():
         raise VlmixError(f"{where}: a file, but neither {suffix} nor a folder of Hugging Face files")
+
+
+def check_size(where: str, folder: Path, model: type[AutoModelForImageTextToText]) -> None:
+    """Raises VlmixError if config.json describes a model far larger than the safetensors files beside it hold, which
+    transformers would allocate before it looks at them."""
+    tensors, values = 0, 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+        tensors += len(shapes)
+        values += sum(math.prod(shape) for shape in shapes)
+    if not tensors:
+        return
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for part in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
+        if (layers := getattr(part, "num_hidden_layers", 0)) > tensors:
+            raise VlmixError(f"{where}: config.json describes {layers:,} layers, its weights are {tensors:,} tensors")
+    with torch.device("meta"):
+        described = model.from_config(config)
+    described_values = sum(value.numel() for value in (*described.parameters(), *described.buffers()))
+    if described_values > 2 * values + 10**8:
+        raise VlmixError(
+            f"{where}: config.json describes a model of {described_values:,} values, its weights hold {values:,}"
+        )
 
 
 @contextmanager
