@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from vlmix.mixture.build.source import Options, Source
-from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.render import StyleName
 
@@ -88,13 +88,13 @@ def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Reci
 
 
 def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Entry:
-    where = f"{where}: sources.{name}"
+    where = f"{where}: sources.{abridged(name)}"
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise VlmixError(f"{where}: expected a mapping such as `{{take: 1000}}`, got {data!r}")
     builder = data.get("builder", name)
     if not isinstance(builder, str) or builder not in known:
-        raise VlmixError(f"{where}: there is no builder {builder!r}{nearest(str(builder), known)}")
+        raise VlmixError(f"{where}: there is no builder {abridged(repr(builder))}{nearest(str(builder), known)}")
     if not name or "/" in name:
         raise VlmixError(f"{where}: a source's name may not be empty or hold a slash")
     source = known[builder]
@@ -107,7 +107,7 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
     options = source.options.__struct_fields__
     for key in data:
         if key not in own and key not in options:
-            raise VlmixError(f"{where}: unknown key {key!r}{nearest(str(key), [*own, *options])}")
+            raise VlmixError(f"{where}: unknown key {abridged(str(key))!r}{nearest(str(key), [*own, *options])}")
     parsed = strict.convert({k: v for k, v in data.items() if k in options}, source.options, where)
     plain = {k: v for k, v in data.items() if k in own}
     entry: Entry = strict.convert({**plain, "builder": builder, "options": {}}, Entry, where)

@@ -43,10 +43,15 @@ def _load(path: Path, depth: int = 0) -> Any:
     name = data.pop("extends")
     beside = path.parent / str(name)
     near = (beside, beside.with_name(f"{beside.name}.yaml"))
-    found = [file for file in (*near, *sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))) if file.is_file()]
-    found = [file for file in found if not file.samefile(path)]
+    try:
+        found = [file for file in (*near, *sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))) if file.is_file()]
+        found = [file for file in found if not file.samefile(path)]
+    except (OSError, ValueError):  # no name that a file can have
+        found = []
     if not found:
-        raise VlmixError(f"{path}: extends {name!r}: there is no such recipe, beside this file or in vlmix")
+        raise VlmixError(
+            f"{path}: extends {abridged(str(name))!r}: there is no such recipe, beside this file or in vlmix"
+        )
     if depth == _MOST_BASES:
         raise VlmixError(f"{path}: extends: more than {_MOST_BASES} recipes above each other, or a circle")
     return _merged(_load(found[0], depth + 1), data)
@@ -86,7 +91,7 @@ def check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
     for key in data:
         if key not in struct.__struct_fields__:
             now = FORMER_KEYS.get(str(key), str(key))
-            raise VlmixError(f"{where}: unknown key {key!r}{nearest(now, struct.__struct_fields__)}")
+            raise VlmixError(f"{where}: unknown key {abridged(str(key))!r}{nearest(now, struct.__struct_fields__)}")
 
 
 def convert(data: dict[str, Any], struct: Any, where: str) -> Any:
