@@ -43,9 +43,9 @@ def _load(path: Path, depth: int = 0) -> Any:
     name = data.pop("extends")
     beside = path.parent / str(name)
     near = (beside, beside.with_name(f"{beside.name}.yaml"))
+    packaged = sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))
     try:
-        found = [file for file in (*near, *sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))) if file.is_file()]
-        found = [file for file in found if not file.samefile(path)]
+        found = [file for file in (*near, *packaged) if file.is_file() and not file.samefile(path)]
     except (OSError, ValueError):  # no name that a file can have
         found = []
     if not found:
