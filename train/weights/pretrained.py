@@ -262,7 +262,7 @@ def check_size(where: str, folder: Path, model: type[AutoModelForImageTextToText
         if (layers := getattr(part, "num_hidden_layers", 0)) > tensors:
             raise VlmixError(f"{where}: config.json describes {layers:,} layers, its weights are {tensors:,} tensors")
     with torch.device("meta"):
-        described = model.from_config(config)
+        described = model.from_config(config, trust_remote_code=False)
     described_values = sum(value.numel() for value in (*described.parameters(), *described.buffers()))
     if described_values > 2 * values + 10**8:
         raise VlmixError(

@@ -11,12 +11,15 @@ from vlmix.builders import benchmark_named
 
 pytest.importorskip("transformers")
 
+import torch
+
 from tests.train.nano import nano
 from vlmix.builders import known_benchmarks
 from vlmix.mixture.benchmark.benchmark import Report
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.train.evaluate.evaluate import Task, Unscored, evaluate
+from vlmix.train.evaluate.generate import Generator
 from vlmix.train.run import train
 
 
@@ -108,3 +111,23 @@ def test_answers_whose_labels_are_not_there_are_kept_and_the_reason_told(
     (found,) = evaluate(str(model), [task], tmp_path / "out")
     assert isinstance(found, Unscored) and "answer" in found.why, found
     assert len(answers(tmp_path / "out" / "gqa")) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("text_config", "num_hidden_layers", 10**11, "describes 100,000,000,000 layers"),
+        ("text_config", "vocab_size", 10**10, "its weights hold"),
+        ("vision_config", "image_size", 10**8, "its weights hold"),
+    ],
+)
+def test_a_configuration_that_is_far_larger_than_the_weights_allocates_nothing(
+    model: Path, tmp_path: Path, part: str, key: str, value: int, message: str
+) -> None:
+    shutil.copytree(model, tmp_path / "run")
+    path = tmp_path / "run/model/config.json"
+    config = json.loads(path.read_text())
+    config[part][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(VlmixError, match=message):
+        Generator(str(tmp_path / "run"), torch.device("cpu"))
