@@ -90,7 +90,6 @@ class Loop:
         )
         window = _Window(len(self.sources), self.me.device)
         batches = iter(make_loader(data, state.step, steps, self.recipe.loader_workers))
-        last_saved = state.step
         for step in range(state.step, steps):
             micros, count = self._fetch(batches, window)
             unreadable = self._unreadable(micros, state.unreadable) if count["unreadable"] else state.unreadable
@@ -108,11 +107,9 @@ class Loop:
                 window = _Window(len(self.sources), self.me.device)
             if save:
                 self.checkpoints.save(self.model, self.optimizer, state)
-                last_saved = state.step
                 self.report("saved", {"step": state.step})
             if count["stops"]:
                 break
-        assert last_saved == state.step
         self.checkpoints.wait()
         if metrics is not None:
             metrics.close()
