@@ -43,8 +43,8 @@ def _load(path: Path, depth: int = 0) -> Any:
     name = data.pop("extends")
     beside = path.parent / str(name)
     near = (beside, beside.with_name(f"{beside.name}.yaml"))
-    packaged = sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))
     try:
+        packaged = sorted(RECIPES.rglob(f"{glob.escape(beside.name)}.yaml"))
         found = [file for file in (*near, *packaged) if file.is_file() and not file.samefile(path)]
     except (OSError, ValueError):  # no name that a file can have
         found = []
