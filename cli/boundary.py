@@ -13,9 +13,10 @@ from vlmix.cli import show
 from vlmix.mixture.errors import VlmixError, abridged, fault
 from vlmix.mixture.extras import is_optional, missing
 
-BAD_INPUT, INTERNAL = 1, 70
-"""Exit statuses: bad input or a failing machine; a fault of vlmix or a plug-in (EX_SOFTWARE of sysexits.h). typer adds
-2 for wrong usage and 130 for ctrl-C."""
+BAD_INPUT, INTERNAL, INTERRUPTED = 1, 70, 130
+"""Exit statuses: bad input or a failing machine; a fault of vlmix or a plug-in (EX_SOFTWARE of sysexits.h); ctrl-C.
+typer adds 2 for wrong usage."""
+_INTERRUPTED = "interrupted; run the same command again to resume"
 DEBUG = "VLMIX_DEBUG"
 """Environment variable: any value but "" or "0" shows the traceback of every error."""
 
@@ -33,9 +34,10 @@ def guarded(command: Callable[[], object]) -> int:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        # typer turns it into an exit; a run of the trainer, which ends with the same status, has said so already.
         if end.__context__ and isinstance(end.__context__.__cause__, KeyboardInterrupt):
-            show.line("interrupted; run the same command again to resume")
-    except Exception as error:
+            show.line(_INTERRUPTED)
+    except BaseException as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             traceback.print_exc()
         line, status = _explained(error)
@@ -50,12 +52,14 @@ class _Notes(logging.Handler):
         show.note(f"warning: {record.getMessage()}")
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _explained(error: BaseException) -> tuple[str, int]:
     match error:
         case VlmixError():
             return str(error), BAD_INPUT
         case ModuleNotFoundError() if is_optional(error.name):
             return str(missing(error.name or "", "this command")), BAD_INPUT
+        case KeyboardInterrupt():
+            return _INTERRUPTED, INTERRUPTED
         case MemoryError():
             return "out of memory; lower the number of --workers, or use a larger machine", BAD_INPUT
         case UnicodeEncodeError() if any("\ud800" <= letter <= "\udfff" for letter in error.object):
@@ -67,7 +71,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     return f"{fault(error)}; a fault of vlmix or of a plug-in, not of your input. {_logged(error)}", INTERNAL
 
 
-def _logged(error: Exception) -> str:
+def _logged(error: BaseException) -> str:
     try:
         with tempfile.NamedTemporaryFile("w", prefix="vlmix-", suffix=".log", delete=False, encoding="utf-8") as log:
             log.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")

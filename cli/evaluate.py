@@ -14,7 +14,7 @@ from vlmix.cli.train import launch, launched
 def evaluate(
     benchmark: Annotated[
         list[str],
-        typer.Argument(help="Names that `vlmix benchmarks` lists.", autocompletion=lambda: benchmark_names()),
+        typer.Argument(help="Names that `vlmix benchmarks` lists.", autocompletion=benchmark_names),
     ],
     model: Annotated[str, typer.Option("--model", help="A run's folder, a Hugging Face folder or a hub name.")],
     data: Annotated[

@@ -10,10 +10,27 @@ from vlmix.mixture.errors import VlmixError, nearest
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def source_names() -> list[str]:
+    from vlmix.builders import known_sources
+
+    return list(known_sources())
+
+
+def benchmark_names() -> list[str]:
+    from vlmix.builders import known_benchmarks
+
+    return list(known_benchmarks())
+
+
+def recipe_names(kind: str = "") -> list[str]:
+    """Names of packaged recipes: of one kind, or of all."""
+    return [name for each in ([kind] if kind else recipes.KINDS) for name in recipes.packaged(each)]
+
+
 def sources(
     name: Annotated[
         str | None,
-        typer.Argument(help="Show one source with its files and options.", autocompletion=lambda: source_names()),
+        typer.Argument(help="Show one source with its files and options.", autocompletion=source_names),
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -64,20 +81,3 @@ def docs(
         show.pages(documents.pages())
     else:
         show.page(documents.page(name))
-
-
-def source_names() -> list[str]:
-    from vlmix.builders import known_sources
-
-    return list(known_sources())
-
-
-def benchmark_names() -> list[str]:
-    from vlmix.builders import known_benchmarks
-
-    return list(known_benchmarks())
-
-
-def recipe_names(kind: str = "") -> list[str]:
-    """Names of packaged recipes: of one kind, or of all."""
-    return [name for each in ([kind] if kind else recipes.KINDS) for name in recipes.packaged(each)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def score_command(
     benchmark: Annotated[
         str,
-        typer.Argument(help="A name that `vlmix benchmarks` lists.", autocompletion=lambda: benchmark_names()),
+        typer.Argument(help="A name that `vlmix benchmarks` lists.", autocompletion=benchmark_names),
     ],
     answers: Annotated[
         Path, typer.Option("--answers", help="JSONL with question_id, prompt and text, or a server's JSON list.")

@@ -1,5 +1,6 @@
 """What users hold: a mixture that is read, subset, put in an order of training and saved."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -83,11 +84,10 @@ class Mixture(Reader):
         """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root. `overwrite`
         replaces a view that is there; anything else is never replaced."""
         # Imported here: it needs polars, which trainers need not have.
-        from vlmix.mixture.dataset.view import remove_view, save_view
+        from vlmix.mixture.dataset.view import replacing_view, save_view
 
-        if overwrite:
-            remove_view(Path(path))
-        save_view(self, Path(path), [])
+        with replacing_view(Path(path)) if overwrite else nullcontext():
+            save_view(self, Path(path), [])
 
 
 open = Mixture.open

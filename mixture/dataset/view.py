@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,26 @@ def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]], index: p
         return finalize(partial, _derived(mixture, subset, counts_of(index), kind="view", parent=parent))
 
 
-def remove_view(folder: Path) -> None:
-    """Remove a view, which holds no data; nothing where nothing is. Raises VlmixError for a folder of anything else."""
+@contextmanager
+def replacing_view(folder: Path) -> Iterator[None]:
+    """Moves the view `folder` aside, and back if the block fails; nothing where nothing is. Raises VlmixError for a
+    folder of anything else."""
     if not folder.exists():
+        yield
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     own = {manifests.NAME, SAMPLES_NAME, REJECTS_NAME, manifests.CARD_NAME}
     if manifests.NAME not in names or manifests.read(Local(folder)).parent is None or names - own:
         raise VlmixError(f"{folder} is not a view, and only views are replaced; remove it or choose another --out")
-    shutil.rmtree(folder)
+    aside = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    try:
+        yield
+    except BaseException:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside)
 
 
 def save_copy(

@@ -2,6 +2,7 @@
 their own."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,7 +14,7 @@ from msgspec import Struct
 
 from vlmix.mixture.dataset.manifest import Manifest
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.view import index_of, remove_view, save_copy, save_view
+from vlmix.mixture.dataset.view import index_of, replacing_view, save_copy, save_view
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Progress, silent
@@ -234,11 +235,10 @@ def save(
 ) -> Manifest:
     """Make the new folder `out` of what was selected: a view, or with `materialize` shards of its own. `overwrite`
     replaces a view that is there; anything else is never replaced."""
-    if overwrite:
-        remove_view(out)
-    if materialize:
-        return save_copy(selected.mixture, out, [selected.entry], workers=workers, progress=progress)
-    return save_view(selected.mixture, out, [selected.entry], selected.index)
+    with replacing_view(out) if overwrite else nullcontext():
+        if materialize:
+            return save_copy(selected.mixture, out, [selected.entry], workers=workers, progress=progress)
+        return save_view(selected.mixture, out, [selected.entry], selected.index)
 
 
 def _nothing(selection: Selection, offered: int) -> str:

@@ -302,3 +302,16 @@ def test_a_failing_build_with_workers_ends_in_one_line(raw: Path, tmp_path: Path
         done = vlmix("build", "sample", "--raw", raw, "--out", tmp_path / "x", "sources.vqav2.where=nothing > 3",
                      "--workers", 2)  # fmt: skip
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_panic_of_a_library_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import polars as pl
+
+    def panics() -> None:
+        raise pl.exceptions.PanicException("called `Result::unwrap()` on an `Err` value")
+
+    monkeypatch.setattr(main, "app", panics)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run([], monkeypatch) == 70 and capsys.readouterr().err.count("\n") == 1

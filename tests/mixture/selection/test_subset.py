@@ -169,3 +169,17 @@ def test_only_views_are_overwritten(mixture: Path, tmp_path: Path) -> None:
 def test_an_empty_selection_names_its_cause(mixture: Path, selection: dict[str, Any], cause: str) -> None:
     with pytest.raises(VlmixError, match=re.escape(cause)):
         open_mixture(mixture).subset(**selection)
+
+
+def test_a_view_whose_replacement_fails_is_kept(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "view"
+    part = open_mixture(mixture).subset(ratio=0.5)
+    part.save(out)
+    before = hashes(out)
+    with monkeypatch.context() as patch:
+        patch.setattr("vlmix.mixture.dataset.view.finalize", lambda *_: (_ for _ in ()).throw(VlmixError("disk full")))
+        with pytest.raises(VlmixError, match="disk full"):
+            part.subset(ratio=0.5).save(out, overwrite=True)
+    assert hashes(out) == before
+    part.subset(ratio=0.5).save(out, overwrite=True)
+    assert len(open_mixture(out)) == 210 and [path.name for path in tmp_path.iterdir()] == ["view"]
