@@ -95,7 +95,7 @@ def sample(
     show.sample(raw, report, as_json)
 
 
-@command("plan", DATA, "sample --raw raw", "llava-1.5-665k --raw RAW --tokenizer lmsys/vicuna-7b-v1.5")
+@command("plan", DATA, "sample --raw raw", "llava-1.5-665k --raw RAW --tokenizer llava-hf/llava-1.5-7b-hf")
 def plan(
     recipe: RecipeArg,
     raw: RawOpt,

@@ -4,6 +4,7 @@ their own."""
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -253,8 +254,8 @@ def _nothing(selection: Selection, offered: int) -> str:
 def parse_ratio(text: str) -> float:
     """`0.1` or `10%` as a share. Raises VlmixError for anything else."""
     try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
+        return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)  # 0.35 / 100 is not 0.0035
+    except (ValueError, ArithmeticError):
         raise VlmixError(f"ratio {text!r}: write 0.1 or 10%") from None
 
 
@@ -266,10 +267,7 @@ def parse_amounts(texts: list[str]) -> Mapping[str, int | float]:
         try:
             if not (name and equals):
                 raise ValueError
-            if amount.endswith("%"):
-                amounts[name] = float(amount[:-1]) / 100
-            else:
-                amounts[name] = float(amount) if "." in amount else int(amount)
-        except ValueError:
+            amounts[name] = parse_ratio(amount) if "." in amount or amount.endswith("%") else int(amount)
+        except (ValueError, VlmixError):
             raise VlmixError(f"source {text!r}: write NAME=1000, NAME=0.1 or NAME=10%") from None
     return amounts

@@ -76,7 +76,7 @@ def _tower(where: str) -> Tower:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     with loading(where, exported):
-        check_size(where, exported, AutoModelForImageTextToText)
+        check_size(where, exported)
         model = AutoModelForImageTextToText.from_pretrained(exported, dtype=torch.float32, trust_remote_code=False)
         images = AutoProcessor.from_pretrained(exported, trust_remote_code=False).image_processor
     config = model.config.vision_config

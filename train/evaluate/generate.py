@@ -31,7 +31,7 @@ class Generator:
         name = str(path) if path.is_dir() else where
         with loading(where, path if path.is_dir() else where):
             if path.is_dir():
-                check_size(where, path, AutoModelForImageTextToText)
+                check_size(where, path)
             dtype: Any = "auto" if device.type == "cuda" else torch.float32
             model, report = AutoModelForImageTextToText.from_pretrained(
                 name, output_loading_info=True, dtype=dtype, trust_remote_code=False

@@ -246,7 +246,7 @@ def _refuse_file(where: str, found: Path | str, suffix: str) -> None:
         raise VlmixError(f"{where}: a file, but neither {suffix} nor a folder of Hugging Face files")
 
 
-def check_size(where: str, folder: Path, model: type[AutoModelForImageTextToText]) -> None:
+def check_size(where: str, folder: Path) -> None:
     """Raises VlmixError if config.json describes a model far larger than the safetensors files beside it hold, which
     transformers would allocate before it looks at them."""
     tensors, values = 0, 0
@@ -262,7 +262,7 @@ def check_size(where: str, folder: Path, model: type[AutoModelForImageTextToText
         if (layers := getattr(part, "num_hidden_layers", 0)) > tensors:
             raise VlmixError(f"{where}: config.json describes {layers:,} layers, its weights are {tensors:,} tensors")
     with torch.device("meta"):
-        described = model.from_config(config, trust_remote_code=False)
+        described = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     described_values = sum(value.numel() for value in (*described.parameters(), *described.buffers()))
     if described_values > 2 * values + 10**8:
         raise VlmixError(

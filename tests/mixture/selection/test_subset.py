@@ -12,7 +12,7 @@ from vlmix.mixture.dataset.verify import verify
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.storage import locate
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.mixture.selection.subset import Selection, parse_amounts, subsample
+from vlmix.mixture.selection.subset import Selection, parse_amounts, parse_ratio, subsample
 
 
 def ids(folder: Path) -> list[str]:
@@ -183,3 +183,14 @@ def test_a_view_whose_replacement_fails_is_kept(mixture: Path, tmp_path: Path, m
     assert hashes(out) == before
     part.subset(ratio=0.5).save(out, overwrite=True)
     assert len(open_mixture(out)) == 210 and [path.name for path in tmp_path.iterdir()] == ["view"]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("10%", 0.1), ("0.35%", 0.0035), ("7 %", 0.07), ("0.1", 0.1), ("100%", 1.0)]
+)
+def test_a_percentage_is_the_share_that_it_says(text: str, share: float) -> None:
+    """0.35 / 100 is 0.0034999999999999996, which is 3 of 1,000 and not 4."""
+    assert parse_ratio(text) == share == parse_amounts([f"gqa={text}"])["gqa"]
+    for wrong in ("", "%", "ten", "1e%", "0.1%%"):
+        with pytest.raises(VlmixError, match=r"write 0\.1 or 10%"):
+            parse_ratio(wrong)
