@@ -275,7 +275,7 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="Form: dali, energon, hf, internvl, llama-factory, llava-json, llava-next, ms-swift, trl or wids.",
+            help="Format: dali, energon, hf, internvl, llama-factory, llava-json, llava-next, ms-swift, trl or wids.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder; for llava-json, new file.")],
@@ -284,7 +284,7 @@ def export(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write a mixture or a view in another tool's form; `vlmix docs feeding` shows how to train on each."""
+    """Write a mixture or a view in another tool's format; `vlmix docs feeding` shows how to train on each."""
     from vlmix.mixture.export import export as write
 
     with show.progress() as progress:
@@ -306,7 +306,7 @@ command(
     "vqav2 --answers answers.jsonl --questions QUESTIONS --split test --submission upload.json",
 )(score_command)
 command("sweep", MODELS, "demo mixture=mixture --out sweep", "my.yaml --out sweep --nproc 8")(sweep)
-command("embed", MODELS, "mixture --tower openai/clip-vit-large-patch14-336 --out embeddings.parquet")(embed)
+command("embed", MODELS, "mixture --vision-tower openai/clip-vit-large-patch14-336 --out embeddings.parquet")(embed)
 
 
 @command("demo", START, "", "demo --epochs 1")
@@ -341,8 +341,8 @@ def demo(
     evaluate(["vqav2", "gqa"], str(run), raw, out / "answers", max_new_tokens=10)
     examined = f"evaluate={{vqav2: {{data: {raw}, max_new_tokens: 10}}, gqa: {{data: {raw}, max_new_tokens: 10}}}}"
     each = f"overrides.epochs={epochs}"
-    show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --workers {min(workers, 6)}')
-    sweep("demo", [f"mixture={part}", examined, each], at, workers=min(workers, 6))
+    show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --jobs {min(workers, 6)}')
+    sweep("demo", [f"mixture={part}", examined, each], at, jobs=min(workers, 6))
 
 
 command("sources", LOOKUP, "", "vqav2")(lookup.sources)

@@ -36,7 +36,7 @@ def sweep(
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the sweep. An interrupted run in this folder is resumed.")
     ] = Path("sweep"),
-    workers: Annotated[int, typer.Option(help="Runs at a time on this machine.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Runs at a time on this machine.", min=1)] = 1,
     nproc: Annotated[int, typer.Option(help="Processes of each run, one per GPU.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the rows of all runs.")] = False,
 ) -> None:
@@ -46,7 +46,7 @@ def sweep(
     require()
     from vlmix.builders import known_benchmarks
     from vlmix.train.sweep.report import aggregate, table, write
-    from vlmix.train.sweep.sweep import cells, finished, load, run, same_as_random
+    from vlmix.train.sweep.sweep import finished, load, run, run_specs, same_as_random
 
     found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
@@ -55,7 +55,7 @@ def sweep(
     with show.progress() as progress:
         shown = -1
 
-        def tell(what: str, done: int, total: int) -> None:
+        def report_progress(what: str, done: int, total: int) -> None:
             nonlocal shown
             if done > shown and not inner and not show.has_bars():
                 show.note(f"{done} of {total} runs{f', {what}' if what and done < total else ''}")
@@ -64,11 +64,11 @@ def sweep(
 
         if inner:
             _end_with_parent()
-        if workers > 1:
-            names = [cell.name for cell in cells(parsed)]
+        if jobs > 1:
+            names = [spec.name for spec in run_specs(parsed)]
             arguments = [sweep, *(changes or []), "--out", str(out), "--nproc", str(nproc)]
-            _share(arguments, workers, nproc, lambda: tell("", finished(out, names), len(names)))
-        rows = run(parsed, out, _doers(nproc), tell)
+            _share(arguments, jobs, nproc, lambda: report_progress("", finished(out, names), len(names)))
+        rows = run(parsed, out, _backend(nproc), report_progress)
     if inner:
         return
     facts = _facts(parsed)
@@ -93,7 +93,10 @@ def require() -> None:
 
 def embed(
     mixture: Annotated[str, typer.Argument(help="A mixture folder or a view.")],
-    tower: Annotated[str, typer.Option("--tower", help="A tower as a training recipe names it, or a run's folder.")],
+    vision_tower: Annotated[
+        str,
+        typer.Option("--vision-tower", help="A name as in a training recipe, or the folder of a run."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="New Parquet file with id and embedding.")],
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -102,11 +105,11 @@ def embed(
     from vlmix.train.evaluate.embed import embed as run
 
     with show.progress() as progress:
-        rows = run(mixture, tower, out, batch, progress)
+        rows = run(mixture, vision_tower, out, batch, progress)
     show.done(f"{out}: {rows:,} embeddings", {"out": str(out), "rows": rows}, as_json)
 
 
-def _doers(nproc: int) -> Any:
+def _backend(nproc: int) -> Any:
     from vlmix.builders import known_benchmarks
     from vlmix.train.sweep.sweep import Backend
 

@@ -1,5 +1,5 @@
-"""Keyed sampling. A sample's rank is a hash of (seed, id), and a subset is a prefix of the rank order; so subsets nest,
-and depend neither on file order, worker count and machine nor on which other sources there are."""
+"""Keyed sampling. Hash order is the order of hashes of (seed, id), and a subset is a prefix of it; so subsets nest and
+depend neither on file order, worker count and machine nor on which other sources there are."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -17,7 +17,7 @@ Indices = NDArray[np.int64]
 
 
 def hash_order(ids: Sequence[str], seed: int, purpose: str = "") -> HashOrder:
-    """[N] uint64: the rank of each id. Another `purpose` gives an independent order from the same seed."""
+    """[N] uint64: the hash that orders each id. Another `purpose` gives an independent order from the same seed."""
     hashes = map(xxh3_64_intdigest, map(str.encode, ids), repeat(_key(seed, purpose)))
     return np.fromiter(hashes, dtype=np.uint64, count=len(ids))
 
@@ -26,8 +26,8 @@ def _key(seed: int, purpose: str) -> int:
     return xxh3_64_intdigest(f"{seed}/{purpose}".encode())
 
 
-def integer_ranks(numbers: NDArray[np.integer], seed: int, purpose: str = "") -> HashOrder:
-    """[N] uint64: like `ranks` for integer ids by the million (`mix64` of number + key)."""
+def integer_hashes(numbers: NDArray[np.integer], seed: int, purpose: str = "") -> HashOrder:
+    """[N] uint64: like `hash_order` for integer ids by the million (`mix64` of number + key)."""
     return mix64(numbers.astype(np.uint64) + np.uint64(_key(seed, purpose)))
 
 
@@ -66,7 +66,7 @@ def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 def choose(
     strata: Mapping[str, Indices], ids: Sequence[str], seed: int, total: int, weights: Mapping[str, float] | None = None
 ) -> Indices:
-    """Positions (ascending) of `total` samples, apportioned over the strata, each a prefix of its rank order.
+    """Positions (ascending) of `total` samples, apportioned over the strata, each a prefix of its hash order.
 
     `strata` maps a name to the positions in `ids` that belong to it; `weights` default to the sizes of the strata.
     Raises VlmixError when a stratum holds fewer samples than its share.
@@ -82,7 +82,7 @@ def choose(
 
 
 def prefixes(strata: Mapping[str, Indices], ids: Sequence[str], seed: int, shares: Mapping[str, int]) -> Indices:
-    """Positions (ascending) of the first `shares[name]` samples of each stratum's rank order; all of a smaller one."""
+    """Positions (ascending) of the first `shares[name]` samples of each stratum's hash order; all of a smaller one."""
     chosen = []
     for name, members in strata.items():
         order = keyed_order([ids[i] for i in members.tolist()], seed)
@@ -93,7 +93,7 @@ def prefixes(strata: Mapping[str, Indices], ids: Sequence[str], seed: int, share
 def repeats(ids: Sequence[str], repeat: float, seed: int) -> NDArray[np.int32]:
     """[N] int32: how often each sample is seen in an epoch, so that the sum is exactly `repeat` times N.
 
-    The whole part goes to every sample, the rest to the prefix of the rank order.
+    The whole part goes to every sample, the rest to the prefix of the hash order.
     """
     whole = int(repeat)
     counts = np.full(len(ids), whole, dtype=np.int32)

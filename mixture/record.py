@@ -46,7 +46,7 @@ class Conversation(Struct, frozen=True, gc=False):
 
     `id` is unique in a mixture and stable (`vqav2/000000180641`). `image` is a path in LLaVA's layout, `""` for text
     only. `width` and `height` are pixels, 0 when unknown. `image_at` says where the image token stands in the first
-    question; `"inline"` means that the text holds it already. `origin` is a JSON object with what the way back to
+    question; `"inline"` means that the text holds it already. `extra` is a JSON object with what the way back to
     LLaVA's JSON needs beyond the text (see `export`), or `""`.
     """
 

@@ -44,11 +44,11 @@ class MicroBatch:
     sample_index: torch.Tensor
     """[K] int64: the sample of each target, 0 to S - 1."""
     images: torch.Tensor
-    """[V, 3, side, side] uint8: the views of all images, in order."""
+    """[V, 3, side, side] uint8: the tiles of all images, in order."""
     image_sizes: list[tuple[int, int]]
     """[I] (height, width) of each image in pixels."""
     tiles_per_image: list[int]
-    """[I] views of each image."""
+    """[I] tiles of each image."""
     cu_seqlens: torch.Tensor | None
     """[S + 1] int32 where packed: where samples begin and end."""
     max_seqlen: int
@@ -92,7 +92,7 @@ class Collator:
         return cut(self.encoder.encode(values, tokens), self.batch.max_length, tokens, self.encoder.image_id, sample.id)
 
     def __call__(self, samples: Sequence[Sample], packed: bool) -> MicroBatch:
-        encoded, views, sizes, unreadable = [], [], [], []
+        encoded, tiles, sizes, unreadable = [], [], [], []
         for sample in samples:
             tokens = self.encode(sample)
             if sample.jpeg is not None:
@@ -100,10 +100,10 @@ class Collator:
                     image = decode(sample.jpeg)
                     if image.shape[1:] != (sample.height, sample.width) and self.vision.tile_grids:
                         raise ValueError(f"the index says {sample.width} x {sample.height}")
-                    views.append(self.vision.views(image))
+                    tiles.append(self.vision.tiles(image))
                 except UNREADABLE:
                     unreadable.append(sample.id)
-                    views.append(self.vision.blank(sample.width, sample.height))
+                    tiles.append(self.vision.blank(sample.width, sample.height))
                     tokens = Encoded(tokens.ids, np.zeros_like(tokens.loss_mask))
                 sizes.append((sample.height, sample.width))
             encoded.append(tokens)
@@ -124,9 +124,9 @@ class Collator:
             targets=torch.from_numpy(np.concatenate(targets)),
             target_positions=torch.from_numpy(np.concatenate(sites)),
             sample_index=torch.from_numpy(np.concatenate(owners)),
-            images=torch.cat(views) if views else torch.empty((0, 3, side, side), dtype=torch.uint8),
+            images=torch.cat(tiles) if tiles else torch.empty((0, 3, side, side), dtype=torch.uint8),
             image_sizes=sizes,
-            tiles_per_image=[len(view) for view in views],
+            tiles_per_image=[len(tile) for tile in tiles],
             cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)) if packed else None,
             max_seqlen=int(lengths.max()),
             samples=[sample.id for sample in samples],

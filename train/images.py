@@ -22,8 +22,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def decode(data: bytes) -> torch.Tensor:
-    """[3, H, W] uint8, RGB, laid out channels last: the pixels of an encoded image. Raises what Pillow raises for bytes
-    that are none."""
+    """[3, H, W] uint8, RGB, laid out channels last: the pixels of an encoded image. Raises what Pillow raises for other
+    bytes."""
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -104,7 +104,7 @@ class ImageGeometry:
             wide -= (wide - int(round(width * (high / height), 7))) // 2 * 2
         return edge * edge + high * (wide + 1)
 
-    def views(self, image: torch.Tensor) -> torch.Tensor:
+    def tiles(self, image: torch.Tensor) -> torch.Tensor:
         """[V, 3, side, side] uint8 of an image [3, H, W]: the square alone; or with grids the whole image, stretched,
         and its tiles row by row, as transformers' LlavaNextImageProcessor makes them."""
         if self.tile_grids is None:
@@ -124,9 +124,9 @@ class ImageGeometry:
         return torch.cat([to_square(image, self.side, "stretch")[None], tiles])
 
     def blank(self, width: int, height: int) -> torch.Tensor:
-        """The views of an image of this size in pixels that shows nothing."""
-        views = 1 if self.tile_grids is None else 1 + math.prod(self._grid(width, height))
-        return torch.zeros((views, 3, self.side, self.side), dtype=torch.uint8)
+        """The tiles of an image of this size in pixels that shows nothing."""
+        tiles = 1 if self.tile_grids is None else 1 + math.prod(self._grid(width, height))
+        return torch.zeros((tiles, 3, self.side, self.side), dtype=torch.uint8)
 
     def _grid(self, width: int, height: int) -> tuple[int, int]:
         high, wide = select_best_resolution((height, width), self.pinpoints)

@@ -189,7 +189,7 @@ class TrainableVLM(nn.Module):
         self.train()
 
     def _seen(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[V, patches, width]: the tower's hidden state of normalised views [V, 3, side, side]."""
+        """[V, patches, width]: the tower's hidden state of normalised tiles [V, 3, side, side]."""
         hidden: torch.Tensor = self.vision_tower(pixels, output_hidden_states=True).hidden_states[
             self.hf.config.vision_feature_layer
         ]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.config import Recipe
 from vlmix.train.model import TrainableVLM
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,21 @@ class Ranks:
         dist.all_reduce(sums)
         return list(sums.tolist())
 
-    def run_on_main(self, call: Callable[[], Any]) -> Any:
+    def run_on_main(self, call: Callable[[], T]) -> T:
         """What the first rank's call returns, on all. A VlmixError that it raises ends all of them."""
-        box = [_caught(call) if self.is_main else None]
+        box: list[Any] = [_caught(call) if self.is_main else None]
         dist.broadcast_object_list(box, src=0)
-        if isinstance(box[0], VlmixError):
-            self.abort(box[0])
-        return box[0]
+        result: T | VlmixError = box[0]
+        return self.abort(result) if isinstance(result, VlmixError) else result
 
-    def run_on_all(self, call: Callable[[], Any]) -> Any:
+    def run_on_all(self, call: Callable[[], T]) -> T:
         """What this rank's call returns. A VlmixError that it raises on any rank ends all of them."""
         return self.raise_if_any(_caught(call))
 
-    def raise_if_any(self, value: Any) -> Any:
+    def raise_if_any(self, value: T | VlmixError) -> T:
         """This rank's value. If it is a VlmixError on any rank, that ends all of them."""
         errors = [error for error in self.gather(value if isinstance(value, VlmixError) else None) if error]
-        if errors:
-            self.abort(errors[0])
-        return value
+        return self.abort(errors[0]) if errors or isinstance(value, VlmixError) else value
 
     def abort(self, error: VlmixError) -> NoReturn:
         """End all ranks, which all know the error; the first one reports it."""
@@ -71,7 +70,7 @@ class Ranks:
         return [name for of_rank in self.gather(list(names)) for name in of_rank]
 
 
-def _caught(call: Callable[[], Any]) -> Any:
+def _caught(call: Callable[[], T]) -> T | VlmixError:
     try:
         return call()
     except VlmixError as error:

@@ -270,7 +270,7 @@ def _own_tokenizer(recipe: Recipe, mixture: Mixture, home: Path | None) -> PreTr
 
 
 def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
-    """What a checkpoint must agree with to be gone on from."""
+    """What a checkpoint must agree with to be resumed."""
     plain = {key: value for key, value in recipe.resolved().items() if key not in _FREE and key != "mixture"}
     flat: dict[str, str] = {}
     for key, value in plain.items():

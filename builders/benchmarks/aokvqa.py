@@ -30,7 +30,7 @@ def _aokvqa_questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _rate_aokvqa(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_aokvqa(answers: Answers, files: OfficialFiles, split: str) -> Report:
     path, rows = _aok_file(files, split)
     rows = [row for row in rows if answers.asks(row.question_id)]
     for row in rows:
@@ -70,7 +70,7 @@ AOKVQA = Benchmark(
     files=(RawFile(_AOK_FILE, "questions with choices and ten direct answers"),),
     splits=("val", "train", "test"),
     read_questions=_aokvqa_questions,
-    score_answers=_rate_aokvqa,
+    score_answers=_score_aokvqa,
     images=layout.COCO,
 )
 

@@ -78,7 +78,7 @@ def wild_scores(reply: str) -> list[float] | None:
     return finite_numbers(words) if len(words) == 2 else None
 
 
-def _wild_cases(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]:
+def _wild_requests(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]:
     path, rows = _wild_rows(files)
     context_path, reference_path = files.require("context.jsonl"), files.require("answers_gpt4.jsonl")
     contexts = {context.image: context.caption for context in files.lines(context_path, _WildContext)}
@@ -104,7 +104,7 @@ def _wild_cases(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]:
     return cases
 
 
-def _wild_rate(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Report:
+def _wild_score(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Report:
     path, rows = _wild_rows(files)
     matched = match(answers, dict.fromkeys(str(row.question_id) for row in rows), path)
     found = required_judgements("llava-bench", judgements, matched)
@@ -147,8 +147,8 @@ LLAVA_BENCH = Benchmark(
     ),
     splits=(),
     read_questions=_wild_questions,
-    score_answers=_wild_rate,
-    judge_requests=_wild_cases,
+    score_answers=_wild_score,
+    judge_requests=_wild_requests,
     parse_scores=wild_scores,
     max_new_tokens=1024,
 )

@@ -116,7 +116,7 @@ def _vet_cases(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]:
     ]
 
 
-def _vet_rate(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Report:
+def _vet_score(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Report:
     path, rows = _vet_rows(files)
     matched = _vet_match(answers, path, rows)
     found = required_judgements("mm-vet", judgements, matched)
@@ -160,7 +160,7 @@ MM_VET = Benchmark(
     files=(RawFile("mm-vet.json", "218 questions with their truth and capabilities"),),
     splits=(),
     read_questions=_vet_questions,
-    score_answers=_vet_rate,
+    score_answers=_vet_score,
     submit=_vet_submit,
     judge_requests=_vet_cases,
     parse_scores=vet_score,

@@ -14,7 +14,7 @@ from vlmix.builders.sources.text import phrase
 from vlmix.mixture.boxes import box_defect, clip
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.keyed import integer_ranks
+from vlmix.mixture.keyed import integer_hashes
 from vlmix.mixture.record import Conversation, Round
 
 _IMAGES_AT_ONCE = 512
@@ -100,8 +100,8 @@ def _draw(
     counts = [len(listed) for _, listed in known]
     owner = np.repeat(np.arange(len(known)), counts)  # [R] which image a region belongs to
     ids = np.fromiter((r.region_id if r.region_id >= 0 else r.id for r in regions), dtype=np.int64, count=len(regions))
-    grounding = (integer_ranks(ids, seed, "vg direction") % np.uint64(2) == 0).tolist()
-    order = np.lexsort((ids, integer_ranks(ids, seed, "vg regions"), owner)).tolist()
+    grounding = (integer_hashes(ids, seed, "vg direction") % np.uint64(2) == 0).tolist()
+    order = np.lexsort((ids, integer_hashes(ids, seed, "vg regions"), owner)).tolist()
     least = options.min_regions or options.regions_per_image
     end = 0
     for (picture, _), count in zip(known, counts):

@@ -174,17 +174,17 @@ class Benchmark:
         self, answers: Answers, data: Path, endpoint: Endpoint, path: Path, progress: Progress | None = None
     ) -> Judgements:
         """Judgements of all `answers`, for `score`; those that `path` has already are not asked for again."""
-        cases, verdict = self._cases(answers, data)
-        return judge(cases, verdict, endpoint, path, progress)
+        requests, parse_scores = self._requests(answers, data)
+        return judge(requests, parse_scores, endpoint, path, progress)
 
     def saved_judgements(self, answers: Answers, data: Path, path: Path) -> Judgements:
         """The judgements in `path`, for `score`. Raises VlmixError if they are of other answers."""
-        cases, _ = self._cases(answers, data)
+        requests, _ = self._requests(answers, data)
         saved = read_judgements(path)
-        check(saved, cases, path)
+        check(saved, requests, path)
         return saved
 
-    def _cases(self, answers: Answers, data: Path) -> tuple[list[JudgeRequest], ScoreParser]:
+    def _requests(self, answers: Answers, data: Path) -> tuple[list[JudgeRequest], ScoreParser]:
         if self.judge_requests is None or self.parse_scores is None:
             raise VlmixError(f"{self.name} needs no judge")
         return self.judge_requests(answers, self._official(data)), self.parse_scores

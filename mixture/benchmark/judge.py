@@ -62,7 +62,7 @@ class JudgeRequest(Struct, frozen=True):
 
 class Judgement(Struct, kw_only=True):
     """A line of a file of judgements. `tuple` are the scores, `content` what the judge said; LLaVA's review files
-    have these names too. `judged` is the case's digest, "" in files from elsewhere."""
+    have these names too. `judged` is the request's digest, "" in files from elsewhere."""
 
     question_id: int | str
     category: str = ""
@@ -186,28 +186,28 @@ def read_judgements(path: Path, *, cut: bool = False) -> Judgements:
 
 
 def judge(
-    cases: Sequence[JudgeRequest],
-    verdict: ScoreParser,
+    requests: Sequence[JudgeRequest],
+    parse_scores: ScoreParser,
     endpoint: Endpoint,
     path: Path,
     progress: Progress | None = None,
 ) -> Judgements:
-    """Asks `endpoint` about every case that `path` has no judgement of yet, adds each judgement to `path` as it
+    """Asks `endpoint` about every request that `path` has no judgement of yet, adds each judgement to `path` as it
     comes, and returns all of them.
 
-    `verdict` reads the scores in a reply, None if there are none; then the case's next temperature is tried, and after
-    the last one its `failed` scores stand. Raises VlmixError if the judge cannot be reached or refuses; what was
+    `parse_scores` reads the scores in a reply, None for none; then the request's next temperature is tried, and
+    after the last one its `failed` scores stand. Raises VlmixError if the judge cannot be reached or refuses; what was
     judged until then is kept.
     """
     saved = _resume(path)
-    check(saved, cases, path)
-    open_cases = [case for case in cases if case.id not in saved]
-    done = len(cases) - len(open_cases)
+    check(saved, requests, path)
+    unjudged = [request for request in requests if request.id not in saved]
+    done = len(requests) - len(unjudged)
     refusals: list[_Refused] = []
 
-    def one(case: JudgeRequest) -> Judgement | None:
+    def one(request: JudgeRequest) -> Judgement | None:
         try:
-            return None if refusals else _judge_one(case, verdict, endpoint)
+            return None if refusals else _judge_one(request, parse_scores, endpoint)
         except _Refused as refusal:
             refusals.append(refusal)
             return None
@@ -218,7 +218,7 @@ def judge(
         ThreadPoolExecutor(endpoint.workers, thread_name_prefix="judge") as pool,
     ):
         try:
-            for future in as_completed([pool.submit(one, case) for case in open_cases]):
+            for future in as_completed([pool.submit(one, request) for request in unjudged]):
                 judgement = future.result()
                 if judgement is None:
                     continue
@@ -227,25 +227,25 @@ def judge(
                 saved[str(judgement.question_id)] = judgement
                 done += 1
                 if progress is not None:
-                    progress("judge", done, len(cases))
+                    progress("judge", done, len(requests))
         finally:
             pool.shutdown(cancel_futures=True)
     if refusals:
         shown = endpoint.hide(endpoint.url)
         raise VlmixError(
-            f"judge {shown} ({endpoint.model}): {refusals[0]}; {done:,} of {len(cases):,} judgements are in {path}, "
+            f"judge {shown} ({endpoint.model}): {refusals[0]}; {done:,} of {len(requests):,} judgements are in {path}, "
             "and the same command resumes there"
         )
     return saved
 
 
-def check(saved: Judgements, cases: Iterable[JudgeRequest], path: Path) -> None:
-    """Raises VlmixError if a judgement in `path` was about another answer than the case of its id."""
-    for case in cases:
-        judgement = saved.get(case.id)
-        if judgement is not None and judgement.judged and judgement.judged != case.digest:
+def check(saved: Judgements, requests: Iterable[JudgeRequest], path: Path) -> None:
+    """Raises VlmixError if a judgement in `path` was about another answer than the request of its id."""
+    for request in requests:
+        judgement = saved.get(request.id)
+        if judgement is not None and judgement.judged and judgement.judged != request.digest:
             raise VlmixError(
-                f"{path}: its judgement of question {case.id} is about another answer or question; each file of "
+                f"{path}: its judgement of question {request.id} is about another answer or question; each file of "
                 "answers needs a file of judgements of its own"
             )
 
@@ -265,21 +265,21 @@ def _resume(path: Path) -> Judgements:
     return saved
 
 
-def _judge_one(case: JudgeRequest, verdict: ScoreParser, endpoint: Endpoint) -> Judgement:
+def _judge_one(request: JudgeRequest, parse_scores: ScoreParser, endpoint: Endpoint) -> Judgement:
     reply, scores = "", None
-    for number, temperature in enumerate(case.temperatures):
-        prompt = case.prompt + case.reminder if number else case.prompt
-        reply = ask(endpoint, case.system, prompt, temperature, case.max_tokens)
-        scores = verdict(reply)
+    for number, temperature in enumerate(request.temperatures):
+        prompt = request.prompt + request.reminder if number else request.prompt
+        reply = ask(endpoint, request.system, prompt, temperature, request.max_tokens)
+        scores = parse_scores(reply)
         if scores is not None:
             break
     return Judgement(
-        question_id=case.id,
-        category=case.category,
+        question_id=request.id,
+        category=request.category,
         content=endpoint.hide(reply),
-        tuple=list(case.failed) if scores is None else scores,
+        tuple=list(request.failed) if scores is None else scores,
         model=endpoint.model,
-        judged=case.digest,
+        judged=request.digest,
     )
 
 

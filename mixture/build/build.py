@@ -101,7 +101,7 @@ def _pick_usable(
         fresh = [i for i in picked.tolist() if candidates.images[i] and i not in judged]
         if not fresh:
             return picked
-        _examine(prepared, {candidates.images[i] for i in fresh}, facts, journal, pool, progress)
+        _probe_images(prepared, {candidates.images[i] for i in fresh}, facts, journal, pool, progress)
         for position in fresh:
             judged.add(position)
             fact = facts[candidates.images[position]]
@@ -158,7 +158,7 @@ def _checksum(text: bytes) -> bytes:
     return xxh3_64_hexdigest(text).encode()
 
 
-def _examine(
+def _probe_images(
     prepared: Prepared,
     images: set[str],
     facts: dict[str, ImageInfo],
@@ -180,7 +180,7 @@ def _examine(
     done, total = len(facts), len(facts) + len(waiting)
     progress("checking images", done, total)
     chunks = [waiting[i : i + _CHUNK] for i in range(0, len(waiting), _CHUNK)]
-    for chunk, results in pool.map(examine_chunk, chunks):
+    for chunk, results in pool.map(probe_chunk, chunks):
         journal.add([f for tried in results for f in tried])
         for (image, _), tried in zip(chunk, results):
             facts[image] = tried[-1] if not tried[-1].problem else tried[0]
@@ -188,7 +188,7 @@ def _examine(
         progress("checking images", done, total)
 
 
-def examine_chunk(chunk: list[tuple[str, list[Path]]]) -> list[list[ImageInfo]]:
+def probe_chunk(chunk: list[tuple[str, list[Path]]]) -> list[list[ImageInfo]]:
     """Per image, the facts of its files up to the first sound one; runs in a worker."""
     results = []
     for _, paths in chunk:
@@ -216,15 +216,15 @@ def _write_shards(
     has_image = np.array([bool(candidates.images[i]) for i in picked], dtype=np.bool_)
     order = arrange(picked, candidates.ids, has_image, recipe.order, recipe.seed, recipe.samples_per_shard)
     picks = []
-    for ordinal in order.tolist():
-        position = int(picked[ordinal])
+    for natural_index in order.tolist():
+        position = int(picked[natural_index])
         entry, row = candidates.locate(position)
-        picks.append(Pick(entry, row, ordinal, int(seen[ordinal]), facts.get(candidates.images[position])))
+        picks.append(Pick(entry, row, natural_index, int(seen[natural_index]), facts.get(candidates.images[position])))
     ids = [candidates.ids[int(picked[i])] for i in order]
     texts = [converted.digest for converted in prepared.converted.values()]
     # Of files their bytes count, which the digest stands for.
     same = [pick.facts and msgspec.structs.replace(pick.facts, stamp=None) for pick in picks]
-    places = [(pick.entry, pick.row, pick.ordinal, pick.repeat) for pick in picks]
+    places = [(pick.entry, pick.row, pick.natural_index, pick.repeat) for pick in picks]
     plan = msgspec.msgpack.encode((VERSION, libraries(), recipe.resolved(), annotations_only, texts, ids, places, same))
     size = recipe.samples_per_shard
     jobs = [

@@ -20,7 +20,7 @@ class Pick(Struct, frozen=True):
 
     entry: int
     row: int
-    ordinal: int
+    natural_index: int
     repeat: int
     facts: ImageInfo | None
 
@@ -74,7 +74,7 @@ def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_im
         "num_rounds": len(conversation.rounds),
         "num_words": count_words(texts),
         "repeat": pick.repeat,
-        "natural_index": pick.ordinal,
+        "natural_index": pick.natural_index,
         "image_hash": image_xxh3(data) if data is not None else "",
         "image_change": adapted.change if adapted else "",
         "conversations": [{"from": turn.from_, "value": turn.value} for turn in sample.conversations],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.boxes import box_defect, square_text
 from vlmix.mixture.dataset.manifest import Counts, Manifest
-from vlmix.mixture.dataset.schema import MOST_REPEATS, ROLES, VIEW, Change, origin_of
+from vlmix.mixture.dataset.schema import MOST_REPEATS, ROLES, VIEW, Change, extra_of
 from vlmix.mixture.dataset.shards import arrange
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.record import FORMATS, IMAGE_TOKEN
@@ -99,17 +99,17 @@ def row_problems(row: dict[str, Any], prompts: str) -> Iterator[str]:
     turns, formats = row["conversations"], row["response_formats"]
     texts = [turn["value"] for turn in turns]
     if [turn["from"] for turn in turns] != [*ROLES] * row["num_rounds"]:
-        yield "`rounds` is not the number of its questions with answers"
+        yield "`num_rounds` is not the number of its questions with answers"
         return
     if row["num_words"] != (words := count_words(texts)):
-        yield f"`words` is {row['num_words']}, its text has {words}"
+        yield f"`num_words` is {row['num_words']}, its text has {words}"
     if len(formats) != row["num_rounds"] or not set(formats) <= set(FORMATS):
-        yield "`formats` is not a known response format for each of its rounds"
+        yield "`response_formats` is not a known response format for each of its rounds"
         return
     try:
-        origin_of(row)
+        extra_of(row)
     except VlmixError:
-        yield "`origin` is not a JSON object, or has other turns"
+        yield "`extra` is not a JSON object, or has other turns"
     if problem := _box_problem(row, texts) or _prompt_problem(row, texts, prompts):
         yield problem
 
@@ -144,9 +144,9 @@ def _prompt_problem(row: dict[str, Any], texts: list[str], prompts: str) -> str 
         if name in row["response_formats"] and prompts == "llava":
             first = 2 * row["response_formats"].index(name)
             if not texts[first].removesuffix(f"\n{IMAGE_TOKEN}").endswith(prompt):
-                return f"`formats`: round {first // 2} is called a {name} and is not asked as one"
+                return f"`response_formats`: round {first // 2} is called a {name} and is not asked as one"
     for nth, name in enumerate(row["response_formats"]):
         answer = texts[2 * nth + 1]
         if name == "choice" and prompts != "instructblip" and not (len(answer) == 1 and answer in LETTERS):
-            return f"`formats`: round {nth} is called a choice, and its answer is no letter"
+            return f"`response_formats`: round {nth} is called a choice, and its answer is no letter"
     return None

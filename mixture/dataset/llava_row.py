@@ -6,17 +6,17 @@ from typing import Any
 
 import msgspec
 
-from vlmix.mixture.dataset.schema import ROLES, origin_of
+from vlmix.mixture.dataset.schema import ROLES, extra_of
 
 
 def llava_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of samples.parquet as a row of LLaVA's JSON.
 
-    `origin` is a JSON object: with a `conversations` key it is the whole original row, to be filled with the texts,
+    `extra` is a JSON object: with a `conversations` key it is the whole original row, to be filled with the texts,
     else it holds the keys that differ from what the sample's id and image say.
     """
     turns: list[dict[str, Any]] = row["conversations"]
-    origin = origin_of(row)
+    origin = extra_of(row)
     if "conversations" in origin:
         extra = origin["conversations"] or [{} for _ in turns]
         return {**origin, "conversations": [{**more, **turn} for more, turn in zip(extra, turns)]}

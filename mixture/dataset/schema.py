@@ -105,8 +105,8 @@ def columns_problem(table: pa.Table) -> str | None:
     return None
 
 
-def origin_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The `origin` of a row with its `conversations`, `{}` for none. Raises VlmixError if it is not such an object."""
+def extra_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The `extra` of a row with its `conversations`, `{}` for none. Raises VlmixError if it is not such an object."""
     if not row["extra"]:
         return {}
     try:
@@ -118,7 +118,7 @@ def origin_of(row: dict[str, Any]) -> dict[str, Any]:
         if whole is not None and row["conversations"] and not (fits and all(isinstance(turn, dict) for turn in whole)):
             raise ValueError("it has other turns")
     except (ValueError, RecursionError) as error:
-        raise VlmixError(f"sample {abridged(str(row['id']))}: its `origin` is damaged: {error}") from None
+        raise VlmixError(f"sample {abridged(str(row['id']))}: its `extra` is damaged: {error}") from None
     return origin
 
 

@@ -75,6 +75,10 @@ def _read(path: Path) -> Any:
 
 FORMER_KEYS = {
     "axes": "grid",
+    "every": "interval",
+    "length": "max_length",
+    "log_every": "log_interval",
+    "same": "budget",
     "changes": "overrides",
     "clip": "max_grad_norm",
     "data": "mixture",

@@ -132,7 +132,7 @@ def spherical_kmeans(ids: list[str], vectors: Vectors, clusters: int, seed: int)
     """[N] cluster of each vector, from 0: the nearest centre by angle, the first of equally near ones.
 
     Centres start at the first `clusters` different vectors in hash order and move for at most 12 rounds over the
-    first 128 per cluster in that rank. A cluster may end empty. The result depends on ids, vectors and seed alone: on
+    first 128 per cluster in that order. A cluster may end empty. The result depends on ids, vectors and seed alone: on
     neither the order of the rows nor the machine.
     """
     order = keyed_order(ids, seed, "clusters")

@@ -161,7 +161,7 @@ NEED_TORCH: list[tuple[list[str], str]] = [
     (["evaluate", "gqa", "--model", "runs/t2", "--data", "raw", "--out", "out"], "runs/t2: no such folder"),
     (["evaluate", "gqa", "--model", "typo", "--data", "raw", "--out", "out"], "typo: there is no such folder here"),
     (["evaluate", "gqa", "--model", "raw", "--data", "raw", "--out", "out"], "raw holds no model"),
-    (["embed", "mix", "--tower", "nowhere/x", "--out", "out"], "nowhere/x"),
+    (["embed", "mix", "--vision-tower", "nowhere/x", "--out", "out"], "nowhere/x"),
     (["sweep", "demoo"], "did you mean 'demo'"),
     (["sweep", "demo", "mixture=mix", "ratios=[2]", "--out", "out"], "`ratios[0]`: expected `float` <= 1.0, got 2"),
     (["sweep", "demo", "mixture=mix", "grid=x", "--out", "out"], "`grid`: expected `object`, got 'x'"),
@@ -289,7 +289,7 @@ def test_without_torch_the_remedy_names_packages(tmp_path: Path) -> None:
     """A torch that does not import, found before the real one."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch', name='torch')")
     for command in (["train", "tiny"], ["evaluate", "gqa", "--model", "x", "--data", "x", "--out", "x"],
-                    ["embed", "x", "--tower", "x", "--out", "x"], ["sweep", "demo"], ["demo", "d"]):  # fmt: skip
+                    ["embed", "x", "--vision-tower", "x", "--out", "x"], ["sweep", "demo"], ["demo", "d"]):  # fmt: skip
         done = vlmix(*command, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"})
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
         assert "needs torch: pip install" in done.stderr and "'torch>=" in done.stderr

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.keyed import apportion, choose, exact_share, hash_order, integer_ranks, keyed_order, repeats
+from vlmix.mixture.keyed import apportion, choose, exact_share, hash_order, integer_hashes, keyed_order, repeats
 
 ids = st.lists(st.text("abcdef0123456789/#", min_size=1, max_size=8), unique=True, max_size=60)
 
@@ -23,7 +23,7 @@ def test_a_rank_depends_on_seed_and_id_alone(names: list[str], seed: int, random
 def test_ranks_are_pinned() -> None:
     """A change here changes every subset that anybody has drawn: it needs a new format version."""
     assert hash_order(["vqav2/000000180641", "gqa/2327515"], 0).tolist() == [7479029296596140670, 8256821534745404418]
-    assert integer_ranks(np.array([1, 2]), 0, "vg regions").tolist() == [15604940236611859703, 17359737497979205564]
+    assert integer_hashes(np.array([1, 2]), 0, "vg regions").tolist() == [15604940236611859703, 17359737497979205564]
 
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0.001, 1000), min_size=1, max_size=8), st.integers(0, 500))

@@ -396,7 +396,7 @@ def test_the_processor_makes_the_tokens_that_were_trained_on(name: str, like: An
 def assert_same_pixels(vision: ImageGeometry, processor: Any, data: bytes) -> None:
     """Within two grey levels, but for a pixel in thousands at a hard edge."""
     image = Image.open(io.BytesIO(data))
-    views = vision.views(decode(data))
+    views = vision.tiles(decode(data))
     seen = processor.image_processor(images=image, return_tensors="pt")["pixel_values"].reshape(views.shape)
     ours = normalise(views, vision.mean, vision.std)
     levels = (seen - ours).abs() * 255 * torch.tensor(vision.std)[:, None, None]

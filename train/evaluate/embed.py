@@ -42,7 +42,7 @@ def embed(
             sample = mixture[positions[name]]
             assert sample.jpeg is not None
             try:
-                pixels.append(vision.views(decode(sample.jpeg))[0])
+                pixels.append(vision.tiles(decode(sample.jpeg))[0])
             except UNREADABLE:
                 raise VlmixError(
                     f"{sample.id}: its image does not decode; `vlmix verify {data}` lists damage"

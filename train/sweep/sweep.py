@@ -171,17 +171,17 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
     return sweep
 
 
-def cells(sweep: Sweep) -> list[RunSpec]:
+def run_specs(sweep: Sweep) -> list[RunSpec]:
     """All runs of a sweep, the largest first, so that several workers end together. The whole mixture is the same
     under every selection: it is trained once per seed. Raises VlmixError for two runs of one name."""
     found: dict[str, RunSpec] = {}
     for values in itertools.product(*sweep.grid.values()):
         for select, ratio, seed in itertools.product(sweep.selections, sweep.ratios, sweep.seeds):
             by, column = _by("random" if ratio == 1 else select)
-            cell = RunSpec(grid=dict(zip(sweep.grid, values)), selection=by, column=column, ratio=ratio, seed=seed)
-            if found.setdefault(cell.name, cell) != cell:
-                raise VlmixError(f"two runs of the sweep would be called {cell.name}: name their files or values apart")
-    return sorted(found.values(), key=lambda cell: -cell.ratio)
+            spec = RunSpec(grid=dict(zip(sweep.grid, values)), selection=by, column=column, ratio=ratio, seed=seed)
+            if found.setdefault(spec.name, spec) != spec:
+                raise VlmixError(f"two runs of the sweep would be called {spec.name}: name their files or values apart")
+    return sorted(found.values(), key=lambda spec: -spec.ratio)
 
 
 def _by(select: str | Choice) -> tuple[str, str]:
@@ -191,7 +191,7 @@ def _by(select: str | Choice) -> tuple[str, str]:
 
 def same_as_random(sweep: Sweep, out: Path) -> list[str]:
     """Runs of a sweep whose subset is exactly that of the random selection, though they select by something."""
-    views = {cell.name: out / "runs" / cell.name / "subset" for cell in cells(sweep) if cell.ratio < 1}
+    views = {spec.name: out / "runs" / spec.name / "subset" for spec in run_specs(sweep) if spec.ratio < 1}
     return [
         name
         for name, view in sorted(views.items())
@@ -199,33 +199,33 @@ def same_as_random(sweep: Sweep, out: Path) -> list[str]:
     ]
 
 
-def run(sweep: Sweep, out: Path, doers: Backend, tell: ProgressCallback = lambda *_: None) -> list[Result]:
+def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCallback = lambda *_: None) -> list[Result]:
     """Do what is left of a sweep, beside other processes that work on the same folder; the rows of all runs.
 
     Seeds, ratios and selections may be added to a sweep that is there. Raises VlmixError where `out` holds another
     one, before the first run for what cannot be trained or asked, and for a run that fails; what is done stays.
     """
-    left = cells(sweep)
-    names = {cell.name for cell in left}
-    _check(sweep, left, doers)
+    left = run_specs(sweep)
+    names = {spec.name for spec in left}
+    _check(sweep, left, backend)
     _claim(sweep, out)
     count = len(left)
     while left:
         held = []
-        for cell in left:
-            home = out / "runs" / cell.name
+        for spec in left:
+            home = out / "runs" / spec.name
             if (home / "result.json").exists():
                 continue
             with _held(home) as mine:
                 if not mine:
-                    held.append(cell)
+                    held.append(spec)
                 elif not (home / "result.json").exists():
-                    tell(cell.name, finished(out, names), count)
+                    report_progress(spec.name, finished(out, names), count)
                     try:
-                        _run_one(sweep, cell, out, home, doers)
+                        _run_one(sweep, spec, out, home, backend)
                     except VlmixError as error:
-                        raise VlmixError(f"run {cell.name}: {error}") from None
-            tell(cell.name, finished(out, names), count)
+                        raise VlmixError(f"run {spec.name}: {error}") from None
+            report_progress(spec.name, finished(out, names), count)
         if held and len(held) == len(left):
             time.sleep(0.5)  # the others hold them all; they may end without a result
         left = held
@@ -235,10 +235,10 @@ def run(sweep: Sweep, out: Path, doers: Backend, tell: ProgressCallback = lambda
     return rows
 
 
-def _run_one(sweep: Sweep, cell: RunSpec, out: Path, home: Path, doers: Backend) -> None:
-    whole = _mixture(sweep, cell, out, doers)
-    data = whole if cell.ratio == 1 else _subset(sweep, cell, whole, home / "subset")
-    recipe = msgspec.structs.replace(_recipe(sweep, cell, doers), mixture=str(data), out=str(home / "run"))
+def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backend) -> None:
+    whole = _mixture(sweep, spec, out, backend)
+    data = whole if spec.ratio == 1 else _subset(sweep, spec, whole, home / "subset")
+    recipe = msgspec.structs.replace(_recipe(sweep, spec, backend), mixture=str(data), out=str(home / "run"))
     if sweep.budget == "steps" and not recipe.max_steps:
         batch = recipe.batch
         full = (
@@ -248,10 +248,10 @@ def _run_one(sweep: Sweep, cell: RunSpec, out: Path, home: Path, doers: Backend)
         )
         recipe = msgspec.structs.replace(recipe, max_steps=math.ceil(recipe.epochs * full))
     began = time.monotonic()
-    if stopped := doers.train(recipe):
+    if stopped := backend.train(recipe):
         raise SystemExit(128 + stopped)
     trained = time.monotonic()
-    reports = doers.evaluate(str(home / "run"), _tasks(sweep, doers), home / "answers")
+    reports = backend.evaluate(str(home / "run"), _tasks(sweep, backend), home / "answers")
     scored: dict[str, Report] = {}
     for name, report in zip(sweep.evaluate, reports, strict=True):
         if isinstance(report, Unscored):
@@ -259,11 +259,11 @@ def _run_one(sweep: Sweep, cell: RunSpec, out: Path, home: Path, doers: Backend)
         scored[name] = report
     opened, last = open_mixture(data), read_metrics(home / "run")[-1]
     result = Result(
-        run=cell.name,
-        grid=cell.grid,
-        selection=cell.label,
-        ratio=cell.ratio,
-        seed=cell.seed,
+        run=spec.name,
+        grid=spec.grid,
+        selection=spec.label,
+        ratio=spec.ratio,
+        seed=spec.seed,
         samples=len(opened),
         sources={name: info.counts.samples for name, info in sorted(opened.manifest.sources.items())},
         steps=last["step"],
@@ -277,7 +277,7 @@ def _run_one(sweep: Sweep, cell: RunSpec, out: Path, home: Path, doers: Backend)
     write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
 
 
-def _check(sweep: Sweep, planned: list[RunSpec], doers: Backend) -> None:
+def _check(sweep: Sweep, planned: list[RunSpec], backend: Backend) -> None:
     """Raises VlmixError for what the runs would stumble over one by one."""
     for chosen, column in map(_by, sweep.selections):
         if chosen in BUILT_IN:
@@ -289,35 +289,35 @@ def _check(sweep: Sweep, planned: list[RunSpec], doers: Backend) -> None:
             read_listing(Path(chosen), column or None)
     if "clusters" in sweep.selections and not Path(sweep.embeddings).is_file():
         raise VlmixError(f"embeddings: there is no file {sweep.embeddings}; `vlmix embed` writes one")
-    for task in _tasks(sweep, doers):
+    for task in _tasks(sweep, backend):
         task.benchmark.questions(task.folder, task.split)
     samples = int(open_mixture(sweep.mixture).column("repeat").to_numpy().sum()) if sweep.mixture else None
-    for cell in planned:
-        batch = _recipe(sweep, cell, doers).batch.global_size
-        if samples is not None and batch > (held := int(samples * cell.ratio)):
+    for spec in planned:
+        batch = _recipe(sweep, spec, backend).batch.global_size
+        if samples is not None and batch > (held := int(samples * spec.ratio)):
             raise VlmixError(
-                f"run {cell.name}: batch.global_size {batch} is larger than its {held} samples; add "
+                f"run {spec.name}: batch.global_size {batch} is larger than its {held} samples; add "
                 "overrides.batch.global_size=N, or leave the ratio out"
             )
     if sweep.mixture:
-        firsts = {cell.label: cell for cell in planned if cell.ratio < 1 and cell.selection not in BUILT_IN}
-        for cell in firsts.values():
-            _select(sweep, cell, open_mixture(sweep.mixture))
+        firsts = {spec.label: spec for spec in planned if spec.ratio < 1 and spec.selection not in BUILT_IN}
+        for spec in firsts.values():
+            _select(sweep, spec, open_mixture(sweep.mixture))
 
 
-def _recipe(sweep: Sweep, cell: RunSpec, doers: Backend) -> Recipe:
+def _recipe(sweep: Sweep, spec: RunSpec, backend: Backend) -> Recipe:
     """The training recipe of a run, but for its folders."""
-    plain = doers.recipe(sweep.recipe)
-    changes = sweep.overrides | {key: value for key, value in cell.grid.items() if not key.startswith("mixture.")}
+    plain = backend.recipe(sweep.recipe)
+    changes = sweep.overrides | {key: value for key, value in spec.grid.items() if not key.startswith("mixture.")}
     for key, value in changes.items():
         _set(plain, key, value)
-    return parse(plain | {"seed": cell.seed}, f"sweep {sweep.name}")
+    return parse(plain | {"seed": spec.seed}, f"sweep {sweep.name}")
 
 
-def _tasks(sweep: Sweep, doers: Backend) -> list[Task]:
+def _tasks(sweep: Sweep, backend: Backend) -> list[Task]:
     return [
         Task(
-            benchmark=doers.benchmarks[name],
+            benchmark=backend.benchmarks[name],
             data=Path(exam.data),
             images=tuple(Path(root) for root in exam.images),
             split=exam.split,
@@ -329,44 +329,44 @@ def _tasks(sweep: Sweep, doers: Backend) -> list[Task]:
     ]
 
 
-def _mixture(sweep: Sweep, cell: RunSpec, out: Path, doers: Backend) -> Path:
-    """The whole mixture of a cell, built where keys of its recipe are swept."""
+def _mixture(sweep: Sweep, spec: RunSpec, out: Path, backend: Backend) -> Path:
+    """The whole mixture of a spec, built where keys of its recipe are swept."""
     if sweep.build is None:
         return Path(sweep.mixture)
-    changes = {key.removeprefix("mixture."): value for key, value in cell.grid.items() if key.startswith("mixture.")}
+    changes = {key.removeprefix("mixture."): value for key, value in spec.grid.items() if key.startswith("mixture.")}
     digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
     folder = out / "mixtures" / digest
     with _held(folder, wait=True):
         if not (folder / "mixture").is_dir():
-            doers.build(sweep.build, changes, folder / "mixture")
+            backend.build(sweep.build, changes, folder / "mixture")
     return folder / "mixture"
 
 
-def _subset(sweep: Sweep, cell: RunSpec, whole: Path, view: Path) -> Path:
+def _subset(sweep: Sweep, spec: RunSpec, whole: Path, view: Path) -> Path:
     """A view of part of a mixture, sampled by the run's seed: parts of one seed nest."""
     from vlmix.mixture.selection.subset import save
 
     if view.exists():  # of a run that was interrupted: the same, and quickly made
         shutil.rmtree(view)
-    save(_select(sweep, cell, open_mixture(whole)), view)
+    save(_select(sweep, spec, open_mixture(whole)), view)
     return view
 
 
-def _select(sweep: Sweep, cell: RunSpec, whole: Mixture) -> "Selected[Mixture]":
-    """The samples of a cell. Raises VlmixError for a list of all samples: that is the random selection."""
+def _select(sweep: Sweep, spec: RunSpec, whole: Mixture) -> "Selected[Mixture]":
+    """The samples of a spec. Raises VlmixError for a list of all samples: that is the random selection."""
     from vlmix.mixture.selection.subset import Selection, select
 
     selection = Selection(
-        ratio=cell.ratio,
-        seed=cell.seed,
-        by=None if cell.selection == "random" else cell.selection,
-        column=cell.column or None,
-        embeddings=sweep.embeddings if cell.selection == "clusters" else None,
+        ratio=spec.ratio,
+        seed=spec.seed,
+        by=None if spec.selection == "random" else spec.selection,
+        column=spec.column or None,
+        embeddings=sweep.embeddings if spec.selection == "clusters" else None,
     )
     selected = select(whole, selection)
     if selected.report is not None and selected.report.listed == len(whole):
         raise VlmixError(
-            f"selections: {cell.selection} has no scores and lists all {len(whole):,} samples, so its part is the "
+            f"selections: {spec.selection} has no scores and lists all {len(whole):,} samples, so its part is the "
             "random one; add a column score, or leave it out"
         )
     return selected

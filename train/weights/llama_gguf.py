@@ -37,7 +37,7 @@ def check(path: Path) -> dict[str, Any]:
     except Exception as error:  # the reader indexes and reshapes what may not be there
         raise VlmixError(f"{path}: not a GGUF file, or a damaged one: {error}") from error
     if excess:
-        raise VlmixError(f"{path}: the checkpoint holds in excess {excess[0]}; is it of a Llama?")
+        raise VlmixError(f"{path}: the checkpoint also holds {excess[0]}; is it of a Llama?")
     width, heads = (header.get(f"llama.{key}", 1) for key in ("embedding_length", "attention.head_count"))
     head = header.get("llama.attention.key_length", width // heads)
     for key, value, known in (

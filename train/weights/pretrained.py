@@ -2,7 +2,7 @@
 
 A name is a local folder of Hugging Face files, a name on their hub, a single file (`.gguf` for a language model,
 `.onnx` for a DINOv2), or `package://PACKAGE/PATH`, a file inside an installed Python package. Whatever the form, a
-weight that the files lack, hold in another shape or hold in excess is an error: transformers by itself only warns, and
+weight that the files lack, hold in another shape or hold besides is an error: transformers by itself only warns, and
 continues with random values.
 """
 
@@ -189,7 +189,7 @@ def _load(
         )
     troubles = {
         "lacks": info["missing_keys"],
-        "holds in excess": [key for key in info["unexpected_keys"] if not unused.fullmatch(key)],
+        "also holds": [key for key in info["unexpected_keys"] if not unused.fullmatch(key)],
         "holds in another shape": [f"{key} {list(held)}" for key, held, _ in info["mismatched_keys"]],
         "could not load": info["error_msgs"],
     }

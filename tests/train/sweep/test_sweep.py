@@ -18,7 +18,7 @@ import yaml
 
 from tests.helpers import VLMIX, vlmix
 from tests.train.nano import NANO
-from vlmix.cli.sweep import _doers
+from vlmix.cli.sweep import _backend
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.sweep.report import Result
@@ -29,9 +29,9 @@ from vlmix.train.sweep.sweep import (
     Sweep,
     _claim,
     _subset,
-    cells,
     load,
     run,
+    run_specs,
     same_as_random,
 )
 
@@ -59,9 +59,9 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     """The real command, two workers; SIGKILL to all of them as soon as one run is done. One process, never killed, has
     the same."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    run(load(spec, known_benchmarks()), straight, _doers(1))
+    run(load(spec, known_benchmarks()), straight, _backend(1))
     process = subprocess.Popen(
-        [*VLMIX, "sweep", str(spec), "--out", str(killed), "--workers", "2"],
+        [*VLMIX, "sweep", str(spec), "--out", str(killed), "--jobs", "2"],
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -72,7 +72,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     process.wait()
     finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/result.json")}
     assert 0 < len(finished) < 3
-    again = vlmix("sweep", spec, "--out", killed, "--workers", "2", "--json")
+    again = vlmix("sweep", spec, "--out", killed, "--jobs", "2", "--json")
     assert again.returncode == 0, again.stderr
     assert (killed / "report.html").exists()
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "runs that exist are not repeated"
@@ -94,7 +94,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     other = vlmix("sweep", spec, "overrides.max_steps=3", "--out", killed)
     assert other.returncode == 1 and "is another sweep: overrides was {'max_steps': 2}, here" in other.stderr
     before = [row["run"] for row in rows(killed)]
-    more = run(load(spec, known_benchmarks(), ["ratios=[0.3,0.5]"]), killed, _doers(1))
+    more = run(load(spec, known_benchmarks(), ["ratios=[0.3,0.5]"]), killed, _backend(1))
     assert [row.ratio for row in more] == [0.3, 0.5], "runs are added, those that are left out stay"
     assert {*before, "random-0.5-seed0"} == {path.parent.name for path in killed.glob("runs/*/result.json")}
 
@@ -110,9 +110,9 @@ def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
         grid={"optim.lr": [1e-3, 2e-3]},
         evaluate={"gqa": EvalConfig(data="x")},
     )
-    found = cells(sweep)
-    assert len(found) == len({cell.name for cell in found}) == 2 * (2 * 2 + 2)
-    assert [cell.ratio for cell in found[:4]] == [1.0] * 4, "the longest first"
+    found = run_specs(sweep)
+    assert len(found) == len({spec.name for spec in found}) == 2 * (2 * 2 + 2)
+    assert [spec.ratio for spec in found[:4]] == [1.0] * 4, "the longest first"
     assert (
         RunSpec(grid={"mixture.prompts": "plain"}, selection="a/b.parquet", ratio=0.25, seed=3).name
         == "prompts=plain-b.parquet-0.25-seed3"
@@ -142,7 +142,7 @@ def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spe
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, "evaluate": {"vqav2": {"data": str(tmp_path / "nowhere")}}}))
     with pytest.raises(VlmixError, match="nowhere does not exist"):
-        run(load(spec, known_benchmarks()), tmp_path / "out", _doers(1))
+        run(load(spec, known_benchmarks()), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()
 
 
@@ -164,7 +164,7 @@ def test_what_runs_would_stumble_over_is_told_before_the_first(
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, **changes}))
     with pytest.raises(VlmixError, match=message):
-        run(load(spec, known_benchmarks()), tmp_path / "out", _doers(1))
+        run(load(spec, known_benchmarks()), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()
 
 
@@ -196,11 +196,11 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     choices = ", ".join(f"{{by: {scores}, column: {name}}}" for name in ("quality", "length", "flat"))
     sweep = load(spec, known_benchmarks(), [f"selections=[random, {choices}]", "ratios=[0.1]"])
     assert sweep.selections[1] == Choice(by=str(scores), column="quality")
-    found = {cell.label: cell for cell in cells(sweep)}
+    found = {spec.label: spec for spec in run_specs(sweep)}
     assert set(found) == {"random", "scores.csv:quality", "scores.csv:length", "scores.csv:flat"}
     ids = {}
-    for label, cell in found.items():
-        view = _subset(sweep, cell, mixture, tmp_path / "out/runs" / cell.name / "subset")
+    for label, spec in found.items():
+        view = _subset(sweep, spec, mixture, tmp_path / "out/runs" / spec.name / "subset")
         ids[label] = open_mixture(view).column("id").to_pylist()
     for column in ("quality", "length"):
         command = "subsample", mixture, "--by", scores, "--column", column, "--ratio", "0.1", "--seed", "0"
@@ -229,5 +229,5 @@ def test_selections_without_their_scores_are_refused_before_the_first_run(
     everything.write_text("\n".join(open_mixture(mixture).column("id").to_pylist()))
     selections = selections.replace("FILE", str(scores)).replace("ALL", str(everything))
     with pytest.raises(VlmixError, match=message):
-        run(load(spec, known_benchmarks(), [f"selections=[random, {selections}]"]), tmp_path / "out", _doers(1))
+        run(load(spec, known_benchmarks(), [f"selections=[random, {selections}]"]), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()

@@ -213,7 +213,7 @@ def test_a_missing_weight_of_a_language_model_is_named(tmp_path: Path) -> None:
 def test_weights_in_excess_are_named_and_the_many_are_counted(tmp_path: Path) -> None:
     where = saved(dinov2(), tmp_path)
     edit(where, lambda weights: weights.update({f"text_model.{i}": torch.zeros(1) for i in range(7)}))
-    with pytest.raises(VlmixError, match=r"holds in excess text_model\.0, .*text_model\.4 and 2 more"):
+    with pytest.raises(VlmixError, match=r"also holds text_model\.0, .*text_model\.4 and 2 more"):
         load_tower(where)
 
 
@@ -439,7 +439,7 @@ def test_a_gguf_tokenizer_begins_texts_if_the_header_says_so(tmp_path: Path) -> 
         ({"pre": "tekken"}, "tokenizer.ggml.pre is tekken; vlmix reads gpt-2 and smollm"),
         ({"scaling": "yarn"}, "llama.rope.scaling.type is yarn"),
         ({"without": "model.layers.1.mlp.up_proj.weight"}, r"lacks model\.layers\.1\.mlp\.up_proj\.weight"),
-        ({"with_": "rope_freqs.weight"}, r"holds in excess rope_freqs\.weight"),
+        ({"with_": "rope_freqs.weight"}, r"also holds rope_freqs\.weight"),
     ],
 )
 def test_what_a_gguf_says_and_is_not_carried_over_is_refused(
