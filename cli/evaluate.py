@@ -31,8 +31,8 @@ def evaluate(
         str, typer.Option("--split", help="Official split; `vlmix docs evaluation` has the defaults.")
     ] = "",
     batch: Annotated[int, typer.Option(help="Questions answered together.", min=1)] = 16,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer; 0: as LLaVA-1.5 had it.", min=0)] = 0,
-    limit: Annotated[int, typer.Option(help="The first so many questions alone; 0: all.", min=0)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens (0: as in LLaVA-1.5).", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Answer only the first questions, this many (0: all).", min=0)] = 0,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no scores.")] = False,

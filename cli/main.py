@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DATA, MODELS, LOOKUP, START = "Data", "Models", "What there is", "Start"
+DATA, MODELS, LOOKUP, START = "Data", "Models", "Reference", "Start"
 
 
 def command(name: str, panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -81,7 +81,7 @@ def options(
 @command("sample", DATA, "raw")
 def sample(
     raw: Annotated[Path, typer.Argument(help="New folder for the releases.")],
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the generated pictures and texts.")] = 0,
     as_json: JsonOpt = False,
 ) -> None:
     """Write miniature releases of all sources, in upstream's formats, with the fields that vlmix reads."""
@@ -201,21 +201,29 @@ def subsample(
     seed: Annotated[int | None, typer.Option(help="Seed of the selection (default: the mixture's).")] = None,
     stratify: Annotated[bool, typer.Option(help="Keep the proportions of the sources.")] = True,
     by: Annotated[
-        str | None, typer.Option(help="Who comes first: a file of ids, hashes or scores, or `lengths`, or `clusters`.")
+        str | None,
+        typer.Option(help="Selection strategy: a file of ids, hashes or scores, or `lengths`, or `clusters`."),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="By a file: the column of scores; `score` by default.")] = None,
-    ascending: Annotated[bool, typer.Option("--ascending", help="By a file: the lowest scores first.")] = False,
+    column: Annotated[str | None, typer.Option(help="With a file: the column of scores (default: `score`).")] = None,
+    ascending: Annotated[
+        bool, typer.Option("--ascending", help="With a file: keep the lowest scores, not the highest.")
+    ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="By a file: scores from there up; with --ascending, down.")
+        float | None, typer.Option(help="With a file: keep scores of at least this; with --ascending, of at most this.")
     ] = None,
-    embeddings: Annotated[Path | None, typer.Option(help="By clusters: Parquet with id and embedding.")] = None,
-    clusters: Annotated[int | None, typer.Option(help="By clusters: how many; about the root of the samples.")] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="With `clusters`: a Parquet file with the columns id and embedding.")
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(help="With `clusters`: their number (default: the square root of the embeddings, at most 1,024)."),
+    ] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is a view.")] = False,
     workers: WorkersOpt = _CORES,
     as_json: JsonOpt = False,
 ) -> None:
-    """A nested subset: 10 % lies inside 30 % lies inside the whole."""
+    """Select a subset. Subsets of one seed are nested: 10 % lies inside 30 %."""
     from vlmix.mixture.mixture import open as open_mixture
     from vlmix.mixture.selection.subset import Selection, parse_amounts, parse_ratio, save, select
 
@@ -252,13 +260,13 @@ def batches(
     epoch: Annotated[int, typer.Option(help="Epoch, from 0.", min=0)] = 0,
     start: Annotated[int, typer.Option(help="First step of the epoch, from 0.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="How many steps; 0: to the end of the epoch.", min=0)] = 3,
-    seed: Annotated[int | None, typer.Option(help="Of the order; the mixture's by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the schedule (default: the mixture's).")] = None,
     length_window: Annotated[int, typer.Option(help="Batches that are filled by length together.", min=1)] = 1,
     pack: Annotated[int | None, typer.Option(help="Capacity of the bins to pack each share into.", min=1)] = None,
     image_tokens: Annotated[int, typer.Option(help="Length that an image adds to the words of its text.")] = 576,
     as_json: JsonOpt = False,
 ) -> None:
-    """Which samples train when, and on which rank. Lengths are words, plus --image-tokens for an image."""
+    """List which samples train at which step and on which rank. Lengths are words, plus --image-tokens for an image."""
     from vlmix.mixture.mixture import open as open_mixture
     from vlmix.mixture.schedule.listing import audit
 
@@ -313,7 +321,7 @@ command("embed", MODELS, "mixture --vision-tower openai/clip-vit-large-patch14-3
 def demo(
     out: Annotated[Path, typer.Argument(help="New folder for everything that the demo makes.")] = Path("demo"),
     workers: WorkersOpt = _CORES,
-    epochs: Annotated[int, typer.Option(help="Of every model that is trained.", min=1)] = 12,
+    epochs: Annotated[int, typer.Option(help="Epochs that each model is trained for.", min=1)] = 12,
 ) -> None:
     """Sample, build, verify, subsample, train, evaluate and sweep, on the miniature releases."""
     if out.exists():

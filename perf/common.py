@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders in processes of their own, the machine's facts, and a table.
+"""What the measurements share: contenders in processes of their own, the machine's facts, and a table.
 
 A script is its own worker: called with `--contender NAME` it runs that contender alone and prints what it found as one
 JSON line. Modules are imported inside the contenders, so that each process holds only what its contender needs.
@@ -57,7 +57,7 @@ class Measured:
 
 
 def parser(description: str | None, repeat: int) -> argparse.ArgumentParser:
-    """The arguments that every benchmark takes."""
+    """The arguments that every measurement takes."""
     made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     made.add_argument("--scale", type=float, default=1.0, help="share of the true size (default 1.0)")
     made.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
@@ -80,7 +80,7 @@ def work_folder(args: argparse.Namespace, parent: Path | None = None) -> Iterato
     parent = args.work or parent
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="vlmix-benchmark-", dir=parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="vlmix-perf-", dir=parent) as folder:
         yield Path(folder)
 
 
