@@ -75,7 +75,7 @@ def _with_added(found: Iterable[Kind], kind: type[Kind], group: str) -> dict[str
                 raise TypeError(f"not a {kind.__module__}.{kind.__name__}")
             if loaded.name in named:
                 raise ValueError(f"{loaded.name!r} exists already")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"{abridged(str(error), 300)} ({type(error).__name__})"
             _log.warning("entry point %s (%s) of %s is left out: %s", point.name, point.value, group, what)
         else:

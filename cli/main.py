@@ -255,7 +255,7 @@ def subsample(
 def batches(
     mixture: MixtureArg,
     global_batch: Annotated[int, typer.Option(help="Samples per step, over all ranks.")],
-    world: Annotated[int, typer.Option(help="Number of ranks.")] = 1,
+    world: Annotated[int, typer.Option(help="Number of ranks.", min=1)] = 1,
     rank: Annotated[int | None, typer.Option(help="One rank; all of them by default.")] = None,
     epoch: Annotated[int, typer.Option(help="Epoch, from 0.", min=0)] = 0,
     start: Annotated[int, typer.Option(help="First step of the epoch, from 0.", min=0)] = 0,
@@ -263,7 +263,9 @@ def batches(
     seed: Annotated[int | None, typer.Option(help="Seed of the schedule (default: the mixture's).")] = None,
     length_window: Annotated[int, typer.Option(help="Batches that are filled by length together.", min=1)] = 1,
     pack: Annotated[int | None, typer.Option(help="Capacity of the bins to pack each share into.", min=1)] = None,
-    image_tokens: Annotated[int, typer.Option(help="Length that an image adds to the words of its text.")] = 576,
+    image_tokens: Annotated[
+        int, typer.Option(help="Length that an image adds to the words of its text.", min=0, max=10**6)
+    ] = 576,
     as_json: JsonOpt = False,
 ) -> None:
     """List which samples train at which step and on which rank. Lengths are words, plus --image-tokens for an image."""

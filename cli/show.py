@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # Into a pipe, tables keep their natural width. A closed stdout is None until `boundary` opens it.
 _out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 200)
 _err = Console(stderr=True)
+_LONGEST_LINE = 4000
 
 
 @contextmanager
@@ -116,6 +117,8 @@ def note(text: str) -> None:
 
 def line(text: str) -> None:
     """What a command says on stderr before it ends. File names and records' ids in it come from data."""
+    if len(text) > _LONGEST_LINE:  # a name of megabytes in somebody's file
+        text = f"{text[: _LONGEST_LINE // 2]} … {text[-_LONGEST_LINE // 2 :]}"
     print(f"vlmix: {visible(text, lines=True)}", file=sys.stderr)
 
 
@@ -323,7 +326,9 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
         position = mixture.index_of(id)
     except KeyError:
         stem = id.partition("#")[0]
-        alike = [other for other in mixture.column("id").to_pylist() if other.startswith(stem)]
+        alike = [
+            other for other in mixture.column("id").to_pylist() if other.startswith(stem) or other.endswith(f"/{id}")
+        ]
         raise VlmixError(
             f"{mixture.folder.name} has no sample {id!r}" + (nearest(id, alike[:5]) if alike else "")
         ) from None

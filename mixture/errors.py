@@ -19,7 +19,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     for name in known:
         for part in name.split("_"):
             parts.setdefault(part, []).append(name)
-    names = parts.get(word) or get_close_matches(word, known, n=1)
+    names = [name for name in known if name.lower() == word.lower()]
+    names = names or parts.get(word) or get_close_matches(word, known, n=1)
     names = names or [name for part in get_close_matches(word, parts, n=1) for name in parts[part]]
     return f"; did you mean {' or '.join(map(repr, names))}?" if names else f"; known: {', '.join(known)}"
 

@@ -68,6 +68,9 @@ def is_blank(text: str) -> bool:
 def builder_mistake(conversation: Conversation, labels: Collection[str]) -> str | None:
     """What a builder got wrong in every such record, whatever its data: a response format that does not exist, or a
     `source` it has not declared (`labels`). None if nothing."""
+    for name in ("id", "image", "extra"):
+        if not isinstance(getattr(conversation, name), str):
+            return f"its `{name}` is {getattr(conversation, name)!r}, expected text"
     if conversation.source not in labels:
         return f"there is no source {conversation.source!r}{nearest(str(conversation.source), labels)}"
     if conversation.image_at not in _PLACES:

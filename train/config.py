@@ -107,8 +107,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     lora: Lora | None = None
     batch: Batch = Batch()
     optim: Optim
-    epochs: Annotated[float, Meta(gt=0)] = 1.0
-    max_steps: Count = 0
+    epochs: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    max_steps: Annotated[Count, Meta(le=10**9)] = 0
     """Number of steps instead of epochs, over the epochs that it takes."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the computation; weights and the optimizer's state are fp32."""

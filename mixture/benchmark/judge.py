@@ -326,7 +326,7 @@ def ask(endpoint: Endpoint, system: str, prompt: str, temperature: float, max_to
             problem = _short(str(getattr(error, "reason", None) or error or type(error).__name__), endpoint)
         if attempt + 1 < endpoint.attempts:
             time.sleep(pause)
-    raise _Refused(f"{problem} (tried {endpoint.attempts} times)")
+    raise _Refused(f"{' '.join(problem.split())} (tried {endpoint.attempts} times)")
 
 
 def _refusal(error: urllib.error.HTTPError, endpoint: Endpoint) -> str:

@@ -105,7 +105,7 @@ def _guarded(source: Source, read: Callable[[], Iterator[Conversation]]) -> Iter
         for conversation in read():
             yield conversation
             count += 1
-    except (VlmixError, OSError, MemoryError):
+    except (VlmixError, MemoryError):
         raise
     except Exception as error:
         code = getattr(source.read, "__code__", None)
@@ -148,6 +148,10 @@ def _rows(offered: Iterator[Conversation], prompts: StyleName) -> Iterator[tuple
     encoder = msgspec.msgpack.Encoder()
     for conversation in offered:
         texts = render(conversation, prompts, count_only=True)
+        try:
+            record = encoder.encode(conversation)
+        except UnicodeEncodeError:
+            raise VlmixError(f"{conversation.id}: a text holds a lone surrogate; the builder must replace it") from None
         yield (
             conversation.id,
             conversation.source,
@@ -157,7 +161,7 @@ def _rows(offered: Iterator[Conversation], prompts: StyleName) -> Iterator[tuple
             len(conversation.rounds),
             count_words(texts),
             sum(map(len, texts)),
-            encoder.encode(conversation),
+            record,
         )
 
 

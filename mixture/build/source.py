@@ -13,10 +13,11 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.dataset.schema import Reject
+from vlmix.mixture.errors import nearest
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
-from vlmix.mixture.record import Conversation, ResponseFormat
+from vlmix.mixture.record import FORMATS, Conversation, ResponseFormat
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +34,9 @@ class Rejects:
     def __call__(
         self, id: str, reason: str, detail: str, *, round: int = -1, image: str = "", record: Any = None
     ) -> None:
+        for name, value in (("id", id), ("reason", reason), ("detail", detail), ("image", image)):
+            if not isinstance(value, str):
+                raise TypeError(f"a reject's {name} is {value!r}, expected text")
         text = "" if record is None else msgspec.json.encode(record).decode()
         self.rows.append(
             Reject(source=self.source, id=id, reason=reason, detail=detail, round=round, image=image, record=text)
@@ -80,3 +84,17 @@ class Source:
     images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verbatim: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises TypeError for what a builder may get wrong in its declaration."""
+        for name in ("name", "title", "homepage", "license"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, expected text")
+        if not isinstance(self.files, tuple) or not all(isinstance(file, RawFile) for file in self.files):
+            raise TypeError(f"files is {self.files!r}, expected a tuple of RawFile")
+        if unknown := [name for name in self.response_formats if name not in FORMATS]:
+            raise TypeError(f"there is no response format {unknown[0]!r}{nearest(str(unknown[0]), FORMATS)}")
+        if not (isinstance(self.options, type) and issubclass(self.options, Options)):
+            raise TypeError(f"options is {self.options!r}, expected a subclass of Options")
+        if not callable(self.read):
+            raise TypeError(f"read is {self.read!r}, expected a function")

@@ -128,16 +128,16 @@ class Reader(Sequence[Sample]):
     @overload
     def __getitem__(self, position: int | str) -> Sample: ...
     @overload
-    def __getitem__(self, position: slice | Sequence[int] | NDArray[Any]) -> Self: ...
-    def __getitem__(self, position: int | str | slice | Sequence[int] | NDArray[Any]) -> Sample | Self:
-        """A sample by its position or its id; a part by a slice, by positions, or by a mask [N] of bool.
+    def __getitem__(self, position: slice | Sequence[int] | list[str] | NDArray[Any]) -> Self: ...
+    def __getitem__(self, position: int | str | slice | Sequence[int] | list[str] | NDArray[Any]) -> Sample | Self:
+        """A sample by its position or its id; a part by a slice, by positions or ids, or by a mask [N] of bool.
 
-        Raises IndexError for a position past the end, KeyError for an id that is not there.
+        Raises IndexError for a position past the end, KeyError for an id that is not there, TypeError for the rest.
         """
         if isinstance(position, str):
             position = self.index_of(position)
         if not isinstance(position, int | np.integer):
-            return self.select(np.arange(len(self))[position])
+            return self.select(self._positions(position))
         raw = self.raw(position)
         try:
             sample = msgspec.json.decode(raw.json, type=Sample)
@@ -167,6 +167,19 @@ class Reader(Sequence[Sample]):
             path = self.root_manifest.shards[shard].path
             raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
         return RawSample(f"{row:09d}", jpeg, text)
+
+    def _positions(self, chosen: Any) -> NDArray[np.int64]:
+        """Positions, from 0, of a part that is chosen by anything that `[]` takes."""
+        everything = np.arange(len(self))
+        if isinstance(chosen, slice):
+            return everything[chosen]
+        array = np.asarray(chosen)
+        if array.ndim != 1 or (array.dtype.kind not in "iubU" and array.size):
+            what = f"{type(chosen).__name__} {abridged(repr(chosen), 60)}"
+            raise TypeError(f"{what}: expected a position, an id, a slice, a list of positions or ids, or a mask")
+        if array.dtype.kind == "U":
+            return np.array([self.index_of(id) for id in array.tolist()], dtype=np.int64)
+        return np.asarray(everything[array if array.size else np.empty(0, dtype=np.int64)], dtype=np.int64)
 
     def index_of(self, id: str) -> int:
         """Position of the sample with this id. Raises KeyError if there is none."""

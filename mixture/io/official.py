@@ -75,6 +75,8 @@ class OfficialFiles:
 
     def missing(self, *names: str) -> VlmixError:
         """The error for a folder without any of `names`."""
+        if folder := next((self.folder / name for name in names if (self.folder / name).is_dir()), None):
+            return VlmixError(f"{self.name}: {folder} is a folder, expected is a file; get it from {self.homepage}")
         if not self.folder.is_dir():
             there = f"; {self.folder} does not exist"
             if near := self._elsewhere():

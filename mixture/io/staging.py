@@ -14,8 +14,12 @@ from vlmix.mixture.io.locks import exclusive_lock
 def staging_folder(out: Path) -> Iterator[tuple[Path, Path]]:
     """(folder to fill, its work folder) for the new folder `out`, held by this process alone. When the block ends well
     the work is removed and the folder takes its name."""
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise VlmixError(f"{out} exists already; choose another --out or remove it")
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise VlmixError(f"the name {str(out)!r} is not UTF-8; choose another --out") from None
     partial = out.with_name(out.name + ".partial")
     work = partial / "work"
     with disk_errors(partial):

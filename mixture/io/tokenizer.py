@@ -6,6 +6,7 @@ from typing import Any
 
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.extras import missing
+from vlmix.mixture.io.hub import check_reachable
 
 
 class TokenCounter:
@@ -21,6 +22,8 @@ class TokenCounter:
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file() and (path.exists() or path.suffix == ".json" or name.startswith((".", "/", "~"))):
             raise VlmixError(f"tokenizer {name}: there is no such file; name a tokenizer.json")
+        if not path.is_file():
+            check_reachable(name, "tokenizer.json")
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
         except Exception as error:  # the library raises plain Exception

@@ -296,7 +296,9 @@ def test_judges(tmp_path: Path) -> None:
         endpoint = Endpoint(url, "m", workers=1, attempts=2, pause=0.001, timeout=0.5)
         out = tmp_path / f"{number}.jsonl"
         found = tried(lambda out=out, endpoint=endpoint: judge([case], wild_scores, endpoint, out))
-        if not isinstance(found, VlmixError):
+        if isinstance(found, VlmixError):
+            assert "\n" not in str(found)
+        else:
             assert [msgspec.json.decode(line)["question_id"] for line in out.read_bytes().splitlines()] == ["1"]
             assert len(found["1"].tuple) == 2
     listener.close()

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import read_answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report
+from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.image_index import ImageIndex
@@ -69,6 +70,8 @@ def evaluate(
     where `out` holds answers of another model or to other questions.
     """
     with init_distributed() as me:
+        if (out / MANIFEST_NAME).exists():
+            me.abort(VlmixError(f"{out} is a mixture, to which nothing may be added; choose another --out"))
         generator = me.run_on_all(lambda: Generator(model, me.device))
         return [_one(generator, model, task, out / task.benchmark.name, me, progress) for task in tasks]
 

@@ -36,6 +36,7 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.hub import check_reachable
 from vlmix.train.images import CLIP_MEAN, CLIP_STD
 from vlmix.train.weights import dinov2_onnx, llama_gguf, sentencepiece_model
 
@@ -280,11 +281,14 @@ def loading(where: str, found: Path | str | None = None) -> Iterator[None]:
     logging.set_verbosity(ERROR)
     hub.setLevel(ERROR)
     try:
+        if isinstance(found, str):
+            check_reachable(found, "config.json")
         yield
     except VlmixError:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = reason.partition(" (1) ")[0].partition(" Re-running ")[0]  # torch's advice to run what is in the file
         if isinstance(found, str):
             reason = (
                 f"there is no such folder here, and as a name on the Hugging Face hub: {reason} Offline, fetch it "

@@ -57,6 +57,12 @@ def test_the_page_works_as_printed(tmp_path: Path, installed: dict[str, str]) ->
     assert {row["reason"] for row in rejects} == {"empty_answer", "image_missing"}
 
 
+_DECLARED = (
+    "import dataclasses; from vlmix.builders.sources.gqa import SOURCE as GQA\n"
+    "SOURCE = dataclasses.replace(GQA, **{{'name': 'plantvqa'}} | dict({}))"
+)
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("code", "why"),
@@ -64,6 +70,11 @@ def test_the_page_works_as_printed(tmp_path: Path, installed: dict[str, str]) ->
         ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
         ("SOURCE = 5", "not a vlmix.mixture.build.source.Source"),
         ("from vlmix.builders.sources.gqa import SOURCE", "'gqa' exists already"),
+        ("import sys; sys.exit(3)", "3 (SystemExit)"),
+        (_DECLARED.format("name=5"), "name is 5, expected text"),
+        (_DECLARED.format("files=None"), "files is None, expected a tuple of RawFile"),
+        (_DECLARED.format("options=dict"), "options is <class 'dict'>, expected a subclass of Options"),
+        (_DECLARED.format("response_formats=('shortx',)"), "there is no response format 'shortx'"),
     ],
 )
 def test_a_broken_distribution_is_one_warning(tmp_path: Path, installed: dict[str, str], code: str, why: str) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 from PIL import Image
@@ -588,12 +589,26 @@ def test_a_mistake_in_a_builder_names_its_line(raw: Path, tmp_path: Path) -> Non
         yield from known_sources()["okvqa"].read(folder, known_sources()["okvqa"].options(), seed, reject)
         yield {}["Answer"]
 
+    def opens(folder: Any, options: Any, seed: int, reject: Any) -> Any:
+        yield from Path("nonexistent").read_text()
+
+    def rejects(folder: Any, options: Any, seed: int, reject: Any) -> Any:
+        reject(5, "reason", "detail")
+        yield from ()
+
+    def numbers(folder: Any, options: Any, seed: int, reject: Any) -> Any:
+        for conversation in known_sources()["okvqa"].read(folder, known_sources()["okvqa"].options(), seed, reject):
+            yield msgspec.structs.replace(conversation, id=5)
+
     def returns(folder: Any, options: Any, seed: int, reject: Any) -> Any:
         return None
 
     source = known_sources()["okvqa"]
     for reader, message in (
         (broken, r"builder okvqa: KeyError: 'Answer' \(test_build.py, line \d+\), after 64 conversations"),
+        (opens, r"builder okvqa: FileNotFoundError: .*nonexistent.* \(test_build.py, line \d+\)"),
+        (rejects, r"builder okvqa: TypeError: a reject's id is 5, expected text \(test_build.py, line \d+\)"),
+        (numbers, r"builder okvqa: 5: its `id` is 5, expected text"),
         (returns, r"builder okvqa: TypeError: 'NoneType' object is not iterable .*after 0 conversations"),
     ):
         offered, _, _ = conversations(dataclasses.replace(source, read=reader), None, raw)

@@ -58,7 +58,7 @@ def test_a_mixture_is_indexed_by_id_positions_and_masks(mixture: Path) -> None:
     opened = vlmix.open(mixture)
     ids = opened.column("id").to_pylist()
     assert opened[ids[7]].id == ids[7] == opened[np.int64(7)].id
-    for part in (opened[[5, 2]], opened[np.array([5, 2])]):
+    for part in (opened[[5, 2]], opened[np.array([5, 2])], opened[[ids[5], ids[2]]]):
         assert part.column("id").to_pylist() == [ids[5], ids[2]]
     gqa = opened[opened.column("source").to_numpy() == "gqa"]
     assert gqa.sources == {"gqa": len(gqa)} and opened.sources["gqa"] == len(gqa)
@@ -66,4 +66,8 @@ def test_a_mixture_is_indexed_by_id_positions_and_masks(mixture: Path) -> None:
     assert str(len(gqa)) in gqa._repr_html_()
     for wrong in ("nothing", len(opened), [len(opened)]):
         with pytest.raises((KeyError, IndexError)):
+            opened[wrong]
+    assert len(opened[[]]) == 0
+    for wrong in (None, 1.5, [0.5], {"a": 1}, [[1]]):
+        with pytest.raises(TypeError, match="expected a position, an id, a slice"):
             opened[wrong]
