@@ -112,6 +112,16 @@ def test_any_bit_of_a_view_is_seen(copy: Path, name: str) -> None:
     assert not flips(copy, "samples.parquet", 5)
 
 
+def test_a_view_of_a_damaged_index_is_seen(copy: Path) -> None:
+    out = copy.with_name("view")
+    open_mixture(copy).subset(total=8).save(out)
+    path = copy / "samples.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert any("samples.parquet: missing, or differs" in problem for problem in problems(out))
+
+
 @pytest.mark.fuzz
 def test_500_bits_of_every_file(copy: Path) -> None:
     for name in files(copy):
