@@ -98,7 +98,7 @@ def row_problems(row: dict[str, Any], prompts: str) -> Iterator[str]:
     of the style `prompts`. Boxes are compared with the numbers that the text shows."""
     turns, formats = row["conversations"], row["response_formats"]
     texts = [turn["value"] for turn in turns]
-    if [turn["from"] for turn in turns] != [*ROLES] * row["num_rounds"]:
+    if len(turns) != 2 * row["num_rounds"] or any(turn["from"] != ROLES[i % 2] for i, turn in enumerate(turns)):
         yield "`num_rounds` is not the number of its questions with answers"
         return
     if row["num_words"] != (words := count_words(texts)):

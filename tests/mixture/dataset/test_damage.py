@@ -188,6 +188,7 @@ FORGED: dict[str, Callable[[Path], None]] = {
     "an image outside": column("image", "../../x.jpg"),
     "a wide image": column("width", lambda was, _: was + 1),
     "more rounds": column("num_rounds", lambda was, _: was + 1),
+    "a billion rounds": column("num_rounds", 2**30),
     "more words": column("num_words", lambda was, _: was + 1),
     "no words": column("num_words", None),
     "many repeats": column("repeat", 2**31 - 1),
