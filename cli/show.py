@@ -339,22 +339,20 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
     for name in (
         "id",
         "source",
-        "image",
-        "width",
-        "height",
         "shard",
         "key",
-        "image_size",
-        "image_hash",
-        "image_change",
     ):
         _out.print(plain(f"{name:>13}  {row[name]}", lines=False))
+    for image in row["images"]:
+        about = f"{image['width']}x{image['height']}, {image['size']:,} bytes, {image['xxh3']}, {image['transform']}"
+        _out.print(plain(f"{'image':>13}  {image['path']} {about}", lines=False))
     for number, turn in enumerate(row["conversations"]):
         if number % 2 == 0:
             _out.print(plain(f"\n[{number // 2}] {row['response_formats'][number // 2]}", "dim"))
         _say(f"{turn['from']:>6}: {turn['value']}")
     for box in row["boxes"]:
-        _say(f"   box of [{box['round']}]: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
+        of = f" in image {box['image']}" if box["image"] else ""
+        _say(f"   box of [{box['round']}]{of}: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
 
 
 def batches(order: "Schedule", rows: "list[Share]", as_json: bool) -> None:

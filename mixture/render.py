@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from vlmix.mixture.boxes import square_text
-from vlmix.mixture.record import IMAGE_TOKEN, Box, Conversation, Round
+from vlmix.mixture.record import IMAGE_TOKEN, Conversation, Round
 
 StyleName = Literal["llava", "plain", "instructblip"]
 STYLES: tuple[StyleName, ...] = get_args(StyleName)
@@ -24,34 +24,41 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 _BLANK = "[0.00, 0.00, 0.00, 0.00]"  # stands for a box where words and characters are only counted
-_BoxText = Callable[[tuple[Box, ...]], str]
+_BoxText = Callable[[Round], str]
 
 
 def render(conversation: Conversation, style: StyleName = "llava", *, count_only: bool = False) -> list[str]:
     """The texts of all turns, questions and answers alternating: 2 x len(rounds) strings.
 
     A format prompt stands where its response format first occurs, which in LLaVA's rows is the first question.
-    The image token joins the first question unless the record says that it is there already. With `count_only` the
+    The image tokens join the first question unless the record says that they are there already. With `count_only` the
     numbers of boxes are blanks.
     """
     ask = _ASK[style]
 
-    def box_text(boxes: tuple[Box, ...]) -> str:
+    def box_text(qa: Round) -> str:
         if count_only:
-            return ", ".join([_BLANK] * len(boxes))
-        return ", ".join(square_text(box, conversation.width, conversation.height) for box in boxes)
+            return ", ".join([_BLANK] * len(qa.boxes))
+        of = [conversation.images[number] for number in qa.box_images or (0,) * len(qa.boxes)]
+        return ", ".join(square_text(box, image.width, image.height) for box, image in zip(qa.boxes, of))
 
     prompted: set[str] = set()
     texts: list[str] = []
     for qa in conversation.rounds:
         texts += ask(qa, box_text, qa.format not in prompted)
         prompted.add(qa.format)
-    if conversation.image:
-        if conversation.image_at == "front":
-            texts[0] = f"{IMAGE_TOKEN}\n{texts[0]}"
-        elif conversation.image_at == "back":
-            texts[0] = f"{texts[0]}\n{IMAGE_TOKEN}"
+    if conversation.image_at == "front":
+        texts[0] = f"{IMAGE_TOKEN}\n" * len(conversation.images) + texts[0]
+    elif conversation.image_at == "back":
+        texts[0] += f"\n{IMAGE_TOKEN}" * len(conversation.images)
     return texts
+
+
+def tokens_in_place(texts: list[str], images: int) -> list[str]:
+    """The texts with one image token for each of `images` >= 2 images, in their order: those that are there stay where
+    they are, and the images that have none stand before the first question. Pure text has none to begin with."""
+    absent = images - sum(text.count(IMAGE_TOKEN) for text in texts)
+    return [f"{IMAGE_TOKEN}\n" * max(absent, 0) + texts[0], *texts[1:]]
 
 
 def count_words(texts: list[str]) -> int:
@@ -63,9 +70,9 @@ def count_words(texts: list[str]) -> int:
 def _ask_llava(qa: Round, box_text: _BoxText, first: bool, format_prompts: bool = True) -> tuple[str, str]:
     match qa.format:
         case "region_caption":
-            return f"{REGION_CAPTION}{box_text(qa.boxes)}.", qa.answer
+            return f"{REGION_CAPTION}{box_text(qa)}.", qa.answer
         case "grounding":
-            return f"{GROUNDING}{qa.question}.", box_text(qa.boxes)
+            return f"{GROUNDING}{qa.question}.", box_text(qa)
         case "short_answer":
             return f"{qa.question}\n{SHORT_ANSWER}" if first and format_prompts else qa.question, qa.answer
         case "choice":

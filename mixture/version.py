@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of the mixture folder. Readers refuse a newer one."""
 
 ORDER_VERSION = 2

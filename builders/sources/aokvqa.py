@@ -12,7 +12,7 @@ from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.sources.text import Split
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 
 class AokVqaOptions(Options, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ def read(raw: RawFolder, options: AokVqaOptions, seed: int, reject: Rejects) -> 
                 id=f"aokvqa/{image_id:012d}#{shift}",
                 source="aokvqa",
                 rounds=tuple(_rotated(record, shift) for record in asked),
-                image=coco(options.split, image_id),
+                images=(ImageRef(coco(options.split, image_id)),),
             )
 
 

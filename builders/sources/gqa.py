@@ -14,7 +14,7 @@ from vlmix.builders.sources.duplicates import reject_repeated
 from vlmix.builders.sources.text import short, text_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 _IMAGES_AT_ONCE = 2000
 
@@ -99,7 +99,11 @@ def _conversation(
         # LLaVA's rows have integer ids; `n…` images (testdev) cannot.
         origin = json.dumps({"id": int(image)}) if image.isdecimal() and str(int(image)) == image else ""
         yield Conversation(
-            id=f"gqa/{image}", source="gqa", rounds=tuple(rounds), image=f"gqa/images/{image}.jpg", extra=origin
+            id=f"gqa/{image}",
+            source="gqa",
+            rounds=tuple(rounds),
+            images=(ImageRef(f"gqa/images/{image}.jpg"),),
+            extra=origin,
         )
 
 

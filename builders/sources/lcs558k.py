@@ -8,7 +8,7 @@ from vlmix.builders.sources.llava_instruct import Row
 from vlmix.builders.sources.llava_rows import split_image, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Round, is_blank
+from vlmix.mixture.record import Conversation, ImageRef, Round, is_blank
 
 FILE = "blip_laion_cc_sbu_558k.json"
 
@@ -33,7 +33,7 @@ def read(raw: RawFolder, options: Options, seed: int, reject: Rejects) -> Iterat
             id=identity,
             source="lcs558k",
             rounds=(Round(question, answer, "caption"),),
-            image=f"lcs558k/images/{row.image}",
+            images=(ImageRef(f"lcs558k/images/{row.image}"),),
             image_at=place,
             extra=json.dumps({"image": row.image}),
         )

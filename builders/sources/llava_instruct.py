@@ -11,7 +11,7 @@ from vlmix.builders import layout
 from vlmix.builders.sources.llava_rows import split_image, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Round, is_blank
+from vlmix.mixture.record import Conversation, ImageRef, Round, is_blank
 
 _FILES = {
     "150k": "llava_instruct_150k.json",
@@ -64,7 +64,7 @@ def read(raw: RawFolder, options: LlavaInstructOptions, seed: int, reject: Rejec
                 id=identity,
                 source="llava_instruct",
                 rounds=tuple(rounds),
-                image=f"coco/train2017/{row.image}",
+                images=(ImageRef(f"coco/train2017/{row.image}"),),
                 image_at=place,
             )
 

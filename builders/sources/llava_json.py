@@ -17,12 +17,12 @@ from msgspec import Meta
 from vlmix.builders import layout
 from vlmix.builders.sources import aokvqa, gqa, llava_instruct, ocrvqa, okvqa, refcoco, sharegpt, textcaps, vg, vqav2
 from vlmix.builders.sources.llava_instruct import content_id
-from vlmix.builders.sources.llava_rows import row_image, split_image, token_problem, turn_problem
+from vlmix.builders.sources.llava_rows import row_images, split_image, token_problem, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io import exact_json
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 from vlmix.mixture.render import (
     CAPTION,
     GROUNDING,
@@ -59,8 +59,8 @@ class LlavaJsonOptions(Options, frozen=True, kw_only=True):
 
 
 def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
-    """One conversation per row, in file order. Rows with several images or other media, with an image token but no
-    image, or whose turns are not alternating questions and answers, are rejected with their whole record."""
+    """One conversation per row, in file order. Rows with other media than images, with an image token but no image, or
+    whose turns are not alternating questions and answers, are rejected with their whole record."""
     path = _locate(raw, options.path)
     if options.path != OFFICIAL:
         raw.own = "LLaVA's form: a JSON list, or one object a line, of rows with `conversations`"
@@ -80,7 +80,8 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
             reject(f"{reject.source}/row {number}", "bad_number", detail, record=text.decode())
             continue
         turns = row.get("conversations")
-        image, problem = row_image(row)
+        images, problem = row_images(row)
+        image = images[0] if images else ""
         name = f"{reject.source}/{row.get('id', f'row {number}')}"
         if problem:
             reject(name, problem[0], f"row {number}: {problem[1]}", record=row)
@@ -92,16 +93,16 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
             reject(name, *problem, image=image, record=row)
             continue
         texts = [turn["value"] for turn in turns]
-        recognised = recognise(row, image, texts) if recognizes else None
+        recognised = recognise(row, image, texts) if recognizes and len(images) < 2 else None
         # The official chats may speak of <image>, as of any tag; they have no image by design.
-        if recognised != "sharegpt" and (problem := token_problem(image, texts)):
+        if recognised != "sharegpt" and (problem := token_problem(len(images), texts)):
             reject(name, problem[0], f"row {number}: {problem[1]}", image=image, record=row)
             continue
         if options.only and (recognised or "other") not in options.only:
             continue
         source = recognised or reject.source
         identity = content_id(f"{source}/{row.get('id', number)}", turns, copies)
-        yield _conversation(identity, source, image, texts, _template(text, row, turns))
+        yield _conversation(identity, source, images, texts, _template(text, row, turns))
 
 
 def recognise(row: dict[str, Any], image: str, texts: list[str]) -> str | None:
@@ -121,17 +122,17 @@ def recognise(row: dict[str, Any], image: str, texts: list[str]) -> str | None:
     return "llava_instruct"
 
 
-def _conversation(identity: str, source: str, image: str, texts: list[str], origin: str) -> Conversation:
+def _conversation(identity: str, source: str, images: list[str], texts: list[str], origin: str) -> Conversation:
     first, place = split_image(texts[0])
     verbatim = Conversation(
         id=identity,
         source=source,
-        image=image,
+        images=tuple(map(ImageRef, images)),
         image_at="inline",
         rounds=tuple(Round(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)),
         extra=origin,
     )
-    if not image or place is None or place == "inline":
+    if len(images) != 1 or place is None or place == "inline":
         return verbatim
     parsed = msgspec.structs.replace(verbatim, image_at=place, rounds=_rounds([first, *texts[1:]]) or verbatim.rounds)
     return parsed if render(parsed) == texts else verbatim
@@ -202,4 +203,5 @@ SOURCE = Source(
     images=layout.EVERYTHING,
     parts=_PARTS,
     verbatim=True,
+    own=True,
 )

@@ -38,33 +38,33 @@ def split_image(question: str) -> tuple[str, Place | None]:
     return question, "inline" if IMAGE_TOKEN in question else None
 
 
-def row_image(row: dict[str, Any]) -> tuple[str, tuple[str, str] | None]:
-    """The one image of a row (`""` for none), from `image` or `images`, each a path or a list of at most one; and why
-    the row cannot be read, as (code, detail), or None."""
+def row_images(row: dict[str, Any]) -> tuple[list[str], tuple[str, str] | None]:
+    """The images of a row, from `image` or `images`, each a path or a list of paths; and why the row cannot be read, as
+    (code, detail), or None."""
     for key in UNREAD_MEDIA:
         if row.get(key):
-            return "", ("unread_media", f"the row has {key!r}, which is not read; a sample has at most one image")
-    paths = []
+            return [], ("unread_media", f"the row has {key!r}, which is not read; images stand in `image` or `images`")
+    named = []
     for key in ("image", "images"):
         value = row.get(key)
         listed = value if isinstance(value, list) else [value] if value not in (None, "") else []
-        if len(listed) > 1:
-            return "", ("several_images", f"{key!r} has {len(listed)} images; a sample has at most one")
-        if listed and (not isinstance(listed[0], str) or not listed[0]):
-            return "", ("bad_image", f"{key!r} has an image that is {listed[0]!r}, expected a path")
-        paths += listed
-    if len(set(paths)) > 1:
-        return "", ("conflicting_images", f"'image' is {paths[0]!r} and 'images' is {paths[1]!r}")
-    return paths[0] if paths else "", None
+        for path in listed:
+            if not isinstance(path, str) or not path:
+                return [], ("bad_image", f"{key!r} has an image that is {path!r}, expected a path")
+        named += [listed] if listed else []
+    if len(named) > 1 and named[0] != named[1]:
+        return [], ("conflicting_images", f"'image' is {named[0]!r} and 'images' is {named[1]!r}")
+    return named[0] if named else [], None
 
 
-def token_problem(image: str, texts: list[str]) -> tuple[str, str] | None:
-    """Why the media tokens of questions and answers do not fit the row's image, as (code, detail); None if they do.
+def token_problem(images: int, texts: list[str]) -> tuple[str, str] | None:
+    """Why the media tokens of questions and answers do not fit the row's images, as (code, detail); None if they do. A
+    token that is repeated stands for the one image again, as LLaVA reads it.
 
     `<video>` and `<audio>` are HTML inside a text, so they count only where a question begins or ends with one.
     """
     for number, question in enumerate(texts[::2]):
-        if not image and IMAGE_TOKEN in question:
+        if not images and IMAGE_TOKEN in question:
             return "image_token", f"question {number} has {IMAGE_TOKEN}, but the row has no image"
         bare = question.strip()
         for token in _OTHER_TOKENS:

@@ -10,7 +10,7 @@ from vlmix.builders.sources.duplicates import reject_repeated
 from vlmix.builders.sources.text import short, text_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 _SPLITS = {"train": 1, "val": 2, "test": 3}
 
@@ -48,7 +48,8 @@ def read(raw: RawFolder, options: OcrVqaOptions, seed: int, reject: Rejects) -> 
             else:
                 rounds.append(Round(question, short(answer, capitalize=False), "short_answer"))
         if rounds:
-            yield Conversation(id=identity, source="ocrvqa", rounds=tuple(rounds), image=f"ocr_vqa/images/{key}.jpg")
+            images = (ImageRef(f"ocr_vqa/images/{key}.jpg"),)
+            yield Conversation(id=identity, source="ocrvqa", rounds=tuple(rounds), images=images)
 
 
 SOURCE = Source(

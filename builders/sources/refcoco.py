@@ -19,7 +19,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.io.pickles import load_plain
 from vlmix.mixture.keyed import hash_order, keyed_order
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 RefSet = Literal["refcoco/unc", "refcoco/google", "refcoco+/unc", "refcocog/umd", "refcocog/google"]
 
@@ -96,9 +96,8 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
                 id=f"refcoco/{image_id:012d}#{number}",
                 source="refcoco",
                 rounds=tuple(shuffled[start:end]),
-                image=coco("train", image_id),  # all splits are of train2014
-                width=picture.width,
-                height=picture.height,
+                # All splits are of train2014.
+                images=(ImageRef(coco("train", image_id), picture.width, picture.height),),
             )
 
 

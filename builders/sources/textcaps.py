@@ -12,7 +12,7 @@ from vlmix.builders.sources.text import Split
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.keyed import keyed_order
-from vlmix.mixture.record import INVISIBLE, Conversation, Round, is_blank
+from vlmix.mixture.record import INVISIBLE, Conversation, ImageRef, Round, is_blank
 
 
 class TextCapsOptions(Options, frozen=True, kw_only=True):
@@ -83,9 +83,7 @@ def read(raw: RawFolder, options: TextCapsOptions, seed: int, reject: Rejects) -
                     ocr_tokens=tuple(offered) if options.ocr else None,
                 ),
             ),
-            image=f"textvqa/train_images/{image_id}.jpg",
-            width=entries[0].image_width,
-            height=entries[0].image_height,
+            images=(ImageRef(f"textvqa/train_images/{image_id}.jpg", entries[0].image_width, entries[0].image_height),),
         )
 
 

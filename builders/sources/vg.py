@@ -15,7 +15,7 @@ from vlmix.mixture.boxes import box_defect, clip
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.keyed import integer_hashes
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 _IMAGES_AT_ONCE = 512
 
@@ -136,9 +136,7 @@ def _draw(
                 id=identity,
                 source="vg",
                 rounds=tuple(rounds),
-                image=f"{identity}.jpg",
-                width=width,
-                height=height,
+                images=(ImageRef(f"{identity}.jpg", width, height),),
             )
 
 

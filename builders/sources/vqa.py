@@ -10,7 +10,7 @@ from vlmix.builders.schemas.vqa import Question, Questions
 from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.sources.text import Split, short, text_problem
 from vlmix.mixture.build.source import RawFolder, Rejects
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 
 class Answer(Struct, gc=False):
@@ -86,5 +86,8 @@ def merge(
         reject(f"{source}/question/{question_id}", "no_question", f"annotation {question_id} has no question")
     for image_id, rounds in images.items():
         yield Conversation(
-            id=f"{source}/{image_id:012d}", source=source, rounds=tuple(rounds), image=coco(split, image_id)
+            id=f"{source}/{image_id:012d}",
+            source=source,
+            rounds=tuple(rounds),
+            images=(ImageRef(coco(split, image_id)),),
         )

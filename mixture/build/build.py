@@ -11,15 +11,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from xxhash import xxh3_64_hexdigest
 
+from vlmix.mixture.build.candidates import Candidates
+from vlmix.mixture.build.copies import copy_placed
 from vlmix.mixture.build.extract import CandidateReader
 from vlmix.mixture.build.plan import Prepared, missing_rejects, prepare
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.shard import Pick, ShardJob, image_fit, write_shard
 from vlmix.mixture.build.source import Source
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, Counts, Manifest, SourceInfo
-from vlmix.mixture.dataset.schema import Reject, write_rejects
+from vlmix.mixture.dataset.schema import SAMPLES, Reject, write_rejects
 from vlmix.mixture.dataset.shards import ShardDone, arrange
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
 from vlmix.mixture.errors import VlmixError
@@ -76,8 +79,8 @@ def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
     for name, positions in prepared.imageless():
         raise VlmixError(
             f"{name}: none of its {len(positions)} images is there, the first is "
-            f"{prepared.candidates.images[positions[0]]}; looked below {' and '.join(map(str, roots))}; name the image "
-            "folder with --images, or build with --annotations-only"
+            f"{prepared.candidates.images[positions[0]][0]}; looked below {' and '.join(map(str, roots))}; name the "
+            "image folder with --images, or build with --annotations-only"
         )
 
 
@@ -101,23 +104,34 @@ def _pick_usable(
         fresh = [i for i in picked.tolist() if candidates.images[i] and i not in judged]
         if not fresh:
             return picked
-        _probe_images(prepared, {candidates.images[i] for i in fresh}, facts, journal, pool, progress)
+        placed = [i for i in fresh if candidates.containers[i] >= 0]
+        loose = {image for i in fresh if candidates.containers[i] < 0 for image in candidates.images[i]}
+        _probe_images(prepared, loose, facts, journal, pool, progress)
+        copy_placed(prepared, placed, facts, work / "images", pool, progress)
         for position in fresh:
             judged.add(position)
-            fact = facts[candidates.images[position]]
-            problem, detail = fact.problem, f"{fact.detail} ({Path(fact.path).name})"
-            if not problem:
-                entry, row = candidates.locate(position)
-                conversation = readers[entry][row]
-                if image_fit(conversation, fact) is None:
-                    problem = "image_size"
-                    detail = (
-                        f"the file is {fact.width}x{fact.height}, the boxes were made on "
-                        f"{conversation.width}x{conversation.height}"
-                    )
-            if problem:
+            images = [facts[image] for image in candidates.images[position]]
+            if problem := _unusable(images, candidates, position, readers):
                 usable[position] = False
-                rejects.append(candidates.reject(position, problem, detail))
+                rejects.append(candidates.reject(position, *problem))
+
+
+def _unusable(
+    images: list[ImageInfo], candidates: Candidates, position: int, readers: list[CandidateReader]
+) -> tuple[str, str] | None:
+    """Why the images of a candidate cannot be used, as (code, detail); None if they can."""
+    for image in images:
+        if image.problem:
+            return image.problem, f"{image.detail} ({Path(image.path).name})"
+    entry, row = candidates.locate(position)
+    conversation = readers[entry][row]
+    for number, image in enumerate(images):
+        if image_fit(conversation, number, image) is None:
+            ref = conversation.images[number]
+            return "image_size", (
+                f"the file is {image.width}x{image.height}, the boxes were made on {ref.width}x{ref.height}"
+            )
+    return None
 
 
 class _Journal:
@@ -214,31 +228,46 @@ def _write_shards(
     recipe, candidates = prepared.recipe, prepared.candidates
     seen = candidates.epoch_counts(picked)
     has_image = np.array([bool(candidates.images[i]) for i in picked], dtype=np.bool_)
+    schema = pa.schema([*SAMPLES, *candidates.schema])
     order = arrange(picked, candidates.ids, has_image, recipe.order, recipe.seed, recipe.samples_per_shard)
     picks = []
     for natural_index in order.tolist():
         position = int(picked[natural_index])
         entry, row = candidates.locate(position)
-        picks.append(Pick(entry, row, natural_index, int(seen[natural_index]), facts.get(candidates.images[position])))
+        images = tuple(facts[image] for image in candidates.images[position]) if facts else ()
+        picks.append(Pick(entry, row, natural_index, int(seen[natural_index]), images))
     ids = [candidates.ids[int(picked[i])] for i in order]
     texts = [converted.digest for converted in prepared.converted.values()]
     # Of files their bytes count, which the digest stands for.
-    same = [pick.facts and msgspec.structs.replace(pick.facts, stamp=None) for pick in picks]
+    same = [[msgspec.structs.replace(image, stamp=None) for image in pick.facts] for pick in picks]
     places = [(pick.entry, pick.row, pick.natural_index, pick.repeat) for pick in picks]
     plan = msgspec.msgpack.encode((VERSION, libraries(), recipe.resolved(), annotations_only, texts, ids, places, same))
+    described = schema.serialize().to_pybytes()
+    plan += described
     size = recipe.samples_per_shard
     jobs = [
-        ShardJob(i // size, i, partial, work, picks[i : i + size], prepared.paths, recipe.prompts, not annotations_only)
+        ShardJob(
+            i // size,
+            i,
+            partial,
+            work,
+            picks[i : i + size],
+            prepared.paths,
+            recipe.prompts,
+            not annotations_only,
+            described,
+        )
         for i in range(0, len(picks), size)
     ]
-    return run_shards(write_shard, jobs, plan, pool, progress)
+    done = run_shards(write_shard, jobs, plan, pool, progress)
+    write_index(partial, work, done, schema)
+    return done
 
 
 def _finish(
     prepared: Prepared, done: list[ShardDone], rejects: list[Reject], partial: Path, work: Path, annotations_only: bool
 ) -> Manifest:
     recipe = prepared.recipe
-    write_index(partial, work, done)
     rejects = sorted(rejects, key=lambda r: (r.source, r.id, r.round, r.reason, r.detail))
     write_rejects(partial / REJECTS_NAME, rejects)
     counts = merge_counts(done)

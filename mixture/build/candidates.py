@@ -9,13 +9,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmix.mixture.build.recipe import Recipe
-from vlmix.mixture.dataset.schema import Reject
+from vlmix.mixture.build.source_columns import one_type
+from vlmix.mixture.dataset.schema import Reject, source_columns
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
 from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
 
 Mask: TypeAlias = NDArray[np.bool_]
-_FILTER_COLUMNS = ["id", "source", "image", "width", "height", "num_rounds", "num_words"]
+_FILTER_COLUMNS = ["id", "source", "image", "width", "height", "num_images", "num_rounds", "num_words"]
 
 
 class Candidates:
@@ -25,12 +26,17 @@ class Candidates:
     def __init__(self, recipe: Recipe, tables: Mapping[str, pa.Table]) -> None:
         self.recipe = recipe
         self.names = list(recipe.sources)
-        self.table = pa.concat_tables([tables[name] for name in self.names])
+        self.schema = pa.schema(_source_columns(tables))
+        """The columns that the sources add, for the index."""
+        self.own = {name: [field.name for field in source_columns(tables[name].schema)] for name in self.names}
+        self.table = pa.concat_tables([_filled(tables[name], self.schema) for name in self.names])
         sizes = [tables[name].num_rows for name in self.names]
         self.starts = dict(zip(self.names, np.cumsum([0, *sizes[:-1]]).tolist()))
         self.sizes = dict(zip(self.names, sizes))
         self.ids: list[str] = self.table["id"].to_pylist()
-        self.images: list[str] = self.table["image"].to_pylist()
+        self.images: list[list[str]] = self.table["images"].to_pylist()
+        self.containers = self.table["container"].to_numpy()
+        """[N] number of the container, among those of its entry, that holds the images; -1: they are files."""
         self.sources: list[str] = self.table["source"].to_pylist()
         self.wanted = self._where()
 
@@ -49,7 +55,7 @@ class Candidates:
         return Reject(
             source=self.sources[position],
             id=self.ids[position],
-            image=self.images[position],
+            image=self.table["image"][position].as_py(),
             reason=reason,
             detail=detail,
         )
@@ -60,7 +66,7 @@ class Candidates:
             if entry.where is None:
                 continue
             start, size = self.starts[name], self.sizes[name]
-            frame = pl.from_arrow(self.table.slice(start, size).select(_FILTER_COLUMNS))
+            frame = pl.from_arrow(self.table.slice(start, size).select([*_FILTER_COLUMNS, *self.own[name]]))
             assert isinstance(frame, pl.DataFrame)
             wanted[start : start + size] = matching(frame, entry.where, f"sources.{name}: where")
         return wanted
@@ -183,6 +189,25 @@ class Candidates:
                     f"sources {first!r} and {second!r} both hold {self.ids[position]}; make them disjoint (options "
                     "such as `only`, or `where`), or keep one with `repeat`"
                 )
+
+
+def _source_columns(tables: Mapping[str, pa.Table]) -> list[pa.Field]:
+    types: dict[str, list[pa.DataType]] = {}
+    for name, table in tables.items():
+        for field in source_columns(table.schema):
+            types.setdefault(field.name, []).append(field.type)
+            one_type(name, field.name, types[field.name])
+    unified = {name: one_type("", name, found) for name, found in types.items()}
+    return [pa.field(name, pa.string() if type == pa.null() else type) for name, type in unified.items()]
+
+
+def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with all columns of `schema`, null where it has none."""
+    for field in schema:
+        there = field.name in table.column_names
+        column = table[field.name].cast(field.type) if there else pa.nulls(table.num_rows, field.type)
+        table = (table.drop_columns([field.name]) if there else table).append_column(field, column)
+    return table
 
 
 def strata(labels: Sequence[str], positions: Indices) -> dict[str, Indices]:

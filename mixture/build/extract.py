@@ -12,12 +12,14 @@ from msgspec import Struct
 
 from vlmix.mixture.build.recipe import Entry
 from vlmix.mixture.build.source import RawFolder, Rejects, Source
+from vlmix.mixture.build.source_columns import SourceColumns, columns_path
 from vlmix.mixture.dataset.manifest import Input
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError, fault
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
+from vlmix.mixture.io.containers import Container
 from vlmix.mixture.io.digests import Stamp, file_digest, sha256, stamp
-from vlmix.mixture.record import Conversation, builder_mistake, defect
+from vlmix.mixture.record import MAX_IMAGES, Conversation, ImageRef, builder_mistake, defect
 from vlmix.mixture.render import StyleName, count_words, render
 from vlmix.mixture.version import VERSION
 
@@ -28,16 +30,22 @@ CANDIDATES = pa.schema(
         "image": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
+        "num_images": pa.int32(),
+        "images": pa.list_(pa.string()),
+        "container": pa.int32(),
+        "at": pa.int64(),
         "num_rounds": pa.int32(),
         "num_words": pa.int32(),
         "characters": pa.int32(),
         "record": pa.binary(),
     }
 )
-"""One row per conversation that a source offers; `record` is the Conversation in MessagePack."""
+"""One row per conversation that a source offers; `container` and `at` are its `place`, -1 for none; `record` is the
+Conversation in MessagePack."""
 
 SUMMARY = [name for name in CANDIDATES.names if name != "record"]
 _BATCH = 4096
+_NO_IMAGE = ImageRef("")
 
 
 class ConvertJob(Struct, frozen=True):
@@ -49,6 +57,7 @@ class ConvertJob(Struct, frozen=True):
     raw: Path
     seed: int
     prompts: StyleName
+    max_images: int
     out: Path
 
 
@@ -57,9 +66,11 @@ class Converted(Struct, frozen=True):
 
     candidates: int
     digest: str
-    """xxh3-128 of the file."""
+    """xxh3-128 of the file, and of that with the columns that the source adds."""
     inputs: list[Input]
     rejects: list[Reject]
+    containers: list[Container]
+    image_roots: list[str]
 
 
 class _State(Struct, frozen=True):
@@ -69,13 +80,18 @@ class _State(Struct, frozen=True):
 
 
 def conversations(
-    source: Source, options: Any, raw: Path, seed: int = 0, name: str | None = None
+    source: Source,
+    options: Any,
+    raw: Path,
+    seed: int = 0,
+    name: str | None = None,
+    max_images: int = MAX_IMAGES,
 ) -> tuple[Iterator[Conversation], RawFolder, Rejects]:
     """The usable conversations of a source, lazily; with the folder that knows the files read, and the rejects that
     grow while reading."""
     folder = RawFolder(raw, source)
     # A collection's unrecognised rows are called after the recipe's entry, a dataset's always after the dataset.
-    rejects = Rejects(name if name and source.verbatim else source.name)
+    rejects = Rejects(name if name and source.own else source.name)
 
     def usable() -> Iterator[Conversation]:
         seen: set[str] = set()
@@ -83,7 +99,7 @@ def conversations(
         for conversation in _guarded(source, lambda: source.read(folder, options, seed, rejects)):
             if mistake := builder_mistake(conversation, labels):
                 raise VlmixError(f"builder {source.name}: {conversation.id}: {mistake}")
-            problem = defect(conversation, source.verbatim)
+            problem = defect(conversation, source.verbatim, max_images)
             if problem is None and conversation.id in seen:
                 problem = "duplicate_id", "another conversation of the source has this id"
             if problem is not None:
@@ -116,38 +132,47 @@ def _guarded(source: Source, read: Callable[[], Iterator[Conversation]]) -> Iter
 def convert(job: ConvertJob) -> Converted:
     """Read a source into `job.out`; a finished earlier run over the same files is taken as it is."""
     state_path = job.out.with_suffix(".state")
-    decides = VERSION, job.name, job.entry.builder, job.entry.options, job.seed, job.prompts, str(job.raw)
+    entry = job.entry
+    decides = VERSION, job.name, entry.builder, entry.options, job.seed, job.prompts, job.max_images, str(job.raw)
     fingerprint = repr(decides)
     if (earlier := _earlier(job, state_path, fingerprint)) is not None:
         return earlier
-    offered, folder, rejects = conversations(job.source, job.entry.options, job.raw, job.seed, job.name)
-    count = 0
-    rows = _rows(offered, job.prompts)
+    offered, folder, rejects = conversations(job.source, entry.options, job.raw, job.seed, job.name, job.max_images)
+    count, columns = 0, SourceColumns(job.name)
+    rows = _rows(columns.noted(offered), job.prompts)
     with atomic_write(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
         while batch := list(islice(rows, _BATCH)):
             arrays = [pa.array(column, type) for column, type in zip(zip(*batch), CANDIDATES.types)]
             writer.write_batch(pa.record_batch(arrays, schema=CANDIDATES))
+            columns.close_batch(len(batch))
             count += len(batch)
+    columns.write(columns_path(job.out))
     if not count:
         why = f"; rejected: {_by_reason(rejects.rows)}" if rejects.rows else ""
         raise VlmixError(f"{job.name}: {folder.folder} gave no usable conversation{why}")
-    paths = list(dict.fromkeys(folder.opened))
+    paths = list(dict.fromkeys([*folder.opened, *folder.partly]))
     names = [path.relative_to(job.raw).as_posix() if path.is_relative_to(job.raw) else path.name for path in paths]
-    inputs = [
-        Input(name, path.stat().st_size, folder.hashes[path].result() if path in folder.hashes else sha256(path))
-        for name, path in zip(names, paths)
-    ]
-    converted = Converted(count, file_digest(job.out), inputs, rejects.rows)
+    inputs = []
+    for name, path in zip(names, paths):
+        digest = folder.partly.get(path) or (folder.hashes[path].result() if path in folder.hashes else sha256(path))
+        inputs.append(Input(name, path.stat().st_size, digest, partial=path in folder.partly))
+    roots = [str(root) for root in folder.image_roots]
+    converted = Converted(count, _digest(job.out), inputs, rejects.rows, folder.containers, roots)
     state = _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted)
     write_bytes(state_path, msgspec.msgpack.encode(state))
     return converted
 
 
-def _rows(offered: Iterator[Conversation], prompts: StyleName) -> Iterator[tuple[str | int | bytes, ...]]:
+def _digest(out: Path) -> str:
+    return "".join(file_digest(path) for path in (out, columns_path(out)) if path.exists())
+
+
+def _rows(offered: Iterator[Conversation], prompts: StyleName) -> Iterator[tuple[str | int | bytes | list[str], ...]]:
     """The values of a candidate's columns, in the order of CANDIDATES."""
     encoder = msgspec.msgpack.Encoder()
     for conversation in offered:
         texts = render(conversation, prompts, count_only=True)
+        first, place = conversation.images[0] if conversation.images else _NO_IMAGE, conversation.place
         try:
             record = encoder.encode(conversation)
         except UnicodeEncodeError:
@@ -155,9 +180,13 @@ def _rows(offered: Iterator[Conversation], prompts: StyleName) -> Iterator[tuple
         yield (
             conversation.id,
             conversation.source,
-            conversation.image,
-            conversation.width,
-            conversation.height,
+            first.path,
+            first.width,
+            first.height,
+            len(conversation.images),
+            [image.path for image in conversation.images],
+            -1 if place is None else place.container,
+            -1 if place is None else place.at,
             len(conversation.rounds),
             count_words(texts),
             sum(map(len, texts)),
@@ -178,12 +207,12 @@ def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted |
     except (OSError, ValueError):
         return None
     try:
-        if state.fingerprint != fingerprint or file_digest(job.out) != state.converted.digest:
+        if state.fingerprint != fingerprint or _digest(job.out) != state.converted.digest:
             return None
         now = [(path, stamp(Path(path))) for path, _ in state.stamps]
         if now != state.stamps:
             for (path, before), (_, after), held in zip(state.stamps, now, state.converted.inputs):
-                if after != before and sha256(Path(path)) != held.sha256:
+                if after != before and (held.partial or sha256(Path(path)) != held.sha256):
                     return None
             write_bytes(state_path, msgspec.msgpack.encode(_State(fingerprint, now, state.converted)))
     except OSError:
@@ -195,6 +224,7 @@ class CandidateReader:
     """Random access to the records of a candidates file, mapped."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
         self._decoder = msgspec.msgpack.Decoder(Conversation)
         self._columns: dict[int, Any] = {}
@@ -206,6 +236,11 @@ class CandidateReader:
         return self._decoder.decode(self._columns[batch][at].as_buffer())
 
     def summary(self) -> pa.Table:
-        """All rows without their records."""
+        """All rows without their records, with the columns that their source adds."""
         batches = [self._file.get_batch(i).select(SUMMARY) for i in range(self._file.num_record_batches)]
-        return pa.Table.from_batches(batches, pa.schema([CANDIDATES.field(name) for name in SUMMARY]))
+        table = pa.Table.from_batches(batches, pa.schema([CANDIDATES.field(name) for name in SUMMARY]))
+        if columns_path(self._path).exists():
+            added = pa.ipc.open_file(pa.memory_map(str(columns_path(self._path)))).read_all()
+            for field, column in zip(added.schema, added.columns):
+                table = table.append_column(field, column)
+        return table

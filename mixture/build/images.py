@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import msgspec
 from msgspec import Struct
 from PIL import Image, ImageOps
 
-from vlmix.mixture.dataset.schema import Change
+from vlmix.mixture.dataset.schema import Transform
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import stamp
 from vlmix.mixture.io.images import (
@@ -22,15 +23,15 @@ from vlmix.mixture.io.images import (
     _segments,
     image_xxh3,
 )
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 
 class StoredForm(Struct, frozen=True):
-    """How a file becomes a stored image: what happens to its bytes (`""`: nothing; `unflagged`: the orientation tag
-    is set to upright), whether its pixels are turned upright first, the stored size, and the factors that bring the
+    """How a file becomes a stored image: what happens to its bytes (`orientation_cleared`: the orientation tag is set
+    to upright), whether its pixels are turned upright first, the stored size, and the factors that bring the
     annotation's pixels to the stored ones."""
 
-    change: Change
+    transform: Transform
     turn: bool
     width: int
     height: int
@@ -52,9 +53,10 @@ def plan_storage(facts: ImageInfo, width: int, height: int, boxed: bool) -> Stor
     flagged = facts.orientation != 1
 
     def serve(size: tuple[int, int], turn: bool) -> StoredForm:
-        change: Change = "converted" if not jpeg else ("rotated" if turn else "unflagged") if flagged else ""
+        flag: Transform = "none" if not flagged else "rotated" if turn else "orientation_cleared"
+        transform: Transform = flag if jpeg else "reencoded"
         scale = (size[0] / width, size[1] / height) if width and height else (1.0, 1.0)
-        return StoredForm(change, turn and flagged, *size, *scale)
+        return StoredForm(transform, turn and flagged, *size, *scale)
 
     if width and height:
         # Where both have the annotation's size (180 degrees, mirrored, square) the pixels stay as they are.
@@ -77,14 +79,15 @@ def stored_bytes(facts: ImageInfo, form: StoredForm) -> bytes:
     """
     path = Path(facts.path)
     try:
-        data = path.read_bytes()
+        data = facts.read()
+        changed = (facts.copied or stamp(path) != facts.stamp) and image_xxh3(data) != facts.digest
     except OSError as error:
         raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
-    if stamp(path) != facts.stamp and image_xxh3(data) != facts.digest:
+    if changed:
         raise VlmixError(f"{path} changed during the build; run it again")
-    if not form.change:
+    if form.transform == "none":
         return data
-    if form.change == "unflagged" and (patched := _without_orientation(data)):
+    if form.transform == "orientation_cleared" and (patched := _without_orientation(data)):
         return patched
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -116,14 +119,16 @@ def _without_orientation(jpeg: bytes) -> bytes | None:
         return bytes(data) if _orientation(image) == 1 else None
 
 
-def scaled(conversation: Conversation, form: StoredForm) -> Conversation:
-    """The conversation in the frame of the stored image: its size, and its boxes in that image's pixels."""
+def scaled(conversation: Conversation, forms: Sequence[StoredForm]) -> Conversation:
+    """The conversation in the frames of its stored images: their sizes, and its boxes in their pixels."""
 
     def moved(qa: Round) -> Round:
-        boxes = tuple(
-            (x1 * form.scale_x, y1 * form.scale_y, x2 * form.scale_x, y2 * form.scale_y) for x1, y1, x2, y2 in qa.boxes
-        )
-        return msgspec.structs.replace(qa, boxes=boxes)
+        boxes = []
+        for number, (x1, y1, x2, y2) in zip(qa.box_images or (0,) * len(qa.boxes), qa.boxes):
+            form = forms[number]
+            boxes.append((x1 * form.scale_x, y1 * form.scale_y, x2 * form.scale_x, y2 * form.scale_y))
+        return msgspec.structs.replace(qa, boxes=tuple(boxes))
 
     rounds = tuple(moved(qa) if qa.boxes else qa for qa in conversation.rounds)
-    return msgspec.structs.replace(conversation, width=form.width, height=form.height, rounds=rounds)
+    images = tuple(ImageRef(ref.path, form.width, form.height) for ref, form in zip(conversation.images, forms))
+    return msgspec.structs.replace(conversation, images=images, rounds=rounds)

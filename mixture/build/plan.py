@@ -45,8 +45,8 @@ class Prepared:
         builder says. Of a file of one's own nothing else is known."""
         for name, entry in self.recipe.sources.items():
             builder = self.known[entry.builder]
-            if source == (name if builder.verbatim else builder.name):
-                defaults = ("unknown", "") if builder.verbatim else (builder.license, builder.homepage)
+            if source == (name if builder.own else builder.name):
+                defaults = ("unknown", "") if builder.own else (builder.license, builder.homepage)
                 license = defaults[0] if entry.license is None else entry.license
                 return license, defaults[1] if entry.homepage is None else entry.homepage
         if source in self.known:
@@ -59,7 +59,9 @@ class Prepared:
     def imageless(self) -> Iterator[tuple[str, list[int]]]:
         """(name, positions that need an image) of each entry none of whose images is there."""
         for name in self.candidates.names:
-            positions = [i for i in self.candidates.members(name).tolist() if self.candidates.images[i]]
+            members = self.candidates.members(name)
+            loose = members[self.candidates.containers[members] < 0]
+            positions = [i for i in loose.tolist() if self.candidates.images[i]]
             if positions and self.missing[positions].all():
                 yield name, positions
 
@@ -80,7 +82,16 @@ def prepare(
     work.mkdir(parents=True, exist_ok=True)
     names = list(recipe.sources)
     jobs = [
-        ConvertJob(name, entry, known[entry.builder], raw, recipe.seed, recipe.prompts, work / f"{i:03d}.arrow")
+        ConvertJob(
+            name,
+            entry,
+            known[entry.builder],
+            raw,
+            recipe.seed,
+            recipe.prompts,
+            recipe.max_images,
+            work / f"{i:03d}.arrow",
+        )
         for i, (name, entry) in enumerate(recipe.sources.items())
     ]
     converted: dict[str, Converted] = {}
@@ -98,13 +109,22 @@ def prepare(
         for entry in recipe.sources.values():
             aliases.update(known[entry.builder].images)
         index = ImageIndex(image_roots, aliases)
-        wanted = dict.fromkeys(image for image in candidates.images if image)
+        own = {
+            f"{name}/": ImageIndex([*map(Path, converted[name].image_roots), *image_roots], {})
+            for name in names
+            if converted[name].image_roots
+        }
+        loose = np.flatnonzero(candidates.containers < 0).tolist()
+        wanted = dict.fromkeys(image for position in loose for image in candidates.images[position])
         for number, image in enumerate(wanted):
-            files[image] = index.candidates(image)
+            prefix = image[: image.find("/") + 1]
+            found = own[prefix].candidates(image.removeprefix(prefix)) if prefix in own else []
+            files[image] = found or index.candidates(image)
             if number % 10_000 == 0:
                 progress("finding images", number, len(wanted))
         progress("finding images", len(wanted), len(wanted))
-        missing = np.array([bool(image) and not files[image] for image in candidates.images], dtype=np.bool_)
+        for position in loose:
+            missing[position] = not all(files[image] for image in candidates.images[position])
     return Prepared(recipe, known, {n: converted[n] for n in names}, paths, candidates, files, missing)
 
 
@@ -154,8 +174,7 @@ def plan(
     for source in candidates.labels():
         members = groups.get(source, np.empty(0, dtype=np.int64))
         positions = picked[members]
-        images = [candidates.images[i] for i in positions if candidates.images[i]]
-        sizes = [_size(prepared, image) for image in images]
+        sizes = [size for position in positions.tolist() for size in _sizes(prepared, position)]
         rows.append(
             PlanRow(
                 source=source,
@@ -191,12 +210,20 @@ def _tokens(
     return counts
 
 
-def _size(prepared: Prepared, image: str) -> int:
-    files = prepared.files.get(image)
-    try:
-        return files[0].stat().st_size if files else 0
-    except OSError:  # a link that leads nowhere; a build finds out and says so
-        return 0
+def _sizes(prepared: Prepared, position: int) -> list[int]:
+    """Bytes of each image of a candidate, of those in containers on average; 0 for one that is not there."""
+    candidates = prepared.candidates
+    if (number := candidates.containers[position]) >= 0:
+        name = candidates.names[candidates.locate(position)[0]]
+        return [prepared.converted[name].containers[number].mean_bytes] * len(candidates.images[position])
+    sizes = []
+    for image in candidates.images[position]:
+        files = prepared.files.get(image)
+        try:
+            sizes.append(files[0].stat().st_size if files else 0)
+        except OSError:  # a link that leads nowhere; a build finds out and says so
+            sizes.append(0)
+    return sizes
 
 
 def missing_rejects(prepared: Prepared) -> Iterator[Reject]:
@@ -204,4 +231,6 @@ def missing_rejects(prepared: Prepared) -> Iterator[Reject]:
     candidates = prepared.candidates
     for position in np.flatnonzero(prepared.missing & candidates.wanted).tolist():
         detail = "no file of that name, in any of its folders or with any image extension"
-        yield candidates.reject(position, "image_missing", detail)
+        absent = [image for image in candidates.images[position] if not prepared.files[image]]
+        several = f"{absent[0]}: " if len(candidates.images[position]) > 1 else ""
+        yield candidates.reject(position, "image_missing", several + detail)

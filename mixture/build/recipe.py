@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from vlmix.mixture.build.source import Options, Source
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io import strict_yaml as strict
+from vlmix.mixture.record import MAX_IMAGES
 from vlmix.mixture.render import StyleName
 
 Count = Annotated[int, Meta(ge=1)]
@@ -52,6 +53,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     total: Count | None = None
     allow_fewer: bool = False
     """Where a `take` or the `total` asks for more than there is: use all there is, instead of an error."""
+    max_images: Count = MAX_IMAGES
+    """Images of a conversation at most; those with more are rejected."""
     samples_per_shard: Annotated[int, Meta(ge=5)] = 5000
     sources: dict[str, Entry]
 
@@ -99,7 +102,7 @@ def _entry(name: str, data: Any, known: Mapping[str, Source], where: str) -> Ent
         raise VlmixError(f"{where}: a source's name may not be empty or hold a slash")
     source = known[builder]
     taken = {label for other in known.values() if other is not source for label in (other.name, *other.parts)}
-    if source.verbatim and name in taken | source.parts.keys():
+    if source.own and name in taken | source.parts.keys():
         raise VlmixError(
             f"{where}: {name} is the name of another dataset, whose license this file would get; rename it"
         )
@@ -123,7 +126,7 @@ def _check_plan(recipe: Recipe, known: Mapping[str, Source], where: str) -> None
         if entry.weight and not recipe.total:
             raise VlmixError(f"{where}: sources.{name}: `weight` needs the mixture's `total`")
         said = entry.license, entry.homepage
-        if not known[entry.builder].verbatim and homes.setdefault(entry.builder, said) != said:
+        if not known[entry.builder].own and homes.setdefault(entry.builder, said) != said:
             raise VlmixError(
                 f"{where}: sources.{name}: entries of the builder {entry.builder} share one source; give each the same "
                 "`license` and `homepage`"

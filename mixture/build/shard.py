@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 from msgspec import Struct
 
 from vlmix.mixture.build.extract import CandidateReader
@@ -11,18 +12,18 @@ from vlmix.mixture.build.images import StoredForm, plan_storage, scaled, stored_
 from vlmix.mixture.dataset.schema import SampleJson, turns
 from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, store_rows
 from vlmix.mixture.io.images import ImageInfo, image_xxh3
-from vlmix.mixture.record import Conversation
+from vlmix.mixture.record import Conversation, ImageRef
 from vlmix.mixture.render import StyleName, count_words, render
 
 
 class Pick(Struct, frozen=True):
-    """One sample of a shard: where its candidate is, its place in the natural order, its image's file."""
+    """One sample of a shard: where its candidate is, its place in the natural order, the files of its images."""
 
     entry: int
     row: int
     natural_index: int
     repeat: int
-    facts: ImageInfo | None
+    facts: tuple[ImageInfo, ...]
 
 
 class ShardJob(ShardTask, frozen=True):
@@ -32,6 +33,8 @@ class ShardJob(ShardTask, frozen=True):
     candidates: list[Path]
     prompts: StyleName
     images: bool
+    schema: bytes
+    """Of the index, as Arrow writes it."""
 
 
 def write_shard(job: ShardJob) -> ShardDone:
@@ -44,52 +47,69 @@ def write_shard(job: ShardJob) -> ShardDone:
                 readers[pick.entry] = CandidateReader(job.candidates[pick.entry])
             yield make_row(readers[pick.entry][pick.row], pick, job.prompts, job.images)
 
-    return store_rows(rows(), job.number, job.first, job.out, job.work, with_tar=job.images)
+    schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
+    return store_rows(rows(), job.number, job.first, job.out, job.work, schema, with_tar=job.images)
 
 
 def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_image: bool) -> Row:
     """Text, boxes and image bytes of a sample."""
-    data, adapted = None, None
-    if conversation.image and with_image and pick.facts is not None:
-        adapted = image_fit(conversation, pick.facts)
-        assert adapted is not None, "samples whose image does not fit are rejected before the order is made"
-        data = stored_bytes(pick.facts, adapted)
-        conversation = scaled(conversation, adapted)
+    data: list[bytes] = []
+    forms: list[StoredForm] = []
+    if with_image:
+        for number, facts in enumerate(pick.facts):
+            form = image_fit(conversation, number, facts)
+            assert form is not None, "samples whose images do not fit are rejected before the order is made"
+            forms.append(form)
+        data = [stored_bytes(facts, form) for facts, form in zip(pick.facts, forms)]
+        conversation = scaled(conversation, forms)
     texts = render(conversation, prompts)
+    first = conversation.images[0] if conversation.images else ImageRef("")
     sample = SampleJson(
         id=conversation.id,
         source=conversation.source,
-        image=conversation.image,
-        width=conversation.width,
-        height=conversation.height,
+        image=first.path,
+        width=first.width,
+        height=first.height,
+        images=list(conversation.images),
         conversations=turns(texts),
         extra=conversation.extra,
     )
     columns = {
+        **conversation.columns,
         "id": sample.id,
         "source": sample.source,
         "image": sample.image,
         "width": sample.width,
         "height": sample.height,
+        "num_images": len(sample.images),
+        "images": [
+            {
+                "path": image.path,
+                "width": image.width,
+                "height": image.height,
+                "xxh3": image_xxh3(data[number]) if data else "",
+                "transform": forms[number].transform if data else "none",
+            }
+            for number, image in enumerate(sample.images)
+        ],
         "num_rounds": len(conversation.rounds),
         "num_words": count_words(texts),
         "repeat": pick.repeat,
         "natural_index": pick.natural_index,
-        "image_hash": image_xxh3(data) if data is not None else "",
-        "image_change": adapted.change if adapted else "",
         "conversations": [{"from": turn.from_, "value": turn.value} for turn in sample.conversations],
         "response_formats": [qa.format for qa in conversation.rounds],
         "boxes": [
-            {"round": i, "x1": box[0], "y1": box[1], "x2": box[2], "y2": box[3]}
+            {"round": i, "image": image, "x1": box[0], "y1": box[1], "x2": box[2], "y2": box[3]}
             for i, qa in enumerate(conversation.rounds)
-            for box in qa.boxes
+            for image, box in zip(qa.box_images or (0,) * len(qa.boxes), qa.boxes)
         ],
         "extra": sample.extra,
     }
     return Row(sample.source, columns, msgspec.json.encode(sample), data)
 
 
-def image_fit(conversation: Conversation, facts: ImageInfo) -> StoredForm | None:
-    """How `facts` serves the conversation; None if its boxes were made on a picture of another shape."""
-    boxed = any(qa.boxes for qa in conversation.rounds)
-    return plan_storage(facts, conversation.width, conversation.height, boxed)
+def image_fit(conversation: Conversation, number: int, facts: ImageInfo) -> StoredForm | None:
+    """How `facts` serves as an image of the conversation; None if boxes were made on a picture of another shape."""
+    boxed = any(number in (qa.box_images or (0,)) for qa in conversation.rounds if qa.boxes)
+    image = conversation.images[number]
+    return plan_storage(facts, image.width, image.height, boxed)

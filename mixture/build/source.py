@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import nearest
+from vlmix.mixture.io.containers import Container
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -52,6 +53,11 @@ class RawFolder(OfficialFiles):
         self.opened: list[Path] = []
         self.hashes: dict[Path, Future[str]] = {}
         """File -> its sha256, made beside the decoding: hashing leaves the interpreter free."""
+        self.partly: dict[Path, str] = {}
+        """File of which a part was read -> the sha256 of what says where the rest is, as a Parquet file's footer."""
+        self.containers: list[Container] = []
+        self.image_roots: list[Path] = []
+        """Folders in which the images of the user's own rows lie, searched before all others."""
         self._hasher = ThreadPoolExecutor(1)
 
     def read(self, path: Path) -> memoryview:
@@ -59,6 +65,11 @@ class RawFolder(OfficialFiles):
         self.opened.append(path)
         self.hashes[path] = self._hasher.submit(sha256, path)
         return data
+
+    def container(self, container: Container) -> int:
+        """The number under which a conversation's `place` names a container of images."""
+        self.containers.append(container)
+        return len(self.containers) - 1
 
 
 ReadFunction = Callable[[RawFolder, Any, int, Rejects], Iterator[Conversation]]
@@ -70,7 +81,8 @@ class Source:
 
     `parts` names the datasets (name -> (license, home page)) whose conversations a collection holds. `images` maps
     a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
-    record back as it came, empty texts included.
+    record back as it came, empty texts included. Of an `own` source the files are the user's: its samples, and their
+    loose images, are called after the recipe's entry, and their license is not known.
     """
 
     name: str
@@ -84,6 +96,7 @@ class Source:
     images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verbatim: bool = False
+    own: bool = False
 
     def __post_init__(self) -> None:
         """Raises TypeError for what a builder may get wrong in its declaration."""

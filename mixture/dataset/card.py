@@ -5,15 +5,18 @@ from typing import Any
 import yaml
 
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
+from vlmix.mixture.dataset.shards import image_member
 from vlmix.mixture.io.visible import markdown, markdown_code, markdown_link, visible
 
 _TEXT = {"dtype": "string"}
+_SIZE = [{"name": name, "dtype": "int64"} for name in ("width", "height")]
 _FEATURES = [
     {
         "name": "json",
         "struct": [
             *({"name": name, **_TEXT} for name in ("id", "source", "image")),
-            *({"name": name, "dtype": "int64"} for name in ("width", "height")),
+            *_SIZE,
+            {"name": "images", "list": [{"name": "path", **_TEXT}, *_SIZE]},
             {"name": "conversations", "list": [{"name": "from", **_TEXT}, {"name": "value", **_TEXT}]},
             {"name": "extra", **_TEXT},
         ],
@@ -23,18 +26,18 @@ _FEATURES = [
 ]
 
 
-def card(manifest: Manifest) -> str:
-    """README.md of a mixture folder.
+def card(manifest: Manifest, most_images: int) -> str:
+    """README.md of a mixture folder whose samples have up to `most_images` images.
 
     `configs` points HF datasets at the tars alone (other files beside them would be taken for data), and the features
-    are declared because they cannot be inferred where a mixture begins with text.
+    are declared because they cannot be inferred where a mixture begins with text or has samples of fewer images.
     """
     total = manifest.total
     config: dict[str, Any] = {"config_name": "default", "data_files": [{"split": "train", "path": "train/*.tar"}]}
     head: dict[str, Any] = {"configs": [config], "license": "other", "pretty_name": manifest.name}
     if manifest.kind == "mixture":
-        image = [{"name": "jpg", "dtype": "image"}] if total.images else []
-        head["dataset_info"] = {"features": image + _FEATURES}
+        images = [image_member("", number)[1:] for number in range(most_images)]
+        head["dataset_info"] = {"features": [{"name": name, "dtype": "image"} for name in images] + _FEATURES}
     else:
         config["data_files"] = [{"split": "train", "path": SAMPLES_NAME}]
     lines = opening(head, manifest, _about(manifest))
@@ -89,7 +92,8 @@ def _about(manifest: Manifest) -> str:
         case "mixture":
             return (
                 "A vision-language mixture in WebDataset form: `train/*.tar` hold `{key}.jpg` (absent for text-only "
-                "samples) and `{key}.json`; `samples.parquet` is the index, `manifest.json` the recipe and checksums."
+                "samples), `{key}.1.jpg` … where a sample has more images, and `{key}.json`; `samples.parquet` is the "
+                "index, `manifest.json` the recipe and checksums."
             )
         case "view":
             parent = markdown_code(manifest.parent.path if manifest.parent else "")

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.boxes import box_defect, square_text
 from vlmix.mixture.dataset.manifest import Counts, Manifest
-from vlmix.mixture.dataset.schema import MOST_REPEATS, ROLES, VIEW, Change, extra_of
+from vlmix.mixture.dataset.schema import MOST_REPEATS, ROLES, VIEW, Transform, extra_of
 from vlmix.mixture.dataset.shards import arrange
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.record import FORMATS, IMAGE_TOKEN
 from vlmix.mixture.render import LETTERS, OPTION_LETTER, SHORT_ANSWER, count_words
 
+_SIZE = ("width", "height")
 COLUMNS = [field for field in VIEW.names if field != "root_row"]
 """Of an index, without the texts, which are checked row by row."""
 
@@ -31,16 +32,38 @@ def index_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     yield from _ordinal_problems(frame, manifest)
     most = most_repeats(manifest)
     yield from _rows("repeat", ~frame["repeat"].is_between(1, most), f"is not from 1 to {most}, as the recipe says")
-    changes = frame["image_change"].is_in(list(get_args(Change)))
-    yield from _rows("image_change", ~changes, f"is not one of {', '.join(repr(c) for c in get_args(Change))}")
-    stored = (frame["image"] != "") & bool(manifest.shards)
-    yield from _rows("image_size", (frame["image_size"] > 0) != stored, "disagrees with `image`")
-    for name, empty in (("image_hash", ""), ("image_change", ""), ("image_offset", 0)):
-        yield from _rows(name, (frame[name] != empty) & ~stored, "is given, but there is no stored image")
+    yield from _image_problems(frame, bool(manifest.shards))
     yield from _rows("json_size", (frame["json_size"] > 0) != bool(manifest.shards), "disagrees with the shards")
     shards = [path for shard in manifest.shards for path in [shard.path] * min(shard.samples, count)] or [""] * count
     if len(shards) == count:  # else the number of rows is wrong, which is reported already
         yield from _rows("shard", frame["shard"] != pl.Series(shards), "is not the shard that the manifest puts it in")
+
+
+def _image_problems(frame: pl.DataFrame, stored: bool) -> Iterator[str]:
+    yield from _rows("num_images", frame["num_images"] != frame["images"].list.len(), "is not the length of `images`")
+    first = frame.select(
+        pl.col("images").list.get(0, null_on_oob=True).struct.field("path").fill_null(""),
+        *(pl.col("images").list.get(0, null_on_oob=True).struct.field(name).fill_null(0) for name in _SIZE),
+    )
+    for name, of in (("image", "path"), ("width", "width"), ("height", "height")):
+        yield from _rows(name, frame[name] != first[of], "is not that of the first of `images`")
+    flat = frame.select("images").with_row_index().explode("images").filter(pl.col("images").is_not_null())
+    images = flat.unnest("images")
+    if images.null_count().select(pl.sum_horizontal(pl.all())).item():
+        yield "`images` has an image that lacks something"
+        return
+    transforms = images["transform"].is_in(list(get_args(Transform)))
+    bad = {
+        "path": images["path"] == "",
+        "size": (images["size"] > 0) != stored,
+        "xxh3": (images["xxh3"] != "") != stored,
+        "offset": (images["offset"] != 0) & (not stored),
+        "transform": ~transforms,
+    }
+    for name, wrong in bad.items():
+        rows = images["index"].filter(wrong)
+        if len(rows):
+            yield f"row {rows[0]}{f' and {len(rows) - 1} more' if len(rows) > 1 else ''}: `images` has a wrong {name}"
 
 
 def _ordinal_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
@@ -70,7 +93,7 @@ def counts_of(frame: pl.DataFrame) -> dict[str, Counts]:
         pl.col("repeat").sum().alias("samples_per_epoch"),
         pl.col("num_rounds").cast(pl.Int64).sum().alias("rounds"),
         pl.col("num_words").cast(pl.Int64).sum().alias("words"),
-        (pl.col("image") != "").sum().alias("images"),
+        pl.col("num_images").cast(pl.Int64).sum().alias("images"),
     )
     return {row.pop("source"): Counts(**row) for row in sums.to_dicts()}
 
@@ -115,15 +138,18 @@ def row_problems(row: dict[str, Any], prompts: str) -> Iterator[str]:
 
 
 def _box_problem(row: dict[str, Any], texts: list[str]) -> str | None:
-    boxes: dict[int, list[tuple[float, float, float, float]]] = {}
+    boxes: dict[int, list[str]] = {}
     for number, box in enumerate(row["boxes"]):
         corners = box["x1"], box["y1"], box["x2"], box["y2"]
         if not 0 <= box["round"] < row["num_rounds"]:
             return f"`boxes`: box {number} belongs to no round"
-        inside = min(corners) >= 0 and corners[2] <= row["width"] and corners[3] <= row["height"]
-        if not all(map(math.isfinite, corners)) or not inside or box_defect(corners, row["width"], row["height"]):
+        if not 0 <= box["image"] < len(row["images"]):
+            return f"`boxes`: box {number} belongs to no image"
+        width, height = (row["images"][box["image"]][name] for name in _SIZE)
+        inside = min(corners) >= 0 and corners[2] <= width and corners[3] <= height
+        if not all(map(math.isfinite, corners)) or not inside or box_defect(corners, width, height):
             return f"`boxes`: box {number} is not one inside the image"
-        boxes.setdefault(box["round"], []).append(corners)
+        boxes.setdefault(box["round"], []).append(square_text(corners, width, height))
     if list(boxes) != sorted(boxes):
         return "`boxes` is not in the order of the rounds"
     for nth, name in enumerate(row["response_formats"]):
@@ -131,7 +157,7 @@ def _box_problem(row: dict[str, Any], texts: list[str]) -> str | None:
             continue
         if nth not in boxes:
             return f"`boxes`: round {nth}, a {name}, has none"
-        said = ", ".join(square_text(box, row["width"], row["height"]) for box in boxes[nth])
+        said = ", ".join(boxes[nth])
         question, answer = texts[2 * nth : 2 * nth + 2]
         if (answer != said) if name == "grounding" else (said not in question):
             return f"`boxes`: round {nth} has other numbers in its text"

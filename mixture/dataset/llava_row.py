@@ -21,8 +21,9 @@ def llava_row(row: dict[str, Any]) -> dict[str, Any]:
         extra = origin["conversations"] or [{} for _ in turns]
         return {**origin, "conversations": [{**more, **turn} for more, turn in zip(extra, turns)]}
     plain: dict[str, Any] = {"id": row["id"].partition("/")[2].partition("#")[0]}
-    if row["image"]:
-        plain["image"] = row["image"]
+    if row["images"]:
+        paths = [image["path"] for image in row["images"]]
+        plain["image"] = paths if len(paths) > 1 else paths[0]
     return {**plain, **origin, "conversations": turns}
 
 

@@ -23,11 +23,14 @@ _END = b' "sha256": "' + _UNSEALED.encode() + b'"\n}\n'
 
 
 class Input(Struct, frozen=True):
-    """A raw file that was read: path relative to RAW (the bare name if it lies elsewhere), bytes, sha256."""
+    """A raw file that was read: path relative to RAW (the bare name if it lies elsewhere), bytes, sha256. `partial`:
+    the sha256 is of the part that says where everything is (a Parquet file's footer, a tar's headers and texts), as a
+    build reads only those images that it takes."""
 
     path: str
     bytes: int
     sha256: str
+    partial: bool = False
 
 
 class Counts(Struct, frozen=True):

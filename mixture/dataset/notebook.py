@@ -2,18 +2,19 @@
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from vlmix.mixture.dataset.schema import Turn
+from vlmix.mixture.record import ImageRef
 
 _BOX = re.compile(r"\[([01]\.\d+), ([01]\.\d+), ([01]\.\d+), ([01]\.\d+)\]")
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
-def sample_html(title: str, turns: list[Turn], jpeg: bytes | None, width: int, height: int) -> str:
-    """The picture with the boxes that the texts name, and the turns beside it. Boxes are read on the padded square, as
-    `boxes.square_text` writes them, and marked in one color there and in the text."""
+def sample_html(title: str, turns: list[Turn], jpegs: Sequence[bytes], images: Sequence[ImageRef]) -> str:
+    """The images, with the boxes that the texts name where there is one, and the turns beside them. Boxes are read on
+    the padded square, as `boxes.square_text` writes them, and marked in one color there and in the text."""
     colors: dict[str, str] = {}
 
     def marked(text: str) -> str:
@@ -28,15 +29,15 @@ def sample_html(title: str, turns: list[Turn], jpeg: bytes | None, width: int, h
         f'<p style="margin:0 0 .5em;text-align:left"><b>{escape(turn.from_)}</b> {marked(turn.value)}</p>'
         for turn in turns
     )
+    drawn = colors if len(images) == 1 else {}  # which of several images a box is in, its text does not say
+    pictures = "".join(_picture(jpeg, image.width, image.height, drawn) for jpeg, image in zip(jpegs, images))
     return (
-        f'<div style="display:flex;gap:1em;align-items:flex-start">{_picture(jpeg, width, height, colors)}'
+        f'<div style="display:flex;gap:1em;align-items:flex-start">{pictures}'
         f'<div><p style="margin:0 0 .5em;text-align:left;opacity:.7">{escape(title)}</p>{rows}</div></div>'
     )
 
 
-def _picture(jpeg: bytes | None, width: int, height: int, colors: Mapping[str, str]) -> str:
-    if jpeg is None:
-        return ""
+def _picture(jpeg: bytes, width: int, height: int, colors: Mapping[str, str]) -> str:
     kind = "png" if jpeg[:4] == b"\x89PNG" else "jpeg"
     side, shapes = max(width, height), []
     dx, dy = (side - width) // 2, (side - height) // 2

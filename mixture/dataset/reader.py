@@ -33,31 +33,41 @@ _MOST_OPEN = 256  # descriptors kept per process; further shards are opened for 
 
 class Sample(SampleJson, frozen=True):
     """One sample: the fields of its `.json` member, `conversations` being turns in LLaVA's form; its key in the shard;
-    and `jpeg`, the stored image's bytes (None: text only)."""
+    and `jpegs`, the bytes of its stored images (none: text only)."""
 
     key: str = ""
-    jpeg: bytes | None = None
+    jpegs: tuple[bytes, ...] = ()
 
-    def image_pil(self) -> "Image | None":
-        """The stored image, decoded; None: text only."""
+    @property
+    def jpeg(self) -> bytes | None:
+        """The bytes of the first image; None: text only."""
+        return self.jpegs[0] if self.jpegs else None
+
+    def images_pil(self) -> "list[Image]":
+        """The stored images, decoded."""
         from PIL import Image
 
-        return None if self.jpeg is None else Image.open(io.BytesIO(self.jpeg))
+        return [Image.open(io.BytesIO(jpeg)) for jpeg in self.jpegs]
+
+    def image_pil(self) -> "Image | None":
+        """The first of them, None: text only."""
+        return next(iter(self.images_pil()), None)
 
     def __repr__(self) -> str:
         image = f"{self.image!r} {self.width}x{self.height}, {len(self.jpeg):,} bytes" if self.jpeg else "none"
+        image += f", and {len(self.images) - 1} more" if len(self.images) > 1 else ""
         first = " ".join(self.conversations[0].value.split()) if self.conversations else ""
         return f"<Sample {self.id!r}: image {image}; {len(self.conversations)} turns: {abridged(first, 60)!r} …>"
 
     def _repr_html_(self) -> str:
-        return notebook.sample_html(self.id, self.conversations, self.jpeg, self.width, self.height)
+        return notebook.sample_html(self.id, self.conversations, self.jpegs, self.images)
 
 
 class RawSample(Struct, frozen=True):
     """The members of a sample as they lie in the shard."""
 
     key: str
-    jpeg: bytes | None
+    jpegs: tuple[bytes, ...]
     json: bytes
 
 
@@ -82,7 +92,10 @@ class Reader(Sequence[Sample]):
         """Rows of the folder's index that belong to this part; None: all."""
         self._columns: dict[str, pa.ChunkedArray] = {}
         self._places: NDArray[np.int64] | None = None
-        """[N, 6]: number of the shard, offset and size of the image, offset and size of the JSON, row in the root."""
+        """[N, 6]: number of the shard, offset and size of the JSON, row in the root, first and last + 1 of its rows in
+        `_images`."""
+        self._images: NDArray[np.int64] = np.empty((0, 2), dtype=np.int64)
+        """[M, 2]: offset and size of each image."""
         self._rows: NDArray[np.int64] | None = None
         self._open: dict[int, int | None] = {}
         """Shards that were looked at -> descriptor; None where ranges are asked for one by one."""
@@ -143,7 +156,7 @@ class Reader(Sequence[Sample]):
             sample = msgspec.json.decode(raw.json, type=Sample)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise VlmixError(f"{self.root.name}: sample {raw.key}: {error}; {self._hint}") from None
-        return msgspec.structs.replace(sample, key=raw.key, jpeg=raw.jpeg)
+        return msgspec.structs.replace(sample, key=raw.key, jpegs=raw.jpegs)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
@@ -152,21 +165,22 @@ class Reader(Sequence[Sample]):
         """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
         is missing, truncated or no longer the one that the index was made of."""
         places = self._places if self._places is not None else self._load_places()
-        shard, image_offset, image_size, json_offset, json_size, row = places[position].tolist()
+        shard, json_offset, json_size, row, first, last = places[position].tolist()
+        images = self._images[first:last].tolist()
         if shard not in self._open:
             self._open_shard(shard, json_offset, row)
         descriptor = self._open[shard]
         if descriptor is not None:
-            jpeg = os.pread(descriptor, image_size, image_offset) if image_size else None
+            jpegs = tuple(os.pread(descriptor, size, offset) for offset, size in images)
             text = os.pread(descriptor, json_size, json_offset)
         else:
             where = self.root.join(self.root_manifest.shards[shard].path)
-            jpeg = where.range(image_offset, image_size) if image_size else None
+            jpegs = tuple(where.range(offset, size) for offset, size in images)
             text = where.range(json_offset, json_size)
-        if len(text) != json_size or (jpeg is not None and len(jpeg) != image_size):
+        if len(text) != json_size or any(len(jpeg) != size for jpeg, (_, size) in zip(jpegs, images)):
             path = self.root_manifest.shards[shard].path
             raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
-        return RawSample(f"{row:09d}", jpeg, text)
+        return RawSample(f"{row:09d}", jpegs, text)
 
     def _positions(self, chosen: Any) -> NDArray[np.int64]:
         """Positions, from 0, of a part that is chosen by anything that `[]` takes."""
@@ -223,8 +237,8 @@ class Reader(Sequence[Sample]):
         return type(self)(self.folder, self.manifest, self.root, self.root_manifest, np.asarray(mine, dtype=np.int64))
 
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
-        """[N] int64: words of each sample, plus `image_tokens` for an image."""
-        images = pc.not_equal(self._part("image"), "").to_numpy().astype(np.int64)
+        """[N] int64: words of each sample, plus `image_tokens` for each image."""
+        images = self._part("num_images").to_numpy().astype(np.int64)
         return np.asarray(self._part("num_words").to_numpy() + image_tokens * images, dtype=np.int64)
 
     def turns(self) -> Iterator[tuple[NDArray[np.int64], pa.StringArray, NDArray[np.int64]]]:
@@ -303,7 +317,7 @@ class Reader(Sequence[Sample]):
         return table
 
     def _load_places(self) -> NDArray[np.int64]:
-        names = ["shard", "image_offset", "image_size", "json_offset", "json_size"]
+        names = ["shard", "json_offset", "json_size", "images"]
         table = self._table(self.folder, names)
         if self.positions is not None:
             table = table.take(pa.array(self.positions))
@@ -311,13 +325,21 @@ class Reader(Sequence[Sample]):
         places = np.empty((table.num_rows, 6), dtype=np.int64)
         places[:, 0] = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1).to_numpy()
         sizes = np.array([shard.bytes for shard in self.root_manifest.shards] or [0], dtype=np.int64)[places[:, 0]]
-        for column, name in enumerate(names[1:], start=1):
-            places[:, column] = table[name].to_numpy()
-        starts, counts = places[:, [1, 3]], places[:, [2, 4]]
-        if len(places) and ((places[:, 1:5] < 0).any() or (counts > sizes[:, None] - starts).any()):
+        lists = table["images"].combine_chunks()
+        counts = pc.list_value_length(lists).to_numpy().astype(np.int64)
+        ends, flat = np.cumsum(counts), lists.flatten()
+        fields = [flat.field(name) for name in ("offset", "size")]
+        if any(field.null_count for field in fields):
+            raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME}: an image has no place; {self._hint}")
+        images = np.stack([field.to_numpy() for field in fields], axis=1)
+        images = images if self.root_manifest.shards else images[:0]
+        places[:, 1], places[:, 2] = table["json_offset"].to_numpy(), table["json_size"].to_numpy()
+        places[:, 3], places[:, 4], places[:, 5] = self.rows, ends - counts, ends
+        ranges = np.concatenate([places[:, 1:3], images])
+        within = np.concatenate([sizes, np.repeat(sizes, counts)[: len(images)]])
+        if len(ranges) and ((ranges < 0).any() or (ranges[:, 1] > within - ranges[:, 0]).any()):
             raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME} places samples outside their shards; {self._hint}")
-        places[:, 5] = self.rows
-        self._places = places
+        self._places, self._images = places, images
         return places
 
     def _open_shard(self, number: int, offset: int, row: int) -> None:

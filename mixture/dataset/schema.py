@@ -12,37 +12,56 @@ from msgspec.structs import asdict
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io import exact_json
 from vlmix.mixture.io.atomic import write_parquet
+from vlmix.mixture.record import ImageRef
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
-_BOX = pa.struct({"round": pa.int32(), "x1": pa.float64(), "y1": pa.float64(), "x2": pa.float64(), "y2": pa.float64()})
+_BOX = pa.struct(
+    {
+        "round": pa.int32(),
+        "image": pa.int32(),
+        "x1": pa.float64(),
+        "y1": pa.float64(),
+        "x2": pa.float64(),
+        "y2": pa.float64(),
+    }
+)
+_IMAGE = pa.struct(
+    {
+        "path": pa.string(),  # in LLaVA's layout
+        "width": pa.int32(),  # of the stored image, pixels
+        "height": pa.int32(),
+        "offset": pa.int64(),  # of the member's data in the shard; 0 with size 0 without shards
+        "size": pa.int64(),
+        "xxh3": pa.string(),  # xxh3-128 of the stored bytes
+        "transform": pa.string(),  # what was done to the file's bytes: none, reencoded, rotated, orientation_cleared
+    }
+)
 
 SAMPLES = pa.schema(
     {
         "key": pa.string(),  # of the members in the tar
         "id": pa.string(),
         "source": pa.string(),
-        "image": pa.string(),  # path in LLaVA's layout, "" for text only
-        "width": pa.int32(),  # of the stored image, pixels
+        "image": pa.string(),  # path of the first image, "" for text only; this, its width and height are for `where`
+        "width": pa.int32(),
         "height": pa.int32(),
+        "num_images": pa.int32(),
+        "images": pa.list_(_IMAGE),  # in the order of their tokens
         "num_rounds": pa.int32(),
         "num_words": pa.int32(),
         "repeat": pa.int32(),  # times seen per epoch
         "natural_index": pa.int64(),  # place in the natural order
         "shard": pa.string(),  # path below the folder, "" without shards
-        "image_offset": pa.int64(),  # of the member's data in the shard; 0 with size 0 for text only
-        "image_size": pa.int64(),
         "json_offset": pa.int64(),
         "json_size": pa.int64(),
-        "image_hash": pa.string(),  # xxh3-128 of the stored bytes
-        "image_change": pa.string(),  # "", converted, rotated, unflagged
         "conversations": pa.list_(_TURN),
         "response_formats": pa.list_(pa.string()),  # response format of each round
-        "boxes": pa.list_(_BOX),  # pixels of the stored image
+        "boxes": pa.list_(_BOX),  # pixels of the stored image that they lie in, by its number
         "extra": pa.string(),
     }
 )
 
-Change = Literal["", "converted", "rotated", "unflagged"]
+Transform = Literal["none", "reencoded", "rotated", "orientation_cleared"]
 MOST_REPEATS = 1000
 
 TEXT_COLUMNS = ("conversations", "response_formats", "boxes", "extra")
@@ -50,6 +69,30 @@ TEXT_COLUMNS = ("conversations", "response_formats", "boxes", "extra")
 
 VIEW = pa.schema([*(f for f in SAMPLES if f.name not in TEXT_COLUMNS), pa.field("root_row", pa.int64())])
 """A view's index: no text, and `root_row`, the sample's row in the root's samples.parquet."""
+
+SCALARS = (pa.string(), pa.int64(), pa.float64(), pa.bool_())
+"""Types of what sources say about their samples (ratings): nullable columns behind those of SAMPLES or VIEW."""
+RESERVED = frozenset((*SAMPLES.names, *VIEW.names, "position", "characters", "container", "at", "record", "match"))
+"""Names that such a column may not have."""
+
+
+def with_columns(base: pa.Schema, index: pa.Schema) -> pa.Schema:
+    """`base` and the columns of sources that `index` has."""
+    return pa.schema([*base, *source_columns(index)])
+
+
+def source_columns(index: pa.Schema) -> list[pa.Field]:
+    """The columns of an index that come from sources."""
+    return [field for field in index if field.name not in RESERVED]
+
+
+def is_index(schema: pa.Schema, base: pa.Schema = SAMPLES) -> bool:
+    """Whether a file has the columns of a mixture's index."""
+    more = list(schema)[len(base) :]
+    return pa.schema(list(schema)[: len(base)]).equals(base) and all(
+        field.name not in RESERVED and field.type in SCALARS for field in more
+    )
+
 
 REJECTS = pa.schema(
     {
@@ -87,7 +130,7 @@ def open_index(path: Path) -> pq.ParquetFile:
         raise VlmixError(f"{path} is missing") from None
     except (pa.ArrowException, OSError) as error:
         raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the index is damaged") from None
-    if not file.schema_arrow.equals(SAMPLES):
+    if not is_index(file.schema_arrow):
         raise VlmixError(f"{path}: its columns are not those of a mixture's index; it was not written by this vlmix")
     return file
 
@@ -96,7 +139,7 @@ def columns_problem(table: pa.Table) -> str | None:
     """What in columns of an index no writer could have put there: a value that is missing, a repeat past the recipe's
     bounds. None if all is well."""
     for name in table.column_names:
-        if table[name].null_count:
+        if table[name].null_count and name in RESERVED:
             return f"{name} is missing for a sample"
     if "repeat" in table.column_names and len(table):
         least, most = pc.min_max(table["repeat"]).as_py().values()
@@ -130,13 +173,15 @@ class Turn(Struct, frozen=True):
 
 
 class SampleJson(Struct, frozen=True):
-    """The `.json` member of a sample: every field always there and of one type."""
+    """The `.json` member of a sample: every field always there and of one type. `image`, `width` and `height` are those
+    of the first image."""
 
     id: str
     source: str
     image: str
     width: int
     height: int
+    images: list[ImageRef]
     conversations: list[Turn]
     extra: str
 

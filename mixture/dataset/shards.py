@@ -12,7 +12,6 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.manifest import Counts, Shard
-from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.dataset.tar import TarWriter
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import file_digest, sha256
@@ -47,20 +46,27 @@ class ShardDone(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True):
-    """A sample ready to be stored: everything but its place."""
+    """A sample ready to be stored: everything but its place. `images` are the bytes that go into the tar."""
 
     source: str
     columns: dict[str, Any]
     json: bytes
-    image: bytes | None
+    images: Sequence[bytes]
+
+
+def image_member(key: str, number: int) -> str:
+    """The name of a sample's image in the tar: readers of one image find it where it has always been."""
+    return f"{key}.{number}.jpg" if number else f"{key}.jpg"
 
 
 def rows_path(work: Path, number: int) -> Path:
     return work / f"rows-{number:06d}.arrow"
 
 
-def store_rows(rows: Iterator[Row], number: int, first: int, out: Path, work: Path, *, with_tar: bool) -> ShardDone:
-    """Append samples to a tar under the keys `first`, `first + 1`, … and keep their index rows in `work`."""
+def store_rows(
+    rows: Iterator[Row], number: int, first: int, out: Path, work: Path, schema: pa.Schema, *, with_tar: bool
+) -> ShardDone:
+    """Append samples to a tar under the keys `first`, `first + 1`, … and keep their rows of `schema` in `work`."""
     name = shard_path(number) if with_tar else ""
     path = out / name
     stored: list[dict[str, Any]] = []
@@ -69,21 +75,24 @@ def store_rows(rows: Iterator[Row], number: int, first: int, out: Path, work: Pa
         tar = TarWriter(tar_file) if tar_file else None
         for position, row in enumerate(rows, start=first):
             key, columns = sample_key(position), row.columns
-            places = dict.fromkeys(("image_offset", "image_size", "json_offset", "json_size"), 0)
-            for kind, suffix, data in (("image", "jpg", row.image), ("json", "json", row.json)):
-                if tar and data is not None:
-                    member = tar.add(f"{key}.{suffix}", data)
-                    places |= {f"{kind}_offset": member.offset, f"{kind}_size": member.size}
-            stored.append({**columns, **places, "key": key, "shard": name})
+            places = {"json_offset": 0, "json_size": 0}
+            images = [{**image, "offset": 0, "size": 0} for image in columns["images"]]
+            if tar:
+                for nth, (image, data) in enumerate(zip(images, row.images)):
+                    member = tar.add(image_member(key, nth), data)
+                    image |= {"offset": member.offset, "size": member.size}
+                member = tar.add(f"{key}.json", row.json)
+                places = {"json_offset": member.offset, "json_size": member.size}
+            stored.append({**columns, **places, "images": images, "key": key, "shard": name})
             counts[row.source] = counts.get(row.source, Counts()) + Counts(
-                1, columns["repeat"], columns["num_rounds"], columns["num_words"], int(bool(columns["image"]))
+                1, columns["repeat"], columns["num_rounds"], columns["num_words"], columns["num_images"]
             )
         if tar:
             tar.close()
     shard = Shard(name, len(stored), path.stat().st_size, sha256(path)) if with_tar else None
-    batch = pa.RecordBatch.from_pylist(stored, SAMPLES)
+    batch = pa.RecordBatch.from_pylist(stored, schema)
     index_rows = rows_path(work, number)
-    with atomic_write(index_rows) as file, pa.ipc.new_file(file, SAMPLES) as writer:
+    with atomic_write(index_rows) as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_batch(batch)
     done = ShardDone(shard, counts, file_digest(index_rows))
     write_bytes(index_rows.with_suffix(".done"), msgspec.msgpack.encode(done))

@@ -16,7 +16,8 @@ from PIL import Image
 from vlmix.mixture.dataset.index_checks import COLUMNS, count_problems, index_problems, row_problems
 from vlmix.mixture.dataset.manifest import CARD_NAME, NAME, REJECTS_NAME, SAMPLES_NAME, Manifest, Shard, parse
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import VIEW, SampleJson, columns_problem, open_index
+from vlmix.mixture.dataset.schema import SAMPLES, VIEW, SampleJson, columns_problem, is_index, open_index
+from vlmix.mixture.dataset.shards import image_member
 from vlmix.mixture.dataset.tar import scan
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import sha256
@@ -175,7 +176,7 @@ def _referred(folder: Path, store: Reader, problems: list[str]) -> set[str] | No
 
     def compare() -> None:
         mine = pl.read_parquet(folder / SAMPLES_NAME)
-        names = [name for name in VIEW.names if name != "root_row"]
+        names = [name for name in mine.columns if name != "root_row"]
         root = pl.read_parquet(_regular(store.local_root, SAMPLES_NAME), columns=names)
         if mine["root_row"].is_duplicated().any() or not mine["root_row"].is_between(0, len(root) - 1).all():
             raise VlmixError("its rows are not rows of the root, each once")
@@ -189,7 +190,10 @@ def _referred(folder: Path, store: Reader, problems: list[str]) -> set[str] | No
 def _check_columns(folder: Path, manifest: Manifest) -> list[str]:
     """The index's columns against the manifest and each other."""
     view = manifest.kind == "view"
-    table = pq.ParquetFile(folder / SAMPLES_NAME).read(COLUMNS)
+    file = pq.ParquetFile(folder / SAMPLES_NAME)
+    if not is_index(file.schema_arrow, VIEW if view else SAMPLES):
+        return [f"{SAMPLES_NAME}: its columns are not those of a mixture's index"]
+    table = file.read(COLUMNS)
     if problem := columns_problem(table):
         return [f"{SAMPLES_NAME}: {problem}"]
     frame = pl.DataFrame(pl.from_arrow(table))
@@ -252,13 +256,14 @@ def _few(problems: list[str], about: str) -> list[str]:
 
 def row_problem(row: dict[str, Any], prompts: str) -> str | None:
     """The first thing in a row of the index that contradicts the rest of it; None if nothing does."""
-    if missing := [name for name, value in row.items() if value is None]:
+    if missing := [name for name in SAMPLES.names if row[name] is None]:
         return f"has no {missing[0]}"
-    parts = [*row["conversations"], *row["boxes"]]
+    parts = [*row["conversations"], *row["boxes"], *row["images"]]
     if any(part is None or None in part.values() for part in parts) or None in row["response_formats"]:
         return "has no value in a list"
-    if row["image"] and (problem := unsafe_path(row["image"])):
-        return problem
+    for image in row["images"]:
+        if problem := unsafe_path(image["path"]):
+            return problem
     return next(iter(row_problems(row, prompts)), None)
 
 
@@ -288,20 +293,19 @@ def verify_shard(job: VerifyJob) -> list[str]:
                 problems.append(f"{name}: {row['key']} {wrong}")
                 if wrong.startswith("has no "):
                     continue
-            for kind, suffix in (("image", "jpg"), ("json", "json")):
-                if not row[f"{kind}_size"]:
-                    continue
-                member = f"{row['key']}.{suffix}"
+            places = {image_member(row["key"], number): image for number, image in enumerate(row["images"])}
+            places[f"{row['key']}.json"] = {"offset": row["json_offset"], "size": row["json_size"]}
+            for member, place in places.items():
                 expected.add(member)
                 found = members.get(member)
-                if found is None or (found.offset, found.size) != (row[f"{kind}_offset"], row[f"{kind}_size"]):
+                if found is None or (found.offset, found.size) != (place["offset"], place["size"]):
                     problems.append(f"{name}: {member} is not where the index says")
                     continue
                 if row["shard"] != name:
                     problems.append(f"{name}: {member} is in {row['shard']!r} by the index")
                 file.seek(found.offset)
                 data = file.read(found.size)
-                wrong = _image_problem(data, row) if kind == "image" else _json_problem(data, row)
+                wrong = _image_problem(data, place) if "path" in place else _json_problem(data, row)
                 if wrong:
                     problems.append(f"{name}: {member} {wrong}")
     problems += [f"{name}: {member} is not in the index" for member in sorted(members.keys() - expected)]
@@ -309,7 +313,7 @@ def verify_shard(job: VerifyJob) -> list[str]:
 
 
 def _image_problem(data: bytes, row: dict[str, object]) -> str | None:
-    if image_xxh3(data) != row["image_hash"]:
+    if image_xxh3(data) != row["xxh3"]:
         return "differs from the hash in the index"
     if problem := too_complex(data):
         return f"has {problem}"
@@ -326,12 +330,13 @@ def _image_problem(data: bytes, row: dict[str, object]) -> str | None:
     return None
 
 
-def _json_problem(data: bytes, row: dict[str, object]) -> str | None:
+def _json_problem(data: bytes, row: dict[str, Any]) -> str | None:
     try:
         sample = msgspec.to_builtins(msgspec.json.decode(data, type=SampleJson))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"is no sample: {error}"
+    images = [{name: image[name] for name in ("path", "width", "height")} for image in row["images"]]
     for key, value in sample.items():
-        if row[key] != value:
+        if (images if key == "images" else row[key]) != value:
             return f"has another `{key}` than the index"
     return None

@@ -11,12 +11,20 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.index_checks import counts_of
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Parent
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import SAMPLES, TEXT_COLUMNS, VIEW, columns_problem, open_index, write_rejects
+from vlmix.mixture.dataset.schema import (
+    TEXT_COLUMNS,
+    VIEW,
+    columns_problem,
+    open_index,
+    with_columns,
+    write_rejects,
+)
 from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, arrange, store_rows
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
 from vlmix.mixture.errors import VlmixError
@@ -27,15 +35,14 @@ from vlmix.mixture.io.staging import staging_folder
 from vlmix.mixture.io.storage import Local
 from vlmix.mixture.version import VERSION
 
-_INDEX = [name for name in SAMPLES.names if name not in TEXT_COLUMNS]
-
 
 def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]], index: pl.DataFrame | None = None) -> Manifest:
     """Write a part of a mixture as the view `out`; `subset` says how it was chosen, `index` is its `index_of`."""
     index, root = index_of(mixture) if index is None else index, mixture.local_root.absolute()
     with staging_folder(out) as (partial, _):
-        table = index.to_arrow().cast(VIEW)
-        write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), VIEW)
+        schema = with_columns(VIEW, index_schema(mixture))
+        table = index.select(schema.names).to_arrow().cast(schema)
+        write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), schema)
         relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
         parent = Parent(relative, sha256(root / manifests.NAME))
         return finalize(partial, _derived(mixture, subset, counts_of(index), kind="view", parent=parent))
@@ -74,10 +81,11 @@ def save_copy(
             index = index.sort("natural_index")
         order = arrange(np.arange(len(index)), [], (index["image"] != "").to_numpy(), "natural", 0, size)
         rows = index["root_row"].to_numpy()[order].tolist()
+        schema = open_index(root / SAMPLES_NAME).schema_arrow
         jobs = [CopyJob(i // size, i, partial, work, rows[i : i + size], root) for i in range(0, len(rows), size)]
         plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
         done = run_shards(copy_shard, jobs, plan, pool, progress)
-        write_index(partial, work, done)
+        write_index(partial, work, done, schema)
         write_rejects(partial / REJECTS_NAME, [])
         shards = [d.shard for d in done if d.shard is not None]
         kind = mixture.root_manifest.kind
@@ -103,10 +111,17 @@ def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Co
     )
 
 
+def index_schema(mixture: Reader) -> pa.Schema:
+    """The columns of a mixture's or a view's own index."""
+    with mixture.folder.join(SAMPLES_NAME).arrow() as file:
+        return pq.ParquetFile(file).schema_arrow
+
+
 def index_of(mixture: Reader) -> pl.DataFrame:
     """The index of a part without its texts, with `root_row`."""
     try:
-        frame = mixture.samples.select(_INDEX).collect()
+        names = [name for name in index_schema(mixture).names if name not in TEXT_COLUMNS and name != "root_row"]
+        frame = mixture.samples.select(names).collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {first}; `vlmix verify` lists all damage") from None
@@ -125,14 +140,14 @@ class CopyJob(ShardTask, frozen=True):
 def copy_shard(job: CopyJob) -> ShardDone:
     """Copy samples into a new shard, bytes untouched; runs in a worker."""
     root = Reader.open(job.root)
-    with_tar = bool(root.manifest.shards)
+    with_tar, schema = bool(root.manifest.shards), open_index(job.root / SAMPLES_NAME).schema_arrow
 
     def rows() -> Iterator[Row]:
         for row, columns in zip(job.rows, read_rows(job.root, job.rows)):
             raw = root.raw(row) if with_tar else None
-            yield Row(columns["source"], columns, raw.json if raw else b"", raw.jpeg if raw else None)
+            yield Row(columns["source"], columns, raw.json if raw else b"", raw.jpegs if raw else ())
 
-    return store_rows(rows(), job.number, job.first, job.out, job.work, with_tar=with_tar)
+    return store_rows(rows(), job.number, job.first, job.out, job.work, schema, with_tar=with_tar)
 
 
 def read_rows(root: Path, rows: list[int]) -> Iterator[dict[str, Any]]:

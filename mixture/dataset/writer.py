@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from xxhash import xxh3_128_hexdigest
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.card import card
 from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
-from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
 from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
 from vlmix.mixture.io.digests import file_digest, sha256
@@ -61,15 +62,15 @@ def _finished(job: ShardTask) -> ShardDone | None:
     return done
 
 
-def write_index(folder: Path, work: Path, done: list[ShardDone]) -> None:
-    """samples.parquet from the rows that the shard writers left, one row group per shard."""
+def write_index(folder: Path, work: Path, done: list[ShardDone], schema: pa.Schema) -> None:
+    """samples.parquet of `schema` from the rows that the shard writers left, one row group per shard."""
 
     def batches() -> Iterator[pa.RecordBatch]:
         for number in range(len(done)):
             with pa.memory_map(str(rows_path(work, number))) as source:
                 yield pa.ipc.open_file(source).get_batch(0)
 
-    write_parquet(folder / SAMPLES_NAME, batches(), SAMPLES)
+    write_parquet(folder / SAMPLES_NAME, batches(), schema)
 
 
 def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
@@ -83,7 +84,8 @@ def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
 
 def finalize(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card and, last of all, the manifest with the checksums of the other files."""
-    write_text(folder / CARD_NAME, card(manifest))
+    most_images = pc.max(pq.read_table(folder / SAMPLES_NAME, columns=["num_images"])["num_images"]).as_py()
+    write_text(folder / CARD_NAME, card(manifest, most_images))
     names = (CARD_NAME, REJECTS_NAME, SAMPLES_NAME)
     files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
     manifest = msgspec.structs.replace(manifest, checksums=files)

@@ -19,10 +19,11 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, write_parquet
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.record import IMAGE_TOKEN, unsafe_path
+from vlmix.mixture.render import tokens_in_place
 
 _COLUMNS = [
-    "id", "source", "image", "width", "height", "num_words", "repeat", "natural_index", "image_size", "image_hash",
-    "conversations", "response_formats", "boxes", "extra",
+    "id", "source", "image", "width", "height", "images", "num_words", "repeat", "natural_index", "conversations",
+    "response_formats", "boxes", "extra",
 ]  # fmt: skip
 
 
@@ -69,12 +70,19 @@ def _damage(row: dict[str, Any], mixture: Reader) -> str | None:
     turns = row["conversations"]
     if not turns or len(turns) % 2 or any(turn is None or None in turn.values() for turn in turns):
         return "has turns without text, or not in pairs"
-    if any(box is None or None in box.values() or 2 * box["round"] >= len(turns) for box in row["boxes"]):
+    if any(
+        box is None
+        or None in box.values()
+        or 2 * box["round"] >= len(turns)
+        or not 0 <= box["image"] < len(row["images"])
+        for box in row["boxes"]
+    ):
         return "has a box of no round"
     if row["source"] not in mixture.manifest.sources:
         return f"is of the unknown source {row['source']!r}"
-    if bool(row["image_size"]) > bool(row["image"]) or (row["image"] and unsafe_path(row["image"])):
-        return "has an image without a safe path"
+    for image in row["images"]:
+        if image is None or None in image.values() or not image["path"] or unsafe_path(image["path"]):
+            return "has an image without a safe path or a place"
     return None
 
 
@@ -84,13 +92,15 @@ def row_count(mixture: Reader) -> int:
 
 
 def texts(row: dict[str, Any]) -> list[str]:
-    """The turns' texts with exactly one image token if the sample has an image, and none if it has not.
+    """The turns' texts with exactly one image token for each image.
 
     Peers pair tokens with images by counting them, and stop or train on the wrong picture where the counts differ. A
     token that is missing is put first; a further one, such as a tag in somebody's XML, is spelled `< image >`.
     """
     values = [turn["value"] for turn in row["conversations"]]
-    missing = 1 if row["image"] else 0
+    missing = len(row["images"])
+    if missing > 1:
+        return tokens_in_place(values, missing)
     for number, value in enumerate(values):
         kept, *others = value.split(IMAGE_TOKEN)
         for other in others:
@@ -128,29 +138,31 @@ class LooseImages:
         self.mixture, self.folder = mixture, folder
         self.shared = shared
         """Whether the folder may be in use already: then every file appears whole."""
-        table = pa.table({"image": mixture.column("image"), "hash": mixture.column("image_hash")})
+        flat = mixture.column("images").combine_chunks().flatten()
+        table = pa.table({"image": flat.field("path"), "hash": flat.field("xxh3")})
         counts = table.group_by("image").aggregate([("hash", "count_distinct")])
         self._unlike = set(counts.filter(pc.greater(counts["hash_count_distinct"], 1))["image"].to_pylist())
 
-    def add(self, row: dict[str, Any]) -> str | None:
-        """The sample's image as a path below the folder, written if need be; None for a text-only sample."""
-        if not row["image_size"]:
-            return None
-        if problem := unsafe_path(row["image"]):
-            raise VlmixError(f"sample {row['id']}: {problem}")
-        name = PurePosixPath(row["image"])
-        if row["image"] in self._unlike:
-            name = name.with_name(f"{name.stem}.{row['image_hash'][:8]}{name.suffix}")
-        path = self.folder / name
-        if not path.exists():
-            data = self.mixture.raw(row["position"]).jpeg or b""
-            if self.shared:
-                with atomic_write(path) as file:
-                    file.write(data)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-        return str(name)
+    def add(self, row: dict[str, Any]) -> list[str]:
+        """The sample's images as paths below the folder, written if need be."""
+        names, jpegs = [], None
+        for number, image in enumerate(row["images"]):
+            if problem := unsafe_path(image["path"]):
+                raise VlmixError(f"sample {row['id']}: {problem}")
+            name = PurePosixPath(image["path"])
+            if image["path"] in self._unlike:
+                name = name.with_name(f"{name.stem}.{image['xxh3'][:8]}{name.suffix}")
+            path = self.folder / name
+            if not path.exists():
+                jpegs = jpegs or self.mixture.raw(row["position"]).jpegs
+                if self.shared:
+                    with atomic_write(path) as file:
+                        file.write(jpegs[number])
+                else:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(jpegs[number])
+            names.append(str(name))
+        return names
 
 
 def write_tables(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.shards import shard_path
+from vlmix.mixture.dataset.shards import image_member, shard_path
 from vlmix.mixture.dataset.tar import BLOCK, Member, TarWriter, scan
 from vlmix.mixture.dataset.view import save_copy
 from vlmix.mixture.errors import VlmixError
@@ -105,8 +105,8 @@ def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], 
             tar = TarWriter(file)
             for position in positions.tolist():
                 raw = mixture.raw(position)
-                if raw.jpeg is not None:
-                    tar.add(f"{raw.key}.jpg", raw.jpeg)
+                for number, jpeg in enumerate(raw.jpegs):
+                    tar.add(image_member(raw.key, number), jpeg)
                 tar.add(f"{raw.key}.json", raw.json)
             tar.close()
     return paths

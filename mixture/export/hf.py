@@ -42,7 +42,8 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
 
 def embedded(mixture: Reader, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The sample's images with their bytes."""
-    return [{"bytes": mixture.raw(row["position"]).jpeg, "path": row["image"]}] if row["image_size"] else []
+    jpegs = mixture.raw(row["position"]).jpegs if row["images"] else ()
+    return [{"bytes": jpeg, "path": image["path"]} for jpeg, image in zip(jpegs, row["images"])]
 
 
 def featured(fields: dict[str, pa.DataType]) -> pa.Schema:

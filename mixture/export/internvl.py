@@ -30,8 +30,12 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
         images = LooseImages(mixture, partial / IMAGES)
 
         def text_of(row: dict[str, Any], first: bool) -> str:
-            image = images.add(row)
-            seen = {"image": image, "width": row["width"], "height": row["height"]} if image else {}
+            named, seen = images.add(row), {}
+            if len(named) == 1:
+                seen = {"image": named[0], "width": row["width"], "height": row["height"]}
+            elif named:
+                sizes = {f"{side}_list": [image[side] for image in row["images"]] for side in ("width", "height")}
+                seen = {"image": named, **sizes}
             lines: int = row["repeat"] // times[row["source"]]
             lengths[row["source"]] += lines
             return (json_text({"id": row["id"], **seen, "conversations": conversations(row)}) + "\n") * lines

@@ -32,8 +32,7 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
         images = LooseImages(mixture, partial / IMAGES)
 
         def converted(row: dict[str, Any]) -> dict[str, Any]:
-            image = images.add(row)
-            listed = [f"{IMAGES}/{image}"] if image else []
+            listed = [f"{IMAGES}/{image}" for image in images.add(row)]
             return {"id": row["id"], "source": row["source"], "images": listed, "conversations": conversations(row)}
 
         total = write_tables(partial / _ROWS, mixture, progress, converted, SCHEMA, 100_000, 1000)

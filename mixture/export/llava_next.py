@@ -24,8 +24,9 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
         images = LooseImages(mixture, partial / IMAGES)
 
         def text_of(row: dict[str, Any], first: bool) -> str:
-            image = images.add(row)
-            fields = {"id": row["id"], **({"image": image} if image else {}), "conversations": conversations(row)}
+            named = images.add(row)
+            image = {"image": named if len(named) > 1 else named[0]} if named else {}
+            fields = {"id": row["id"], **image, "conversations": conversations(row)}
             return ("[" if first else ",\n") + ",\n".join([json_text(fields)] * row["repeat"])
 
         names = write_sources(partial, mixture, progress, ".json", text_of, end="]\n")

@@ -35,11 +35,11 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
         images = LooseImages(mixture, partial / IMAGES)
         with (partial / "train.jsonl").open("w", encoding="utf-8") as file:
             for row in _led(mixture, progress):
-                image = images.add(row)
+                named = images.add(row)
                 values, objects = with_objects(row)
                 fields = {
                     "messages": messages(values),
-                    "images": [f"{IMAGES}/{image}"] if image else [],
+                    "images": [f"{IMAGES}/{image}" for image in named],
                     "objects": objects,
                     "channel": row["source"],
                 }
@@ -50,17 +50,19 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
 def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]:
     """(texts with placeholders, objects) of a row of samples.parquet; (its texts, None) if it has no boxes."""
     values = texts(row)
-    boxes: dict[int, list[Box]] = {}
+    boxes: dict[int, list[tuple[int, Box]]] = {}
     for box in row["boxes"]:
-        boxes.setdefault(box["round"], []).append((box["x1"], box["y1"], box["x2"], box["y2"]))
+        boxes.setdefault(box["round"], []).append((box["image"], (box["x1"], box["y1"], box["x2"], box["y2"])))
     if not boxes:
         return values, None
     values = [value.replace(REF, spaced(REF)).replace(BBOX, spaced(BBOX)) for value in values]
     refs: list[str] = []
     listed: list[list[float]] = []
+    numbers: list[int] = []
     for nth, of_round in sorted(boxes.items()):
         question, answer = values[2 * nth : 2 * nth + 2]
-        text = ", ".join(square_text(box, row["width"], row["height"]) for box in of_round)
+        of = [(box, row["images"][number]) for number, box in of_round]
+        text = ", ".join(square_text(box, image["width"], image["height"]) for box, image in of)
         holes = ", ".join([BBOX] * len(of_round))
         form = row["response_formats"][nth]
         if form == "region_caption" and text in question:
@@ -74,8 +76,10 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
         else:
             continue
         values[2 * nth : 2 * nth + 2] = question, answer
-        listed += [list(box) for box in of_round]
-    return values, {"ref": refs, "bbox": listed, "bbox_type": "real"} if listed else None
+        listed += [list(box) for _, box in of_round]
+        numbers += [number for number, _ in of_round]
+    which = {"image_id": numbers} if any(numbers) else {}
+    return values, {"ref": refs, "bbox": listed, "bbox_type": "real", **which} if listed else None
 
 
 def _led(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Image files judged by their bytes, within bounds on memory and time."""
 
+import builtins
 import io
 import re
 import warnings
@@ -45,13 +46,25 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     bytes: int = 0
     stamp: Stamp | None = None
     digest: str = ""
-    """xxh3-128 of the file's bytes."""
+    """xxh3-128 of its bytes."""
+    copied: str = ""
+    """The file that holds a copy of the bytes, from `offset` on, of an image that is no file of its own; `path` then
+    says where it came from."""
+    offset: int = 0
     format: str = ""
     width: int = 0
     height: int = 0
     orientation: int = 1
     problem: str = ""
     detail: str = ""
+
+    def read(self) -> "builtins.bytes":
+        """The image's bytes."""
+        if not self.copied:
+            return Path(self.path).read_bytes()
+        with Path(self.copied).open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.bytes)
 
     @property
     def transposed_size(self) -> tuple[int, int]:
@@ -66,21 +79,26 @@ def probe(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     thirds of the time.
     """
     facts = ImageInfo(path=str(path))
+    try:
+        found = stamp(path)
+        facts = msgspec.structs.replace(facts, bytes=found.size, stamp=found)
+        return probe_bytes(path.read_bytes() if found.size <= MAX_BYTES else b"", facts, max_pixels)
+    except OSError as error:
+        detail = error.strerror or str(error)
+        return msgspec.structs.replace(facts, problem="image_unreadable", detail=detail)
+
+
+def probe_bytes(data: bytes, facts: ImageInfo, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """The same of the `facts.bytes` bytes `data`, which are empty if they were too many to read."""
 
     def bad(problem: str, detail: str) -> ImageInfo:
         return msgspec.structs.replace(facts, problem=problem, detail=detail)
 
-    try:
-        found = stamp(path)
-        facts = msgspec.structs.replace(facts, bytes=found.size, stamp=found)
-        if found.size == 0:
-            return bad("image_empty", "the file has no bytes")
-        if found.size > MAX_BYTES:
-            return bad("image_too_large", f"{found.size} bytes, at most {MAX_BYTES} are read")
-        data = path.read_bytes()
-        facts = msgspec.structs.replace(facts, digest=image_xxh3(data))
-    except OSError as error:
-        return bad("image_unreadable", error.strerror or str(error))
+    if facts.bytes == 0:
+        return bad("image_empty", "there are no bytes")
+    if facts.bytes > MAX_BYTES:
+        return bad("image_too_large", f"{facts.bytes} bytes, at most {MAX_BYTES} are read")
+    facts = msgspec.structs.replace(facts, digest=image_xxh3(data))
     try:
         if excess := too_complex(data):
             return bad("image_too_complex", excess)

@@ -176,7 +176,7 @@ def _llava_keys(mixture: Reader, with_image: bool = False) -> list[str]:
 
 def _llava_names(mixture: Reader) -> list[tuple[str, str]]:
     """[N] id and image that the samples have in LLaVA's JSON."""
-    table = open_index(mixture.local_root / SAMPLES_NAME).read(["id", "image", "extra"]).take(mixture.rows)
+    table = open_index(mixture.local_root / SAMPLES_NAME).read(["id", "images", "extra"]).take(mixture.rows)
     names: list[tuple[str, str]] = []
     for batch in table.to_batches(max_chunksize=5000):
         for row in batch.to_pylist():

@@ -360,8 +360,8 @@ def _hash(row: _Row) -> str | None:
 
 
 def image_path(image: Any) -> str | None:
-    """A row's image path; some releases write a list of one."""
-    if isinstance(image, list) and len(image) == 1:
+    """The path of a row's first image, of which some releases write a list."""
+    if isinstance(image, list) and image:
         image = image[0]
     return image if isinstance(image, str) else None
 

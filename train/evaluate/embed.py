@@ -31,7 +31,7 @@ def embed(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = tower.model.to(device).eval()
     vision = ImageGeometry(tower.side, tower.patch, tower.mean, tower.std)
-    hashes = mixture.column("image_hash").to_pylist()
+    hashes = ["".join(image["xxh3"] for image in images) for images in mixture.column("images").to_pylist()]
     positions = {name: position for position, name in reversed(list(enumerate(hashes))) if name}
     if not positions:
         raise VlmixError(f"{data} has no images to embed")
