@@ -5,18 +5,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from PIL import Image
 
 from vlmix.builders import known_sources
 from vlmix.mixture.build.extract import conversations
+from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.io.digests import sha256
-from vlmix.mixture.record import Conversation
+from vlmix.mixture.record import Conversation, ImageRef, Round
 from vlmix.mixture.render import render
 
 VLMIX = [sys.executable, "-c", "from vlmix.cli.main import main; main()"]
@@ -33,6 +35,48 @@ def read(name: str, raw: Path, seed: int = 0, **options: Any) -> tuple[list[Conv
     source = known_sources()[name]
     offered, _, rejects = conversations(source, msgspec.convert(options, source.options), raw, seed)
     return list(offered), rejects.rows
+
+
+SIZES = ((40, 30), (60, 80), (33, 33), (90, 20), (24, 48))
+"""Of five images that are told apart by their size."""
+
+
+def write_images(folder: Path, name: str, count: int = len(SIZES)) -> list[str]:
+    """`count` JPEGs below `folder`, each with pixels of its own, and their paths `name/0.jpg`, …"""
+    paths = [f"{name}/{number}.jpg" for number in range(count)]
+    for number, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        seed = int.from_bytes(hashlib.sha256(path.encode()).digest()[:3])
+        color = (seed >> 16, seed >> 8 & 255, seed & 255)
+        Image.new("RGB", SIZES[number], color).save(folder / path, comment=path.encode())
+    return paths
+
+
+def _boxed(raw: RawFolder, options: Options, seed: int, reject: Rejects) -> Iterator[Conversation]:
+    for number in range(4):
+        images = tuple(ImageRef(f"boxed/{number}/{i}.jpg", *size) for i, size in enumerate(SIZES[: 2 + number]))
+        rounds = tuple(
+            Round(f"thing {i}", "", "grounding", boxes=((4, 5, 14, 17),), box_images=(i,)) for i in range(len(images))
+        )
+        yield Conversation(id=f"boxed/{number}", source="boxed", rounds=rounds, images=images)
+
+
+BOXED = Source(
+    name="boxed",
+    title="Boxes in several images",
+    homepage="https://example.org",
+    license="CC0",
+    response_formats=("grounding",),
+    files=(),
+    read=_boxed,
+)
+"""Conversation `boxed/N` has N + 2 images, whose files `write_boxed` writes, and a question about a box in each."""
+
+
+def write_boxed(folder: Path) -> Path:
+    for number in range(4):
+        write_images(folder, f"boxed/{number}", 2 + number)
+    return folder
 
 
 def rows(found: list[Conversation], style: Any = "llava") -> list[list[str]]:

@@ -46,7 +46,7 @@ def tokens(text: str) -> list[Token]:
 
 def shape(manifest: Manifest) -> list[str]:
     """The kinds of Markdown elements of a card, without the text in them."""
-    _, body = card(manifest).split("\n---\n", 1)
+    _, body = card(manifest, 1).split("\n---\n", 1)
     return [token.type for token in tokens(body) if token.type not in ("text", "text_special", "softbreak")]
 
 
@@ -54,15 +54,15 @@ def shape(manifest: Manifest) -> list[str]:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text_in_a_card(name: str, kind: str) -> None:
     assert shape(of(name, kind)) == shape(of("plain", kind))
-    lines = card(of(name, kind)).split("\n---\n", 1)
+    lines = card(of(name, kind), 1).split("\n---\n", 1)
     assert yaml.safe_load(lines[0])["pretty_name"] == name
     assert yaml.safe_load(lines[0])["license"] == "other"
-    assert not set("\x1b\u202e\u2028\x85") & set(card(of(name, kind)))
+    assert not set("\x1b\u202e\u2028\x85") & set(card(of(name, kind), 1))
 
 
 @pytest.mark.parametrize("name", ["a | b", "<b> & *c* _d_ e_f [g]", "x&lt;y", "back\\slash `code`"])
 def test_names_read_as_they_are(name: str) -> None:
-    _, body = card(of(name)).split("\n---\n", 1)
+    _, body = card(of(name), 1).split("\n---\n", 1)
     inline = [token for token in tokens(body) if token.type == "inline"]
     cells = ["".join(part.content for part in token.children or []) for token in inline]
     assert cells[0] == name and cells.count(name) == 3  # the heading, the source and its license
@@ -81,5 +81,5 @@ def test_names_read_as_they_are(name: str) -> None:
     ],
 )
 def test_only_web_pages_are_linked(homepage: str, link: str | None) -> None:
-    found = [token.attrs["href"] for token in tokens(card(of("x", homepage=homepage))) if token.type == "link_open"]
+    found = [token.attrs["href"] for token in tokens(card(of("x", homepage=homepage), 1)) if token.type == "link_open"]
     assert found == ([link] if link else [])

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.helpers import forge, reseal
+from tests.helpers import BOXED, forge, reseal, write_boxed
 from vlmix.builders import known_sources
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
@@ -30,11 +30,12 @@ SHARD = "train/train-000001.tar"
 
 @pytest.fixture(scope="module")
 def small(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of five samples, with boxes, rejects and text."""
+    """Three shards of five samples, with one image and several, boxes, rejects and text."""
     out = tmp_path_factory.mktemp("small") / "small"
-    sources = {"vqav2": {"take": 6}, "refcoco": {"take": 5}, "sharegpt": {"take": 4}}
-    recipe = parse({"name": "small", "sources": sources, "samples_per_shard": 5}, known_sources())
-    manifest = build(recipe, known_sources(), raw, out)
+    sources = {"vqav2": {"take": 5}, "refcoco": {"take": 3}, "sharegpt": {"take": 3}, "boxed": {}}
+    known = {**known_sources(), "boxed": BOXED}
+    recipe = parse({"name": "small", "sources": sources, "samples_per_shard": 5}, known)
+    manifest = build(recipe, known, raw, out, images=[write_boxed(out.with_name("loose"))])
     assert len(manifest.shards) == 3 and manifest.rejects
     return out
 
@@ -163,7 +164,24 @@ def test_a_mixture_that_is_sealed_again_unchanged_is_sound(copy: Path) -> None:
     assert not problems(copy)
 
 
-def column(name: str, value: Any) -> Callable[[Path], None]:
+Row = dict[str, Any]
+
+
+def second(rows: list[Row]) -> int:
+    return 1
+
+
+def boxed(rows: list[Row]) -> int:
+    """A row with several images and a box in each."""
+    return next(at for at, row in enumerate(rows) if row["num_images"] > 2)
+
+
+def refcoco(rows: list[Row]) -> int:
+    """A row with one image and boxes in it."""
+    return next(at for at, row in enumerate(rows) if row["source"] == "refcoco")
+
+
+def column(name: str, value: Any, row: Callable[[list[Row]], int] = second) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -171,12 +189,63 @@ def column(name: str, value: Any) -> Callable[[Path], None]:
         path = folder / "samples.parquet"
         table = pq.read_table(path)
         values = table[name].to_pylist()
-        values[1] = value(values[1], values) if callable(value) else value
+        number = row(table.to_pylist())
+        values[number] = value(values[number], values) if callable(value) else value
         at = table.column_names.index(name)
         table = table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
         pq.write_table(table, path, row_group_size=5)
 
     return change
+
+
+def image(number: int, key: str, value: Any) -> Callable[[Path], None]:
+    """Another `key` of the image `number` of a row that has several."""
+
+    def changed(images: list[Row], _: Any) -> list[Row]:
+        new = value(images[number][key], images) if callable(value) else value
+        return [{**one, key: new} if at == number else one for at, one in enumerate(images)]
+
+    return column("images", changed, boxed)
+
+
+def of_images(change: Callable[[list[Row]], Any]) -> Callable[[Path], None]:
+    return column("images", lambda was, _: change(was), boxed)
+
+
+def of_box(row: Callable[[list[Row]], int] = boxed, number: int = 1, **changes: Any) -> Callable[[Path], None]:
+    return column(
+        "boxes", lambda was, _: [{**box, **(changes if i == number else {})} for i, box in enumerate(was)], row
+    )
+
+
+def forged_images(number: int) -> dict[str, Callable[[Path], None]]:
+    """What may be wrong with the image `number` of several."""
+    forged = {
+        "another path": image(number, "path", "coco/other.jpg"),
+        "a path outside": image(number, "path", "../../x.jpg"),
+        "no path": image(number, "path", ""),
+        "a null path": image(number, "path", None),
+        "more width": image(number, "width", lambda was, _: was + 1),
+        "a negative height": image(number, "height", lambda was, _: -was),
+        "no width": image(number, "width", None),
+        "a negative place": image(number, "offset", -1),
+        "a place at 0": image(number, "offset", 0),
+        "the place of the next": image(number, "offset", lambda _, all: all[number + 1]["offset"]),
+        "a place past the end": image(number, "offset", 2**40),
+        "no place": image(number, "offset", None),
+        "a huge size": image(number, "size", 2**62),
+        "a larger size": image(number, "size", lambda was, _: was + 1),
+        "a smaller size": image(number, "size", lambda was, _: was - 1),
+        "a negative size": image(number, "size", -1),
+        "size 0": image(number, "size", 0),
+        "another hash": image(number, "xxh3", "00"),
+        "the hash of the next": image(number, "xxh3", lambda _, all: all[number + 1]["xxh3"]),
+        "no hash": image(number, "xxh3", ""),
+        "another transform": image(number, "transform", "painted"),
+        "no transform": image(number, "transform", ""),
+        "a null transform": image(number, "transform", None),
+    }
+    return {f"{name} of image {number}": change for name, change in forged.items()}
 
 
 FORGED: dict[str, Callable[[Path], None]] = {
@@ -187,6 +256,24 @@ FORGED: dict[str, Callable[[Path], None]] = {
     "another image": column("image", "coco/other.jpg"),
     "an image outside": column("image", "../../x.jpg"),
     "a wide image": column("width", lambda was, _: was + 1),
+    **forged_images(0),
+    **forged_images(1),
+    "more images": column("num_images", lambda was, _: was + 1, boxed),
+    "fewer images": column("num_images", 1, boxed),
+    "no number of images": column("num_images", None, boxed),
+    "a negative number of images": column("num_images", -1, boxed),
+    "a billion images": column("num_images", 2**30, boxed),
+    "an image missing at the front": of_images(lambda was: was[1:]),
+    "an image missing at the end": of_images(lambda was: was[:-1]),
+    "no image but the first": of_images(lambda was: was[:1]),
+    "no images": of_images(lambda was: []),
+    "null for images": of_images(lambda was: None),
+    "null for an image": of_images(lambda was: [was[0], None, *was[2:]]),
+    "an image twice": of_images(lambda was: [*was, was[-1]]),
+    "a null image more": of_images(lambda was: [*was, None]),
+    "a thousand images": of_images(lambda was: was * 1000),
+    "images in another order": of_images(lambda was: [was[0], *was[:0:-1]]),
+    "two images exchanged": of_images(lambda was: [was[1], was[0], *was[2:]]),
     "more rounds": column("num_rounds", lambda was, _: was + 1),
     "a billion rounds": column("num_rounds", 2**30),
     "more words": column("num_words", lambda was, _: was + 1),
@@ -197,20 +284,27 @@ FORGED: dict[str, Callable[[Path], None]] = {
     "a negative ordinal": column("natural_index", -5),
     "another shard": column("shard", "train/train-000002.tar"),
     "a shard that is none": column("shard", "x" * 5000),
-    "a negative place": column("image_offset", -1),
     "a place past the end": column("json_offset", 2**40),
     "a huge size": column("json_size", 2**62),
     "a small size": column("json_size", 10),
-    "another hash": column("image_hash", "00"),
-    "another change": column("image_change", "painted"),
     "fewer formats": column("response_formats", []),
     "another format": column("response_formats", lambda was, _: ["shortanswer"] * len(was)),
-    "a box of no round": column("boxes", [{"round": 99, "x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
-    "a box outside": column("boxes", [{"round": 0, "x1": 0.0, "y1": 0.0, "x2": 1e6, "y2": 1.0}]),
-    "a box that is none": column("boxes", [{"round": 0, "x1": float("nan"), "y1": 0.0, "x2": 1.0, "y2": 1.0}]),
-    "a box elsewhere": column("boxes", lambda was, _: [{**box, "x1": box["x1"] / 2} for box in was] or None),
+    "a box of no round": of_box(round=99),
+    "a box outside": of_box(x2=1e6),
+    "a box outside its image, inside another": of_box(x1=44.0, x2=54.0, number=0),
+    "a box that is none": of_box(x1=float("nan")),
+    "a box elsewhere": of_box(x1=2.0),
+    "a box elsewhere in the one image": of_box(refcoco, 0, x1=0.0, y1=0.0),
+    "a box of no image": of_box(image=99),
+    "a box of the image after the last": of_box(refcoco, 0, image=1),
+    "a box of a negative image": of_box(image=-1),
+    "a box of null for an image": of_box(image=None),
+    "a box of another image": of_box(image=0),
+    "a box of another image, first": of_box(image=1, number=0),
+    "a box less": column("boxes", lambda was, _: was[:-1], boxed),
+    "a box more": column("boxes", lambda was, _: [*was, was[-1]], boxed),
+    "boxes in another order": column("boxes", lambda was, _: was[::-1], boxed),
     "a format of others": column("response_formats", lambda was, _: ["choice"] * len(was)),
-    "a size without an image": column("image_size", lambda was, _: was + 1),
     "another origin": column("extra", "{"),
     "a deep origin": column("extra", "[" * 100_000),
     "another text": column("conversations", [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]),

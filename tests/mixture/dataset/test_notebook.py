@@ -13,6 +13,7 @@ from PIL import Image
 import vlmix
 from vlmix.mixture.dataset.notebook import mixture_html, sample_html
 from vlmix.mixture.dataset.schema import turns
+from vlmix.mixture.record import ImageRef
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(1)> [0.1, 0.2, 0.3, 0.4]"
 
@@ -47,11 +48,23 @@ def test_texts_from_data_are_escaped() -> None:
     data = io.BytesIO()
     Image.new("RGB", (4, 2)).save(data, "PNG")
     for html in (
-        sample_html(HOSTILE, turns([HOSTILE, HOSTILE]), data.getvalue(), 4, 2),
+        sample_html(HOSTILE, turns([HOSTILE, HOSTILE]), (data.getvalue(),), [ImageRef(HOSTILE, 4, 2)]),
         mixture_html(HOSTILE, {HOSTILE: 1}),
     ):
         ET.fromstring(f"<div>{html}</div>")
         assert not re.search(r"<(script|img)", html)
+
+
+def test_every_image_is_shown_and_boxes_are_drawn_where_there_is_one() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (4, 2)).save(data, "PNG")
+    for count, drawn in ((0, 0), (1, 1), (3, 0)):
+        html = sample_html(
+            "x", turns(["Where?", "[0.10, 0.20, 0.30, 0.40]"]), [data.getvalue()] * count, [ImageRef("a", 4, 2)] * count
+        )
+        tree = ET.fromstring(html)
+        assert len(tree.findall(".//image")) == count and len(tree.findall(".//rect")) == drawn
+        assert "[0.10, 0.20, 0.30, 0.40]" in html
 
 
 def test_a_mixture_is_indexed_by_id_positions_and_masks(mixture: Path) -> None:

@@ -28,8 +28,9 @@ def flip(path: Path, at: int) -> None:
 
 
 def image_offset(folder: Path, shard: str) -> int:
-    frame = pl.read_parquet(folder / "samples.parquet").filter(pl.col("shard") == shard, pl.col("image_size") > 0)
-    return int(frame["image_offset"][0]) + int(frame["image_size"][0]) // 2
+    frame = pl.read_parquet(folder / "samples.parquet").filter(pl.col("shard") == shard, pl.col("num_images") > 0)
+    image = frame["images"][0][0]
+    return int(image["offset"]) + int(image["size"]) // 2
 
 
 def truncate(folder: Path) -> None:
@@ -76,8 +77,8 @@ def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
     text = path.read_text()
     for changed, message in [
         (text[: len(text) // 2], "the manifest is damaged"),
-        (text.replace('"format_version": 2', '"format_version": 3'), "newer than the 2"),
-        (text.replace('"format_version": 2', '"format_version": 1'), "older than the 2"),
+        (text.replace('"format_version": 3', '"format_version": 4'), "newer than the 3"),
+        (text.replace('"format_version": 3', '"format_version": 2'), "older than the 3"),
         (text.replace('"seed": 0', '"seed": 1'), "differ from its own checksum"),
     ]:
         assert changed != text
