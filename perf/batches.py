@@ -83,7 +83,7 @@ def _mds_form(work: Path) -> None:
 
     with MDSWriter(out=str(work / "mds"), columns={"jpg": "bytes", "json": "bytes"}, size_limit=2**26) as writer:
         for raw in _raws(open_mixture(work / "mixture")):
-            writer.write({"jpg": raw.jpeg, "json": raw.json})
+            writer.write({"jpg": raw.jpegs[0], "json": raw.json})
 
 
 def _litdata_form(work: Path) -> None:
@@ -105,7 +105,7 @@ class _LitSample:
 
     def __call__(self, position: int) -> dict[str, bytes]:
         raw = self.mixture.raw(position)
-        return {"jpg": raw.jpeg or b"", "json": raw.json}
+        return {"jpg": raw.jpegs[0], "json": raw.json}
 
 
 def _llava_form(work: Path) -> None:
@@ -210,7 +210,7 @@ def _open(path: str) -> None:
 def _decode(position: int) -> int:
     from PIL import Image
 
-    Image.open(io.BytesIO(globals()["_mixture"].raw(position).jpeg)).convert("RGB").load()
+    Image.open(io.BytesIO(globals()["_mixture"].raw(position).jpegs[0])).convert("RGB").load()
     return 1
 
 

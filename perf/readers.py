@@ -27,6 +27,7 @@ def generate(args: argparse.Namespace) -> Facts:
     import random
 
     from vlmix.mixture.dataset.manifest import Manifest, SourceInfo
+    from vlmix.mixture.dataset.schema import SAMPLES as SCHEMA
     from vlmix.mixture.dataset.shards import Row, ShardDone, store_rows
     from vlmix.mixture.dataset.writer import finalize, merge_counts, write_index
     from vlmix.mixture.io.images import image_xxh3
@@ -40,24 +41,19 @@ def generate(args: argparse.Namespace) -> Facts:
     def row(position: int) -> Row:
         turns = [{"from": "human", "value": text}]
         columns = {"id": f"x/{position}", "source": "x", "image": f"{position}.jpg", "width": 640, "height": 480}
-        counts = {"num_rounds": 1, "num_words": 1, "repeat": 1, "natural_index": position}
-        image = pool[position % len(pool)]
-        rest = {
-            "image_hash": image_xxh3(image),
-            "image_change": "",
-            "response_formats": ["free"],
-            "boxes": [],
-            "extra": "",
-        }
+        counts = {"num_images": 1, "num_rounds": 1, "num_words": 1, "repeat": 1, "natural_index": position}
+        data = pool[position % len(pool)]
+        image = {"path": f"{position}.jpg", "width": 640, "height": 480, "xxh3": image_xxh3(data), "transform": "none"}
+        rest = {"images": [image], "response_formats": ["free"], "boxes": [], "extra": ""}
         json = f'{{"id":"x/{position}","conversations":[{{"from":"human","value":"{text}"}}]}}'.encode()
-        return Row("x", {**columns, **counts, **rest, "conversations": turns}, json, image)
+        return Row("x", {**columns, **counts, **rest, "conversations": turns}, json, (data,))
 
     total = round(SAMPLES * args.scale)
     done: list[ShardDone] = []
     for first in range(0, total, SHARD):
         rows = (row(position) for position in range(first, min(first + SHARD, total)))
-        done.append(store_rows(rows, len(done), first, folder, work, with_tar=True))
-    write_index(folder, work, done)
+        done.append(store_rows(rows, len(done), first, folder, work, SCHEMA, with_tar=True))
+    write_index(folder, work, done, SCHEMA)
     manifest = Manifest(
         kind="mixture",
         name="noise",
@@ -99,7 +95,7 @@ def vlmix(args: argparse.Namespace, shuffled: bool = False) -> Facts:
         total = 0
         for position in positions:
             sample = opened.raw(position)
-            total += len(sample.jpeg or b"") + len(sample.json)
+            total += sum(map(len, sample.jpegs)) + len(sample.json)
         return total
 
     read()

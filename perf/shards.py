@@ -98,6 +98,7 @@ def tar(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
 
 
 def store(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
+    from vlmix.mixture.dataset.schema import SAMPLES as SCHEMA
     from vlmix.mixture.dataset.shards import Row, store_rows
     from vlmix.mixture.io.images import image_xxh3
 
@@ -110,24 +111,32 @@ def store(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
             "image": f"coco/train2017/{position:012d}.jpg",
             "width": 640,
             "height": 480,
+            "num_images": 1,
+            "images": [
+                {
+                    "path": f"coco/train2017/{position:012d}.jpg",
+                    "width": 640,
+                    "height": 480,
+                    "xxh3": image_xxh3(image),
+                    "transform": "none",
+                }
+            ],
             "num_rounds": 5,
             "num_words": 150,
             "repeat": 1,
             "natural_index": position,
-            "image_hash": image_xxh3(image),
-            "image_change": "",
             "conversations": turns,
             "response_formats": ["short_answer"] * 5,
             "boxes": [],
             "extra": "",
         }
-        return Row("vqav2", columns, text, image)
+        return Row("vqav2", columns, text, (image,))
 
     warm_arrow()
     yield
     for number, (first, count) in enumerate(shards(total)):
         rows = (row(position, *pair) for position, pair in samples(pairs, first, count))
-        store_rows(rows, number, first, folder, folder / "work", with_tar=True)
+        store_rows(rows, number, first, folder, folder / "work", SCHEMA, with_tar=True)
 
 
 def copy(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:

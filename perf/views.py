@@ -115,24 +115,39 @@ def _batch(number: int, first: int, part: Any, sources: list[str], numbers: Any,
         ["from", "value"],
     )
     hashes = rng.bytes(16 * count).hex()
+    paths = [f"images/{id}.jpg" for id in ids]
+    images = [
+        []
+        if bare
+        else [
+            {
+                "path": path,
+                "width": 640,
+                "height": 480,
+                "offset": offset,
+                "size": size,
+                "xxh3": hashes[32 * i : 32 * i + 32],
+                "transform": "none",
+            }
+        ]
+        for i, (bare, path, offset, size) in enumerate(zip(text_only, paths, places.tolist(), sizes.tolist()))
+    ]
     columns: dict[str, Any] = {
         "key": [sample_key(first + i) for i in range(count)],
         "id": ids,
         "source": sources,
-        "image": ["" if bare else f"images/{id}.jpg" for id, bare in zip(ids, text_only)],
+        "image": ["" if bare else path for path, bare in zip(paths, text_only)],
         "width": np.where(text_only, 0, 640).astype(np.int32),
         "height": np.where(text_only, 0, 480).astype(np.int32),
+        "num_images": (~text_only).astype(np.int32),
+        "images": images,
         "num_rounds": rounds,
         "num_words": (texts // 6).astype(np.int32),
         "repeat": np.ones(count, dtype=np.int32),
         "natural_index": part,
         "shard": [shard_path(number)] * count,
-        "image_offset": np.where(text_only, 0, places),
-        "image_size": sizes,
         "json_offset": places + sizes + 1_024,
         "json_size": texts,
-        "image_hash": ["" if bare else hashes[32 * i : 32 * i + 32] for i, bare in enumerate(text_only)],
-        "image_change": [""] * count,
         "conversations": pa.ListArray.from_arrays(pa.array(starts, pa.int32()), said),
         "response_formats": [["short_answer"] * n for n in rounds.tolist()],
         "boxes": [_boxes(source) for source in sources],
@@ -144,7 +159,9 @@ def _batch(number: int, first: int, part: Any, sources: list[str], numbers: Any,
 def _boxes(source: str) -> list[dict[str, float]]:
     if source not in ("vg", "refcoco"):
         return []
-    return [{"round": i, "x1": 1.5 * i, "y1": 20.0, "x2": 100.25, "y2": 50.0} for i in range(SOURCES[source][1])]
+    return [
+        {"round": i, "image": 0, "x1": 1.5 * i, "y1": 20.0, "x2": 100.25, "y2": 50.0} for i in range(SOURCES[source][1])
+    ]
 
 
 def _manifest(folder: Path, scale: float) -> None:

@@ -1,14 +1,14 @@
 import pytest
 
 from vlmix.mixture.boxes import square_text
-from vlmix.mixture.record import Conversation, Round, defect
+from vlmix.mixture.record import Conversation, ImageRef, Round, defect
 from vlmix.mixture.render import count_words, render
 
 SHORT = "Answer the question using a single word or phrase."
 
 
 def conversation(*rounds: Round, **more: object) -> Conversation:
-    return Conversation(id="x/1", source="x", image="a.jpg", width=640, height=480, rounds=rounds, **more)
+    return Conversation(id="x/1", source="x", images=(ImageRef("a.jpg", 640, 480),), rounds=rounds, **more)
 
 
 def test_the_format_prompt_stands_on_the_first_turn_only() -> None:
@@ -103,13 +103,13 @@ def test_defects_are_named(qa: Round, code: str) -> None:
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x.jpg", "a/../../b.jpg", "C:/x.jpg", "a\\b.jpg", "a\0.jpg"])
 def test_paths_that_leave_the_root_are_refused(path: str) -> None:
-    found = defect(Conversation(id="x/1", source="x", image=path, rounds=(Round("Q", "A"),)))
+    found = defect(Conversation(id="x/1", source="x", images=(ImageRef(path),), rounds=(Round("Q", "A"),)))
     assert found is not None and found[0] == "unsafe_path"
 
 
 def test_a_box_needs_the_size_of_its_image() -> None:
     boxed = Conversation(
-        id="x/1", source="x", image="a.jpg", rounds=(Round("p", "", "grounding", boxes=((0, 0, 1, 1),)),)
+        id="x/1", source="x", images=(ImageRef("a.jpg"),), rounds=(Round("p", "", "grounding", boxes=((0, 0, 1, 1),)),)
     )
     found = defect(boxed)
     assert found is not None and found[0] == "no_image_size"

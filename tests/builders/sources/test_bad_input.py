@@ -226,7 +226,9 @@ def test_unknown_split_of_a_set_is_told(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"id": 1, "image": ["a.jpg", "b.jpg"], "conversations": TURNS}, "several_images"),
+        ({"id": 1, "image": ["a.jpg", "b.jpg"], "conversations": 3 * TURNS}, "image_token"),
+        ({"id": 1, "image": ["a.jpg", 7], "conversations": TURNS}, "bad_image"),
+        ({"id": 1, "image": ["a.jpg", "../../etc/x.jpg"], "conversations": TURNS}, "unsafe_path"),
         ({"id": 1, "image": 7, "conversations": TURNS}, "bad_image"),
         ({"id": 1, "image": "../../etc/x.jpg", "conversations": TURNS}, "unsafe_path"),
         ({"id": 1, "image": "/etc/x.jpg", "conversations": TURNS}, "unsafe_path"),

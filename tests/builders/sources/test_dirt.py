@@ -148,7 +148,7 @@ def test_covers_in_other_formats_are_stored_as_jpeg(
 ) -> None:
     key = RECORD[dirt].partition(".")[0]
     row = samples[f"ocrvqa/{key}"]
-    assert row["image"] == f"ocr_vqa/images/{key}.jpg" and row["image_change"] == "converted"
+    assert row["image"] == f"ocr_vqa/images/{key}.jpg" and row["images"][0]["transform"] == "reencoded"
     assert picture(everything, row).format == "JPEG"
 
 
@@ -177,7 +177,7 @@ def test_jpegs_of_any_colour_space_are_untouched(
     stem = RECORD[dirt].partition(".")[0]
     row = samples[f"{'textcaps' if dirt.startswith('text') else 'lcs558k'}/{stem}"]
     stored = everything[everything.index_of(row["id"])].jpeg
-    assert stored == (raw / str(row["image"])).read_bytes() and row["image_change"] == ""
+    assert stored == (raw / str(row["image"])).read_bytes() and row["images"][0]["transform"] == "none"
 
 
 def regions(row: dict[str, object]) -> str:
@@ -197,7 +197,7 @@ def test_an_empty_file_gives_way_to_the_good_copy(everything: Mixture, samples: 
 def test_a_rotated_photograph_agrees_with_its_boxes(everything: Mixture, samples: dict[str, dict[str, object]]) -> None:
     row = by_stem(samples, RECORD["vg-exif-rotated"].partition(".")[0])
     image = picture(everything, row)
-    assert row["image_change"] == "rotated" and image.size == (row["width"], row["height"])
+    assert row["images"][0]["transform"] == "rotated" and image.size == (row["width"], row["height"])
     assert image.getexif().get(0x0112, 1) == 1
     for box in row["boxes"]:
         assert 0 <= box["x1"] < box["x2"] <= image.width and 0 <= box["y1"] < box["y2"] <= image.height

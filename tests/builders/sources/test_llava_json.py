@@ -120,8 +120,16 @@ def test_images_in_a_list_are_read_and_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason", "names"),
     [
-        ({"images": ["a.jpg", "b.jpg"]}, "several_images", "'images' has 2"),
-        ({"image": ["a.jpg", "b.jpg"]}, "several_images", "'image' has 2"),
+        (
+            {"images": ["a.jpg", "b.jpg"], "conversations": turns("<image><image> or <image>?")},
+            "image_token",
+            "3 <image>",
+        ),
+        ({"image": ["a.jpg", "b.jpg"], "conversations": turns(2 * "<image>", "<image>")}, "image_token", "2 images"),
+        ({"image": ["a.jpg", "../b.jpg"]}, "unsafe_path", "'../b.jpg'"),
+        ({"image": ["a.jpg", "b.jpg"], "images": ["b.jpg", "a.jpg"]}, "conflicting_images", "'b.jpg', 'a.jpg'"),
+        ({"images": ["a.jpg", ""]}, "bad_image", "'images'"),
+        ({"images": ["a.jpg", ["b.jpg"]]}, "bad_image", "'images'"),
         ({"image": "a.jpg", "images": ["b.jpg"]}, "conflicting_images", "a.jpg"),
         ({"images": [{"bytes": ""}]}, "bad_image", "'images'"),
         ({"images": [None]}, "bad_image", "'images'"),

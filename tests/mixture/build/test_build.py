@@ -421,9 +421,10 @@ def test_annotations_only_needs_no_image(raw: Path, mixture: Path, recipes: Path
     whole, text = samples(mixture), samples(tmp_path / "text")
     both = whole.join(text, on="id", suffix="_text")
     assert len(both) > 800
-    assert both.filter(pl.col("image_change") != "rotated")["conversations"].equals(
-        both.filter(pl.col("image_change") != "rotated")["conversations_text"], check_names=False
-    )
+    turned = pl.col("images").list.eval(pl.element().struct.field("transform") == "rotated").list.any()
+    same = both.filter(~turned)
+    assert 0 < len(both) - len(same) < 10
+    assert same["conversations"].equals(same["conversations_text"], check_names=False)
 
 
 def test_prompt_styles_are_one_word_of_the_recipe(raw: Path, tmp_path: Path) -> None:
@@ -477,7 +478,7 @@ def test_what_every_rebuilt_mixture_must_keep(mixture: Path) -> None:
         assert all(text.strip() == text and text for text in texts[1::2]), row["id"]
         joined = "\n".join(texts)
         if row["source"] == "sharegpt":
-            assert row["image"] == "" and "<image>" not in joined and row["image_size"] == 0
+            assert row["image"] == "" and "<image>" not in joined and row["images"] == [] and row["num_images"] == 0
             continue
         assert joined.count("<image>") == 1 and "<image>" in texts[0]
         assert row["image"].endswith(".jpg") and row["width"] > 0 and row["height"] > 0
@@ -491,7 +492,7 @@ def test_what_every_rebuilt_mixture_must_keep(mixture: Path) -> None:
 
 def test_shards_that_hold_images_begin_with_five(mixture: Path) -> None:
     for (_,), rows in samples(mixture).group_by("shard", maintain_order=True):
-        with_image = (rows["image_size"] > 0).to_list()
+        with_image = (rows["num_images"] > 0).to_list()
         assert all(with_image[:5])
 
 

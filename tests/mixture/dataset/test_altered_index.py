@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers import reseal
+from tests.helpers import BOXED, reseal, write_boxed
 from vlmix.builders import known_sources
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
@@ -31,16 +31,18 @@ SOURCES = {
     "vg": {"take": 2, "repeat": 1.5},
     "aokvqa": {"take": 2},
     "textcaps": {"take": 2},
+    "boxed": {"take": 2},
 }
 
 
 @pytest.fixture(scope="module")
 def tiny(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`root`, 13 samples in three shards, and `view`, a half of it. Read only."""
-    folder = tmp_path_factory.mktemp("tiny")
-    recipe = parse({"name": "tiny", "order": "natural", "samples_per_shard": 5, "sources": SOURCES}, known_sources())
-    made = build(recipe, known_sources(), raw, folder / "root")
-    assert len(made.shards) == 3 and made.samples == 13
+    """`root`, 15 samples of up to five images in three shards, and `view`, a half of it. Read only."""
+    folder, known = tmp_path_factory.mktemp("tiny"), {**known_sources(), "boxed": BOXED}
+    recipe = parse({"name": "tiny", "order": "natural", "samples_per_shard": 5, "sources": SOURCES}, known)
+    loose = write_boxed(tmp_path_factory.mktemp("loose"))
+    made = build(recipe, known, raw, folder / "root", images=[loose])
+    assert len(made.shards) == 3 and made.samples == 15
     open_mixture(folder / "root").subset(ratio=0.5).save(folder / "view")
     assert not verify(folder / "root").problems and not verify(folder / "view").problems
     return folder
@@ -82,6 +84,18 @@ def altered(column: str, change: Callable[[Any, dict[str, Any]], Any], where: Ca
     return alter
 
 
+def altered_all(change: Callable[[dict[str, Any]], dict[str, Any]], where: Callable[[dict[str, Any]], bool]) -> Any:
+    """Several columns of a row at once."""
+
+    def alter(folder: Path, schema: pa.Schema) -> None:
+        rows = pq.read_table(folder / "samples.parquet").to_pylist()
+        row = next(row for row in rows if where(row))
+        row.update(change(row))
+        rewrite_index(folder, pa.Table.from_pylist(rows, schema))
+
+    return alter
+
+
 def any_row(row: dict[str, Any]) -> bool:
     return True
 
@@ -98,12 +112,51 @@ def with_boxes(row: dict[str, Any]) -> bool:
     return bool(row["boxes"])
 
 
+def with_several(row: dict[str, Any]) -> bool:
+    return row["num_images"] > 2
+
+
 def of(source: str) -> Callable[[dict[str, Any]], bool]:
     return lambda row: row["source"] == source
 
 
-def moved(boxes: list[dict[str, Any]], **corners: float) -> list[dict[str, Any]]:
+def moved(boxes: list[dict[str, Any]], **corners: float | None) -> list[dict[str, Any]]:
     return [{**boxes[0], **corners}, *boxes[1:]]
+
+
+IMAGE = {"path": "a/b.jpg", "width": 8, "height": 8, "offset": 512, "size": 9, "xxh3": "0" * 32, "transform": "none"}
+
+
+def image_alterations(number: int, where: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What may be wrong with the image `number` of a sample."""
+
+    def image(key: str, change: Callable[[Any], Any]) -> Any:
+        def other(images: list[dict[str, Any]], _: dict[str, Any]) -> list[dict[str, Any]]:
+            return [{**one, key: change(one[key])} if at == number else one for at, one in enumerate(images)]
+
+        return altered("images", other, where)
+
+    return {
+        **{f"null {key}": image(key, lambda old: None) for key in IMAGE},
+        "another path": image("path", lambda old: "a/b.jpg"),
+        "climbing path": image("path", lambda old: "../../b.jpg"),
+        "empty path": image("path", lambda old: ""),
+        "another width": image("width", lambda old: old + 1),
+        "negative height": image("height", lambda old: -old),
+        "width 0": image("width", lambda old: 0),
+        "offset -1": image("offset", lambda old: -1),
+        "offset 0": image("offset", lambda old: 0),
+        "offset moved": image("offset", lambda old: old + 512),
+        "size 2^62": image("size", lambda old: 2**62),
+        "size 2^63-1": image("size", lambda old: 2**63 - 1),
+        "size -1": image("size", lambda old: -1),
+        "size 0": image("size", lambda old: 0),
+        "size less": image("size", lambda old: old - 1),
+        "another xxh3": image("xxh3", lambda old: "0" * 32),
+        "empty xxh3": image("xxh3", lambda old: ""),
+        "unknown transform": image("transform", lambda old: "painted"),
+        "empty transform": image("transform", lambda old: ""),
+    }
 
 
 ALTERATIONS: dict[str, Any] = {
@@ -134,25 +187,30 @@ ALTERATIONS: dict[str, Any] = {
     "unknown shard": altered("shard", lambda old, row: "train/train-000009.tar", any_row),
     "no shard": altered("shard", lambda old, row: "", any_row),
     "another shard": altered("shard", lambda old, row: SHARDS[2], any_row),
-    "image_offset -1": altered("image_offset", lambda old, row: -1, with_image),
-    "image_offset 0": altered("image_offset", lambda old, row: 0, with_image),
-    "image_offset moved": altered("image_offset", lambda old, row: old + 512, with_image),
-    "image_offset of no image": altered("image_offset", lambda old, row: 512, without_image),
-    "image_size 2^62": altered("image_size", lambda old, row: 2**62, with_image),
-    "image_size 2^63-1": altered("image_size", lambda old, row: 2**63 - 1, with_image),
-    "image_size -1": altered("image_size", lambda old, row: -1, with_image),
-    "image_size 0": altered("image_size", lambda old, row: 0, with_image),
-    "image_size less": altered("image_size", lambda old, row: old - 1, with_image),
+    "num_images": altered("num_images", lambda old, row: old + 1, with_several),
+    "num_images of 0": altered("num_images", lambda old, row: 0, with_image),
+    "num_images of no image": altered("num_images", lambda old, row: 1, without_image),
+    **{f"{name} of an image": change for name, change in image_alterations(0, with_image).items()},
+    **{f"{name} of a further image": change for name, change in image_alterations(2, with_several).items()},
+    "images of a text": altered("images", lambda old, row: [IMAGE], without_image),
+    "a null image of a text": altered("images", lambda old, row: [None], without_image),
+    "an image less": altered("images", lambda old, row: old[:-1], with_several),
+    "the first image less": altered("images", lambda old, row: old[1:], with_several),
+    "no image of one": altered("images", lambda old, row: [], with_image),
+    "an image twice": altered("images", lambda old, row: [*old, old[-1]], with_several),
+    "images reversed": altered("images", lambda old, row: old[::-1], with_several),
+    "further images exchanged": altered("images", lambda old, row: [old[0], old[2], old[1], *old[3:]], with_several),
+    "null image": altered("images", lambda old, row: [None, *old[1:]], with_several),
+    "null further image": altered("images", lambda old, row: [*old[:-1], None], with_several),
+    "an image of its own less, and its number": altered_all(
+        lambda row: {"images": row["images"][:-1], "num_images": row["num_images"] - 1}, with_several
+    ),
     "json_offset -1": altered("json_offset", lambda old, row: -1, any_row),
     "json_offset 2^62": altered("json_offset", lambda old, row: 2**62, any_row),
     "json_offset moved": altered("json_offset", lambda old, row: old + 1, any_row),
     "json_size 2^62": altered("json_size", lambda old, row: 2**62, any_row),
     "json_size -1": altered("json_size", lambda old, row: -1, any_row),
     "json_size 0": altered("json_size", lambda old, row: 0, any_row),
-    "image_hash": altered("image_hash", lambda old, row: "0" * 32, with_image),
-    "a hash more": altered("image_hash", lambda old, row: "0" * 32, without_image),
-    "image_change": altered("image_change", lambda old, row: "painted", with_image),
-    "a change more": altered("image_change", lambda old, row: "rotated", without_image),
     "another text": altered("conversations", lambda old, row: [*old[:-1], {"from": "gpt", "value": "no"}], any_row),
     "a turn less": altered("conversations", lambda old, row: old[:-1], any_row),
     "no turns": altered("conversations", lambda old, row: [], any_row),
@@ -174,9 +232,15 @@ ALTERATIONS: dict[str, Any] = {
     "box reversed": altered("boxes", lambda old, row: moved(old, x2=old[0]["x1"] - 1), with_boxes),
     "box outside": altered("boxes", lambda old, row: moved(old, x1=5000.0, x2=5001.0), with_boxes),
     "box of nothing": altered("boxes", lambda old, row: [{**old[0], "round": 99}, *old[1:]], with_boxes),
+    "box of no image": altered("boxes", lambda old, row: moved(old, image=99), with_boxes),
+    "box of the image after the last": altered("boxes", lambda old, row: moved(old, image=1), of("refcoco")),
+    "box of a negative image": altered("boxes", lambda old, row: moved(old, image=-1), with_several),
+    "box of null for an image": altered("boxes", lambda old, row: moved(old, image=None), with_several),
+    "box of another image": altered("boxes", lambda old, row: moved(old, image=1), with_several),
+    "boxes of the first image": altered("boxes", lambda old, row: [{**box, "image": 0} for box in old], with_several),
     "null corner": altered("boxes", lambda old, row: [{**old[0], "x1": None}, *old[1:]], with_boxes),
     "a box more": altered(
-        "boxes", lambda old, row: [{"round": 0, "x1": 9.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}], of("vqav2")
+        "boxes", lambda old, row: [{"round": 0, "image": 0, "x1": 9.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}], of("vqav2")
     ),
     "origin of no JSON": altered("extra", lambda old, row: "{", any_row),
     "origin of a list": altered("extra", lambda old, row: "[1]", any_row),

@@ -45,7 +45,8 @@ def test_samples_are_those_of_the_index(mixture: Path) -> None:
             row["source"],
             row["conversations"],
         )
-        assert (sample.jpeg is None) == (row["image"] == "") and len(sample.jpeg or b"") == row["image_size"]
+        assert (sample.jpeg is None) == (row["image"] == "")
+        assert [len(jpeg) for jpeg in sample.jpegs] == [image["size"] for image in row["images"]]
     last = opened[-1]
     assert last == opened[839] == opened[opened.index_of(last.id)]
     assert opened.samples.select(pl.len()).collect().item() == 840
@@ -191,8 +192,8 @@ def test_altered_text_is_told(copy: Path) -> None:
 def test_an_index_of_another_version_is_told(copy: Path) -> None:
     path = copy / "samples.parquet"
     whole = pl.read_parquet(path)
-    whole.drop("image_offset").write_parquet(path)
-    with pytest.raises(VlmixError, match="no column 'image_offset': it does not match the format version"):
+    whole.drop("images").write_parquet(path)
+    with pytest.raises(VlmixError, match="no column 'images': it does not match the format version"):
         open_mixture(copy)[0]
     whole.head(10).write_parquet(path)
     with pytest.raises(VlmixError, match="10 rows, the manifest says 840"):
@@ -281,7 +282,9 @@ def test_a_store_that_keeps_failing_is_told(stored: str) -> None:
 
 @pytest.mark.processes
 def test_two_processes_read_at_once(mixture: Path) -> None:
-    code = f"import vlmix; print(sum(len(s.jpeg or b'') for s in vlmix.open({str(mixture)!r})))"
+    code = f"import vlmix; print(sum(len(j) for s in vlmix.open({str(mixture)!r}) for j in s.jpegs))"
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    images = pl.read_parquet(mixture / "samples.parquet")["images"].explode().drop_nulls()
+    image_bytes = images.struct.field("size").sum()
     sums = {process.communicate()[0] for process in running}
-    assert sums == {f"{pl.read_parquet(mixture / 'samples.parquet')['image_size'].sum()}\n"}
+    assert sums == {f"{image_bytes}\n"}

@@ -17,7 +17,7 @@ from vlmix.mixture.dataset.verify import _image_problem
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.images import MAX_SCANNED, ImageInfo, image_xxh3, probe, too_much_decoding
-from vlmix.mixture.record import Conversation, Round
+from vlmix.mixture.record import Conversation, ImageRef, Round
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,18 +48,18 @@ def stored(path: Path, width: int = 0, height: int = 0, boxed: bool = False) -> 
     image = Image.open(io.BytesIO(data))
     assert image.size == (how.width, how.height)
     assert image.format == "JPEG" and image.getexif().get(0x0112, 1) == 1
-    return image, how.change, data
+    return image, how.transform, data
 
 
 def test_a_jpeg_is_stored_byte_for_byte(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", picture())
-    assert stored(path)[1:] == ("", path.read_bytes())
+    assert stored(path)[1:] == ("none", path.read_bytes())
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "BMP"])
 def test_other_formats_become_jpeg_whatever_they_are_called(tmp_path: Path, kind: str) -> None:
-    image, change, _ = stored(saved(tmp_path / "a.jpg", picture(), kind))
-    assert change == "converted" and image.mode == "RGB"
+    image, transform, _ = stored(saved(tmp_path / "a.jpg", picture(), kind))
+    assert transform == "reencoded" and image.mode == "RGB"
     red, _, blue = image.getpixel((5, 10))
     assert red > 200 and blue < 60
 
@@ -67,8 +67,8 @@ def test_other_formats_become_jpeg_whatever_they_are_called(tmp_path: Path, kind
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_an_unboxed_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
     path = saved(tmp_path / "a.jpg", picture(), orientation=orientation)
-    image, change, _ = stored(path)
-    assert change == "rotated"
+    image, transform, _ = stored(path)
+    assert transform == "rotated"
     upright = ImageOps.exif_transpose(Image.open(path))
     assert image.size == upright.size
     for point in ((2, 2), (upright.width - 3, upright.height - 3)):
@@ -77,10 +77,10 @@ def test_an_unboxed_photograph_is_turned_upright(tmp_path: Path, orientation: in
 
 def test_the_annotated_size_tells_which_picture_was_seen(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", picture(40, 20), orientation=6)
-    upright, change, _ = stored(path, 20, 40, boxed=True)
-    assert change == "rotated" and upright.size == (20, 40)
-    raw, change, data = stored(path, 40, 20, boxed=True)
-    assert change == "unflagged" and raw.size == (40, 20)
+    upright, transform, _ = stored(path, 20, 40, boxed=True)
+    assert transform == "rotated" and upright.size == (20, 40)
+    raw, transform, data = stored(path, 40, 20, boxed=True)
+    assert transform == "orientation_cleared" and raw.size == (40, 20)
     original = path.read_bytes()
     assert len(data) == len(original)
     assert sum(a != b for a, b in zip(data, original, strict=True)) == 1, "only the orientation's byte may change"
@@ -93,13 +93,11 @@ def test_a_copy_that_was_only_resized_takes_its_boxes_along(tmp_path: Path) -> N
     talk = Conversation(
         id="x",
         source="x",
-        image="a.jpg",
-        width=80,
-        height=40,
+        images=(ImageRef("a.jpg", 80, 40),),
         rounds=(Round("p", "", "grounding", boxes=((8, 4, 40, 20),)),),
     )
-    assert scaled(talk, how).rounds[0].boxes == ((4, 2, 20, 10),)
-    assert (scaled(talk, how).width, scaled(talk, how).height) == (40, 20)
+    assert scaled(talk, [how]).rounds[0].boxes == ((4, 2, 20, 10),)
+    assert scaled(talk, [how]).images == (ImageRef("a.jpg", 40, 20),)
 
 
 def test_boxes_on_a_picture_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -351,7 +349,7 @@ def test_scans_are_counted_whatever_lies_between_them() -> None:
 
 def test_verify_decodes_no_image_of_too_many_scans() -> None:
     data = of_many_scans(9400, 30)
-    row = {"image_hash": image_xxh3(data), "width": 9400, "height": 9400}
+    row = {"xxh3": image_xxh3(data), "width": 9400, "height": 9400}
     assert "pixels over all scans" in (_image_problem(data, row) or "")
 
 
