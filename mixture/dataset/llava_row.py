@@ -8,12 +8,15 @@ import msgspec
 
 from vlmix.mixture.dataset.schema import ROLES, extra_of
 
+_OF_OTHER_FORMS = ("form", "inline", "system")
+
 
 def llava_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of samples.parquet as a row of LLaVA's JSON.
 
     `extra` is a JSON object: with a `conversations` key it is the whole original row, to be filled with the texts,
-    else it holds the keys that differ from what the sample's id and image say.
+    else it holds the keys that differ from what the sample's id and image say, and, of a row that came in another
+    form, what the way back to that form needs.
     """
     turns: list[dict[str, Any]] = row["conversations"]
     origin = extra_of(row)
@@ -24,7 +27,8 @@ def llava_row(row: dict[str, Any]) -> dict[str, Any]:
     if row["images"]:
         paths = [image["path"] for image in row["images"]]
         plain["image"] = paths if len(paths) > 1 else paths[0]
-    return {**plain, **origin, "conversations": turns}
+    own = {name: value for name, value in origin.items() if "form" not in origin or name not in _OF_OTHER_FORMS}
+    return {**plain, **own, "conversations": turns}
 
 
 def row_sha256(image: str, values: Sequence[str], roles: Sequence[str] | None = None) -> str:

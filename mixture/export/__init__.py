@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmix.mixture.errors import VlmixError, nearest
-from vlmix.mixture.export import dali, energon, hf, internvl, llama_factory, llava_next, ms_swift, trl, wids
+from vlmix.mixture.export import dali, energon, hf, internvl, llama_factory, llava_next, messages, ms_swift, trl, wids
+from vlmix.mixture.export import texts as text_rows
 from vlmix.mixture.export.llava import llava_json
 from vlmix.mixture.io.pool import Progress, silent
 
@@ -35,7 +36,9 @@ FORMS: dict[str, Form] = {
         "LLaVA's JSON list, rows as they came", lambda folder, out, progress: llava_json(folder, out, None, progress)
     ),
     "llava-next": Form("LLaVA-NeXT's YAML, JSON per source, images", llava_next.write),
+    "messages": Form("Parquet of chats with content blocks", messages.write),
     "ms-swift": Form("ms-swift's JSONL with boxes as objects, images", ms_swift.write),
+    "texts": Form("Parquet of rounds, as FineVision and nanoVLM have them", text_rows.write),
     "trl": Form("Parquet with TRL's messages and images", trl.write),
     "wids": Form("shards with a wids index", wids.write),
 }

@@ -1,8 +1,8 @@
-"""What the forms made of rows share: samples with their texts, image tokens that can be counted on, loose
-images, Parquet files and files of one source each."""
+"""What the forms made of rows share: samples with their texts, image tokens that can be counted on, content blocks,
+loose images, Parquet files and files of one source each."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import columns_problem, open_index
+from vlmix.mixture.dataset.schema import columns_problem, open_index, source_columns
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, write_parquet
 from vlmix.mixture.io.pool import Progress
@@ -38,17 +38,18 @@ def open_whole(folder: str | Path) -> Reader:
 
 
 def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
-    """The samples as rows of samples.parquet with their `position`, once each: in the natural order where the recipe's
-    is, else in mixture order. One row group is in memory at a time."""
+    """The samples as rows of samples.parquet, the columns of sources included, with their `position`, once each: in the
+    natural order where the recipe's is, else in mixture order. One row group is in memory at a time."""
     natural = mixture.manifest.recipe["order"] == "natural"
     wanted = mixture.rows
     file = open_index(mixture.local_root / SAMPLES_NAME)
+    columns = _COLUMNS + [field.name for field in source_columns(file.schema_arrow)]
     start, count, total = 0, 0, len(mixture)
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows
         positions = np.flatnonzero((wanted >= start) & (wanted < start + size))
         if len(positions):
-            table = file.read_row_group(group, columns=_COLUMNS).take(wanted[positions] - start)
+            table = file.read_row_group(group, columns=columns).take(wanted[positions] - start)
             if problem := columns_problem(table):
                 raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
             table = table.append_column("position", pa.array(positions))
@@ -91,25 +92,43 @@ def row_count(mixture: Reader) -> int:
     return int(pc.sum(mixture.column("repeat")).as_py())
 
 
+def own_columns(mixture: Reader, taken: Collection[str]) -> dict[str, pa.DataType]:
+    """The columns that sources gave the samples, with their types, for a form that has the columns `taken` itself."""
+    fields = source_columns(open_index(mixture.local_root / SAMPLES_NAME).schema_arrow)
+    for field in fields:
+        if field.name in taken:
+            raise VlmixError(
+                f"{mixture.folder.name}: a source's column is called {field.name!r}, as one of this export's own; give "
+                f"it another name in the recipe, `columns: {{NEW: {field.name}}}`, and build again"
+            )
+    return {field.name: field.type for field in fields}
+
+
 def texts(row: dict[str, Any]) -> list[str]:
     """The turns' texts with exactly one image token for each image.
 
-    Peers pair tokens with images by counting them, and stop or train on the wrong picture where the counts differ. A
-    token that is missing is put first; a further one, such as a tag in somebody's XML, is spelled `< image >`.
+    Peers pair tokens with images by counting them, and stop or train on the wrong picture where the counts differ.
+    Tokens that are missing are put first; a further one, such as a tag in somebody's XML, is spelled `< image >`.
     """
-    values = [turn["value"] for turn in row["conversations"]]
-    missing = len(row["images"])
-    if missing > 1:
-        return tokens_in_place(values, missing)
+    left = len(row["images"])
+    values = placed(row)
     for number, value in enumerate(values):
         kept, *others = value.split(IMAGE_TOKEN)
         for other in others:
-            kept += (IMAGE_TOKEN if missing else spaced(IMAGE_TOKEN)) + other
-            missing = 0
+            kept += (IMAGE_TOKEN if left > 0 else spaced(IMAGE_TOKEN)) + other
+            left -= 1
         values[number] = kept
-    if missing:
-        values[0] = f"{IMAGE_TOKEN}\n{values[0]}"
     return values
+
+
+def placed(row: dict[str, Any]) -> list[str]:
+    """The turns' texts with at least one image token for each image: those that are missing are put first."""
+    return tokens_in_place([turn["value"] for turn in row["conversations"]], len(row["images"]))
+
+
+def placed_turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    """Turns in LLaVA's form, with `placed`: all that is in the texts stays."""
+    return [{"from": turn["from"], "value": text} for turn, text in zip(row["conversations"], placed(row))]
 
 
 def spaced(token: str) -> str:
@@ -122,9 +141,29 @@ def conversations(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"from": turn["from"], "value": text} for turn, text in zip(row["conversations"], texts(row))]
 
 
-def messages(values: list[str]) -> list[dict[str, str]]:
-    """Texts, questions and answers alternating, as OpenAI's messages."""
-    return [{"role": ("user", "assistant")[i % 2], "content": value} for i, value in enumerate(values)]
+def messages(contents: Sequence[Any]) -> list[dict[str, Any]]:
+    """Contents, of questions and answers alternating, as OpenAI's messages."""
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def leading_images(text: str) -> tuple[int, str]:
+    """How many image tokens lead a text, and what follows them. A line break behind such a token is part of it."""
+    count = 0
+    while text.startswith(IMAGE_TOKEN):
+        text = text.removeprefix(IMAGE_TOKEN).removeprefix("\n")
+        count += 1
+    return count, text
+
+
+def blocks(text: str) -> list[dict[str, str]]:
+    """A text as content blocks: `{type: image}` for each of its image tokens, `{type: text, text}` for what is between
+    them, which may be nothing. The line breaks of the tokens that lead go with them."""
+    count, rest = leading_images(text)
+    found: list[dict[str, str]] = [{"type": "image"}] * count
+    for number, part in enumerate(rest.split(IMAGE_TOKEN)):
+        found += [{"type": "image"}] * (number > 0)
+        found += [{"type": "text", "text": part}] * bool(part)
+    return found or [{"type": "text", "text": ""}]
 
 
 class LooseImages:

@@ -105,8 +105,8 @@ def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], 
             tar = TarWriter(file)
             for position in positions.tolist():
                 raw = mixture.raw(position)
-                for number, jpeg in enumerate(raw.jpegs):
-                    tar.add(image_member(raw.key, number), jpeg)
+                for nth, jpeg in enumerate(raw.jpegs):
+                    tar.add(image_member(raw.key, nth), jpeg)
                 tar.add(f"{raw.key}.json", raw.json)
             tar.close()
     return paths

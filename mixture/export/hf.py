@@ -2,13 +2,17 @@
 
     OUT/README.md                             card: composition, licenses, `configs:`
     OUT/data/train-00000-of-0000N.parquet     images list<struct<bytes, path>> (`[]` for text), conversations in LLaVA's
-                                              form, formats, boxes in pixels of the stored image, …
+                                              form, formats, boxes in pixels of the stored image that they lie in, the
+                                              columns that sources gave, …
 
-The features stand in the files' own metadata under `huggingface`, so that images decode wherever the files are opened
-from. Row groups are of 100 rows, which the Hub's viewer pages through. A sample with `repeat` n is n rows.
+`width` and `height` are those of the first image. Texts are as the mixture has them; an `<image>` that they lack is put
+first, so there is one for each image at least. The features stand in the files' own metadata under
+`huggingface`, so that images decode wherever the files are opened from. Row groups are of 100 rows, which the Hub's
+viewer pages through. A sample with `repeat` n is n rows.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +23,45 @@ from vlmix.mixture.dataset.manifest import Manifest
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.export._folder import new_folder
-from vlmix.mixture.export._rows import open_whole, write_tables
+from vlmix.mixture.export._rows import open_whole, own_columns, placed_turns, write_tables
 from vlmix.mixture.io.pool import Progress
 
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 _KEPT = ["id", "source", "width", "height", "num_words", "conversations", "response_formats", "boxes"]
+_ABOUT = (
+    "A vision-language mixture: `images` (empty for text-only samples), `conversations` in LLaVA's form, `boxes` in "
+    "pixels, with the numbers of their round and image."
+)
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
-    mixture = open_whole(folder)
     fields = {name: SAMPLES.field(name).type for name in _KEPT}
-    schema = featured({"id": fields.pop("id"), "images": IMAGES, **fields})
 
     def converted(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "images": embedded(mixture, row)}
+        return {**row, "conversations": placed_turns(row)}
+
+    return write_dataset(folder, out, progress, {"id": fields.pop("id"), "images": IMAGES, **fields}, converted, _ABOUT)
+
+
+def write_dataset(
+    folder: str | Path,
+    out: Path,
+    progress: Progress,
+    fields: dict[str, pa.DataType],
+    converted: Callable[[dict[str, Any]], dict[str, Any]],
+    about: str,
+) -> int:
+    """A folder that HF datasets opens: a card, and Parquet of the columns `fields`, among them `images`, of which
+    `converted` makes the others, and of the columns that sources gave; returns the number of rows."""
+    mixture = open_whole(folder)
+    added = own_columns(mixture, fields)
+
+    def filled(row: dict[str, Any]) -> dict[str, Any]:
+        return {**{name: row[name] for name in added}, **converted(row), "images": embedded(mixture, row)}
 
     with new_folder(out) as partial:
-        total = write_tables(partial / "data", mixture, progress, converted, schema)
-        (partial / "README.md").write_text(_card(mixture.manifest), encoding="utf-8")
+        total = write_tables(partial / "data", mixture, progress, filled, featured({**fields, **added}))
+        (partial / "README.md").write_text(_card(mixture.manifest, about), encoding="utf-8")
     return total
 
 
@@ -62,13 +87,8 @@ def _feature(type_: pa.DataType) -> Any:
     return {"dtype": {"double": "float64"}.get(str(type_), str(type_)), "_type": "Value"}
 
 
-def _card(manifest: Manifest) -> str:
+def _card(manifest: Manifest, about: str) -> str:
     config = {"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}
     head = {"configs": [config], "license": "other", "pretty_name": manifest.name}
-    about = (
-        "A vision-language mixture: `images` (empty for text-only samples), `conversations` in LLaVA's form, `boxes` "
-        "in pixels of the image with the number of their round. A sample to be seen several times per epoch is as "
-        "many rows."
-    )
-    lines = opening(head, manifest, about)
+    lines = opening(head, manifest, f"{about} A sample to be seen several times per epoch is as many rows.")
     return "\n".join([*lines, "", "Every source keeps its own license; the mixture adds none.", ""])

@@ -1,11 +1,14 @@
 """`internvl`: InternVL's meta JSON with one JSONL for each source.
 
     OUT/meta.json          {source: {root, annotation, data_augment, repeat_time, length}}
-    OUT/<source>.jsonl     id, image?, width?, height?, conversations in LLaVA's form
+    OUT/<source>.jsonl     id, image?, width?, height?, conversations in LLaVA's form; several images are lists, with
+                           width_list and height_list
     OUT/images/…           `root`
 
 Rules, from `internvl/train/internvl_chat_finetune.py`: `annotation` and `root` are opened relative to the working
-directory, so training starts in OUT; a row without `image` is text; exactly one `<image>` for one image. `repeat_time`
+directory, so training starts in OUT; a row without `image` is text; exactly one `<image>` for one image, in questions
+alone: one in an answer stays text, so such samples are refused. A list of images, even of one, keeps its tokens where
+they are; a single path gets a token before the first question that has none. `repeat_time`
 below 1 takes the head of the file and above 1 must be whole, so it says a source's `repeat` where all its samples have
 the same; else it is 1 and a sample with `repeat` n is n rows. `length` counts the lines of the file.
 """
@@ -17,9 +20,11 @@ from typing import Any
 import pyarrow as pa
 
 from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export._folder import IMAGES, json_text, new_folder, write_json
 from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, write_sources
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.record import IMAGE_TOKEN
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:
@@ -30,15 +35,20 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
         images = LooseImages(mixture, partial / IMAGES)
 
         def text_of(row: dict[str, Any], first: bool) -> str:
-            named, seen = images.add(row), {}
-            if len(named) == 1:
+            said, named, seen = conversations(row), images.add(row), {}
+            if named and any(IMAGE_TOKEN in turn["value"] for turn in said[1::2]):
+                raise VlmixError(
+                    f"sample {row['id']} has an image in an answer, for which InternVL's rows have no place; leave it "
+                    f"out (`vlmix subsample`, `--where \"id != '{row['id']}'\"`) or choose another form"
+                )
+            if len(named) == 1 and IMAGE_TOKEN in said[0]["value"]:
                 seen = {"image": named[0], "width": row["width"], "height": row["height"]}
             elif named:
                 sizes = {f"{side}_list": [image[side] for image in row["images"]] for side in ("width", "height")}
                 seen = {"image": named, **sizes}
             lines: int = row["repeat"] // times[row["source"]]
             lengths[row["source"]] += lines
-            return (json_text({"id": row["id"], **seen, "conversations": conversations(row)}) + "\n") * lines
+            return (json_text({"id": row["id"], **seen, "conversations": said}) + "\n") * lines
 
         names = write_sources(partial, mixture, progress, ".jsonl", text_of)
         meta = {

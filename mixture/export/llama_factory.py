@@ -5,8 +5,9 @@
     OUT/images/…
 
 Rules, from LLaMA-Factory 0.9.5 (`data/parser.py`, `converter.py`, `mm_plugin.py`): the folder is both `dataset_dir` and
-`media_dir`; `images` is a list, `[]` for text; one `<image>` for each image; human and gpt alternating. The rows are
-Parquet because its JSON is typed by the first 10 MB alone, and a list that is empty in all of them breaks the load.
+`media_dir`; `images` is a list, `[]` for text; one `<image>` for each image, in any turn; human and gpt in turns. The
+rows are Parquet because its JSON is typed by the first 10 MB alone, and a list that is empty in all of them breaks the
+load.
 `num_samples` draws at random with replacement, so a sample with `repeat` n is n rows instead.
 """
 

@@ -1,11 +1,15 @@
-"""`llava-json`: LLaVA's JSON list. `id, image?, conversations [{from, value}]`, as `llava/train/train.py` reads it."""
+"""`llava-json`: LLaVA's JSON list. `id, image?, conversations [{from, value}]`, as `llava/train/train.py` reads it.
+
+Several images are a list under `image`, which LLaVA-NeXT and others read, LLaVA's own trainer does not.
+"""
 
 from pathlib import Path
 
 from vlmix.mixture.dataset.llava_row import llava_row
 from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.dataset.schema import extra_of
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.export._rows import LooseImages, rows
+from vlmix.mixture.export._rows import LooseImages, placed_turns, rows
 from vlmix.mixture.io import exact_json
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.pool import Progress, silent
@@ -14,7 +18,8 @@ from vlmix.mixture.io.pool import Progress, silent
 def llava_json(folder: str | Path, out: Path, images: Path | None = None, progress: Progress = silent) -> int:
     """Write the mixture as LLaVA's JSON list to the file `out`; returns the number of rows.
 
-    Rows that came from such a file come back as they were: id types, unknown keys, key order, white space. A mixture
+    Rows that came from such a file come back as they were: id types, unknown keys, key order, white space. In all
+    others, an `<image>` that the text lacks is put first, so that there is one for each image at least. A mixture
     of natural order is written in that order. A sample with `repeat` n is written n times. With `images`, the stored
     images are written below that folder under the paths that the rows name.
     """
@@ -26,6 +31,9 @@ def llava_json(folder: str | Path, out: Path, images: Path | None = None, progre
     with atomic_write(out) as file:
         file.write(b"[")
         for row in rows(mixture, progress):
+            origin = extra_of(row)
+            if "conversations" not in origin and origin.get("form") != "conversations":
+                row["conversations"] = placed_turns(row)
             text = exact_json.dumps(llava_row(row)).encode()
             for _ in range(row["repeat"]):
                 file.write((b",\n" if count else b"") + text)

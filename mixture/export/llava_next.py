@@ -1,11 +1,12 @@
 """`llava-next`: a YAML of JSON lists with sampling strategies, as LLaVA-NeXT's `LazySupervisedDataset` reads them.
 
     OUT/data.yaml          datasets: [{json_path, sampling_strategy: all}], one for each source
-    OUT/<source>.json      rows in LLaVA's form; text-only rows have no `image`
+    OUT/<source>.json      rows in LLaVA's form; `image` is a path, a list of several, and absent for text
     OUT/images/…
 
 Rules, from `llava/train/train.py`: `json_path` is opened relative to the working directory, and images relative to
-`--image_folder`, so training starts in OUT; a row has an image if it has the key. The strategy is always `all`:
+`--image_folder`, so training starts in OUT; a row has an image if it has the key; exactly one `<image>` for each image,
+which it pairs by a running count over the whole batch and never checks. The strategy is always `all`:
 `random:` draws from an unseeded generator in every rank, `first:` takes the head of a file, and vlmix draws better
 before the export. A sample with `repeat` n is n rows.
 """

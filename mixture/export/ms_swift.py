@@ -5,9 +5,9 @@
 
 Rules, from ms-swift 4.6 (`dataset/preprocessor/core.py`, `template/base.py`): relative images are found below the
 environment's `ROOT_IMAGE_DIR`; one `<image>` for each image. `objects` holds what the placeholders `<ref-object>` and
-`<bbox>` stand for, in their order: `ref` phrases, `bbox` pixel corners of the stored image (`bbox_type` real), which
-ms-swift writes in the notation of the model that it trains. `null` where there are none: an empty object would make a
-text-only row an image row. `channel` is for its loss per source.
+`<bbox>` stand for, in their order: `ref` phrases; `bbox` pixel corners (`bbox_type` real), which ms-swift writes in the
+notation of the model that it trains; `image_id` the number of the stored image that each box lies in. `null` where
+there are none: an empty object would make a text-only row an image row. `channel` is for its loss per source.
 
 Region and grounding turns are taken apart for this: the box text of `mixture.render` becomes `<bbox>`, the phrase
 `<ref-object>`. The file is read as JSON whose types are those of the first 10 MB, so a row with boxes, or else one with
@@ -78,8 +78,7 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
         values[2 * nth : 2 * nth + 2] = question, answer
         listed += [list(box) for _, box in of_round]
         numbers += [number for number, _ in of_round]
-    which = {"image_id": numbers} if any(numbers) else {}
-    return values, {"ref": refs, "bbox": listed, "bbox_type": "real", **which} if listed else None
+    return values, {"ref": refs, "bbox": listed, "bbox_type": "real", "image_id": numbers} if listed else None
 
 
 def _led(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
