@@ -12,6 +12,8 @@ _EXTRAS = {
     "tokenizers": "tokenizer",
     "sentencepiece": "train",
     "peft": "lora",
+    "webdataset": "rows",
+    "huggingface_hub": "rows",
     "gguf": "smol",
     "onnx": "smol",
     "jinja2": "sweep",

@@ -71,6 +71,10 @@ class Converted(Struct, frozen=True):
     rejects: list[Reject]
     containers: list[Container]
     image_roots: list[str]
+    about: list[str]
+    """How the user's own files are read."""
+    notes: list[str]
+    """What the user should know though nothing was dropped."""
 
 
 class _State(Struct, frozen=True):
@@ -157,7 +161,9 @@ def convert(job: ConvertJob) -> Converted:
         digest = folder.partly.get(path) or (folder.hashes[path].result() if path in folder.hashes else sha256(path))
         inputs.append(Input(name, path.stat().st_size, digest, partial=path in folder.partly))
     roots = [str(root) for root in folder.image_roots]
-    converted = Converted(count, _digest(job.out), inputs, rejects.rows, folder.containers, roots)
+    converted = Converted(
+        count, _digest(job.out), inputs, rejects.rows, folder.containers, roots, folder.about, folder.notes
+    )
     state = _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted)
     write_bytes(state_path, msgspec.msgpack.encode(state))
     return converted

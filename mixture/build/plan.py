@@ -99,6 +99,11 @@ def prepare(
     for job, result in pool.map(convert, jobs):
         converted[job.name] = result
         progress("reading sources", len(converted), len(jobs))
+    for name in names:
+        for about in converted[name].about:
+            _log.info(about)
+        for note in converted[name].notes:
+            _log.warning(note)
     paths = [job.out for job in jobs]
     tables: dict[str, pa.Table] = {name: CandidateReader(path).summary() for name, path in zip(names, paths)}
     candidates = Candidates(recipe, tables)

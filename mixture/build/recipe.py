@@ -131,7 +131,7 @@ def _check_plan(recipe: Recipe, known: Mapping[str, Source], where: str) -> None
                 f"{where}: sources.{name}: entries of the builder {entry.builder} share one source; give each the same "
                 "`license` and `homepage`"
             )
-        leaf = (entry.builder, entry.options)
+        leaf = (entry.builder, repr(entry.options))
         if leaf in leaves:
             raise VlmixError(
                 f"{where}: sources.{leaves[leaf]} and sources.{name} read the same files and would give every "

@@ -55,6 +55,10 @@ class RawFolder(OfficialFiles):
         """File -> its sha256, made beside the decoding: hashing leaves the interpreter free."""
         self.partly: dict[Path, str] = {}
         """File of which a part was read -> the sha256 of what says where the rest is, as a Parquet file's footer."""
+        self.about: list[str] = []
+        """How the user's own files are read, for `plan` to show."""
+        self.notes: list[str] = []
+        """What the user should know though nothing was dropped."""
         self.containers: list[Container] = []
         self.image_roots: list[Path] = []
         """Folders in which the images of the user's own rows lie, searched before all others."""

@@ -3,9 +3,38 @@
 import os
 import socket
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.extras import missing
+
+HUB = "hf://datasets/"
+
+
+def download(name: str) -> Path:
+    """The files of a data set on the hub, `hf://datasets/OWNER/NAME[@REVISION]/GLOB`, in the local cache of its
+    library: a path or glob there. Raises VlmixError if it cannot be had."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise missing("huggingface_hub", name) from None
+    owner, _, rest = name.removeprefix(HUB).partition("/")
+    repo, _, pattern = rest.partition("/")
+    repo, _, revision = repo.partition("@")
+    if not owner or not repo:
+        raise VlmixError(f"{name}: expected {HUB}OWNER/NAME, with a folder or a glob of its files behind it")
+    wanted = [pattern, f"{pattern.rstrip('/')}/**"] if pattern else None
+    try:
+        folder = snapshot_download(
+            f"{owner}/{repo}", repo_type="dataset", revision=revision or None, allow_patterns=wanted
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        fetch = f"hf download {owner}/{repo} --repo-type dataset"
+        raise VlmixError(f"{name}: {why}. Offline, fetch it beforehand ({fetch}) and name the folder") from None
+    return Path(folder) / pattern if pattern else Path(folder)
 
 
 def check_reachable(name: str, file: str) -> None:

@@ -1,0 +1,355 @@
+"""The forms in which tables hold conversations: recognised by the shape of their values, and read into rounds.
+
+| form | a row holds |
+|---|---|
+| `texts` | `texts`: [{user, assistant}] (The Cauldron, FineVision) |
+| `conversations` | `conversations`: [{from, value}] (LLaVA and what followed) |
+| `messages` | `messages`: [{role, content}], content being text or blocks of text and images (OpenAI, TRL, Qwen) |
+| `qa` | a question with an answer, several answers or choices, or lists of questions and answers |
+| `captions` | an image and a caption |
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from msgspec import Struct
+
+from vlmix.builders.sources.llava_rows import split_image
+from vlmix.builders.sources.text import majority
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.tables import INSIDE, ImageItem, image_items
+from vlmix.mixture.record import IMAGE_TOKEN, ResponseFormat, Round, is_blank
+
+Form = Literal["texts", "conversations", "messages", "qa", "captions"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "id": ("id", "__key__", "uid", "sample_id", "question_id", "questionId"),
+    "texts": ("texts",),
+    "conversations": ("conversations", "conversation"),
+    "messages": ("messages",),
+    "question": ("question", "questions", "query", "prompt", "instruction"),
+    "choices": ("choices", "options", "multiple_choices"),
+    "correct": ("correct_choice_idx", "answer_index", "correct_index", "answer_idx"),
+    "answer": (
+        "answer", "multiple_choice_answer", "answers", "label", "response", "output", "direct_answers", "response_text",
+    ),
+    "caption": ("caption", "captions", "text", "txt", "description"),
+    "source": ("source",),
+}  # fmt: skip
+"""What a row says -> the columns in which it is looked for, the first that is there."""
+
+_USERS = ("human", "user", "User", "USER", "Human")
+_ASSISTANTS = ("gpt", "assistant", "Assistant", "ASSISTANT", "model", "bot")
+_SYSTEMS = ("system", "System")
+_MEDIA = ("video", "videos", "audio", "audios", "video_path", "audio_path")
+_MEDIA_TOKEN = re.compile(r"<(video|audio)>")
+_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+
+
+class Reading(Struct, frozen=True):
+    """How the rows of a table are read: their form, and the column of each thing that they say (see `FIELDS`)."""
+
+    form: Form
+    columns: dict[str, str]
+    response_format: ResponseFormat | None = None
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns, and those that would hold other media."""
+        return list(dict.fromkeys([*self.columns.values(), *_MEDIA]))
+
+
+class Problem(Struct, frozen=True):
+    """Why a row, or one of its rounds, is dropped: a code, a detail, and the number of the round, -1 for the row."""
+
+    code: str
+    detail: str
+    round: int = -1
+
+
+class Parsed(Struct, frozen=True):
+    """What a row says. `rounds` are numbered as the row numbers them; `inline`: its text places the images itself."""
+
+    rounds: dict[int, Round]
+    image_at: Literal["front", "back", "inline"] = "front"
+    problems: list[Problem] = []
+    extra: dict[str, Any] = {}
+    images: list[ImageItem] | None = None
+    """Images that its messages hold in their blocks; None: those of the row."""
+
+
+def recognise(
+    columns: Sequence[str], sample: Mapping[str, Sequence[Any]], has_images: bool, fields: Mapping[str, str], where: str
+) -> Reading:
+    """The form of a table by the names of its columns and the values of its first rows. `fields` are names that the
+    recipe gives. Raises VlmixError if there is none."""
+    for role, column in fields.items():
+        if role not in FIELDS:
+            raise VlmixError(f"{where}: `fields` names {role!r}; what a row may say is {', '.join(FIELDS)}")
+        if column not in columns:
+            raise VlmixError(f"{where}: `fields` has {role}: {column}, but there are only {', '.join(columns)}")
+    named: dict[str, str | None] = {
+        role: next((name for name in names if name in columns), None) for role, names in FIELDS.items()
+    }
+    named |= fields
+    found = {role: name for role, name in named.items() if name}
+    common: dict[str, str] = {role: found[role] for role in ("id", "source") if role in found}
+
+    def shaped(role: str, *keys: str) -> bool:
+        return role in found and _holds(sample.get(found[role], ()), keys)
+
+    if shaped("texts", "user", "assistant"):
+        return Reading("texts", {"texts": found["texts"], **common})
+    for role in ("conversations", "messages"):
+        if shaped(role, "role", "content"):
+            return Reading("messages", {"messages": found[role], **common})
+        if shaped(role, "from", "value"):
+            return Reading("conversations", {"conversations": found[role], **common})
+    if "question" in found and ("answer" in found or "correct" in found):
+        asked = ("question", "answer", "choices", "correct")
+        return Reading("qa", {**common, **{role: found[role] for role in asked if role in found}})
+    if "caption" in found and has_images:
+        return Reading("captions", {"caption": found["caption"], **common})
+    raise VlmixError(
+        f"{where}: no conversations are recognised in the columns {', '.join(columns) or '(none)'}; expected is "
+        "`texts`, `conversations`, `messages`, a question with an answer, or images with a `caption`. Name the "
+        "columns: `fields: {question: COLUMN, answer: COLUMN}`"
+    )
+
+
+def _holds(values: Iterable[Any], keys: Sequence[str]) -> bool:
+    """Whether the lists in a column hold objects with `keys`."""
+    for value in values:
+        for one in _loaded(value) or ():
+            return isinstance(one, dict) and all(key in one for key in keys)
+    return False
+
+
+def _loaded(value: Any) -> list[Any] | None:
+    """A list, also one that is written as JSON or as Python prints it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        for load in (json.loads, ast.literal_eval):
+            try:
+                value = load(value)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return value if isinstance(value, list) else None
+
+
+def parse(row: Mapping[str, Any], images: int, reading: Reading) -> Parsed:
+    """The rounds of a row with `images` images. What cannot be read is among the `problems`."""
+    for name in _MEDIA:
+        if row.get(name):
+            return _bad("unread_media", f"the row has {name!r}; videos and sounds are not read, take frames as images")
+    column = reading.columns
+    match reading.form:
+        case "texts":
+            pairs = [
+                (one.get("user"), one.get("assistant")) if isinstance(one, dict) else (None, None)
+                for one in _loaded(row[column["texts"]]) or ()
+            ]
+            return _placed(pairs, images, {"form": "texts"})
+        case "conversations" | "messages":
+            return _turns(row[column[reading.form]], images, reading.form)
+        case "qa":
+            return _questions(row, images, reading)
+        case "captions":
+            return _captions(row[column["caption"]], images)
+
+
+def _bad(code: str, detail: str, round: int = -1) -> Parsed:
+    return Parsed({}, problems=[Problem(code, detail, round)])
+
+
+def _turns(value: Any, images: int, form: Form) -> Parsed:
+    """Alternating turns. A system turn at the beginning joins the first question, a last question without an answer is
+    dropped, and any other turn is a reject."""
+    turns = _loaded(value)
+    if not turns:
+        return _bad("no_rounds", "the row has no turns")
+    role_key, text_key = ("from", "value") if form == "conversations" else ("role", "content")
+    texts: list[str] = []
+    inside: list[ImageItem] = []
+    system, blocks = "", False
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            return _bad("bad_turn", f"turn {number} is {type(turn).__name__}, expected an object")
+        role, content = turn.get(role_key), turn.get(text_key)
+        text, found, problem = _content(content)
+        if problem:
+            return _bad(problem[0], f"turn {number} {problem[1]}")
+        blocks |= isinstance(content, list)
+        inside += found
+        if role in _SYSTEMS and number == 0:
+            system = text
+            continue
+        expected = _ASSISTANTS if len(texts) % 2 else _USERS
+        if role not in (*_USERS, *_ASSISTANTS):
+            return _bad("unknown_role", f"turn {number} is from {role!r}")
+        if role not in expected:
+            return _bad("role_order", f"turn {number} is from {role!r}, expected {expected[0]!r}")
+        if turn.get("tool_calls"):
+            return _bad("unknown_role", f"turn {number} calls a tool")
+        texts.append(text)
+    problems = []
+    if len(texts) % 2:
+        problems = [Problem("odd_turns", "the last question has no answer", len(texts) // 2)]
+        texts.pop()
+    if not texts:
+        return _bad("odd_turns", "the question has no answer")
+    extra: dict[str, Any] = {"form": form}
+    if system.strip():
+        texts[0] = f"{system}\n\n{texts[0]}"
+        extra["system"] = system
+    # A block of an image with nothing in it stands for one of the row's.
+    given = inside if blocks and any(item is not None for item in inside) else None
+    pairs = [(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)]
+    parsed = _placed(pairs, images if given is None else len(given), extra)
+    return Parsed(parsed.rounds, parsed.image_at, [*problems, *parsed.problems], parsed.extra, given)
+
+
+def _content(content: Any) -> tuple[str, list[ImageItem], tuple[str, str] | None]:
+    """(text with image tokens, the images of its blocks, why it cannot be read). Blocks of images that lead are
+    followed by a line break, as in LLaVA's rows."""
+    if isinstance(content, str):
+        return content, [], None
+    blocks = content if isinstance(content, list) else None
+    if blocks is None:
+        return "", [], ("bad_turn", "has no text")
+    text, images, leading = "", list[ImageItem](), True
+    for block in blocks:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text" and isinstance(block.get("text"), str):
+            text, leading = text + block["text"], False
+        elif kind in ("image", "image_url"):
+            value = block.get("image", block.get("image_url", block.get("url", block.get("path"))))
+            value = value.get("url", value) if isinstance(value, dict) and "bytes" not in value else value
+            images += image_items(value)[:1] or [None]
+            text += f"{IMAGE_TOKEN}\n" if leading else IMAGE_TOKEN
+        elif kind in ("video", "audio", "video_url", "input_audio"):
+            return "", [], ("unread_media", f"has a block of {kind}; take frames as images")
+        else:
+            return "", [], ("bad_turn", f"has a block of type {kind!r}")
+    return text, images, None
+
+
+def _questions(row: Mapping[str, Any], images: int, reading: Reading) -> Parsed:
+    column = reading.columns
+    question, answer = row[column["question"]], row.get(column.get("answer", ""))
+    if isinstance(question, list):  # a question each with an answer, as in OCR-VQA
+        answers = _loaded(answer)
+        if answers is None or len(answers) != len(question):
+            return _bad("bad_answer", "it has not as many answers as questions")
+        return _placed(list(zip(question, answers)), images, {"form": "qa"}, reading.response_format)
+    question = _text(question)
+    if "choices" in column and (listed := row[column["choices"]]) not in (None, "", []):
+        choices = tuple(_text(choice) or "" for choice in _options(listed))
+        correct = _correct(row.get(column.get("correct", "")), answer, choices)
+        if correct is None or not choices or len(choices) > 26:
+            shown = row.get(column.get("correct", ""), answer)
+            return _bad("bad_choice", f"the answer {shown!r} is none of its {len(choices)} choices")
+        if question is None or is_blank(question):
+            return _bad("empty_text", "the question is empty")
+        if tokens := question.count(IMAGE_TOKEN):
+            return _bad("image_token", f"the question has {tokens} {IMAGE_TOKEN}; images stand in front of choices")
+        return Parsed({0: Round(question, choices[correct], "choice", choices, correct)}, extra={"form": "qa"})
+    return _placed([(question, _answer(answer))], images, {"form": "qa"}, reading.response_format)
+
+
+def _options(value: Any) -> list[Any]:
+    if isinstance(value, dict):  # {label: [A, B], text: [...]}, or {A: ..., B: ...}
+        return list(value["text"]) if isinstance(value.get("text"), list) else list(value.values())
+    return _loaded(value) or []
+
+
+def _correct(index: Any, answer: Any, choices: Sequence[str]) -> int | None:
+    """Which choice is right: an index, the text of a choice, or its letter, tried in this order."""
+    for value in (index, answer):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
+            return value
+        if not isinstance(value, str):
+            continue
+        if value in choices:
+            return choices.index(value)
+        if (letter := _LETTER.fullmatch(value.strip())) and (at := ord(letter[1].upper()) - ord("A")) < len(choices):
+            return at
+        if value.strip().isdecimal() and int(value) < len(choices):
+            return int(value)
+    return None
+
+
+def _answer(value: Any) -> str | None:
+    """An answer; of several, also in a printed list, the one given most often, the earliest on ties."""
+    several = _loaded(value)
+    if several is None:
+        return _text(value)
+    texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in several]
+    return majority(text for text in texts if text)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return str(value)
+
+
+def _captions(value: Any, images: int) -> Parsed:
+    several = value if isinstance(value, list) else [value]
+    caption = _text(several[0] if several else None)
+    if caption is None or is_blank(caption):
+        return _bad("empty_text", "the caption is empty")
+    if IMAGE_TOKEN in caption:
+        return _bad("image_token", f"the caption has {IMAGE_TOKEN}")
+    if not images:
+        return _bad("no_image", "a caption without an image")
+    further = [Problem("further_caption", repr(one), number) for number, one in enumerate(several) if number]
+    return Parsed({0: Round("", caption, "caption")}, problems=further, extra={"form": "captions"})
+
+
+def _placed(
+    pairs: Sequence[tuple[Any, Any]],
+    images: int,
+    extra: dict[str, Any],
+    response_format: ResponseFormat | None = None,
+) -> Parsed:
+    """Questions with answers as rounds, and where their images stand."""
+    if not pairs:
+        return _bad("no_rounds", "the row has no question with an answer")
+    format: ResponseFormat = response_format or "free"
+    problems, rounds, dropped = [], {}, 0
+    for number, (question, answer) in enumerate(pairs):
+        question, answer = _text(question), _text(answer)
+        if question is None or answer is None or is_blank(question) or is_blank(answer):
+            dropped += (question or "").count(IMAGE_TOKEN)
+            problems.append(Problem("empty_text", "a question or answer is empty", number))
+            continue
+        if IMAGE_TOKEN in answer:
+            return _bad("image_token", f"round {number} has {IMAGE_TOKEN} in its answer")
+        if _MEDIA_TOKEN.search(question) and images == 0:
+            return _bad("unread_media", f"round {number} has a token of a video or sound, which are not read")
+        rounds[number] = Round(question, answer, format)
+    tokens = sum(qa.question.count(IMAGE_TOKEN) for qa in rounds.values()) + dropped
+    if tokens > images:
+        return _bad("image_token", f"its text has {tokens} {IMAGE_TOKEN} for {images} images")
+    if dropped:
+        return _bad("empty_text", f"a round with {IMAGE_TOKEN} has an empty question or answer")
+    if not rounds:
+        return Parsed({}, problems=[*problems, Problem("no_rounds", "no question with an answer is left")])
+    if not tokens:
+        return Parsed(rounds, "front", problems, extra)
+    extra = {**extra, "inline": True}
+    first = min(rounds)
+    bare, place = split_image(rounds[first].question)
+    if images == tokens == 1 and place in ("front", "back") and not is_blank(bare):
+        rounds[first] = Round(bare, rounds[first].answer, format)
+        return Parsed(rounds, place, problems, extra)
+    return Parsed(rounds, "inline", problems, extra)
+
+
+def is_inside(item: ImageItem) -> bool:
+    return item == INSIDE
