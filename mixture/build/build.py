@@ -118,19 +118,18 @@ def _pick_usable(
 
 def _unusable(
     images: list[ImageInfo], candidates: Candidates, position: int, readers: list[CandidateReader]
-) -> tuple[str, str] | None:
-    """Why the images of a candidate cannot be used, as (code, detail); None if they can."""
-    for image in images:
+) -> tuple[int, str, str] | None:
+    """The first of a candidate's images that cannot be used, and why, as (number, code, detail); None if all can."""
+    for number, image in enumerate(images):
         if image.problem:
-            return image.problem, f"{image.detail} ({Path(image.path).name})"
+            return number, image.problem, f"{image.detail} ({Path(image.path).name})"
     entry, row = candidates.locate(position)
     conversation = readers[entry][row]
     for number, image in enumerate(images):
         if image_fit(conversation, number, image) is None:
             ref = conversation.images[number]
-            return "image_size", (
-                f"the file is {image.width}x{image.height}, the boxes were made on {ref.width}x{ref.height}"
-            )
+            detail = f"the file is {image.width}x{image.height}, the boxes were made on {ref.width}x{ref.height}"
+            return number, "image_size", detail
     return None
 
 

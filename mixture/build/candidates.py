@@ -51,13 +51,13 @@ class Candidates:
         start = self.starts[name]
         return np.asarray(np.flatnonzero(self.wanted[start : start + self.sizes[name]]) + start, dtype=np.int64)
 
-    def reject(self, position: int, reason: str, detail: str) -> Reject:
+    def reject(self, position: int, number: int, reason: str, detail: str) -> Reject:
+        """A reject because of the image `number` of a candidate, which `detail` names if it has several."""
+        images = self.images[position]
+        if len(images) > 1:
+            detail = f"{images[number]}: {detail}"
         return Reject(
-            source=self.sources[position],
-            id=self.ids[position],
-            image=self.table["image"][position].as_py(),
-            reason=reason,
-            detail=detail,
+            source=self.sources[position], id=self.ids[position], image=images[number], reason=reason, detail=detail
         )
 
     def _where(self) -> NDArray[np.bool_]:

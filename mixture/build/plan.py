@@ -180,6 +180,8 @@ def plan(
         members = groups.get(source, np.empty(0, dtype=np.int64))
         positions = picked[members]
         sizes = [size for position in positions.tolist() for size in _sizes(prepared, position)]
+        listed = zip((candidates.images[i] for i in positions), rounds[positions], characters[positions])
+        texts = [_json_size(images, int(turns), int(length)) for images, turns, length in listed]
         rows.append(
             PlanRow(
                 source=source,
@@ -190,8 +192,7 @@ def plan(
                 images=len(sizes) - sizes.count(0),
                 missing=sum(candidates.sources[i] == source for i in wanted_lost),
                 rejects=sum(r.source == source for r in rejects),
-                bytes=sum(s + -s % BLOCK + BLOCK for s in sizes if s)
-                + int(sum((c + 320) // BLOCK * BLOCK + 2 * BLOCK for c in characters[positions])),
+                bytes=sum(s + -s % BLOCK + BLOCK for s in (*sizes, *texts) if s),
                 license=prepared.homes(source)[0],
                 tokens=None if counts is None else int(counts[members].sum()),
             )
@@ -215,6 +216,11 @@ def _tokens(
     return counts
 
 
+def _json_size(images: Sequence[str], rounds: int, characters: int) -> int:
+    """Bytes of a sample's JSON, about: its texts, and the names of fields around them and around its images."""
+    return 120 + 56 * rounds + characters + len("".join(images[:1])) + sum(38 + len(image) for image in images)
+
+
 def _sizes(prepared: Prepared, position: int) -> list[int]:
     """Bytes of each image of a candidate, of those in containers on average; 0 for one that is not there."""
     candidates = prepared.candidates
@@ -236,6 +242,5 @@ def missing_rejects(prepared: Prepared) -> Iterator[Reject]:
     candidates = prepared.candidates
     for position in np.flatnonzero(prepared.missing & candidates.wanted).tolist():
         detail = "no file of that name, in any of its folders or with any image extension"
-        absent = [image for image in candidates.images[position] if not prepared.files[image]]
-        several = f"{absent[0]}: " if len(candidates.images[position]) > 1 else ""
-        yield candidates.reject(position, "image_missing", several + detail)
+        first = next(n for n, image in enumerate(candidates.images[position]) if not prepared.files[image])
+        yield candidates.reject(position, first, "image_missing", detail)

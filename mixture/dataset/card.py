@@ -9,14 +9,20 @@ from vlmix.mixture.dataset.shards import image_member
 from vlmix.mixture.io.visible import markdown, markdown_code, markdown_link, visible
 
 _TEXT = {"dtype": "string"}
-_SIZE = [{"name": name, "dtype": "int64"} for name in ("width", "height")]
+
+
+def _size() -> list[dict[str, str]]:
+    """Made anew for each place: YAML writes the same object twice as an alias, and HF datasets reads no aliases."""
+    return [{"name": name, "dtype": "int64"} for name in ("width", "height")]
+
+
 _FEATURES = [
     {
         "name": "json",
         "struct": [
             *({"name": name, **_TEXT} for name in ("id", "source", "image")),
-            *_SIZE,
-            {"name": "images", "list": [{"name": "path", **_TEXT}, *_SIZE]},
+            *_size(),
+            {"name": "images", "list": [{"name": "path", **_TEXT}, *_size()]},
             {"name": "conversations", "list": [{"name": "from", **_TEXT}, {"name": "value", **_TEXT}]},
             {"name": "extra", **_TEXT},
         ],
