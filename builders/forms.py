@@ -45,7 +45,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 _USERS = ("human", "user", "User", "USER", "Human")
 _ASSISTANTS = ("gpt", "assistant", "Assistant", "ASSISTANT", "model", "bot")
 _SYSTEMS = ("system", "System")
-_MEDIA = ("video", "videos", "audio", "audios", "video_path", "audio_path")
+MEDIA = ("video", "videos", "audio", "audios", "video_path", "audio_path")
 _MEDIA_TOKEN = re.compile(r"<(video|audio)>")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 
@@ -60,7 +60,7 @@ class Reading(Struct, frozen=True):
     @property
     def needed(self) -> list[str]:
         """The columns, and those that would hold other media."""
-        return list(dict.fromkeys([*self.columns.values(), *_MEDIA]))
+        return list(dict.fromkeys([*self.columns.values(), *MEDIA]))
 
 
 class Problem(Struct, frozen=True):
@@ -143,7 +143,7 @@ def _loaded(value: Any) -> list[Any] | None:
 
 def parse(row: Mapping[str, Any], images: int, reading: Reading) -> Parsed:
     """The rounds of a row with `images` images. What cannot be read is among the `problems`."""
-    for name in _MEDIA:
+    for name in MEDIA:
         if row.get(name):
             return _bad("unread_media", f"the row has {name!r}; videos and sounds are not read, take frames as images")
     column = reading.columns
@@ -323,7 +323,8 @@ def _placed(
     format: ResponseFormat = response_format or "free"
     problems, rounds, dropped = [], {}, 0
     for number, (question, answer) in enumerate(pairs):
-        question, answer = _text(question), _text(answer)
+        if not (isinstance(question, str) and isinstance(answer, str)):
+            question, answer = _text(question), _text(answer)
         if question is None or answer is None or is_blank(question) or is_blank(answer):
             dropped += (question or "").count(IMAGE_TOKEN)
             problems.append(Problem("empty_text", "a question or answer is empty", number))

@@ -12,6 +12,7 @@ from rich.markup import escape
 from vlmix.cli import lookup, recipes, show
 from vlmix.cli.boundary import guarded
 from vlmix.cli.evaluate import evaluate
+from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
 from vlmix.cli.sweep import embed, sweep
 from vlmix.cli.sweep import require as require_sweep
@@ -95,6 +96,9 @@ def sample(
     show.sample(raw, report, as_json)
 
 
+command("peek", DATA, "rows.parquet", "data.csv --recipe mine.yaml", "FOLDER --field image=photo --rows 0")(peek)
+
+
 @command("plan", DATA, "sample --raw raw", "llava-1.5-665k --raw RAW --tokenizer llava-hf/llava-1.5-7b-hf")
 def plan(
     recipe: RecipeArg,
@@ -122,7 +126,7 @@ def plan(
     with show.progress() as progress, tempfile.TemporaryDirectory(prefix="vlmix-plan-") as work, Pool(workers) as pool:
         prepared = prepare(parsed, known, raw, Path(work), pool, roots, progress)
         rows = make_plan(prepared, tokens, progress)
-    show.plan(parsed.name, rows, as_json)
+    show.plan(parsed.name, rows, [line for c in prepared.converted.values() for line in c.about], as_json)
 
 
 @command("build", DATA, "sample --raw raw --out mixture", "my.yaml --raw RAW --out mixture seed=1 prompts=plain")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 import time
 import typing
@@ -17,11 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from vlmix.builders.miniature import SampleReport
+    from vlmix.builders.peek import Sight
     from vlmix.mixture.benchmark.benchmark import Benchmark
     from vlmix.mixture.benchmark.benchmark import Report as Score
     from vlmix.mixture.build.plan import PlanRow
@@ -93,7 +95,7 @@ def table_of(*columns: str) -> Table:
     """An empty table, whose headings may come from data."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for name in columns:
-        words = name in ("source", "reason", "first")
+        words = name in ("source", "reason", "first", "column", "taken for")
         table.add_column(
             plain(name, lines=False), justify="left" if words else "right", overflow="fold", no_wrap=name != "first"
         )
@@ -240,10 +242,43 @@ def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
     )
 
 
-def plan(name: str, rows: "list[PlanRow]", as_json: bool) -> None:
+def sight(sight: "Sight", recipe: Path | None, as_json: bool) -> None:
+    """What `peek` saw, and what to type next."""
     if as_json:
-        _json({"name": name, "sources": msgspec.to_builtins(rows)})
+        _json(msgspec.to_builtins(sight))
         return
+    files = sight.files[0] if len(sight.files) == 1 else f"{len(sight.files)} files, the first {sight.files[0]}"
+    rows = "" if sight.rows is None else f", {sight.rows:,} rows"
+    said = ", ".join(f"{role} in `{column}`" for role, column in sight.fields.items())
+    _say(f"{files}: {sight.kind}{rows}; form {sight.form} ({said})")
+    table = table_of("column", "taken for")
+    for name, kind in sight.columns.items():
+        add(table, name, kind)
+    _out.print(table)
+    for sample in sight.samples:
+        _out.print(plain(f"\n{sample['id']}", "dim"))
+        for image in sample["images"]:
+            _say(f"   image: {image}")
+        for number, text in enumerate(sample["texts"]):
+            _say(f"{('human', 'gpt')[number % 2]:>8}: {abridged(text, 300)}")
+    counts = ", ".join(f"{count:,} with {number} image{'s' * (number != 1)}" for number, count in sight.images.items())
+    _say(f"\n{sight.usable:,} of the {sight.looked_at:,} rows looked at would be samples{': ' * bool(counts)}{counts}")
+    for reason, (count, first) in sight.rejects.items():
+        _say(f"   dropped: {count:,} {reason}, as {abridged(first, 200)}")
+    for note in sight.notes:
+        _say(f"   note: {note}")
+    if recipe is None:
+        _say(f"a recipe to start from: vlmix peek {shlex.quote(sight.path)} --recipe mine.yaml")
+    else:
+        _say(f"{recipe}: written. Next: vlmix plan {recipe} --raw .    vlmix build {recipe} --raw . --out mixture")
+
+
+def plan(name: str, rows: "list[PlanRow]", about: list[str], as_json: bool) -> None:
+    if as_json:
+        _json({"name": name, "sources": msgspec.to_builtins(rows), "about": about})
+        return
+    for line in about:
+        _say(line)
     repeated = any(row.samples_per_epoch != row.samples for row in rows)
     columns = ["samples", "samples_per_epoch", "rounds", "words", "images", "missing", "rejects"]
     headings = ["samples", "per epoch", "rounds", "words", "images", "no image", "rejects"]

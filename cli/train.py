@@ -108,6 +108,11 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
                 f"{facts['mixture']}: {facts['samples']:,} samples, {facts['tokens']:,} tokens, "
                 f"{facts['target_tokens']:,} of them target tokens; {facts['steps']:,} steps"
             )
+            if facts["skipped_samples"]:
+                show.note(
+                    f"{facts['skipped_samples']:,} samples are skipped: their images do not fit into batch.max_length; "
+                    "the run folder's skipped.jsonl lists them"
+                )
             if facts["cut_samples"]:
                 show.note(f"{facts['cut_samples']:,} samples are longer than batch.max_length and are cut")
             if facts["untrained_samples"]:

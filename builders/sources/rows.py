@@ -3,7 +3,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import polars as pl
 from msgspec import Meta, Struct, field
 from xxhash import xxh3_64, xxh3_128_hexdigest
 
-from vlmix.builders.forms import FORMS, Form, Parsed, Reading, parse, recognise
+from vlmix.builders.forms import FORMS, MEDIA, Form, Parsed, Reading, parse, recognise
 from vlmix.builders.known_rows import known_rows
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.dataset.schema import RESERVED
@@ -89,12 +90,13 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
     """One conversation per row, in the order of the files' names and rows."""
     where = f"sources.{reject.source}"
     paths = tables_of(raw, options)
-    named = _named(options)
+    named = image_columns_of(options)
     layout: _Layout | None = None
     names = _short_names(paths)
     seen: Counter[str] = Counter()
     prints: dict[tuple[int, bytes], Path] = {}
     total = 0
+    raw.image_roots += _image_roots(raw, options, paths)
     for path in paths:
         table = Table(path, named)
         if layout is None:
@@ -106,19 +108,19 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
             _check_same(first, table, layout)
         container = raw.container(table.container())
         fingerprint = xxh3_64()
-        number = 0
-        for batch in table.batches(_columns(layout)):
-            for place, code, detail, text in batch.broken:
-                reject(f"{reject.source}/{names[path]}/{place}", code, f"{path.name}: {detail}", record=text)
+        numbers = {name: _number(type) for name, type in table.csv_types().items()}
+        for batch in table.batches([name for name in _columns(layout) if name not in MEDIA or name in table.columns]):
+            for number, code, detail, text in batch.broken:
+                reject(f"{reject.source}/{names[path]}/{number}", code, f"{path.name}: {detail}", record=text)
             dropped = _dropped(batch, layout, options, where)
             hashes = _content(raw.containers[container], batch) if options.ids == "content" else None
-            rows = _Rows(reject, names[path], layout, options, container, hashes, seen)
-            for index in range(len(batch.places)):
-                row = {name: values[index] for name, values in batch.columns.items()}
+            scalars = _scalars(batch, layout, numbers)
+            rows = _Rows(reject, names[path], layout, options, container, hashes, seen, scalars)
+            for index, values in enumerate(zip(*batch.columns.values())):
+                row = dict(zip(batch.columns, values))
                 parsed = parse(row, len(batch.images[index]), layout.reading)
-                fingerprint.update(repr(list(parsed.rounds.values())).encode(errors="replace"))
-                conversation = rows.made(row, batch, index, number, parsed, dropped.get(index, set()))
-                number += 1
+                fingerprint.update(_said(parsed))
+                conversation = rows.made(row, batch, index, parsed, dropped.get(index, set()))
                 if conversation is not None:
                     yield conversation
         total += table.rows
@@ -127,7 +129,6 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
         digest = table.rows, fingerprint.digest()
         if options.ids != "content" and table.rows > 1 and (twin := prints.setdefault(digest, path)) != path:
             raise VlmixError(f"{path} has the same rows as {twin}; remove one of them, or take `ids: content`")
-    raw.image_roots += _image_roots(raw, options, paths)
     repeated = sum(count - 1 for count in seen.values() if count > 1)
     if repeated:
         example = next(name for name, count in seen.items() if count > 1)
@@ -152,7 +153,7 @@ def layout_of(table: Table, options: RowsOptions, where: str) -> _Layout:
         if not isinstance(column, str):
             raise VlmixError(f"{where}: `fields` has several columns for {role}; only `image` may have several")
     single = {role: str(column) for role, column in fields.items()}
-    for name in _named(options):
+    for name in image_columns_of(options):
         if name not in (*table.columns, *table.image_columns):
             near = nearest(name, [*table.columns, *table.image_columns])
             raise VlmixError(f"{where}: `fields` has image: {name}, and {table.path.name} has no such column{near}")
@@ -203,15 +204,17 @@ class _Rows:
         container: int,
         hashes: list[str] | None,
         seen: Counter[str],
+        scalars: list[dict[str, Scalar]],
     ) -> None:
+        self.scalars = scalars
         self.reject, self.file, self.layout, self.options = reject, file, layout, options
         self.container, self.hashes, self.seen = container, hashes, seen
 
     def made(
-        self, row: dict[str, Any], batch: Batch, index: int, number: int, parsed: Parsed, dropped: set[int]
+        self, row: dict[str, Any], batch: Batch, index: int, parsed: Parsed, dropped: set[int]
     ) -> Conversation | None:
         """The conversation of a row; None if it is rejected."""
-        place = f"{self.reject.source}/{self.file}/{number}"
+        place = f"{self.reject.source}/{self.file}/{batch.numbers[index]}"
         name, stem = self._names(row, index, place, parsed)
         items = batch.images[index] if parsed.images is None else parsed.images
         for problem in parsed.problems:
@@ -237,9 +240,9 @@ class _Rows:
             rounds=tuple(rounds.values()),
             images=tuple(map(ImageRef, found)),
             image_at=parsed.image_at,
-            extra=_json(parsed.extra),
+            extra=_json(tuple(parsed.extra.items())),
             place=Place(self.container, batch.places[index]) if inside else None,
-            columns={new: _scalar(row[old]) for new, old in self.layout.scalars.items()},
+            columns=self.scalars[index],
         )
 
     def _names(self, row: dict[str, Any], index: int, place: str, parsed: Parsed) -> tuple[str, str]:
@@ -247,8 +250,7 @@ class _Rows:
         column = self.layout.reading.columns.get("id")
         name, stem = place, place
         if self.hashes is not None:
-            said = repr(list(parsed.rounds.items())).encode(errors="replace")
-            name = f"{self.reject.source}/{xxh3_128_hexdigest(said + self.hashes[index].encode())[:20]}"
+            name = f"{self.reject.source}/{xxh3_128_hexdigest(_said(parsed) + self.hashes[index].encode())[:20]}"
         elif self.options.ids not in ("row", "auto"):
             name = f"{self.reject.source}/{row[self.options.ids]}"
         elif self.options.ids == "auto" and column and row.get(column) not in (None, ""):
@@ -290,7 +292,8 @@ def _columns(layout: _Layout) -> list[str]:
     return list(dict.fromkeys([*layout.reading.needed, *layout.scalars.values(), *layout.lists]))
 
 
-def _named(options: RowsOptions) -> tuple[str, ...]:
+def image_columns_of(options: RowsOptions) -> tuple[str, ...]:
+    """The columns of images that the recipe names."""
     named = options.fields.get("image", ())
     return (named,) if isinstance(named, str) else tuple(named)
 
@@ -397,12 +400,32 @@ def _is_scalar(values: list[Any]) -> bool:
     return all(value is None or isinstance(value, str | int | float) for value in values)
 
 
+def _number(type: type[int] | type[float]) -> Callable[[Any], Scalar]:
+    return lambda value: None if value is None else type(value)
+
+
 def _scalar(value: Any) -> Scalar:
     return value if isinstance(value, str | int | float) else None
 
 
-def _json(extra: dict[str, Any]) -> str:
-    return json.dumps(extra, ensure_ascii=False)
+def _scalars(batch: Batch, layout: _Layout, numbers: Mapping[str, Callable[[Any], Scalar]]) -> list[dict[str, Scalar]]:
+    """What travels beside the conversations of a batch."""
+    if not layout.scalars:
+        return [{} for _ in batch.places]
+    columns = [map(numbers.get(old, _scalar), batch.columns[old]) for old in layout.scalars.values()]
+    return [dict(zip(layout.scalars, values)) for values in zip(*columns)]
+
+
+def _said(parsed: Parsed) -> bytes:
+    """The texts of a row as bytes that differ where the texts do."""
+    return "\0".join(text for qa in parsed.rounds.values() for text in (qa.question, qa.answer)).encode(
+        errors="replace"
+    )
+
+
+@lru_cache(maxsize=1000)
+def _json(extra: tuple[tuple[str, Any], ...]) -> str:
+    return json.dumps(dict(extra), ensure_ascii=False)
 
 
 def _list(names: Any) -> str:
@@ -421,4 +444,4 @@ SOURCE = Source(
     own=True,
 )
 
-__all__ = ["FORMS", "SOURCE", "RowsOptions", "layout_of", "read", "tables_of"]
+__all__ = ["FORMS", "SOURCE", "RowsOptions", "image_columns_of", "layout_of", "read", "tables_of"]

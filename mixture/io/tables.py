@@ -46,9 +46,10 @@ _IMAGE_NAME = re.compile(
 
 @dataclass
 class Batch:
-    """Some rows: their places (see `Container`), the values of their columns without images, their images, and what of
-    the file could not be read as rows: (place, code, detail, text)."""
+    """Some rows: their numbers in the file, their places (see `Container`), the values of their columns without images,
+    their images, and what of the file could not be read as rows: (number, code, detail, text)."""
 
+    numbers: list[int]
     places: list[int]
     columns: dict[str, list[Any]]
     images: list[list[ImageItem]]
@@ -158,6 +159,19 @@ class Table:
             return ""
         return str(self._schema().field(name).type).replace("large_", "")
 
+    def csv_types(self) -> dict[str, type[int] | type[float]]:
+        """The columns of a CSV that hold numbers alone."""
+        if self.kind != "csv":
+            return {}
+        import polars as pl
+
+        scan = pl.scan_csv(self.path, separator=_delimiter(self.path), infer_schema_length=None)
+        try:
+            schema = scan.collect_schema()
+        except pl.exceptions.PolarsError:  # what is wrong with its lines, reading them says
+            return {}
+        return {name: int if type.is_integer() else float for name, type in schema.items() if type.is_numeric()}
+
     def container(self) -> Container:
         """The file as one that images can be taken from."""
         return Container(str(self.path), self.kind, self.image_columns, self._mean_bytes())
@@ -165,7 +179,9 @@ class Table:
     def sample(self, count: int = _SAMPLE) -> Batch:
         """The first rows, with all columns."""
         with self._errors():
-            return next(iter(self._batches(self.columns, count)), Batch([], {name: [] for name in self.columns}, []))
+            return next(
+                iter(self._batches(self.columns, count)), Batch([], [], {name: [] for name in self.columns}, [])
+            )
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """All rows with the columns `names`; a column that the file lacks is None everywhere."""
@@ -222,7 +238,7 @@ class Table:
                 break
         names = list(dict.fromkeys(name for _, row in seen if isinstance(row, dict) for name in row))
         if self.kind == "tar":
-            return names, ("__images__",)
+            return [name for name in names if name != "__images__"], ("__images__",)
         images = self._named or tuple(
             name
             for name in names
@@ -262,7 +278,7 @@ class Table:
             columns = {name: batch.column(name).to_pylist() for name in names}
             images = [image_lists(batch.column(name), inside[name]) for name in self.image_columns]
             places = list(range(start, start + len(batch)))
-            yield Batch(places, columns, _side_by_side(images, len(batch)))
+            yield Batch(places, places, columns, _side_by_side(images, len(batch)))
             start += len(batch)
 
     def _arrow(self, names: Sequence[str], size: int) -> Iterator[Batch]:
@@ -273,23 +289,26 @@ class Table:
                 columns = {name: batch.column(name).to_pylist() for name in names}
                 images = [image_lists(batch.column(name), None) for name in self.image_columns]
                 places = list(range(start, start + len(batch)))
-                yield Batch(places, columns, _side_by_side(images, len(batch)))
+                yield Batch(places, places, columns, _side_by_side(images, len(batch)))
                 start += len(batch)
 
     def _plain(self, names: Sequence[str], size: int) -> Iterator[Batch]:
-        rows = self._rows()
+        rows = enumerate(self._rows())
         while True:
-            batch = Batch([], {name: [] for name in names}, [])
-            for place, row in rows:
+            batch = Batch([], [], {name: [] for name in names}, [])
+            for number, (place, row) in rows:
                 if isinstance(row, str):
                     code, _, rest = row.partition("\0")
                     detail, _, text = rest.partition("\0")
-                    batch.broken.append((place, code, detail, text))
+                    batch.broken.append((number, code, detail, text))
                 else:
+                    batch.numbers.append(number)
                     batch.places.append(place)
                     for name in names:
                         batch.columns[name].append(row.get(name))
-                    batch.images.append([item for name in self.image_columns for item in image_items(row.get(name))])
+                    values = [row.get(name) for name in self.image_columns]
+                    inside = self.kind == "tar"  # where they are listed as items
+                    batch.images.append(row["__images__"] if inside else [i for v in values for i in image_items(v)])
                 if len(batch.places) + len(batch.broken) >= size:
                     break
             if not batch.places and not batch.broken:
@@ -331,9 +350,7 @@ class Table:
     def _csv(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             csv.field_size_limit(2**31 - 1)
-            sample = file.read(8192)
-            file.seek(0)
-            delimiter = max(",\t;", key=sample.partition("\n")[0].count)
+            delimiter = _delimiter(self.path)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             try:
                 names = next(reader)
@@ -394,6 +411,11 @@ class Table:
             else:
                 row[name] = data.decode(errors="replace")
         return at, row
+
+
+def _delimiter(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return max(",\t;", key=file.readline(65536).count)
 
 
 class _Errors:

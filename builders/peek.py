@@ -1,0 +1,190 @@
+"""A first look at somebody's own rows: what is there, how it would be read, what would be dropped, and a recipe."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import yaml
+from msgspec import Struct
+
+from vlmix.builders.sources.rows import SOURCE, RowsOptions, image_columns_of, layout_of, tables_of
+from vlmix.mixture.build.extract import conversations
+from vlmix.mixture.build.source import RawFolder
+from vlmix.mixture.dataset.schema import RESERVED, Reject
+from vlmix.mixture.io.containers import read_images
+from vlmix.mixture.io.image_index import ImageIndex
+from vlmix.mixture.io.images import ImageInfo, probe, probe_bytes
+from vlmix.mixture.io.tables import Table
+from vlmix.mixture.record import Conversation
+from vlmix.mixture.render import render
+
+SAMPLES = 3
+
+
+class Sight(Struct, frozen=True, kw_only=True):
+    """What `peek` saw. `rows` are all rows of the files, None where counting them means reading them; `looked_at` the
+    rows that were read, of which `usable` would be samples."""
+
+    path: str
+    files: list[str]
+    kind: str
+    rows: int | None
+    form: str
+    fields: dict[str, str]
+    columns: dict[str, str]
+    """Column -> what it is taken for."""
+    image_columns: list[str]
+    looked_at: int
+    usable: int
+    images: dict[int, int]
+    """Number of images of a sample -> usable samples that have so many."""
+    samples: list[dict[str, Any]]
+    """The first samples: id, images with their sizes, texts."""
+    rejects: dict[str, tuple[int, str]]
+    """Reason -> how often, and the first of them in words."""
+    notes: list[str]
+    recipe: dict[str, Any]
+
+
+def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
+    """Look at the first `rows` rows (0: all) of the table that `path` names, as the source `rows` would read it with
+    `options`. Raises VlmixError if it is no table or holds no conversations."""
+    chosen = RowsOptions(path=path, **options)
+    files = tables_of(RawFolder(Path(), SOURCE), chosen)
+    table = Table(files[0], image_columns_of(chosen))
+    layout = layout_of(table, chosen, path)
+    name = _entry_name(path)
+    taken = {f"row_{new}": old for new, old in layout.scalars.items() if new in RESERVED}
+    if taken:
+        chosen = msgspec.structs.replace(chosen, columns={**chosen.columns, **taken})
+        layout = layout_of(table, chosen, path)
+    usable, folder, rejects = conversations(SOURCE, chosen, Path(), name=name)
+    found: list[Conversation] = []
+    judged = _judged(usable, folder, name, rejects.rows)
+    seen = 0
+    for conversation in judged if not rows else islice(judged, rows):
+        seen += 1
+        if conversation is not None:
+            found.append(conversation)
+    dropped = Counter(reject.reason for reject in rejects.rows)
+    first = {reject.reason: f"{reject.id}: {reject.detail}" for reject in reversed(rejects.rows)}
+    whole = sum(reject.round < 0 and not reject.reason.startswith("image_") for reject in rejects.rows)
+    options_said = {k: v for k, v in options.items() if v}
+    return Sight(
+        path=path,
+        files=[str(file) for file in files],
+        kind=table.kind,
+        rows=_count(files, table.kind),
+        form=layout.reading.form,
+        fields=layout.reading.columns,
+        columns=_kinds(table, layout.scalars, layout.reading.columns),
+        image_columns=[] if table.kind == "tar" else list(table.image_columns),
+        looked_at=seen + whole,
+        usable=len(found),
+        images=dict(sorted(Counter(len(conversation.images) for conversation in found).items())),
+        samples=[_shown(conversation) for conversation in found[:SAMPLES]],
+        rejects={reason: (count, first[reason]) for reason, count in dropped.most_common()},
+        notes=_notes(found, layout.reading.form, table),
+        recipe=_recipe(name, path, chosen, options_said),
+    )
+
+
+def recipe_text(sight: Sight) -> str:
+    """The starter recipe as YAML."""
+    head = (
+        f"# {sight.path}: rows of the form {sight.form}. `vlmix plan` shows what a build would hold.\n"
+        "# `vlmix sources rows` lists what may be said of a source; take, ratio, repeat and where work as everywhere.\n"
+    )
+    return head + str(yaml.safe_dump(sight.recipe, sort_keys=False, allow_unicode=True))
+
+
+def _recipe(name: str, path: str, chosen: RowsOptions, said: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"builder": "rows", "path": path, **said}
+    if chosen.columns:
+        entry["columns"] = dict(chosen.columns)
+    return {"name": name, "seed": 0, "sources": {name: entry}}
+
+
+def _entry_name(path: str) -> str:
+    """A source's name from the file or folder that `path` names."""
+    parts = [part for part in re.split(r"[/\\]", path) if part and not re.search(r"[*?\[]", part) and part != "**"]
+    stem = Path(parts[-1]).stem if parts else "rows"
+    stem = re.sub(r"-\d{5}-of-\d{5}$|-\d{6}$", "", stem)
+    if stem in ("train", "data") and len(parts) > 1:
+        stem = parts[-2]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("._") or "rows"
+
+
+def _judged(
+    usable: Iterator[Conversation], folder: RawFolder, name: str, rejects: list[Reject]
+) -> Iterator[Conversation | None]:
+    """The conversations whose images are there and sound; None for the others, which become rejects."""
+    index: ImageIndex | None = None
+    for conversation in usable:
+        if index is None:
+            index = ImageIndex([Path(), *folder.image_roots], {})
+        problem = None
+        if conversation.place is not None:
+            data = next(read_images(folder.containers[conversation.place.container], [conversation.place.at]), [])
+            infos = [probe_bytes(one, ImageInfo(path="", bytes=len(one))) for one in data]
+            problem = next(((info.problem, info.detail) for info in infos if info.problem), None)
+        else:
+            for image in conversation.images:
+                files = index.candidates(image.path.removeprefix(f"{name}/"))
+                info = probe(files[0]) if files else None
+                if info is None:
+                    problem = problem or ("image_missing", f"there is no file {image.path.removeprefix(f'{name}/')}")
+                elif info.problem:
+                    problem = problem or (info.problem, f"{info.detail} ({files[0].name})")
+        if problem is None:
+            yield conversation
+        else:
+            rejects.append(
+                Reject(source=name, id=conversation.id, image=conversation.image, reason=problem[0], detail=problem[1])
+            )
+            yield None
+
+
+def _count(files: list[Path], kind: str) -> int | None:
+    return sum(pq.ParquetFile(file).metadata.num_rows for file in files) if kind == "parquet" else None
+
+
+def _kinds(table: Table, scalars: dict[str, str], fields: dict[str, str]) -> dict[str, str]:
+    of = {column: role for role, column in fields.items()}
+    travels = {old: new for new, old in scalars.items()}
+    kinds = dict.fromkeys(() if table.kind == "tar" else table.image_columns, "images")
+    for name in table.columns:
+        if name in travels and name in of:
+            kinds[name] = f"{of[name]}, kept as the column {travels[name]}"
+        elif name in of:
+            kinds[name] = of[name]
+        elif name in travels:
+            kinds[name] = "kept" if travels[name] == name else f"kept as {travels[name]}"
+        else:
+            kinds[name] = "not read"
+    return kinds
+
+
+def _shown(conversation: Conversation) -> dict[str, Any]:
+    return {
+        "id": conversation.id,
+        "images": [image.path for image in conversation.images],
+        "texts": render(conversation),
+        "columns": conversation.columns,
+    }
+
+
+def _notes(found: list[Conversation], form: str, table: Table) -> list[str]:
+    notes = []
+    if found and not any(conversation.images for conversation in found):
+        notes.append(
+            "no images are recognised; if a column holds them, name it: --field image=COLUMN"
+            if table.kind != "tar"
+            else "no images are recognised"
+        )
+    return notes
