@@ -156,7 +156,7 @@ def expected(model_folder: Path, images: Path) -> list[dict[str, Any]]:
     found = []
     for number, question in enumerate(QUESTIONS):
         past = PAST if number == len(QUESTIONS) - 1 else []
-        prompt = question_text(processor, [*past, question], image=True)
+        prompt = question_text(processor, [*past, question], images=1)
         inputs = processor(text=prompt, images=Image.open(images / f"{number}.png"), return_tensors="pt")
         with torch.no_grad():
             logits = model(**inputs).logits[0, -1]

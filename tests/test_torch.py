@@ -42,7 +42,7 @@ def test_inputs_and_labels_are_the_trainers(mixture: Path, model: Path) -> None:
         batch = collate(samples)
         assert ("pixel_values" in batch) == image
         for sample, ids, mask, labels in zip(samples, batch["input_ids"], batch["attention_mask"], batch["labels"]):
-            whole = encoder.encode([turn.value for turn in sample.conversations], 4 if image else 0)
+            whole = encoder.encode([turn.value for turn in sample.conversations], [4] if image else [])
             length = int(mask.sum())
             assert ids[:length].tolist() == whole.ids.tolist()
             assert labels[:length].tolist() == np.where(whole.loss_mask, whole.ids, -100).tolist()

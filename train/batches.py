@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.record import ImageRef
 from vlmix.mixture.schedule.packing import Positions
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import Batch
@@ -61,7 +63,7 @@ class MicroBatch:
     """[S] tokens of each sample."""
     image_tokens: int
     unreadable: list[str] = field(default_factory=list)
-    """Samples whose image did not decode: they show nothing and have no target tokens."""
+    """Samples with an image that did not decode: it shows nothing, and they have no target tokens."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -86,26 +88,30 @@ class Collator:
         self.sources = {name: number for number, name in enumerate(sources)}
 
     def encode(self, sample: Sample) -> Encoded:
-        """Ids of a sample, cut to batch.max_length. Raises VlmixError where the cut would go through its image."""
+        """Ids of a sample, cut to batch.max_length. Raises VlmixError where the cut would take some of an image."""
         values = [turn.value for turn in sample.conversations]
-        tokens = self.vision.tokens(sample.width, sample.height) if sample.image else 0
-        return cut(self.encoder.encode(values, tokens), self.batch.max_length, tokens, self.encoder.image_id, sample.id)
+        whole = self.encoder.encode(values, [self.vision.tokens(size.width, size.height) for size in sample.images])
+        length, image_id = self.batch.max_length, self.encoder.image_id
+        if not images_fit(whole, length, image_id):
+            what = f"image{'s' * (len(sample.images) > 1)} of {(whole.ids == image_id).sum()} tokens"
+            raise VlmixError(
+                f"sample {sample.id}: batch.max_length {length} cuts through its {what}; raise batch.max_length"
+            )
+        return cut(whole, length)
 
     def __call__(self, samples: Sequence[Sample], packed: bool) -> MicroBatch:
         encoded, tiles, sizes, unreadable = [], [], [], []
         for sample in samples:
             tokens = self.encode(sample)
-            if sample.jpeg is not None:
-                try:
-                    image = decode(sample.jpeg)
-                    if image.shape[1:] != (sample.height, sample.width) and self.vision.tile_grids:
-                        raise ValueError(f"the index says {sample.width} x {sample.height}")
-                    tiles.append(self.vision.tiles(image))
-                except UNREADABLE:
-                    unreadable.append(sample.id)
-                    tiles.append(self.vision.blank(sample.width, sample.height))
-                    tokens = Encoded(tokens.ids, np.zeros_like(tokens.loss_mask))
-                sizes.append((sample.height, sample.width))
+            if len(sample.jpegs) != len(sample.images):
+                raise VlmixError(f"sample {sample.id}: {len(sample.images)} images, {len(sample.jpegs)} in the index")
+            seen = [self._tiles(jpeg, size) for jpeg, size in zip(sample.jpegs, sample.images)]
+            if any(found is None for found in seen):
+                unreadable.append(sample.id)
+                tokens = Encoded(tokens.ids, np.zeros_like(tokens.loss_mask))
+            for found, size in zip(seen, sample.images):
+                tiles.append(self.vision.blank(size.width, size.height) if found is None else found)
+                sizes.append((size.height, size.width))
             encoded.append(tokens)
         if not samples:
             encoded = [Encoded(np.array([self.pad]), np.array([False]))]
@@ -136,6 +142,15 @@ class Collator:
             unreadable=unreadable,
         )
 
+    def _tiles(self, jpeg: bytes, size: ImageRef) -> torch.Tensor | None:
+        """An image of this size as the tower sees it; None if it does not decode, or is not what its tokens are for."""
+        try:
+            image = decode(jpeg)
+            other = image.shape[1:] != (size.height, size.width)
+            return None if other and self.vision.tile_grids else self.vision.tiles(image)
+        except UNREADABLE:
+            return None
+
     def _padded(self, encoded: list[Encoded], lengths: NDArray[np.int64]) -> _Laid:
         width = int(lengths.max())
         ids = np.full((len(encoded), width), self.pad, dtype=np.int64)
@@ -150,17 +165,14 @@ class Collator:
         return ids, positions, np.cumsum(lengths) - lengths
 
 
-def cut(tokens: Encoded, length: int, image_tokens: int, image_id: int, name: str) -> Encoded:
-    """The first `length` tokens. Raises VlmixError if they do not hold the whole image."""
-    if len(tokens.ids) <= length:
-        return tokens
-    tokens = Encoded(tokens.ids[:length], tokens.loss_mask[:length])
-    if image_tokens and (tokens.ids == image_id).sum() != image_tokens:
-        raise VlmixError(
-            f"sample {name}: batch.max_length {length} cuts through its image of {image_tokens} tokens; "
-            "raise batch.max_length"
-        )
-    return tokens
+def cut(tokens: Encoded, length: int) -> Encoded:
+    """The first `length` tokens."""
+    return Encoded(tokens.ids[:length], tokens.loss_mask[:length])
+
+
+def images_fit(tokens: Encoded, length: int, image_id: int) -> bool:
+    """Whether the first `length` tokens hold all images."""
+    return not (tokens.ids[length:] == image_id).any()
 
 
 class MicroBatchDataset(Dataset["list[MicroBatch] | VlmixError"]):
@@ -199,18 +211,28 @@ class Lengths:
     """Of them, the target tokens."""
     untruncated: NDArray[np.int64]
     """Before they were cut to batch.max_length."""
+    fits: NDArray[np.bool_]
+    """Whether their images fit into batch.max_length. A sample whose images do not cannot be trained on."""
+
+    def fitting(self) -> "Lengths":
+        """Of the samples that fit alone."""
+        return Lengths(*(column[self.fits] for column in vars(self).values()))
 
 
 def lengths(mixture: Mixture, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:
-    """One pass over all texts of a mixture. Raises VlmixError for a sample whose image would be cut."""
-    images = np.array(mixture.column("image").to_pylist()) != ""
-    sizes = zip(mixture.column("width").to_pylist(), mixture.column("height").to_pylist())
-    image_tokens = np.array([vision.tokens(w, h) if i else 0 for i, (w, h) in zip(images, sizes)], dtype=np.int64)
+    """One pass over all texts of a mixture."""
+    images = mixture.column("images").combine_chunks()
+    flat = images.flatten()
+    sizes = zip(flat.field("width").to_pylist(), flat.field("height").to_pylist())
+    image_tokens = [vision.tokens(width, height) for width, height in sizes]
+    ends = [0, *np.cumsum(pc.list_value_length(images).to_numpy()).tolist()]
     found = np.zeros((3, len(mixture)), dtype=np.int64)
+    fits = np.ones(len(mixture), dtype=np.bool_)
     for positions, texts in mixture.texts():
-        encoded = encoder.encode_many(texts, image_tokens[positions].tolist())
-        for position, tokens in zip(positions.tolist(), encoded):
-            name = mixture.column("id")[position].as_py() if len(tokens.ids) > length else ""
-            short = cut(tokens, length, int(image_tokens[position]), encoder.image_id, name)
+        places = positions.tolist()
+        encoded = encoder.encode_many(texts, [image_tokens[ends[i] : ends[i + 1]] for i in places])
+        for position, tokens in zip(places, encoded):
+            short = cut(tokens, length)
             found[:, position] = len(short.ids), short.loss_mask[1:].sum(), len(tokens.ids)
-    return Lengths(*found)
+            fits[position] = images_fit(tokens, length, encoder.image_id)
+    return Lengths(found[0], found[1], found[2], fits)

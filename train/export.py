@@ -44,6 +44,8 @@ SHARD_BYTES = 5 * 2**30
 _PREFIXED = ("clip_vision_model", "siglip_vision_model")
 State = dict[str, torch.Tensor]
 _PROBE = ("What is it?", "It is  é.", "def f():\n    return 1")
+_PROBES = ((_PROBE, 0), (_PROBE, 1), (("<image>\nIs it  like <image>?", "It is  é.", "So?"), 2))
+"""Conversations that end in a question, and the number of their images."""
 
 
 def legacy_names(state: State, model: LlavaModel) -> State:
@@ -268,10 +270,10 @@ def _check(folder: Path, out: Path, state: State, dtype: torch.dtype, encoder: E
         for name, tensor in state.items()
         if name not in found or not torch.equal(found[name].to(dtype), tensor.to(dtype))
     ]
-    for image in (True, False):
-        prompt = question_text(processor, _PROBE, image)
+    for values, images in _PROBES:
+        prompt = question_text(processor, values, images)
         ids = processor.tokenizer(prompt, add_special_tokens=adds_begin(processor.tokenizer, prompt))["input_ids"]
-        if ids != encoder.encode(_PROBE, int(image)).ids.tolist():
+        if ids != encoder.encode(values, [1] * images).ids.tolist():
             troubles["other tokens"] = [f"for {prompt!r}"]
     for what, names in troubles.items():
         if names:

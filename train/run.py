@@ -42,8 +42,10 @@ from vlmix.train.weights.pretrained import load_tokenizer
 
 _FREE = ("out", "loader_workers", "log_interval", "checkpoint", "cpu_threads", "max_bad_images", "peak_tflops")
 """Keys of a recipe that may change when a run resumes."""
-_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "data.json", "checkpoints")
+_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "skipped.jsonl", "data.json", "checkpoints")
 """What a run may have written before it has its recipe.yaml."""
+SKIPPED = "skipped.jsonl"
+"""Samples that a run leaves out, and why, one a line."""
 _KNOBS = ("batch.pack_length", "batch.micro_size", "activation_checkpointing", "reshard_after_forward", "compile")
 """What saves memory or time: it may change, too, and then the sums are rounded differently."""
 
@@ -84,16 +86,18 @@ class _Run:
 
     def _go(self) -> int:
         recipe, me = self.recipe, self.me
-        mixture: Mixture = me.run_on_all(lambda: open_mixture(recipe.mixture))
-        identity = _identity(recipe, mixture)
+        offered: Mixture = me.run_on_all(lambda: open_mixture(recipe.mixture))
+        identity = _identity(recipe, offered)
         checkpoints = Checkpoints(self.folder / "checkpoints", recipe.checkpoint.keep, me)
         latest = me.run_on_main(lambda: _latest(checkpoints, identity, self.folder))
-        model, tokenizer, layout, whole = self._model(mixture, begun=latest is not None)
+        model, tokenizer, layout, whole = self._model(offered, begun=latest is not None)
         encoder = Encoder(tokenizer, layout)
-        found = self._lengths(mixture, encoder, model.vision)
+        found = self._lengths(offered, encoder, model.vision)
+        mixture = self._fitting(offered, found)
+        skipped, found = len(offered) - len(mixture), found.fitting()
         order: Schedule = me.run_on_all(lambda: self._order(mixture, found))
         steps = recipe.max_steps or math.ceil(recipe.epochs * order.steps_per_epoch)
-        facts = {**self._tell_data(mixture, found, order, steps), "parts": self._tell_model(model)}
+        facts = {**self._tell_data(mixture, skipped, found, order, steps), "parts": self._tell_model(model)}
         me.run_on_main(lambda: write_text(self.folder / "data.json", json.dumps(facts, indent=1) + "\n"))
         flops = Flops.of(model)
         apply_fsdp(model, recipe, me)
@@ -177,23 +181,49 @@ class _Run:
         def first() -> None:
             words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
             eyes = [vision.side, vision.patch, vision.tile_grids]
-            settings = [VERSION, _digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
+            settings = [VERSION, "fits", _digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
             key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 if np.load(path)["key"] == key:
                     return
             found = measure(mixture, encoder, vision, self.recipe.batch.max_length)
             with atomic_write(path) as file:
-                np.savez(file, key=key, tokens=found.tokens, trained=found.targets, whole=found.untruncated)
+                np.savez(file, key=key, **vars(found))
 
         self.me.run_on_main(first)
         kept = np.load(path)
-        return Lengths(kept["tokens"], kept["trained"], kept["whole"])
+        return Lengths(kept["tokens"], kept["targets"], kept["untruncated"], kept["fits"])
 
-    def _tell_data(self, mixture: Mixture, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
+    def _fitting(self, mixture: Mixture, found: Lengths) -> Mixture:
+        """The samples whose images fit into batch.max_length. The others are listed in the run's folder."""
+        if found.fits.all():
+            self.me.run_on_main(lambda: (self.folder / SKIPPED).unlink(missing_ok=True))
+            return mixture
+        length = self.recipe.batch.max_length
+        if not found.fits.any():
+            self.me.abort(
+                VlmixError(
+                    f"{self.recipe.mixture}: no sample's images fit into batch.max_length {length}; raise it (the "
+                    f"shortest sample has {found.untruncated.min()} tokens)"
+                )
+            )
+
+        def first() -> None:
+            names, lines = mixture.column("id"), []
+            for position in np.flatnonzero(~found.fits).tolist():
+                tokens = int(found.untruncated[position])
+                row = {"id": names[position].as_py(), "reason": "too_long", "tokens": tokens, "max_length": length}
+                lines.append(json.dumps(row) + "\n")
+            write_text(self.folder / SKIPPED, "".join(lines))
+
+        self.me.run_on_main(first)
+        return mixture.select(np.flatnonzero(found.fits))
+
+    def _tell_data(self, mixture: Mixture, skipped: int, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "mixture": mixture.manifest.name,
             "samples": len(mixture),
+            "skipped_samples": skipped,
             "steps": steps,
             "steps_per_epoch": order.steps_per_epoch,
             "tokens": int(found.tokens.sum()),
@@ -203,7 +233,10 @@ class _Run:
         }
         if not facts["target_tokens"]:
             self.me.abort(
-                VlmixError(f"{self.recipe.mixture}: none of its tokens would train; all answers are empty or cut off")
+                VlmixError(
+                    f"{self.recipe.mixture}: none of its tokens would train; all answers are empty or cut off by "
+                    f"batch.max_length {self.recipe.batch.max_length}"
+                )
             )
         self.report("data", facts)
         return facts

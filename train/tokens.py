@@ -6,6 +6,7 @@ answer. Nothing is searched in the text: `</s>`, `ASSISTANT:` or `<image>` writt
 """
 
 import json
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.record import is_blank
+from vlmix.mixture.render import tokens_in_place
 
 IMAGE = "<image>"
 VICUNA = (
@@ -37,6 +39,46 @@ _SENTENCES = {
 _METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
 
 
+_JINJA = r"""
+{% set found = namespace(images=0) %}
+{% for m in messages if m['content'] is not string %}
+{% for c in m['content'] if c['type'] == 'image' %}{% set found.images = found.images + 1 %}{% endfor %}
+{% endfor %}
+{% set several = several_images | default(found.images > 1) %}
+{% macro content(m) %}
+{% if m['content'] is string %}{{ m['content'] }}{% else %}
+{% set led = namespace(by=true) %}
+{% for c in m['content'] %}
+{% if c['type'] == 'text' %}{{ c['text'] }}{% set led.by = false %}
+{% elif c['type'] == 'image' and several %}<image>{% if led.by and not loop.last %}{{ "\n" }}{% endif %}
+{% endif %}
+{% endfor %}
+{% endif %}
+{% endmacro %}
+{% macro question(m) %}
+{% set text = content(m) if $questions else '' %}
+{% if m['content'] is not string and not (several and $questions) %}
+{% for c in m['content'] if c['type'] == 'image' %}
+<image>{% if $questions and (text or not loop.last) %}{{ "\n" }}{% endif %}
+{% endfor %}
+{% endif %}
+{{ text }}
+{% endmacro %}
+{{ $opening }}
+{% for m in messages %}
+{% if m['role'] == 'user' %}
+{% if not loop.first %}{{ $next_question }}{% endif %}{{ question(m) }}{{ $question_end }}
+{% elif m['role'] == 'assistant' %}
+{{ $answer_prefix }}{{ content(m) }}{{ $answer_end }}
+{% else %}
+{{ raise_exception('only user and assistant turns') }}
+{% endif %}
+{% endfor %}
+"""
+"""Several images stand in their places, those that a message begins with on lines of their own; a single one before its
+question. `several_images` tells a part of a conversation which of the two the whole has."""
+
+
 @dataclass(frozen=True)
 class Template:
     """opening Q question_end lead A answer_end [next_question Q question_end lead A answer_end …], special tokens
@@ -52,23 +94,8 @@ class Template:
 
     def jinja(self) -> str:
         """The same as a chat template in Jinja, for transformers' processors."""
-        text = {name: json.dumps(getattr(self, name)) for name in ("opening", "question_end", "next_question")}
-        answer = "{{ " + json.dumps(self.answer_prefix) + " }}{{ content(m) }}{{ " + json.dumps(self.answer_end) + " }}"
-        asked = "{{ text }}" if self.questions else ""
-        newline = "{% if text or not loop.last %}{{ " + json.dumps("\n") + " }}{% endif %}" if self.questions else ""
-        return (
-            "{% macro content(m) %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-            "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}{% endmacro %}"
-            "{% macro question(m) %}{% set text = content(m) %}{% if m['content'] is not string %}"
-            f"{{% for c in m['content'] if c['type'] == 'image' %}}{IMAGE}{newline}{{% endfor %}}{{% endif %}}"
-            f"{asked}{{% endmacro %}}"
-            "{{ " + text["opening"] + " }}"
-            "{% for m in messages %}{% if m['role'] == 'user' %}"
-            "{% if not loop.first %}{{ " + text["next_question"] + " }}{% endif %}"
-            "{{ question(m) }}{{ " + text["question_end"] + " }}"
-            "{% elif m['role'] == 'assistant' %}" + answer + "{% else %}"
-            "{{ raise_exception('only user and assistant turns') }}{% endif %}{% endfor %}"
-        )
+        literals = {name: json.dumps(value) for name, value in vars(self).items()}
+        return string.Template("".join(map(str.strip, _JINJA.splitlines()))).substitute(literals)
 
 
 def template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -162,55 +189,74 @@ class Encoder:
             self._rest.encode_special_tokens = True
             self._rest.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=splits["split"])
 
-    def encode(self, values: Sequence[str], image_tokens: int) -> Encoded:
-        """One conversation: its texts, questions and answers alternating. An image, which takes `image_tokens` (0:
-        none), stands once, before the first question that names it, as LLaVA moves it, or the first of all."""
+    def encode(self, values: Sequence[str], image_tokens: Sequence[int]) -> Encoded:
+        """One conversation: its texts, questions and answers alternating, and how many tokens each of its images takes.
+
+        One image stands once, before the first question that names it, as LLaVA moves it, or the first of all. Two or
+        more stay where the texts name them. Raises VlmixError where the texts name more than there are.
+        """
         return self.encode_many([values], [image_tokens])[0]
 
-    def encode_many(self, conversations: Sequence[Sequence[str]], image_tokens: Sequence[int]) -> list[Encoded]:
+    def encode_many(
+        self, conversations: Sequence[Sequence[str]], image_tokens: Sequence[Sequence[int]]
+    ) -> list[Encoded]:
         """Many conversations, tokenized in parallel."""
-        laid = [self._lay(values, bool(tokens)) for values, tokens in zip(conversations, image_tokens)]
+        laid = [self._lay(values, len(tokens)) for values, tokens in zip(conversations, image_tokens)]
         first = [piece.text for pieces in laid for piece in pieces[:1] if isinstance(piece, _Run)]
         rest = [piece.text for pieces in laid for piece in pieces[1:] if isinstance(piece, _Run)]
         firsts = iter(self._text.encode_batch(first, add_special_tokens=False))
         rests = iter(self._rest.encode_batch(rest, add_special_tokens=False))
         return [self._assemble(pieces, firsts, rests, tokens) for pieces, tokens in zip(laid, image_tokens)]
 
-    def _assemble(self, pieces: list[_Piece], firsts: Any, rests: Any, image_tokens: int) -> Encoded:
+    def _assemble(self, pieces: list[_Piece], firsts: Any, rests: Any, image_tokens: Sequence[int]) -> Encoded:
         ids: list[int] = list(self._begin)
         trained: list[bool] = [False] * len(ids)
+        images = iter(image_tokens)
         for number, piece in enumerate(pieces):
             if isinstance(piece, _Run):
                 run = next(rests if number else firsts)
                 ids += run.ids
                 trained += _inside(run.offsets, piece.spans)
             else:
-                times = image_tokens if piece.id == self.image_id else 1
+                times = next(images, 0) if piece.id == self.image_id else 1
                 ids += [piece.id] * times
                 trained += [piece.trained] * times
         return Encoded(np.array(ids, dtype=np.int64), np.array(trained, dtype=np.bool_))
 
-    def _lay(self, values: Sequence[str], image: bool) -> list[_Piece]:
+    def _lay(self, values: Sequence[str], images: int) -> list[_Piece]:
         layout, pieces = self.layout, _Pieces(self._special)
-        # An image stands once, however often the text names it: there is one set of features for it.
-        named = next((i for i in range(0, len(values), 2) if IMAGE in values[i]), 0) if image else -1
         pieces.literal(layout.opening)
-        for i, value in enumerate(values):
-            if i % 2 == 0:
-                if i:
-                    pieces.literal(layout.next_question)
-                if image:
-                    value = value.replace(IMAGE, "").strip() if IMAGE in value else value
-                if i == named:
+        for i, parts in enumerate(_around_images(values, images)):
+            asks = i % 2 == 0
+            trained = not asks and not is_blank("".join(parts))  # an empty answer would teach silence
+            if asks and i:
+                pieces.literal(layout.next_question)
+            for number, part in enumerate(parts):
+                if number:
                     pieces.done.append(_Special(self.image_id, trained=False))
-                if layout.questions:
-                    pieces.text("\n" + value if i == named and value else value)
-                pieces.literal(layout.question_end)
-            else:
-                trained = not is_blank(value)  # an empty answer would teach silence
-                pieces.text(layout.answer_prefix + value, trained)
-                pieces.literal(layout.answer_end, trained)
+                elif not asks:
+                    pieces.text(layout.answer_prefix, trained)
+                if layout.questions or not asks:
+                    pieces.text(part, trained)
+            pieces.literal(layout.question_end if asks else layout.answer_end, trained)
         return pieces.done
+
+
+def _around_images(values: Sequence[str], images: int) -> list[list[str]]:
+    """The texts, each in the parts that its images leave of it."""
+    if images > 1:
+        found = [value.split(IMAGE) for value in tokens_in_place(list(values), images)]
+        if (named := sum(map(len, found)) - len(found)) > images:
+            raise VlmixError(f"a text names {named} images, its sample has {images}: {abridged(values[0], 60)!r}")
+        return found
+    # An image stands once, however often the text names it: there is one set of features for it.
+    at = next((i for i in range(0, len(values), 2) if IMAGE in values[i]), 0) if images else -1
+    found = []
+    for i, value in enumerate(values):
+        if images and i % 2 == 0 and IMAGE in value:
+            value = value.replace(IMAGE, "").strip()
+        found.append(["", f"\n{value}" if value else ""] if i == at else [value])
+    return found
 
 
 class _Pieces:
@@ -284,15 +330,28 @@ def with_prefix(tokenizer: PreTrainedTokenizerBase, scheme: Scheme | None) -> Pr
     )
 
 
-def question_text(processor: Any, values: Sequence[str], image: bool) -> str:
-    """The prompt of a conversation that ends in a question, by a processor's chat template. Its image stands in the
-    first question."""
+def question_text(processor: Any, values: Sequence[str], images: int) -> str:
+    """The prompt of a conversation that ends in a question, by a processor's chat template. One image stands in the
+    first question, two or more where the texts name them."""
     turns = []
-    for i, value in enumerate(values):
-        shown = [{"type": "image"}] if image and not i else []
-        role = "assistant" if i % 2 else "user"
-        turns.append({"role": role, "content": [*shown, {"type": "text", "text": value}]})
+    for i, value in enumerate(tokens_in_place(list(values), images) if images > 1 else values):
+        content = blocks(value) if images > 1 else [{"type": "text", "text": value}]
+        shown = [{"type": "image"}] if images == 1 and not i else []
+        turns.append({"role": "assistant" if i % 2 else "user", "content": [*shown, *content]})
     return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def blocks(text: str) -> list[dict[str, str]]:
+    """A text with image tokens in their places as the content of a chat message. An image that it begins with stands
+    for a token and a newline; an empty text keeps them apart where there is none."""
+    content: list[dict[str, str]] = []
+    while text.startswith(f"{IMAGE}\n"):
+        content.append({"type": "image"})
+        text = text.removeprefix(f"{IMAGE}\n")
+    for number, part in enumerate(text.split(IMAGE)):
+        content += [{"type": "image"}] if number else []
+        content += [{"type": "text", "text": part}] if part or (not number and text != IMAGE) else []
+    return content
 
 
 def adds_begin(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:

@@ -14,14 +14,15 @@ from torch.utils.data import Dataset
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.render import tokens_in_place
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import AspectRatio
 from vlmix.train.images import CLIP_MEAN, decode, normalise, to_square
 from vlmix.train.loader import make_loader
+from vlmix.train.tokens import IMAGE, blocks
 
 __all__ = ["ImageBatch", "ImageCollator", "ProcessorCollator", "StepDataset", "make_loader", "messages", "normalise"]
 
-IMAGE = "<image>"
 IGNORED = -100
 Batch = TypeVar("Batch")
 
@@ -61,7 +62,7 @@ class StepDataset(Dataset[Batch], Generic[Batch]):
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Samples with their images [B', 3, side, side] uint8: of those that have one, in the same order."""
+    """Samples with all their images [I, 3, side, side] uint8, in order: `len(sample.images)` of each sample."""
 
     samples: list[Sample]
     images: torch.Tensor
@@ -80,26 +81,37 @@ class ImageCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> ImageBatch:
         images = [
-            to_square(decode(sample.jpeg), self.side, self.image_aspect_ratio, self.mean)
+            to_square(decode(jpeg), self.side, self.image_aspect_ratio, self.mean)
             for sample in samples
-            if sample.jpeg is not None
+            for jpeg in sample.jpegs
         ]
         empty = torch.empty((0, 3, self.side, self.side), dtype=torch.uint8)
         return ImageBatch(list(samples), torch.stack(images) if images else empty)
 
 
 def messages(sample: Sample) -> list[dict[str, Any]]:
-    """The turns as chat messages, `<image>` as a content part of its own, for `processor.apply_chat_template`."""
+    """The turns as chat messages, for `processor.apply_chat_template`. An image is a content part of its own where the
+    text names it, or before all; the only one of a sample once, however often it is named."""
+    values = [turn.value for turn in sample.conversations]
+    if len(sample.images) > 1:
+        contents = [blocks(value) for value in tokens_in_place(values, len(sample.images))]
+    else:
+        contents = [_text(value) for value in values]
+        at = next((i for i in range(0, len(values), 2) if IMAGE in values[i]), 0)
+        for i in range(0, len(values), 2) if sample.images else ():
+            before, named, after = values[i].partition(IMAGE)
+            if named:  # space around the image falls away where no text is on its other side
+                before, after = before.lstrip(), after.replace(IMAGE, "").rstrip()
+                before, after = before if after else before.rstrip(), after if before else after.lstrip()
+            elif i == at:
+                before, after = after, before
+            contents[i] = [*_text(before), *([{"type": "image"}] if i == at else []), *_text(after)]
     roles = {"human": "user", "gpt": "assistant"}
-    found = []
-    for turn in sample.conversations:
-        content: list[dict[str, str]] = []
-        for number, text in enumerate(turn.value.split(IMAGE)):
-            content += [{"type": "image"}] if number else []
-            text = text.strip("\n") if IMAGE in turn.value else text
-            content += [{"type": "text", "text": text}] if text else []
-        found.append({"role": roles[turn.from_], "content": content})
-    return found
+    return [{"role": roles[turn.from_], "content": content} for turn, content in zip(sample.conversations, contents)]
+
+
+def _text(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if text else []
 
 
 class ProcessorCollator:
@@ -116,32 +128,42 @@ class ProcessorCollator:
             raise VlmixError(f"{type(processor).__name__} has no chat template")
         self.processor, self.max_length = processor, max_length
         self.processor.tokenizer.padding_side = "right"
+        self._told = "several_images" in str(processor.chat_template)  # so vlmix's own: see train.tokens
+        token, image = getattr(processor, "image_token", None), getattr(processor, "image_token_id", None)
+        self._image = image or (processor.tokenizer.convert_tokens_to_ids(token) if token else -1)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         texts, spans = zip(*(self._rendered(sample) for sample in samples))
-        images = [decode(sample.jpeg) for sample in samples if sample.jpeg is not None]
+        images = [[decode(jpeg) for jpeg in sample.jpegs] for sample in samples]
         batch = dict(
             self.processor(
-                text=list(texts), images=images or None, padding=True, return_tensors="pt", **self._special(texts[0])
+                text=list(texts),
+                images=images if any(images) else None,
+                padding=True,
+                return_tensors="pt",
+                **self._special(texts[0]),
             )
         )
         ids = batch["input_ids"]
         labels = torch.full_like(ids, IGNORED)
         ends = batch["attention_mask"].sum(1).tolist()
-        for row, (end, answers) in enumerate(zip(ends, spans)):
-            for first, last in answers:
-                labels[row, end - first : end - last] = ids[row, end - first : end - last]
+        for row, (sample, end, places) in enumerate(zip(samples, ends, spans)):
+            edges = [self._edge(sample, ids[row, :end], *place) for place in places]
+            for first, last in zip(edges[::2], edges[1::2]):
+                labels[row, first:last] = ids[row, first:last]
+        labels[ids == self._image] = IGNORED
         batch["labels"] = labels
         return self._cut(batch, samples)
 
-    def _rendered(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
-        """The whole text, and of each answer how many tokens from the end it begins and ends. Counted from there, as a
-        processor turns an image token into many, all of which stand before the first answer."""
-        turns = messages(sample)
-        whole = self._text(turns, False)
+    def _rendered(self, sample: Sample) -> tuple[str, list[tuple[int, int, int]]]:
+        """The whole text, and of the beginning and the end of each answer: how many tokens come after it, how many of
+        these are images, and how many tokens but images there are in all. Counted from the end, as a processor turns
+        an image token into many, most of which stand before the first answer."""
+        turns, several = messages(sample), len(sample.images) > 1
+        whole = self._text(turns, False, several)
         lengths = []
         for number in range(1, len(turns), 2):
-            for text in (self._text(turns[:number], True), self._text(turns[: number + 1], False)):
+            for text in (self._text(turns[:number], True, several), self._text(turns[: number + 1], False, several)):
                 if not whole.startswith(text):
                     raise VlmixError(
                         f"sample {sample.id}: the chat template's prompt is not a prefix of the whole text"
@@ -150,27 +172,40 @@ class ProcessorCollator:
         tokens = self.processor.tokenizer(whole, return_offsets_mapping=True, **self._special(whole))
         offsets = tokens["offset_mapping"]
         closing = next(number for number, (_, end) in enumerate(reversed(offsets)) if end)  # an end that is added
-        after = [closing + sum(begin >= length for begin, _ in offsets) for length in lengths]
-        return whole, list(zip(after[::2], after[1::2]))
+        images = [begin for id, (begin, _) in zip(tokens["input_ids"], offsets) if id == self._image]
+        plain = len(offsets) - len(images)
+        return whole, [
+            (closing + sum(begin >= length for begin, _ in offsets), sum(begin >= length for begin in images), plain)
+            for length in lengths
+        ]
+
+    def _edge(self, sample: Sample, ids: torch.Tensor, after: int, images: int, plain: int) -> int:
+        """Where in the ids of a sample an answer begins or ends."""
+        if not images:
+            return len(ids) - after
+        text = torch.nonzero(ids != self._image).flatten()
+        if len(text) != plain:
+            raise VlmixError(
+                f"sample {sample.id}: an image after an answer, and the processor puts more than image tokens there"
+            )
+        return int(text[images - after]) if after > images else len(ids)
 
     def _special(self, text: str) -> dict[str, bool]:
         """A beginning is added where the template wrote none, as `apply_chat_template` does."""
         begin = self.processor.tokenizer.bos_token
         return {"add_special_tokens": begin is None or not text.startswith(begin)}
 
-    def _text(self, turns: list[dict[str, Any]], prompt: bool) -> str:
-        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=prompt, tokenize=False)
+    def _text(self, turns: list[dict[str, Any]], prompt: bool, several: bool) -> str:
+        told = {"several_images": several} if self._told else {}
+        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=prompt, tokenize=False, **told)
         return text
 
     def _cut(self, batch: dict[str, Any], samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         width = batch["input_ids"].shape[1]
         if width <= self.max_length:
             return batch
-        image = getattr(self.processor, "image_token_id", None)
-        if image is None:
-            image = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
         for sample, ids in zip(samples, batch["input_ids"]):
-            if (ids[self.max_length :] == image).any():
+            if (ids[self.max_length :] == self._image).any():
                 raise VlmixError(f"sample {sample.id}: max_length {self.max_length} cuts through its image; raise it")
         return {
             name: value[:, : self.max_length] if value.dim() == 2 and value.shape[1] == width else value

@@ -144,7 +144,7 @@ def test_an_image_that_does_not_decode_shows_nothing_and_trains_on_nothing(
     bad = next(sample for sample in few[1:8] if sample.width != sample.height)
     assert bad.jpeg is not None
     bytes_ = {"truncated": bad.jpeg[: len(bad.jpeg) // 2], "zeros": b"\0" * 99, "text": b"<html>", "bomb": BOMB}
-    damaged = msgspec.structs.replace(bad, jpeg=bytes_[damage])
+    damaged = msgspec.structs.replace(bad, jpegs=(bytes_[damage],))
     collate = collator(opened, encoder, grids)
     micro, fine = collate([first, damaged, last], packed), collate([first, bad, last], packed)
     assert micro.unreadable == [bad.id] and fine.unreadable == []
@@ -163,7 +163,8 @@ def test_an_image_that_does_not_decode_shows_nothing_and_trains_on_nothing(
 def test_an_image_of_another_size_than_the_index_says_is_unreadable_where_its_tokens_depend_on_it(
     opened: Mixture, encoder: Encoder, few: list[Sample]
 ) -> None:
-    sample = msgspec.structs.replace(few[0], width=few[0].height * 3, height=few[0].height)
+    wide = msgspec.structs.replace(few[0].images[0], width=few[0].height * 3)
+    sample = msgspec.structs.replace(few[0], width=wide.width, images=[wide])
     assert collator(opened, encoder)([sample], True).unreadable == []
     micro = collator(opened, encoder, GRIDS)([sample], True)
     assert micro.unreadable == [sample.id]

@@ -35,6 +35,7 @@ from tests.train.test_tokens import CHATML, TEXTS, byte_level, llama_like  # noq
 from vlmix.mixture.dataset.reader import Sample  # noqa: E402
 from vlmix.mixture.dataset.schema import turns  # noqa: E402
 from vlmix.mixture.errors import VlmixError  # noqa: E402
+from vlmix.mixture.record import ImageRef  # noqa: E402
 from vlmix.train.batches import Collator, MicroBatch  # noqa: E402
 from vlmix.train.config import Recipe  # noqa: E402
 from vlmix.train.export import CONNECTOR, State, load_connector, write, write_connector  # noqa: E402
@@ -124,7 +125,8 @@ def sample(width: int, height: int, values: list[str] = ASKED) -> Sample:
     out = io.BytesIO()
     photograph(width, height).save(out, "JPEG", quality=95)
     place = {"id": f"{width}x{height}", "source": "s", "image": "x.jpg", "width": width, "height": height}
-    return Sample(**place, conversations=turns(values), extra="", jpeg=out.getvalue())
+    images = [ImageRef("x.jpg", width, height)]
+    return Sample(**place, images=images, conversations=turns(values), extra="", jpegs=(out.getvalue(),))
 
 
 def picture(given: Sample) -> Image.Image:
@@ -380,7 +382,7 @@ def test_the_processor_makes_the_tokens_that_were_trained_on(name: str, like: An
     made = make(tmp_path, nano(template=name), tokenizer)
     made.write()
     processor, given = made.processor(), sample(60, 40)
-    whole = made.encoder.encode(ASKED, made.parts.vision.tokens(60, 40))
+    whole = made.encoder.encode(ASKED, [made.parts.vision.tokens(60, 40)])
     for turns_ in (1, 3):
         prompt = processor.apply_chat_template(messages(ASKED[:turns_]), add_generation_prompt=True)
         ids = processor(text=prompt, images=picture(given))["input_ids"][0]

@@ -286,11 +286,11 @@ def damaged(mixture: Path, out: Path, count: int) -> Path:
     """A copy of a mixture, in which `count` images hold other bytes of the same number."""
     shutil.copytree(mixture, out)
     opened = open_mixture(mixture)
-    index = opened._table(opened.folder, ["shard", "image_offset", "image_size"]).to_pylist()
-    for row in [row for row in index if row["image_size"]][:count]:
+    index = opened._table(opened.folder, ["shard", "images"]).to_pylist()
+    for row in [row for row in index if row["images"]][:count]:
         with (out / row["shard"]).open("r+b") as file:
-            file.seek(row["image_offset"])
-            file.write(b"\0" * row["image_size"])
+            file.seek(row["images"][0]["offset"])
+            file.write(b"\0" * row["images"][0]["size"])
     return out
 
 
@@ -367,7 +367,7 @@ def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
     [
         ({"mixture": ""}, "add mixture=FOLDER"),
         ({"template": "plain"}, "samples without an image, such as "),
-        ({"batch": {"max_length": 20, "pack_length": 0}}, "cuts through its image of 4 tokens; raise batch.max_length"),
+        ({"batch": {"max_length": 20, "pack_length": 0}}, "or cut off by batch.max_length 20"),
         ({"batch": {"global_size": 100_000}}, "larger than the"),
         ({"model": {"init_connector_from": "nowhere"}}, "no connector.safetensors there"),
         ({"model": {"lm": {"model_type": "lama"}}}, "model.lm: "),

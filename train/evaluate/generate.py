@@ -51,7 +51,7 @@ class Generator:
 
     def prompt(self, text: str, image: bool) -> str:
         """A question as the model is asked it."""
-        return question_text(self.processor, [text], image)
+        return question_text(self.processor, [text], int(image))
 
     @torch.inference_mode()
     def answers(self, asked: Sequence[tuple[str, bytes | None]], max_new_tokens: int = 128) -> list[str]:

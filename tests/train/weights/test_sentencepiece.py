@@ -187,7 +187,7 @@ def check_rows(lm: Path, rows: list[tuple[list[str], bool]]) -> int:
     encoder = Encoder(tokenizer, template("vicuna", tokenizer))
     for values, image in rows:
         ids, labels = llavas(model, values, image)
-        found = encoder.encode(values, int(image))
+        found = encoder.encode(values, [1] * image)
         assert [-200 if i == encoder.image_id else i for i in found.ids.tolist()] == ids, values
         assert found.loss_mask.tolist() == [label != -100 for label in labels], values
     return len(rows)
@@ -242,10 +242,10 @@ def test_an_export_is_asked_with_the_tokens_it_was_trained_on(lm: Path, tmp_path
     for values, image in ROWS:
         for end in range(1, len(values) + 1, 2):
             asked = [value.replace("<image>", "").strip() if "<image>" in value else value for value in values[:end]]
-            ids = encoder.encode(values[:end], int(image)).ids.tolist()
+            ids = encoder.encode(values[:end], [1] * image).ids.tolist()
             prompt = question_text(processor, asked, image)
             assert processor.tokenizer(prompt)["input_ids"] == ids, prompt
-            assert again.encode(values[:end], int(image)).ids.tolist() == ids
+            assert again.encode(values[:end], [1] * image).ids.tolist() == ids
             seen.add("</s>" in prompt)
             if scheme == "always":
                 theirs = llavas(oracle(lm), [*values[:end], "x"], image)[0][: len(ids)]
@@ -274,9 +274,9 @@ def test_empty_answers_teach_nothing(lm: Path) -> None:
     add_image_token(tokenizer)
     for name in ("vicuna", "bare", "plain"):
         encoder = Encoder(tokenizer, template(name, tokenizer))
-        assert not encoder.encode(["<image>\nWhat?", ""], 1).loss_mask.any()
-        assert not encoder.encode(["<image>\nWhat?", " \u200b"], 1).loss_mask.any()
-    found = Encoder(tokenizer, template("vicuna", tokenizer)).encode(["What?", "", "And?", "red"], 0)
+        assert not encoder.encode(["<image>\nWhat?", ""], [1]).loss_mask.any()
+        assert not encoder.encode(["<image>\nWhat?", " \u200b"], [1]).loss_mask.any()
+    found = Encoder(tokenizer, template("vicuna", tokenizer)).encode(["What?", "", "And?", "red"], [])
     assert tokenizer.decode(found.ids[found.loss_mask]) == "red</s>"
 
 
