@@ -84,6 +84,8 @@ class _Layout(Struct, frozen=True):
     """New name -> column, of what travels beside the conversation."""
     lists: tuple[str, ...]
     """Columns of lists that `where_rounds` names."""
+    ids: tuple[str, ...]
+    """The column that `ids` names."""
 
 
 def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
@@ -154,7 +156,7 @@ def layout_of(table: Table, options: RowsOptions, where: str) -> _Layout:
             raise VlmixError(f"{where}: `fields` has several columns for {role}; only `image` may have several")
     single = {role: str(column) for role, column in fields.items()}
     for name in image_columns_of(options):
-        if name not in (*table.columns, *table.image_columns):
+        if name not in table.image_columns:
             near = nearest(name, [*table.columns, *table.image_columns])
             raise VlmixError(f"{where}: `fields` has image: {name}, and {table.path.name} has no such column{near}")
     columns = [name for name in table.columns if options.form is None or _admits(options.form, name, single)]
@@ -162,6 +164,9 @@ def layout_of(table: Table, options: RowsOptions, where: str) -> _Layout:
     if options.form is not None and reading.form != options.form:
         raise VlmixError(f"{where}: {table.path} holds rows of the form {reading.form}, the recipe says {options.form}")
     reading = Reading(reading.form, reading.columns, options.response_format)
+    if options.ids not in ("auto", "row", "content", *table.columns):
+        near = nearest(options.ids, table.columns)
+        raise VlmixError(f"{where}: ids: there is no column {options.ids!r}{near}; or take row or content")
     taken = {*reading.columns.values(), *table.image_columns}
     for new, old in options.columns.items():
         if old not in table.columns:
@@ -183,7 +188,8 @@ def layout_of(table: Table, options: RowsOptions, where: str) -> _Layout:
         for name in table.columns
         if options.where_rounds and name in options.where_rounds and name not in reading.columns.values()
     )
-    return _Layout(reading, table.image_columns, scalars, lists)
+    ids = () if options.ids in ("auto", "row", "content") else (options.ids,)
+    return _Layout(reading, table.image_columns, scalars, lists, ids)
 
 
 def _admits(form: Form, column: str, fields: dict[str, str]) -> bool:
@@ -289,7 +295,7 @@ class _Rows:
 
 
 def _columns(layout: _Layout) -> list[str]:
-    return list(dict.fromkeys([*layout.reading.needed, *layout.scalars.values(), *layout.lists]))
+    return list(dict.fromkeys([*layout.reading.needed, *layout.scalars.values(), *layout.lists, *layout.ids]))
 
 
 def image_columns_of(options: RowsOptions) -> tuple[str, ...]:

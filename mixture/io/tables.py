@@ -226,7 +226,8 @@ class Table:
         """(columns without images, columns of images)."""
         if self.kind in ("parquet", "arrow"):
             schema = self._schema()
-            images = self._named or tuple(field.name for field in schema if _holds_images(field.type))
+            named = tuple(name for name in self._named if name in schema.names)
+            images = named or tuple(field.name for field in schema if _holds_images(field.type))
             if not images:  # text may name files
                 images = tuple(field.name for field in schema if _is_text(field.type) and _names_images(field.name))
             return [name for name in schema.names if name not in images], images
@@ -239,7 +240,7 @@ class Table:
         names = list(dict.fromkeys(name for _, row in seen if isinstance(row, dict) for name in row))
         if self.kind == "tar":
             return [name for name in names if name != "__images__"], ("__images__",)
-        images = self._named or tuple(
+        images = tuple(name for name in self._named if name in names) or tuple(
             name
             for name in names
             if _names_images(name) and any(_image_value(row.get(name)) for _, row in seen if isinstance(row, dict))
@@ -385,6 +386,9 @@ class Table:
 
             for sample in group_by_keys(members(), lcase=False):
                 yield self._tar_row(sample, tar, digest.update)
+            file.seek(tar.offset)  # tarfile takes half a header for the end
+            if file.read(512) != bytes(512):
+                raise tarfile.ReadError(f"the end of the archive is missing at byte {tar.offset}")
         self.partial_sha256 = digest.hexdigest()
 
     def _tar_row(
@@ -443,9 +447,10 @@ def _decoded(text: bytes, what: str) -> dict[str, Any] | str:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             row = None
         if row is None:
-            return f"bad_row\0{what}: {error}\0{text[:2000].decode(errors='replace')}"
+            return f"bad_row\0{what}: {error}\0{text[:2000].strip().decode(errors='replace')}"
     if not isinstance(row, dict):
-        return f"bad_row\0{what} is {type(row).__name__}, expected an object\0{text[:2000].decode(errors='replace')}"
+        shown = text[:2000].strip().decode(errors="replace")
+        return f"bad_row\0{what} is {type(row).__name__}, expected an object\0{shown}"
     return row
 
 
