@@ -374,8 +374,8 @@ def test_blocks_may_hold_their_images(tmp_path: Path) -> None:
 
 CHOICES: dict[str, tuple[Any, str | None]] = {
     "an index": (1, "B"), "a letter": ("B", "B"), "a letter in brackets": ("(b)", "B"),
-    "a letter with a stop": ("B.", "B"), "its text": ("dog", "B"), "digits": ("1", "B"), "another text": ("horse", None), "an index too far": (3, None),
-    "a letter too far": ("D", None), "nothing": (None, None),
+    "a letter with a stop": ("B.", "B"), "its text": ("dog", "B"), "digits": ("1", "B"),
+    "another text": ("horse", None), "an index too far": (3, None), "a letter too far": ("D", None), "nothing": (None, None),
 }  # fmt: skip
 
 
