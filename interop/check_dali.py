@@ -6,21 +6,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import cases, report, run_docs, same, same_counts, sha256
+from common import cases, report, run_docs, same, same_counts, sha256, sha256s
 from nvidia.dali import fn, pipeline_def, types
+
+
+IMAGES = ["jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
 
 
 @pipeline_def(batch_size=1, num_threads=1, device_id=None)
 def reader(tars, indexes):
-    jpg, text = fn.readers.webdataset(
-        paths=tars,
-        index_paths=indexes,
-        ext=["jpg", "json"],
-        missing_component_behavior="empty",
-        dtypes=[types.UINT8, types.UINT8],
-        name="reader",
+    return tuple(
+        fn.readers.webdataset(
+            paths=tars,
+            index_paths=indexes,
+            ext=["json", *IMAGES],
+            missing_component_behavior="empty",
+            dtypes=[types.UINT8] * (1 + len(IMAGES)),
+            name="reader",
+        )
     )
-    return jpg, text
 
 
 for case, folder, samples in cases("dali"):
@@ -39,11 +43,12 @@ for case, folder, samples in cases("dali"):
     count = pipe.epoch_size("reader")
     found = []
     for _ in range(count):
-        jpg, text = (output.at(0).tobytes() for output in pipe.run())
+        text, *jpegs = (output.at(0).tobytes() for output in pipe.run())
         row = json.loads(text)
         found.append(row["id"])
         same(f"{case}: {row['id']}: texts", row["conversations"], wanted[row["id"]]["conversations"])
-        same(f"{case}: {row['id']}: image", sha256(jpg) if jpg else None, wanted[row["id"]]["sha256"])
+        shas = [sha256(jpeg) if jpeg else None for jpeg in jpegs]
+        same(f"{case}: {row['id']}: images", shas, (sha256s(wanted[row["id"]]) + [None] * len(IMAGES))[: len(IMAGES)])
     same_counts(f"{case}: an epoch", found, samples)
     report("dali", case, samples, count)
 

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from click.testing import CliRunner
-from common import cases, report, run_docs, same, same_counts, sha256
+from common import cases, members, report, run_docs, same, same_counts, sha256, sha256s, sizes
 from megatron.energon import (
     Cooker,
     DefaultTaskEncoder,
@@ -29,15 +29,15 @@ ENERGON = str(Path(sys.executable).with_name("energon"))
 
 @edataclass
 class Row(Sample):
-    """A sample as it lies in the shard; no image for text."""
+    """A sample as it lies in the shard; no images for text."""
 
     json: Any
-    jpg: Any
+    images: list[Any]
 
 
 @stateless
 def cook(sample: dict[str, Any]) -> Row:
-    return Row(**basic_sample_keys(sample), json=sample["json"], jpg=sample.get("jpg"))
+    return Row(**basic_sample_keys(sample), json=sample["json"], images=members(sample))
 
 
 class Decoded(DefaultTaskEncoder[Row, Row, Row, Row]):
@@ -112,12 +112,12 @@ for case, folder, samples in cases("energon"):
         row = json.loads(found.json)
         sample = wanted[row["id"]]
         same(f"{case}: {row['id']}: texts", row["conversations"], sample["conversations"])
-        same(f"{case}: {row['id']}: image", sha256(found.jpg) if found.jpg is not None else None, sample["sha256"])
+        same(f"{case}: {row['id']}: images", [sha256(jpeg) for jpeg in found.images], sha256s(sample))
     decoded = load(folder / "metadataset.yaml", Decoded())
     for found in decoded:
         sample = wanted[found.json["id"]]
-        size = tuple(found.jpg.shape[1:]) if found.jpg is not None else (0, 0)
-        same(f"{case}: {sample['id']}: size", size, (sample["height"], sample["width"]))
+        found_sizes = [tuple(image.shape[1:])[::-1] for image in found.images]
+        same(f"{case}: {sample['id']}: sizes", found_sizes, sizes(sample))
     report("energon", case, samples, len(blended))
 
 run_docs("Energon", {"energon": "whole/energon"})

@@ -2,7 +2,7 @@
 
 import tempfile
 
-from common import cases, report, run_docs, same, same_counts, sha256
+from common import cases, members, report, run_docs, same, same_counts, sha256, sha256s, sizes
 from wids import ShardListDataset
 
 for case, folder, samples in cases("wids"):
@@ -14,12 +14,11 @@ for case, folder, samples in cases("wids"):
         for row in found:
             sample = wanted[row[".json"]["id"]]
             same(f"{case}: {sample['id']}: texts", row[".json"]["conversations"], sample["conversations"])
-            size = row[".jpg"].size if ".jpg" in row else (0, 0)
-            same(f"{case}: {sample['id']}: size", size, (sample["width"], sample["height"]))
+            same(f"{case}: {sample['id']}: sizes", [image.size for image in members(row, ".")], sizes(sample))
         raw = ShardListDataset(str(folder / "wids.json"), cache_dir=cache, keep=True, transformations=[])
         for i, row in enumerate(found):
-            image = sha256(raw[i][".jpg"].read()) if ".jpg" in row else None
-            same(f"{case}: {row['.json']['id']}: image", image, wanted[row[".json"]["id"]]["sha256"])
+            shas = [sha256(stream.read()) for stream in members(raw[i], ".")]
+            same(f"{case}: {row['.json']['id']}: images", shas, sha256s(wanted[row[".json"]["id"]]))
     report("wids", case, samples, len(found))
 
 run_docs("wids", {"wids": "whole/wids"})

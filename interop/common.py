@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ MODELS = ROOT / ".interop" / "models"
 
 def cases(form: str) -> Iterator[tuple[str, Path, list[dict[str, Any]]]]:
     """(name, the export, the samples that it must hold) of every case."""
-    for case in ("whole", "repeated", "view"):
+    for case in ("whole", "several", "repeated", "view"):
         yield case, MADE / case / form, json.loads((MADE / f"{case}.json").read_text(encoding="utf-8"))
 
 
@@ -42,10 +43,43 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def without_token(sample: dict[str, Any]) -> list[str]:
-    """The texts where the image is put first by the peer."""
-    values = [turn["value"] for turn in sample["conversations"]]
-    return [value.replace("<image>\n", "").replace("\n<image>", "") for value in values]
+def sha256s(sample: dict[str, Any]) -> list[str]:
+    return [image["sha256"] for image in sample["images"]]
+
+
+def sizes(sample: dict[str, Any]) -> list[tuple[int, int]]:
+    """(width, height) of every image."""
+    return [tuple(image["size"]) for image in sample["images"]]
+
+
+def members(found: dict[str, Any], dot: str = "") -> list[Any]:
+    """What a reader of tars has of a sample's images, in their order; `dot` begins its names."""
+    names = [f"{dot}jpg", *(f"{dot}{number}.jpg" for number in range(1, 6))]
+    there = [found[name] for name in names if found.get(name) is not None]
+    same("images without a gap", there, [found[name] for name in names[: len(there)] if found.get(name) is not None])
+    return there
+
+
+def texts(sample: dict[str, Any]) -> list[str]:
+    """The turns' texts with one `<image>` for each image: what is missing put first, what is over spelled apart."""
+    wanted = len(sample["images"])
+    turns = "\x00".join(turn["value"] for turn in sample["conversations"])
+    turns = "<image>\n" * max(wanted - turns.count("<image>"), 0) + turns
+    parts = turns.split("<image>")
+    return ("<image>".join(parts[: wanted + 1]) + "".join("< image >" + part for part in parts[wanted + 1 :])).split("\x00")
+
+
+def chat(sample: dict[str, Any], *, with_system: bool) -> list[tuple[str, str]]:
+    """(role, text) of every message, with `<image>` for each image block; the line break of a token that leads a turn
+    is part of the token."""
+    said = list(zip(("user", "assistant") * len(sample["conversations"]), texts(sample)))
+    lead = re.compile("(?:<image>\n?)*")
+    said = [(role, "<image>" * lead.match(text)[0].count("<image>") + lead.sub("", text, count=1)) for role, text in said]
+    system = json.loads(sample["extra"] or "{}").get("system")
+    if with_system and system:
+        said[0] = ("user", said[0][1].replace(f"{system}\n\n", "", 1))
+        said.insert(0, ("system", system))
+    return said
 
 
 def run_docs(heading: str, places: dict[str, str]) -> None:
@@ -68,6 +102,8 @@ def run_docs(heading: str, places: dict[str, str]) -> None:
 
 
 def report(peer: str, case: str, samples: list[dict[str, Any]], rows: int) -> None:
-    text = sum(not sample["image"] for sample in samples)
+    text = sum(not sample["images"] for sample in samples)
+    several = sum(len(sample["images"]) > 1 for sample in samples)
     boxes = sum(len(sample["boxes"]) for sample in samples)
-    print(f"{peer}: {case}: {rows} rows of {len(samples)} samples ({text} text-only, {boxes} boxes) agree", flush=True)
+    what = f"{text} text-only, {several} of several images, {boxes} boxes"
+    print(f"{peer}: {case}: {rows} rows of {len(samples)} samples ({what}) agree", flush=True)

@@ -1,7 +1,8 @@
 """Make what the checks read: miniature mixtures and all their exports, below the folder given.
 
 whole      the sample recipe
-repeated   in natural order, OK-VQA seen 2.5 times per epoch
+several    samples with none to five images
+repeated   both, in natural order, OK-VQA seen 2.5 times per epoch, the samples with several images 1.5 times
 view       30 % of `repeated`
 <case>.json     what every reader must find, taken from samples.parquet and the tars with the standard library
 <case>/<form>   the exports
@@ -16,9 +17,16 @@ import tarfile
 from pathlib import Path
 
 import polars as pl
+import yaml
+from several import SOURCE
 
-FORMS = ("dali", "energon", "hf", "internvl", "llama-factory", "llava-json", "llava-next", "ms-swift", "trl", "wids")
-CASES = ("whole", "repeated", "view")
+from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.export import FORMS, export
+
+CASES = ("whole", "several", "repeated", "view")
+RECIPE = Path(__file__).parent.parent / "recipes" / "sample.yaml"
 
 
 def main(folder: Path) -> None:
@@ -28,15 +36,22 @@ def main(folder: Path) -> None:
     raw, mixtures = work / "raw", work / "mixtures"
     mixtures.mkdir(parents=True)
     vlmix("sample", raw)
-    vlmix("build", "sample", "--raw", raw, "--out", mixtures / "whole")
-    changed = ["order=natural", "sources.okvqa.repeat=2.5"]
-    vlmix("build", "sample", "--raw", raw, "--out", mixtures / "repeated", *changed)
+    whole = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    both = {**whole["sources"], "okvqa": {"repeat": 2.5}, "several": {"repeat": 1.5}}
+    recipes = {
+        "whole": whole,
+        "several": {"name": "several", "samples_per_shard": 20, "sources": {"several": {}}},
+        "repeated": {**whole, "order": "natural", "sources": both},
+    }
+    known = {**known_sources(), "several": SOURCE}
+    for name, recipe in recipes.items():
+        build(parse(recipe, known, name), known, raw, mixtures / name)
     vlmix("subsample", mixtures / "repeated", "--ratio", 0.3, "--out", mixtures / "view")
     for case in CASES:
         root = mixtures / ("repeated" if case == "view" else case)
         (work / f"{case}.json").write_text(json.dumps(expected(mixtures / case, root)), encoding="utf-8")
         for form in FORMS:
-            vlmix("export", mixtures / case, "--to", form, "--out", work / case / form)
+            export(mixtures / case, form, work / case / form)
     work.rename(folder)
 
 
@@ -46,7 +61,8 @@ def vlmix(*arguments: object) -> None:
 
 
 def expected(mixture: Path, root: Path) -> list[dict[str, object]]:
-    """The samples in the order in which rows must come, with the sha256 of their image."""
+    """The samples in the order in which rows must come, with their images' sha256 and sizes, and the columns that
+    sources gave."""
     frame = pl.read_parquet(root / "samples.parquet")
     if mixture != root:
         kept = pl.read_parquet(mixture / "samples.parquet")["root_row"].to_list()
@@ -61,12 +77,15 @@ def expected(mixture: Path, root: Path) -> list[dict[str, object]]:
                 assert file is not None
                 members[member.name] = file.read()
     found = []
+    names = ["id", "source", "width", "height", "repeat", "conversations", "response_formats", "boxes", "extra"]
     for row in frame.to_dicts():
-        image = members.get(f"{row['key']}.jpg")
-        names = ("id", "source", "image", "width", "height", "repeat", "conversations", "response_formats", "boxes")
-        found.append(
-            {**{name: row[name] for name in names}, "sha256": hashlib.sha256(image).hexdigest() if image else None}
-        )
+        stored = [members[f"{row['key']}.{f'{n}.' if n else ''}jpg"] for n in range(row["num_images"])]
+        images = [
+            {"sha256": hashlib.sha256(data).hexdigest(), "size": [image["width"], image["height"]]}
+            for data, image in zip(stored, row["images"])
+        ]
+        columns = {name: row[name] for name in frame.columns if name in ("rating", "weight", "kind", "good")}
+        found.append({**{name: row[name] for name in names}, "images": images, "columns": columns})
     return found
 
 

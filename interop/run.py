@@ -3,7 +3,7 @@
 
 Every peer has an environment of its own, `.interop/<peer>`, made from `requirements-<peer>.txt` and, without their
 dependencies, `requirements-<peer>.no-deps.txt`. Environments are kept until those files change, exports until the code
-does. A peer that cannot be installed is named and is no failure; a check that fails is. Models are exported by this
+does. A peer that cannot be installed, or whose code cannot be had, is named and is no failure; a check that fails is. Models are exported by this
 interpreter, which needs vlmix[train] for it.
 
 On Linux, PyPI's torch brings CUDA; tell pip about PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL) to do without.
@@ -24,6 +24,8 @@ WORK = ROOT / ".interop"
 PEERS = sorted(path.stem.removeprefix("check_") for path in HERE.glob("check_*.py"))
 MODEL_PEERS = ("transformers4", "tokenizer437")
 """Those that hold the trainer's models and tokens against their own; the others read exported mixtures."""
+SKIPPED = 77
+"""Exit code of a check that could not get the peer's code."""
 
 
 def main(peers: list[str]) -> int:
@@ -32,10 +34,11 @@ def main(peers: list[str]) -> int:
     peers = peers or PEERS
     WORK.mkdir(exist_ok=True)
     if set(peers) - set(MODEL_PEERS):
-        make("make.py", "made", "the miniature mixtures and their exports", "mixture", "builders", "recipes", "cli")
+        rooms = ("mixture", "builders", "recipes", "cli")
+        make(["make.py", "several.py"], "made", "the miniature mixtures and their exports", *rooms)
     trains = find_spec("transformers") is not None
     if trains and "transformers4" in peers:
-        make("make_models.py", "models", "small models and exporting them", "train")
+        make(["make_models.py"], "models", "small models and exporting them", "train")
     results = {}
     for peer in peers:
         print(f"== {peer}", flush=True)
@@ -51,19 +54,20 @@ def main(peers: list[str]) -> int:
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
         offline["VLMIX_PYTHON"] = sys.executable
         done = subprocess.run([python, HERE / f"check_{peer}.py"], env={**os.environ, **offline})
-        results[peer] = f"{'failed' if done.returncode else 'passed'} in {time.monotonic() - started:.0f} s"
+        outcome = {0: "passed", SKIPPED: "skipped"}.get(done.returncode, "failed")
+        results[peer] = f"{outcome} in {time.monotonic() - started:.0f} s"
     for peer, result in results.items():
         print(f"{peer}: {result}")
     return int(any(result.startswith("failed") for result in results.values()))
 
 
-def make(script: str, name: str, what: str, *rooms: str) -> None:
-    """What checks read, `.interop/<name>`, anew whenever the code in `rooms` that makes it changed."""
+def make(scripts: list[str], name: str, what: str, *rooms: str) -> None:
+    """What checks read, `.interop/<name>`, by the first of `scripts`, anew whenever they or the code in `rooms` changed."""
     code = [path for room in rooms for path in (ROOT / room).rglob("*.*")]
-    stamp, state = WORK / f"{name}.stamp", digest([*code, HERE / script])
+    stamp, state = WORK / f"{name}.stamp", digest([*code, *(HERE / script for script in scripts)])
     if not (WORK / name).is_dir() or not stamp.exists() or stamp.read_text() != state:
         print(f"== building {what}", flush=True)
-        subprocess.run([sys.executable, HERE / script, WORK / name], check=True)
+        subprocess.run([sys.executable, HERE / scripts[0], WORK / name], check=True)
         stamp.write_text(state)
 
 
