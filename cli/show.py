@@ -162,7 +162,8 @@ def source(source: "Source", as_json: bool) -> None:
     if data["options"]:
         _say("\nOptions, in the recipe")
         for option in data["options"]:
-            _say(f"  {option['name']}: {option['default']!r}\n      {option['description']}")
+            default = "(must be given)" if option["required"] else repr(option["default"])
+            _say(f"  {option['name']}: {default}\n      {option['description']}")
 
 
 def _source(source: "Source") -> dict[str, Any]:
@@ -171,7 +172,9 @@ def _source(source: "Source") -> dict[str, Any]:
     for field in msgspec.structs.fields(source.options):
         meta = [m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, msgspec.Meta)]
         default = None if field.default is msgspec.NODEFAULT else field.default
-        options.append({"name": field.name, "default": default, "description": meta[0].description if meta else ""})
+        default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else default
+        description = meta[0].description if meta else ""
+        options.append({"name": field.name, "required": field.required, "default": default, "description": description})
     return {
         "name": source.name,
         "title": source.title,
