@@ -58,8 +58,8 @@ def row_images(row: dict[str, Any]) -> tuple[list[str], tuple[str, str] | None]:
 
 
 def token_problem(images: int, texts: list[str]) -> tuple[str, str] | None:
-    """Why the media tokens of questions and answers do not fit the row's images, as (code, detail); None if they do. A
-    token that is repeated stands for the one image again, as LLaVA reads it.
+    """Why the media tokens of questions and answers do not fit the row's images, as (code, detail); None if they do.
+    Where there is one image, a token that is repeated stands for it again, as LLaVA reads it.
 
     `<video>` and `<audio>` are HTML inside a text, so they count only where a question begins or ends with one.
     """
@@ -70,6 +70,8 @@ def token_problem(images: int, texts: list[str]) -> tuple[str, str] | None:
         for token in _OTHER_TOKENS:
             if bare.startswith(token) or bare.endswith(token):
                 return "unread_media", f"question {number} has {token}, which is not read"
+    if images > 1 and (tokens := sum(text.count(IMAGE_TOKEN) for text in texts)) > images:
+        return "image_token", f"its turns have {tokens} {IMAGE_TOKEN}, the row has {images} images"
     return None
 
 

@@ -21,7 +21,7 @@ def copied(raw: Path, tmp_path: Path, name: str) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", sorted(set(known_sources()) - {"llava_json"}))
+@pytest.mark.parametrize("name", sorted(set(known_sources()) - {"llava_json", "rows"}))
 def test_a_missing_file_is_named_with_its_home_page(tmp_path: Path, name: str) -> None:
     with pytest.raises(VlmixError) as error:
         read(name, tmp_path)

@@ -38,7 +38,7 @@ def test_visual_genome_images_1_to_5(real: Path, tmp_path: Path, version: str, n
     }
     for talk, texts in zip(found, rows(found), strict=True):
         assert 6 <= len(talk.rounds) <= 10
-        assert (talk.width, talk.height) == sizes[int(talk.id.split("/")[-1])]
+        assert (talk.images[0].width, talk.images[0].height) == sizes[int(talk.id.split("/")[-1])]
         assert texts[0].startswith("<image>\n") and "".join(texts).count("<image>") == 1
         for qa, question, answer in zip(talk.rounds, texts[::2], texts[1::2], strict=True):
             assert qa.boxes[0] in raw_regions
