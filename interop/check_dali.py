@@ -9,7 +9,6 @@ from pathlib import Path
 from common import cases, report, run_docs, same, same_counts, sha256, sha256s
 from nvidia.dali import fn, pipeline_def, types
 
-
 IMAGES = ["jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
 
 

@@ -16,7 +16,6 @@ from swift.template.template_inputs import StdTemplateInputs  # noqa: E402
 from swift.template.vision_utils import load_image  # noqa: E402
 
 
-
 class Scaled(Template):
     """What of a template box scaling needs, for models that count in thousandths of each image."""
 
@@ -92,8 +91,8 @@ for case, folder, samples in cases("messages"):
     for row, sample in zip(rows, wanted):
         inputs = StdTemplateInputs.from_dict(row)
         told = [(m["role"], m["content"]) for m in inputs.messages]
-        if inputs.system:
-            told.insert(0, ("system", inputs.system))
+        if inputs.system:  # left as blocks, which its templates cannot format: see mixture/export/messages.py
+            told.insert(0, ("system", "".join(block["text"] for block in inputs.system)))
         same(f"{case}: {sample['id']}: texts", told, chat(sample, with_system=True))
         # It decodes the column and encodes anew.
         seen = [load_image(image["bytes"]).size for image in row["images"] or []]

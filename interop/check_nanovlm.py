@@ -76,7 +76,7 @@ def tiles(image: Image) -> tuple[torch.Tensor, tuple[int, int]]:
 sys.path.insert(0, str(checkout()))
 stubs = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "einops", "transformers")
 with patch.dict(sys.modules, {name: MagicMock() for name in stubs}):
-    from data.datasets import VQADataset  # noqa: E402
+    from data.datasets import VQADataset
 
 for case, folder, samples in cases("texts"):
     with tempfile.TemporaryDirectory() as cache:
@@ -98,7 +98,9 @@ for case, folder, samples in cases("texts"):
                 front, back = "<image>\n" * count, "\n<image>" * count
                 said[0] = said[0].removeprefix(front) if said[0].startswith(front) else said[0].removesuffix(back)
             roles = ("user", "assistant") * len(said)
-            turns = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in zip(roles, [shown + said[0], *said[1:]])]
+            turns = [
+                f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in zip(roles, [shown + said[0], *said[1:]])
+            ]
             same(f"{about}: texts", "".join(map(chr, found["input_ids"].tolist())), "".join(turns))
             # Its labels are the answers with their ends, one token to the left.
             answers = [turn.removeprefix("<|im_start|>assistant\n") for turn in turns[1::2]]

@@ -27,7 +27,10 @@ class Recorder:
 def before_all(said: list[tuple[str, str]], images: int) -> list[tuple[str, str]]:
     """The messages where TRL puts the images before the first question, the line breaks of their tokens gone."""
     (role, text), *others = said
-    return [(role, "<image>" * images + text.replace("<image>", "").rstrip("\n" if text.endswith("<image>") else "")), *others]
+    return [
+        (role, "<image>" * images + text.replace("<image>", "").rstrip("\n" if text.endswith("<image>") else "")),
+        *others,
+    ]
 
 
 for form in ("trl", "messages"):

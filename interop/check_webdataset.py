@@ -1,5 +1,5 @@
-"""Stock webdataset and HF datasets on mixtures, on shards with other tools' files beside them, and on `--to hf`, `texts`
-and `messages`."""
+"""Stock webdataset and HF datasets on mixtures, on shards with other tools' files beside them, and on `--to hf`,
+`texts` and `messages`."""
 
 import json
 import tempfile
@@ -81,7 +81,11 @@ for form, wanted_of in WANTED.items():
                 for found, decoded, sample in zip(raw, data, repeated(samples)):
                     if form == "messages":  # a block with a null text is an image
                         for message in found["messages"]:
-                            same(f"{sample['id']}: blocks", {block["type"] for block in message["content"]} <= {"image", "text"}, True)
+                            same(
+                                f"{sample['id']}: blocks",
+                                {block["type"] for block in message["content"]} <= {"image", "text"},
+                                True,
+                            )
                             message["content"] = "".join(block["text"] or "<image>" for block in message["content"])
                     for name, value in (wanted_of(sample) | sample["columns"]).items():
                         same(f"{case}, {form}: {sample['id']}: {name}", found[name], value)

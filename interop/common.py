@@ -66,7 +66,9 @@ def texts(sample: dict[str, Any]) -> list[str]:
     turns = "\x00".join(turn["value"] for turn in sample["conversations"])
     turns = "<image>\n" * max(wanted - turns.count("<image>"), 0) + turns
     parts = turns.split("<image>")
-    return ("<image>".join(parts[: wanted + 1]) + "".join("< image >" + part for part in parts[wanted + 1 :])).split("\x00")
+    return ("<image>".join(parts[: wanted + 1]) + "".join("< image >" + part for part in parts[wanted + 1 :])).split(
+        "\x00"
+    )
 
 
 def chat(sample: dict[str, Any], *, with_system: bool) -> list[tuple[str, str]]:
@@ -74,7 +76,9 @@ def chat(sample: dict[str, Any], *, with_system: bool) -> list[tuple[str, str]]:
     is part of the token."""
     said = list(zip(("user", "assistant") * len(sample["conversations"]), texts(sample)))
     lead = re.compile("(?:<image>\n?)*")
-    said = [(role, "<image>" * lead.match(text)[0].count("<image>") + lead.sub("", text, count=1)) for role, text in said]
+    said = [
+        (role, "<image>" * lead.match(text)[0].count("<image>") + lead.sub("", text, count=1)) for role, text in said
+    ]
     system = json.loads(sample["extra"] or "{}").get("system")
     if with_system and system:
         said[0] = ("user", said[0][1].replace(f"{system}\n\n", "", 1))

@@ -3,8 +3,8 @@
 
 Every peer has an environment of its own, `.interop/<peer>`, made from `requirements-<peer>.txt` and, without their
 dependencies, `requirements-<peer>.no-deps.txt`. Environments are kept until those files change, exports until the code
-does. A peer that cannot be installed, or whose code cannot be had, is named and is no failure; a check that fails is. Models are exported by this
-interpreter, which needs vlmix[train] for it.
+does. A peer that cannot be installed, or whose code cannot be had, is named and is no failure; a check that fails is.
+Models are exported by this interpreter, which needs vlmix[train] for it.
 
 On Linux, PyPI's torch brings CUDA; tell pip about PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL) to do without.
 """
@@ -62,7 +62,8 @@ def main(peers: list[str]) -> int:
 
 
 def make(scripts: list[str], name: str, what: str, *rooms: str) -> None:
-    """What checks read, `.interop/<name>`, by the first of `scripts`, anew whenever they or the code in `rooms` changed."""
+    """What checks read, `.interop/<name>`, made by the first of `scripts`, anew whenever they or the code in `rooms`
+    changed."""
     code = [path for room in rooms for path in (ROOT / room).rglob("*.*")]
     stamp, state = WORK / f"{name}.stamp", digest([*code, *(HERE / script for script in scripts)])
     if not (WORK / name).is_dir() or not stamp.exists() or stamp.read_text() != state:

@@ -1,5 +1,7 @@
-"""A source of samples with none to five images, for the checks of exports: tokens in front, behind, in between, in later
-turns and missing; boxes in any of the images; the marks of rows that came in another form; columns.
+"""A source of samples with none to five images, for the checks of exports.
+
+Tokens stand in front, behind, in between, in later turns or are missing; boxes lie in any of the images; some samples
+are marked as rows that came in another form; all have columns.
 """
 
 from collections.abc import Iterator

@@ -7,8 +7,9 @@
 Every content is a list of blocks: `{type: image}` (its `text` null) at the place of each image, in the order of
 `images`, and `{type: text, text}`. Nothing else is in a block: TRL takes an image block with a field for the image for
 filled. Images that lead a turn stand before its text without the line breaks of their tokens. A system message that was
-joined to the first question when the mixture was built (`extra` of the sample) is a message again. lmms-engine wants
-the column of images called `image`. A sample with `repeat` n is n rows.
+joined to the first question when the mixture was built (`extra` of the sample) is a message again; ms-swift takes that
+as plain text alone, so where there are any, it needs its own form. lmms-engine wants the column of images called
+`image`. A sample with `repeat` n is n rows.
 """
 
 from pathlib import Path

@@ -23,7 +23,7 @@ def test_built_samples_become_llavas_rows(mixture: Path, tmp_path: Path) -> None
         else:
             assert list(row) == ["id", "image", "conversations"] and row["image"] == sample["image"]
             assert Path(row["image"]).stem in str(row["id"]) or sample["source"] == "vg"
-            assert (tmp_path / "images" / row["image"]).stat().st_size == sample["image_size"]
+            assert (tmp_path / "images" / row["image"]).stat().st_size == sample["images"][0]["size"]
         if sample["source"] == "vg":
             assert row["image"] == f"vg/{row['id']}.jpg"
         if sample["source"] == "aokvqa":

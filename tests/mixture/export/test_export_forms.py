@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -23,13 +24,12 @@ from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export import FORMS, export
-from vlmix.mixture.export._rows import texts
+from vlmix.mixture.export._rows import LooseImages, blocks, texts
 from vlmix.mixture.export.ms_swift import with_objects
-from vlmix.mixture.export.trl import without_token
+from vlmix.mixture.export.trl import without_tokens
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.subset import Selection, subsample
 
-ROWS = ("hf", "internvl", "llama-factory", "llava-json", "llava-next", "ms-swift", "trl")
 TARS = ("dali", "energon", "wids")
 RECIPE: dict[str, Any] = {
     "name": "small",
@@ -74,7 +74,7 @@ def samples(folder: Path) -> list[dict[str, Any]]:
     """Rows of samples.parquet with their texts, in natural order, and the image's bytes."""
     mixture = open_mixture(folder)
     frame = pl.read_parquet(mixture.local_root / "samples.parquet")[mixture.rows.tolist()]
-    jpegs = [mixture.raw(i).jpeg for i in range(len(mixture))]
+    jpegs = [next(iter(mixture.raw(i).jpegs), None) for i in range(len(mixture))]
     return sorted(
         ({**row, "jpeg": jpeg} for row, jpeg in zip(frame.to_dicts(), jpegs)), key=lambda row: row["natural_index"]
     )
@@ -104,6 +104,20 @@ def test_hf_rows_hold_images_and_features(exported: Path, case: Path) -> None:
             assert row[name] == sample[name]
         images = [{"bytes": sample["jpeg"], "path": sample["image"]}] if sample["image"] else []
         assert row["images"] == images
+
+
+def test_texts_rows_are_rounds(exported: Path, case: Path) -> None:
+    folder = exported / case.name / "texts"
+    assert yaml.safe_load((folder / "README.md").read_text().split("---")[1])["configs"]
+    found = [row for path in sorted((folder / "data").iterdir()) for row in pq.ParquetFile(path).read().to_pylist()]
+    for row, sample in zip(found, repeated(case), strict=True):
+        assert list(row) == ["images", "texts", "source", "id"]
+        assert (row["source"], row["id"]) == (sample["source"], sample["id"])
+        values = [turn["value"] for turn in sample["conversations"]]
+        assert [text for pair in row["texts"] for text in (pair["user"], pair["assistant"])] == [
+            value.replace("<image>\n", "") if sample["image"] else value for value in values
+        ]
+        assert [image["bytes"] for image in row["images"]] == ([sample["jpeg"]] if sample["image"] else [])
 
 
 def test_trl_messages_leave_the_image_to_the_trainer(exported: Path, case: Path) -> None:
@@ -159,14 +173,12 @@ def test_a_box_turn_is_taken_apart() -> None:
         "a <bbox> ear",
     ]
     row = {
-        "image": "a.jpg",
-        "width": 50,
-        "height": 100,
+        "images": [{"path": "a.jpg", "width": 50, "height": 100}],
         "response_formats": ["grounding", "region_caption"],
         "conversations": [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)],
         "boxes": [
-            {"round": 0, "x1": 0.0, "y1": 0.0, "x2": 50.0, "y2": 100.0},
-            {"round": 1, "x1": 0.0, "y1": 0.0, "x2": 25.0, "y2": 50.0},
+            {"round": 0, "image": 0, "x1": 0.0, "y1": 0.0, "x2": 50.0, "y2": 100.0},
+            {"round": 1, "image": 0, "x1": 0.0, "y1": 0.0, "x2": 25.0, "y2": 50.0},
         ],
     }
     said, objects = with_objects(row)
@@ -180,6 +192,7 @@ def test_a_box_turn_is_taken_apart() -> None:
         "ref": ["dog no. 2", "a < bbox > ear"],
         "bbox": [[0.0, 0.0, 50.0, 100.0], [0.0, 0.0, 25.0, 50.0]],
         "bbox_type": "real",
+        "image_id": [0, 0],
     }
     assert with_objects({**row, "boxes": []}) == (values, None)
 
@@ -337,46 +350,92 @@ def test_exports_depend_on_the_mixture_alone(small: Path, exported: Path, tmp_pa
     assert hashes(tmp_path / "elsewhere") == hashes(exported / small.name)
 
 
-def test_image_tokens_can_be_counted_on() -> None:
-    def of(image: str, *values: str) -> list[str]:
-        turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
-        return texts({"image": image, "conversations": turns})
+def of(images: int, *values: str) -> dict[str, Any]:
+    """A row of samples.parquet with what `texts` reads."""
+    turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+    return {"images": [{"path": f"{i}.jpg"} for i in range(images)], "conversations": turns, "extra": ""}
 
-    assert of("a.jpg", "<image>\nq", "a") == ["<image>\nq", "a"]
-    assert of("a.jpg", "q\n<image>", "a") == ["q\n<image>", "a"]
-    assert of("a.jpg", "q", "a") == ["<image>\nq", "a"]
-    assert of("", "what is <image> in XML?", "a <image><image> tag") == [
-        "what is < image > in XML?", "a < image >< image > tag",
-    ]  # fmt: skip
-    assert of("a.jpg", "<image>\nq", "the <image> tag") == ["<image>\nq", "the < image > tag"]
-    assert [without_token(text) for text in ("<image>\nq", "q\n<image>", "q <image> r", "<image>", "q")] == [
-        "q", "q", "q  r", "", "q",
-    ]  # fmt: skip
+
+@pytest.mark.parametrize(
+    ("images", "before", "after"),
+    [
+        (1, ["<image>\nq", "a"], ["<image>\nq", "a"]),
+        (1, ["q\n<image>", "a"], ["q\n<image>", "a"]),
+        (1, ["q", "a"], ["<image>\nq", "a"]),
+        (
+            0,
+            ["what is <image> in XML?", "a <image><image> tag"],
+            ["what is < image > in XML?", "a < image >< image > tag"],
+        ),
+        (1, ["<image>\nq", "the <image> tag"], ["<image>\nq", "the < image > tag"]),
+        (1, ["q", "a", "<image>\nr", "b"], ["q", "a", "<image>\nr", "b"]),
+        (3, ["a <image> b", "c"], ["<image>\n<image>\na <image> b", "c"]),
+        (2, ["<image> or <image>", "the <image> tag"], ["<image> or <image>", "the < image > tag"]),
+    ],
+)
+def test_image_tokens_can_be_counted_on(images: int, before: list[str], after: list[str]) -> None:
+    assert texts(of(images, *before)) == after
+
+
+@pytest.mark.parametrize(
+    ("images", "question", "plain"),
+    [
+        (1, "<image>\nq", "q"),
+        (1, "q\n<image>", "q"),
+        (1, "q <image> r", None),
+        (1, "<image>", ""),
+        (0, "q", "q"),
+        (0, "q <image>", "q < image >"),
+        (2, "<image>\n<image>\nq", "q"),
+        (2, "q", "q"),
+        (2, "<image><image> q", " q"),
+        (2, "<image>\nq\n<image>", None),
+        (2, "q\n<image>\n<image>", None),
+    ],
+)
+def test_trl_puts_images_before_all(images: int, question: str, plain: str | None) -> None:
+    assert without_tokens(of(images, question, "a")) == (None if plain is None else [plain, "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("q", ["q"]),
+        ("", [""]),
+        ("<image>\n<image>\nq", [None, None, "q"]),
+        ("<image>\n\nq", [None, "\nq"]),
+        ("<image>", [None]),
+        ("a <image>\nb", ["a ", None, "\nb"]),
+        ("a\n<image>", ["a\n", None]),
+        ("<image> and <image>?", [None, " and ", None, "?"]),
+    ],
+)
+def test_blocks_are_images_and_what_is_between_them(text: str, wanted: list[str | None]) -> None:
+    shown = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in wanted]
+    assert blocks(text) == shown
 
 
 def test_one_path_with_two_pictures_becomes_two_files(tmp_path: Path) -> None:
-    import pyarrow as pa
-
-    from vlmix.mixture.export._rows import LooseImages
-
     class Two:
         def column(self, name: str) -> Any:
-            return pa.chunked_array(
-                [{"image": ["a/b.jpg"] * 2 + ["c.jpg", ""], "image_hash": ["11", "22", "33", ""]}[name]]
-            )
+            assert name == "images"
+            return pa.chunked_array([[row["images"] for row in rows]])
 
         def raw(self, position: int) -> Any:
-            return type("Raw", (), {"jpeg": str(position).encode()})
+            return type(
+                "Raw", (), {"jpegs": [f"{position}.{i}".encode() for i in range(len(rows[position]["images"]))]}
+            )
 
-    images = LooseImages(Two(), tmp_path)  # type: ignore[arg-type]
+    named = [[("a/b.jpg", "11")], [("a/b.jpg", "22"), ("c.jpg", "33")], [("c.jpg", "33")], []]
     rows = [
-        {"id": "i", "position": i, "image": image, "image_hash": hash_, "image_size": int(bool(image))}
-        for i, (image, hash_) in enumerate([("a/b.jpg", "11"), ("a/b.jpg", "22"), ("c.jpg", "33"), ("", "")])
+        {"id": "i", "position": i, "images": [{"path": path, "xxh3": xxh3} for path, xxh3 in images]}
+        for i, images in enumerate(named)
     ]
-    assert [images.add(row) for row in rows] == ["a/b.11.jpg", "a/b.22.jpg", "c.jpg", None]
-    assert (tmp_path / "a/b.22.jpg").read_bytes() == b"1"
+    images = LooseImages(Two(), tmp_path)  # type: ignore[arg-type]
+    assert [images.add(row) for row in rows] == [["a/b.11.jpg"], ["a/b.22.jpg", "c.jpg"], ["c.jpg"], []]
+    assert (tmp_path / "a/b.22.jpg").read_bytes() == b"1.0" and (tmp_path / "c.jpg").read_bytes() == b"1.1"
     with pytest.raises(VlmixError, match="leaves its root"):
-        images.add({**rows[0], "image": "../x.jpg"})
+        images.add({**rows[0], "images": [{"path": "../x.jpg", "xxh3": "1"}]})
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
