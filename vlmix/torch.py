@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.record import is_blank
 from vlmix.mixture.render import tokens_in_place
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import AspectRatio
@@ -120,7 +121,7 @@ class ProcessorCollator:
     Gives the processor's tensors, padded on the right, and `labels` [B, T]: the token ids of the answers with what
     ends them, -100 elsewhere. What an answer is comes from the chat template: what it adds between the prompt for
     that answer and the end of its turn. Raises VlmixError for a template whose prompts are not prefixes of the whole,
-    and for a `max_length` that cuts through an image.
+    for a text that holds the processor's image token, and for a `max_length` that cuts through an image.
     """
 
     def __init__(self, processor: Any, max_length: int = 2048) -> None:
@@ -129,8 +130,8 @@ class ProcessorCollator:
         self.processor, self.max_length = processor, max_length
         self.processor.tokenizer.padding_side = "right"
         self._told = "several_images" in str(processor.chat_template)  # so vlmix's own: see train.tokens
-        token, image = getattr(processor, "image_token", None), getattr(processor, "image_token_id", None)
-        self._image = image or (processor.tokenizer.convert_tokens_to_ids(token) if token else -1)
+        self._token, image = getattr(processor, "image_token", None), getattr(processor, "image_token_id", None)
+        self._image = image or (processor.tokenizer.convert_tokens_to_ids(self._token) if self._token else -1)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         texts, spans = zip(*(self._rendered(sample) for sample in samples))
@@ -160,9 +161,14 @@ class ProcessorCollator:
         these are images, and how many tokens but images there are in all. Counted from the end, as a processor turns
         an image token into many, most of which stand before the first answer."""
         turns, several = messages(sample), len(sample.images) > 1
+        if self._token and any(self._token in part.get("text", "") for turn in turns for part in turn["content"]):
+            what = f"its text holds {self._token}, which the processor takes for an image; leave the sample out"
+            raise VlmixError(f"sample {sample.id}: {what}")
         whole = self._text(turns, False, several)
         lengths = []
         for number in range(1, len(turns), 2):
+            if is_blank("".join(part.get("text", "") for part in turns[number]["content"])):
+                continue  # an empty answer would teach silence
             for text in (self._text(turns[:number], True, several), self._text(turns[: number + 1], False, several)):
                 if not whole.startswith(text):
                     raise VlmixError(

@@ -41,7 +41,15 @@ from vlmix.train.config import Recipe  # noqa: E402
 from vlmix.train.export import CONNECTOR, State, load_connector, write, write_connector  # noqa: E402
 from vlmix.train.images import ImageGeometry, decode, normalise  # noqa: E402
 from vlmix.train.model import ModelBundle, TrainableVLM, build  # noqa: E402
-from vlmix.train.tokens import IMAGE, Encoder, Template, template, train_tokenizer  # noqa: E402
+from vlmix.train.tokens import (  # noqa: E402
+    IMAGE,
+    Encoder,
+    Template,
+    blocks,
+    question_text,
+    template,
+    train_tokenizer,
+)
 
 LM, CLIP = NANO["model"]["lm"], NANO["model"]["vision_tower"]
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
@@ -393,6 +401,35 @@ def test_the_processor_makes_the_tokens_that_were_trained_on(name: str, like: An
     assert read("a<image>b")["input_ids"] == made.tokenizer("a<image>b")["input_ids"]
     assert IMAGE not in read.decode(ids, skip_special_tokens=True)
     assert (read.eos_token_id, read.pad_token_id) == (made.tokenizer.eos_token_id, made.tokenizer.pad_token_id)
+
+
+ABOUT_SEVERAL = [
+    ["<image>\n<image>\nWhat color is the cat?", "red", "Is the user curious?", "and polite"],
+    ["Is <image> the cat of <image> ?", "red", "And\n<image>", "polite"],
+    ["The user, <image><image>\nWhat color?", "this: <image>.", "Is it?", "and polite"],
+]
+"""Conversations about two and three images."""
+
+
+@pytest.mark.parametrize("name", ["vicuna", "chat"])
+@pytest.mark.parametrize("like", [byte_level, llama_like])
+def test_the_processor_places_several_images_as_they_were_trained(name: str, like: Any, tmp_path: Path) -> None:
+    tokenizer = like()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    made = make(tmp_path, nano(template=name, **CASES["next"]), tokenizer)
+    made.write()
+    processor, images = made.processor(), [picture(sample(*size)) for size in SIZES[:3]]
+    for values in ABOUT_SEVERAL:
+        shown = images[: "".join(values).count(IMAGE)]
+        whole = made.encoder.encode(values, [made.parts.vision.tokens(*image.size) for image in shown])
+        turns_ = [{"role": ("user", "assistant")[i % 2], "content": blocks(value)} for i, value in enumerate(values)]
+        text = processor.apply_chat_template(turns_)
+        # A chat template may say more after an answer's end.
+        ids = processor(text=text, images=shown)["input_ids"][0]
+        assert ids[: len(whole.ids)] == whole.ids.tolist() and len(ids) - len(whole.ids) <= 1
+        asked = question_text(processor, values[:3], len(shown))
+        assert text.startswith(asked)
 
 
 def assert_same_pixels(vision: ImageGeometry, processor: Any, data: bytes) -> None:

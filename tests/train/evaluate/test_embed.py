@@ -50,6 +50,22 @@ def test_embeddings_are_the_towers_and_select_by_clusters(mixture: Path, tower: 
     assert len(open_mixture(tmp_path / "view")) == round(0.2 * len(opened))
 
 
+def test_the_embedding_of_several_images_is_their_mean(several: Path, tower: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "embeddings.parquet", list[tuple[int, int]]()
+    opened = open_mixture(several)
+    shown = [sample for sample in opened if sample.images]
+    count = embed(str(several), str(tower), out, batch=7, progress=lambda what, done, of: seen.append((done, of)))
+    assert count == len(shown) == 55 and seen[-1] == (165, 165)
+    table = pq.read_table(out)
+    assert table["id"].to_pylist() == [sample.id for sample in shown]
+    model = CLIPVisionModel.from_pretrained(tower).eval()
+    for sample, row in list(zip(shown, table["embedding"].to_pylist()))[:12]:
+        squares = torch.stack([to_square(decode(jpeg), 16) for jpeg in sample.jpegs])
+        with torch.inference_mode():
+            hidden = model(normalise(squares), output_hidden_states=True).hidden_states[-1]
+        assert np.allclose(row, hidden[:, 1:].mean(dim=(0, 1)).numpy(), atol=1e-5)
+
+
 def test_a_mixture_without_images_has_no_embeddings(mixture: Path, tower: Path, tmp_path: Path) -> None:
     open_mixture(mixture).subset(where="image = ''").save(tmp_path / "text")
     with pytest.raises(VlmixError, match="has no images to embed"):
