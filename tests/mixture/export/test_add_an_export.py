@@ -26,6 +26,6 @@ def test_the_page_works_as_printed(mixture: Path, tmp_path: Path) -> None:
     assert len(found) == sum(opened.column("num_rounds").to_numpy() * opened.column("repeat").to_numpy())
     sample = opened[opened.index_of(found[0]["id"])]
     assert (found[0]["question"], found[0]["answer"]) == tuple(turn.value for turn in sample.conversations[:2])
-    shown = next(row for row in found if row["image"])
+    shown = next(row for row in found if row["images"])
     sample = opened[opened.index_of(shown["id"])]
     assert (tmp_path / "out/images" / sample.image).read_bytes() == sample.jpeg
