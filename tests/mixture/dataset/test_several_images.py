@@ -2,19 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import msgspec
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
-from tests.helpers import BOXED, SIZES, dump, hashes, read, write_boxed, write_images
+from tests.helpers import BOXED, SIZES, dump, forge, hashes, read, reseal, write_boxed, write_images
 from vlmix.builders import known_sources
 from vlmix.mixture.boxes import square_text
 from vlmix.mixture.build.build import build
@@ -298,6 +299,49 @@ def test_annotations_alone_name_all_images(own: Path, several: Path, tmp_path: P
         assert row["images"] == [{"path": image["path"], **nothing} for image in whole[id]["images"]]
     with pytest.raises(VlmixError, match="--annotations-only"):
         open_mixture(tmp_path / "text")[0]
+
+
+def forged(folder: Path, out: Path, change: Callable[[list[Row]], Any]) -> list[str]:
+    """What `verify` finds in a copy whose index has other images in its first row of five, with true checksums."""
+    shutil.copytree(folder, out)
+    table = pq.read_table(out / "samples.parquet")
+    rows = table.to_pylist()
+    row = next(row for row in rows if row["num_images"] == MOST)
+    row["images"] = change(row["images"])
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), out / "samples.parquet")
+    reseal(out)
+    return verify(out).problems
+
+
+FORGED: dict[str, Callable[[list[Row]], Any]] = {
+    "a path outside": lambda was: [*was[:-1], {**was[-1], "path": "../x.jpg"}],
+    "no path": lambda was: [*was[:-1], {**was[-1], "path": ""}],
+    "another offset": lambda was: [*was[:-1], {**was[-1], "offset": was[-1]["offset"] + 512}],
+    "another size": lambda was: [*was[:-1], {**was[-1], "size": was[-1]["size"] + 1}],
+    "another hash": lambda was: [*was[:-1], {**was[-1], "xxh3": "0" * 32}],
+    "another transform": lambda was: [*was[:-1], {**was[-1], "transform": "painted"}],
+    "an image less": lambda was: was[:-1],
+    "an image more": lambda was: [*was, was[-1]],
+    "null for an image": lambda was: [*was[:-1], None],
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_forged_images_are_found_without_shards_and_in_a_view(
+    own: Path, several: Path, tmp_path: Path, what: str
+) -> None:
+    make(own, tmp_path / "text", annotations_only=True)
+    assert not forged(tmp_path / "text", tmp_path / "same", lambda was: was)
+    assert forged(tmp_path / "text", tmp_path / "forged", FORGED[what])
+    open_mixture(several).subset(where="num_images > 3").save(tmp_path / "view")
+    shutil.copytree(several, tmp_path / "root" / several.name)
+    shutil.move(tmp_path / "view", tmp_path / "moved")
+    manifest = json.loads((tmp_path / "moved/manifest.json").read_text())
+    forge(tmp_path / "moved", {**manifest, "parent": {**manifest["parent"], "path": f"../root/{several.name}"}})
+    assert not forged(tmp_path / "moved", tmp_path / "as it was", lambda was: was)
+    assert forged(tmp_path / "moved", tmp_path / "other", FORGED[what]) == [
+        "samples.parquet: rows differ from the root's"
+    ]
 
 
 def damaged(own: Path, tmp_path: Path) -> Path:
