@@ -23,10 +23,11 @@ for folder in sorted(path for path in MODELS.iterdir() if path.is_dir()):
     same(f"{case}: tied", tied, config["tie_word_embeddings"])
     processor = AutoProcessor.from_pretrained(place)
     wanted = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-    images = [Image.open(MODELS / question["image"]) for question in wanted]
-    for question, image in zip(wanted, images):
-        about = f"{case}: {question['image']}"
-        inputs = processor(text=question["prompt"], images=image, return_tensors="pt")
+    shown = [[Image.open(MODELS / name) for name in question["images"]] for question in wanted]
+    same(f"{case}: images of a question", max(map(len, shown)), 2)
+    for question, images in zip(wanted, shown):
+        about = f"{case}: {', '.join(question['images'])}"
+        inputs = processor(text=question["prompt"], images=images, return_tensors="pt")
         same(f"{about}: tokens in", inputs["input_ids"][0].tolist(), question["input_ids"])
         pixels = torch.tensor(question["pixels"])
         same(f"{about}: pixels", torch.allclose(inputs["pixel_values"].flatten()[::97], pixels, atol=1e-5), True)
@@ -36,6 +37,7 @@ for folder in sorted(path for path in MODELS.iterdir() if path.is_dir()):
         tokens = model.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
         same(f"{about}: tokens out", tokens.tolist(), question["tokens"])
         same(f"{about}: ends", model.generation_config.eos_token_id, question["eos"])
+    images = [image for images in shown for image in images]
     batch = processor(text=[q["prompt"] for q in wanted], images=images, padding=True, return_tensors="pt")
     tokens = model.generate(**batch, max_new_tokens=12)[:, batch["input_ids"].shape[1] :].tolist()
     short = [row[: len(question["tokens"])] for row, question in zip(tokens, wanted)]

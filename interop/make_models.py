@@ -78,9 +78,12 @@ QUESTIONS = [
     "Is the user curious?\nAnswer the question using a single word or phrase.",
     "é?",
     "",
+    "<image>\nIs the cat in <image> red?",
 ]
+SHOWN = [[0], [1], [2], [3], [1, 3]]
+"""The images of each question."""
 PAST = ["What  is\n    it?", "It is  red."]
-"""A turn before the question about the last image."""
+"""A turn before the question about the last image alone."""
 CHAT = (
     "{% for m in messages %}{% if loop.first %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -120,7 +123,7 @@ def export(out: Path, changes: dict[str, Any]) -> None:
             "activation_checkpointing": False,
         }
     )
-    tokenizer = sentences() if "tokenizer" in changes else train_tokenizer(QUESTIONS, 400)
+    tokenizer = sentences() if "tokenizer" in changes else train_tokenizer(QUESTIONS[:4], 400)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHAT
     torch.manual_seed(0)
@@ -150,21 +153,22 @@ def sentences() -> PreTrainedTokenizerBase:
 
 
 def expected(model_folder: Path, images: Path) -> list[dict[str, Any]]:
-    """Per question: its prompt, image, tokens, the logits of the first token of the answer, and greedy tokens."""
+    """Per question: its prompt, images, tokens, the logits of the first token of the answer, and greedy tokens."""
     processor = AutoProcessor.from_pretrained(model_folder, trust_remote_code=False)
     model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32, trust_remote_code=False)
     found = []
-    for number, question in enumerate(QUESTIONS):
-        past = PAST if number == len(QUESTIONS) - 1 else []
-        prompt = question_text(processor, [*past, question], images=1)
-        inputs = processor(text=prompt, images=Image.open(images / f"{number}.png"), return_tensors="pt")
+    for question, shown in zip(QUESTIONS, SHOWN):
+        past = PAST if shown == [3] else []
+        names = [f"{number}.png" for number in shown]
+        prompt = question_text(processor, [*past, question], images=len(shown))
+        inputs = processor(text=prompt, images=[Image.open(images / name) for name in names], return_tensors="pt")
         with torch.no_grad():
             logits = model(**inputs).logits[0, -1]
         tokens = model.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
         found.append(
             {
                 "prompt": prompt,
-                "image": f"{number}.png",
+                "images": names,
                 "input_ids": inputs["input_ids"][0].tolist(),
                 "pixels": inputs["pixel_values"].flatten()[::97].tolist(),
                 "logits": logits.tolist(),
