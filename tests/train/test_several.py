@@ -228,13 +228,13 @@ def test_a_loop_of_ones_own_has_the_trainers_ids_and_labels(
     assert len(squares.images) == 15 and [len(sample.images) for sample in squares.samples] == list(range(6))
 
 
-RUN: dict[str, Any] = {"max_steps": 0, "epochs": 2, "batch": {"max_length": 1000}}
+RUN: dict[str, Any] = {"max_steps": 0, "epochs": 1, "batch": {"max_length": 1000}}
 EVERY = {"interval": 1, "keep": 99}
 
 
 @pytest.fixture(scope="module")
 def whole(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two packed epochs in one process."""
+    """A packed epoch in one process."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert train(nano(mixture=str(several), out=str(out), **RUN)) == 0
     return out
@@ -243,8 +243,8 @@ def whole(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_padded_run_is_the_packed_run(whole: Path, several: Path, tmp_path: Path) -> None:
     padded = tmp_path / "padded"
     train(nano(**{**RUN, "mixture": str(several), "out": str(padded), "batch": {"max_length": 1000, "pack_length": 0}}))
-    assert read(whole)[-1]["total"]["samples"] == 2 * 66 and not (whole / SKIPPED).exists()
-    assert read(whole)[-1]["total"]["image_tokens"] == 2 * 4 * 11 * sum(range(6))
+    assert read(whole)[-1]["total"]["samples"] == 66 and not (whole / SKIPPED).exists()
+    assert read(whole)[-1]["total"]["image_tokens"] == 4 * 11 * sum(range(6))
     assert np.allclose(losses(padded), losses(whole), rtol=0, atol=2e-6)
 
 
@@ -260,7 +260,7 @@ def test_two_processes_and_a_resumed_run_are_the_same(
         recipe,
         f"mixture={several}",
         f"out={out}",
-        "checkpoint={interval: 1, keep: 99}",
+        "checkpoint={interval: 2, keep: 9}",
         "--nproc",
         "2",
     ]
@@ -268,11 +268,10 @@ def test_two_processes_and_a_resumed_run_are_the_same(
     assert done.returncode == 0, done.stderr[-3000:]
     straight, model = rows(out), hashes(out / "model")
     assert np.allclose(losses(out), losses(whole), rtol=0, atol=2e-6)
-    saved = sorted((out / "checkpoints").iterdir())
-    for path in saved[3:]:
+    for path in sorted((out / "checkpoints").iterdir())[1:]:
         shutil.rmtree(path)
     done = vlmix(*command)
-    assert done.returncode == 0 and "resumes from step 3" in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 0 and "resumes from step 2" in done.stderr, done.stderr[-3000:]
     assert rows(out) == straight and hashes(out / "model") == model
 
 
