@@ -76,7 +76,7 @@ def test_compositions_and_batches_are_shown_as_text(hostile: Path, capsys: pytes
     row = PlanRow(source=HOSTILE, license=HOSTILE, samples=1, samples_per_epoch=1, rounds=1, words=1, images=0,
                   missing=0, rejects=0, bytes=1)  # fmt: skip
     show.plan(HOSTILE, [row], [HOSTILE], False)
-    assert printed(capsys).count(SHOWN) == 1
+    assert printed(capsys).count(SHOWN) == 2
     show.rows(["method", HOSTILE], [[HOSTILE, "1"]])
     assert printed(capsys).count(SHOWN) == 2
     show.note(HOSTILE)
