@@ -9,10 +9,9 @@
 | `captions` | an image and a caption |
 """
 
-import ast
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any, Literal, get_args
 
 from msgspec import Struct
@@ -20,7 +19,9 @@ from msgspec import Struct
 from vlmix.builders.sources.llava_rows import split_image
 from vlmix.builders.sources.text import majority
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.tables import INSIDE, ImageItem, image_items
+from vlmix.mixture.io.containers import IMAGE_BLOCKS, block_image
+from vlmix.mixture.io.tables import INSIDE, MEDIA, ImageItem, image_items
+from vlmix.mixture.io.text_rows import loaded
 from vlmix.mixture.record import IMAGE_TOKEN, ResponseFormat, Round, is_blank
 
 Form = Literal["texts", "conversations", "messages", "qa", "captions"]
@@ -45,7 +46,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 _USERS = ("human", "user", "User", "USER", "Human")
 _ASSISTANTS = ("gpt", "assistant", "Assistant", "ASSISTANT", "model", "bot")
 _SYSTEMS = ("system", "System")
-MEDIA = ("video", "videos", "audio", "audios", "video_path", "audio_path")
+
 _MEDIA_TOKEN = re.compile(r"<(video|audio)>")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 
@@ -124,21 +125,9 @@ def recognise(
 def _holds(values: Iterable[Any], keys: Sequence[str]) -> bool:
     """Whether the lists in a column hold objects with `keys`."""
     for value in values:
-        for one in _loaded(value) or ():
+        for one in loaded(value) or ():
             return isinstance(one, dict) and all(key in one for key in keys)
     return False
-
-
-def _loaded(value: Any) -> list[Any] | None:
-    """A list, also one that is written as JSON or as Python prints it."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        for load in (json.loads, ast.literal_eval):
-            try:
-                value = load(value)
-                break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-    return value if isinstance(value, list) else None
 
 
 def parse(row: Mapping[str, Any], images: int, reading: Reading) -> Parsed:
@@ -151,7 +140,7 @@ def parse(row: Mapping[str, Any], images: int, reading: Reading) -> Parsed:
         case "texts":
             pairs = [
                 (one.get("user"), one.get("assistant")) if isinstance(one, dict) else (None, None)
-                for one in _loaded(row[column["texts"]]) or ()
+                for one in loaded(row[column["texts"]]) or ()
             ]
             return _placed(pairs, images, {"form": "texts"})
         case "conversations" | "messages":
@@ -169,7 +158,7 @@ def _bad(code: str, detail: str, round: int = -1) -> Parsed:
 def _turns(value: Any, images: int, form: Form) -> Parsed:
     """Alternating turns. A system turn at the beginning joins the first question, a last question without an answer is
     dropped, and any other turn is a reject."""
-    turns = _loaded(value)
+    turns = loaded(value)
     if not turns:
         return _bad("no_rounds", "the row has no turns")
     role_key, text_key = ("from", "value") if form == "conversations" else ("role", "content")
@@ -199,7 +188,8 @@ def _turns(value: Any, images: int, form: Form) -> Parsed:
     problems = []
     if len(texts) % 2:
         problems = [Problem("odd_turns", "the last question has no answer", len(texts) // 2)]
-        texts.pop()
+        if IMAGE_TOKEN in texts.pop():
+            return _bad("odd_turns", "the last question has an image and no answer")
     if not texts:
         return _bad("odd_turns", "the question has no answer")
     extra: dict[str, Any] = {"form": form}
@@ -226,10 +216,8 @@ def _content(content: Any) -> tuple[str, list[ImageItem], tuple[str, str] | None
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "text" and isinstance(block.get("text"), str):
             text, leading = text + block["text"], False
-        elif kind in ("image", "image_url"):
-            value = block.get("image", block.get("image_url", block.get("url", block.get("path"))))
-            value = value.get("url", value) if isinstance(value, dict) and "bytes" not in value else value
-            images += image_items(value)[:1] or [None]
+        elif kind in IMAGE_BLOCKS:
+            images += image_items(block_image(block))[:1] or [None]
             text += f"{IMAGE_TOKEN}\n" if leading else IMAGE_TOKEN
         elif kind in ("video", "audio", "video_url", "input_audio"):
             return "", [], ("unread_media", f"has a block of {kind}; take frames as images")
@@ -241,59 +229,109 @@ def _content(content: Any) -> tuple[str, list[ImageItem], tuple[str, str] | None
 def _questions(row: Mapping[str, Any], images: int, reading: Reading) -> Parsed:
     column = reading.columns
     question, answer = row[column["question"]], row.get(column.get("answer", ""))
+    listed = row.get(column.get("choices", ""))
+    labels, options = _options(listed)
     if isinstance(question, list):  # a question each with an answer, as in OCR-VQA
-        answers = _loaded(answer)
+        answers = loaded(answer)
         if answers is None or len(answers) != len(question):
             return _bad("bad_answer", "it has not as many answers as questions")
+        if options:
+            return _bad("bad_choice", "it has choices for several questions at once")
         return _placed(list(zip(question, answers)), images, {"form": "qa"}, reading.response_format)
     question = _text(question)
-    if "choices" in column and (listed := row[column["choices"]]) not in (None, "", []):
-        choices = tuple(_text(choice) or "" for choice in _options(listed))
-        correct = _correct(row.get(column.get("correct", "")), answer, choices)
-        if correct is None or not choices or len(choices) > 26:
-            shown = row.get(column.get("correct", ""), answer)
-            return _bad("bad_choice", f"the answer {shown!r} is none of its {len(choices)} choices")
+    if options or (isinstance(listed, str) and listed and loaded(listed) is None):
+        choices = tuple(_text(choice) or "" for choice in options)
+        if "" in choices:
+            return _bad("bad_choice", f"choice {choices.index('') + 1} of {len(choices)} is empty")
+        index = row.get(column.get("correct", ""))
+        correct = _correct(index, answer, choices, labels)
+        if correct is None or len(choices) > 26:
+            if _is_place(answer) and _text(answer) in choices:
+                return _bad(
+                    "bad_choice",
+                    f"the answer {answer} may be a place or the text of a choice; if it is a place, say so: "
+                    f"`fields: {{correct: {column['answer']}}}`",
+                )
+            return _bad(
+                "bad_choice", f"the answer {answer if index is None else index!r} is none of its {len(choices)} choices"
+            )
         if question is None or is_blank(question):
             return _bad("empty_text", "the question is empty")
         if tokens := question.count(IMAGE_TOKEN):
             return _bad("image_token", f"the question has {tokens} {IMAGE_TOKEN}; images stand in front of choices")
         return Parsed({0: Round(question, choices[correct], "choice", choices, correct)}, extra={"form": "qa"})
+    if _is_plural(column.get("answer", "")):
+        answer = answer if (several := loaded(answer)) is None else several
+    if isinstance(answer, list) and any(_is_place(one) or isinstance(one, float) for one in answer):
+        return _bad("bad_answer", "its answer is a list of numbers")
     return _placed([(question, _answer(answer))], images, {"form": "qa"}, reading.response_format)
 
 
-def _options(value: Any) -> list[Any]:
-    if isinstance(value, dict):  # {label: [A, B], text: [...]}, or {A: ..., B: ...}
-        return list(value["text"]) if isinstance(value.get("text"), list) else list(value.values())
-    return _loaded(value) or []
+def _is_plural(column: str) -> bool:
+    """Whether a column's text may be a printed list of answers; elsewhere it is an answer that looks like one."""
+    return column.endswith("s")
 
 
-def _correct(index: Any, answer: Any, choices: Sequence[str]) -> int | None:
-    """Which choice is right: an index, the text of a choice, or its letter, tried in this order."""
-    for value in (index, answer):
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
-            return value
+def _options(value: Any) -> tuple[list[str], list[Any]]:
+    """(labels, choices) of `{label: [A, B], text: [...]}` or `{A: ..., B: ...}`, or of a list, which has no labels.
+    What is null at the end, or under a label, is no choice."""
+    if isinstance(value, dict):
+        if isinstance(value.get("text"), list):
+            labels = value.get("label")
+            named = labels if isinstance(labels, list) and len(labels) == len(value["text"]) else []
+            return [str(label) for label in named], value["text"]
+        value = {label: choice for label, choice in value.items() if choice is not None}
+        return list(map(str, value)), list(value.values())
+    choices = list(loaded(value) or [])
+    while choices and choices[-1] is None:
+        choices.pop()
+    return [], choices
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _correct(index: Any, answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int | None:
+    """Which choice is right: the one at an index, under a label, of this text or letter, tried in this order. A number
+    as the answer that is the text of another choice is None."""
+    for value, is_index in ((index, True), (answer, False)):
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and _is_place(value):
+            if not is_index and str(value) in choices and choices.index(str(value)) != value:
+                return None
+            if 0 <= value < len(choices):
+                return value
+            if is_index and value > 0:
+                return None
         if not isinstance(value, str):
             continue
-        if value in choices:
-            return choices.index(value)
-        if (letter := _LETTER.fullmatch(value.strip())) and (at := ord(letter[1].upper()) - ord("A")) < len(choices):
-            return at
-        if value.strip().isdecimal() and int(value) < len(choices):
-            return int(value)
+        digits = int(value) if re.fullmatch(r"\s*\d{1,3}\s*", value) else len(choices)
+        if is_index and digits < len(choices):
+            return digits
+        for listed in (labels, choices):
+            if value in listed:
+                return listed.index(value)
+        if letter := _LETTER.fullmatch(value.strip()):
+            letters = labels or list(ascii_uppercase[: len(choices)])
+            if (said := letter[1].upper()) in letters:
+                return letters.index(said)
+        if digits < len(choices):
+            return digits
     return None
 
 
 def _answer(value: Any) -> str | None:
-    """An answer; of several, also in a printed list, the one given most often, the earliest on ties."""
-    several = _loaded(value)
-    if several is None:
+    """An answer; of several the one given most often, the earliest on ties."""
+    if not isinstance(value, list):
         return _text(value)
-    texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in several]
+    texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in value]
     return majority(text for text in texts if text)
 
 
 def _text(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:  # NaN is no text
         return None
     return str(value)
 

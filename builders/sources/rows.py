@@ -2,8 +2,9 @@
 `builders.forms`, images inside or beside it."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,18 +14,21 @@ import polars as pl
 from msgspec import Meta, Struct, field
 from xxhash import xxh3_64, xxh3_128_hexdigest
 
-from vlmix.builders.forms import FORMS, MEDIA, Form, Parsed, Reading, parse, recognise
+from vlmix.builders.forms import FORMS, Form, Parsed, Reading, parse, recognise
 from vlmix.builders.known_rows import known_rows
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.dataset.schema import RESERVED
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.filters import matching
-from vlmix.mixture.io.containers import pieces, read_images
+from vlmix.mixture.io.containers import Container, pieces, read_images
 from vlmix.mixture.io.hub import HUB, download
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.io.tables import INSIDE, Batch, ImageItem, Table, find_tables
+from vlmix.mixture.io.tables import INSIDE, MEDIA, Batch, ImageItem, Table, find_tables, number_columns
+from vlmix.mixture.io.text_rows import loaded
 from vlmix.mixture.record import Conversation, ImageRef, Place, ResponseFormat, Scalar
 
+_OPTIONAL = ("id", "source", "choices", "correct")
+_WORD = re.compile(r'"([^"]+)"|(\w+)')
 ORIGIN = "origin"
 """The column that a row's own `source` becomes, as a sample's `source` is the recipe's entry."""
 
@@ -68,6 +72,7 @@ class RowsOptions(Options, frozen=True, kw_only=True):
     columns: Annotated[
         dict[str, str], Meta(description="new name -> column, where a column's own name is taken (image_width: width)")
     ] = field(default_factory=dict)
+    without: Annotated[tuple[str, ...], Meta(description="columns that do not travel into samples.parquet")] = ()
     image_root: Annotated[str | None, Meta(description="folder of the images; by default that of the table")] = None
     expect: Annotated[
         int | str | None,
@@ -93,36 +98,38 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
     where = f"sources.{reject.source}"
     paths = tables_of(raw, options)
     named = image_columns_of(options)
-    layout: _Layout | None = None
+    tables = [Table(path, named) for path in paths]
+    layout = layout_of(tables[0], options, where, tables[1:])
+    about = f"{layout.reading.form}, from {_list(layout.reading.columns.values())}"
+    raw.about.append(f"{reject.source}: rows of the form {about}; images: {_images_about(tables[0])}")
+    numbers = {name: _number(type) for name, type in number_columns(tables, list(layout.scalars.values())).items()}
     names = _short_names(paths)
+    several = len({path.absolute().parent for path in paths}) > 1 and options.image_root is None
     seen: Counter[str] = Counter()
     prints: dict[tuple[int, bytes], Path] = {}
     total = 0
     raw.image_roots += _image_roots(raw, options, paths)
-    for path in paths:
-        table = Table(path, named)
-        if layout is None:
-            layout = layout_of(table, options, where)
-            about = f"{layout.reading.form}, from {_list(layout.reading.columns.values())}"
-            raw.about.append(f"{reject.source}: rows of the form {about}; images: {_images_about(table)}")
-            first = table
-        else:
-            _check_same(first, table, layout)
+    for path, table in zip(paths, tables):
+        _check_same(tables[0], table, layout)
         container = raw.container(table.container())
+        blocks = raw.container(_block_container(table, layout)) if layout.reading.form == "messages" else -1
         fingerprint = xxh3_64()
-        numbers = {name: _number(type) for name, type in table.csv_types().items()}
         for batch in table.batches([name for name in _columns(layout) if name not in MEDIA or name in table.columns]):
             for number, code, detail, text in batch.broken:
                 reject(f"{reject.source}/{names[path]}/{number}", code, f"{path.name}: {detail}", record=text)
-            dropped = _dropped(batch, layout, options, where)
-            hashes = _content(raw.containers[container], batch) if options.ids == "content" else None
+            dropped, rated = _dropped(batch, layout, options, where)
+            rows = [dict(zip(batch.columns, values)) for values in zip(*batch.columns.values())]
+            parsed = [parse(row, len(items), layout.reading) for row, items in zip(rows, batch.images)]
+            hashes = _content(raw.containers, container, blocks, batch, parsed) if options.ids == "content" else None
             scalars = _scalars(batch, layout, numbers)
-            rows = _Rows(reject, names[path], layout, options, container, hashes, seen, scalars)
-            for index, values in enumerate(zip(*batch.columns.values())):
-                row = dict(zip(batch.columns, values))
-                parsed = parse(row, len(batch.images[index]), layout.reading)
-                fingerprint.update(_said(parsed))
-                conversation = rows.made(row, batch, index, parsed, dropped.get(index, set()))
+            in_tar = table.kind == "tar"
+            made = _Rows(
+                reject, names[path], layout, options, (container, blocks), hashes, seen, scalars, several, in_tar
+            )
+            for index, row in enumerate(rows):
+                fingerprint.update(_said(parsed[index]))
+                fingerprint.update(repr((batch.images[index], row.get(layout.reading.columns.get("id", "")))).encode())
+                conversation = made.made(row, batch, index, parsed[index], dropped.get(index, set()), rated[index])
                 if conversation is not None:
                     yield conversation
         total += table.rows
@@ -147,49 +154,78 @@ def tables_of(raw: RawFolder, options: RowsOptions) -> list[Path]:
     return find_tables(options.path, [raw.folder, raw.raw])
 
 
-def layout_of(table: Table, options: RowsOptions, where: str) -> _Layout:
-    """How the rows of a set are read, by its first file."""
+def layout_of(table: Table, options: RowsOptions, where: str, others: Sequence[Table] = ()) -> _Layout:
+    """How the rows of a set are read, by its first file, and by `others` for the columns that only they have."""
     sample = table.sample()
+    values = dict(sample.columns)
+    for other in others:
+        if new := [name for name in other.columns if name not in values and name not in table.image_columns]:
+            more = other.sample().columns
+            values |= {name: more[name] for name in new}
+    names = list(values)
     fields = {role: column for role, column in options.fields.items() if role != "image"}
     for role, column in fields.items():
         if not isinstance(column, str):
             raise VlmixError(f"{where}: `fields` has several columns for {role}; only `image` may have several")
     single = {role: str(column) for role, column in fields.items()}
     for name in image_columns_of(options):
-        if name not in table.image_columns:
+        if not any(name in one.image_columns for one in (table, *others)):
             near = nearest(name, [*table.columns, *table.image_columns])
             raise VlmixError(f"{where}: `fields` has image: {name}, and {table.path.name} has no such column{near}")
-    columns = [name for name in table.columns if options.form is None or _admits(options.form, name, single)]
-    reading = recognise(columns, sample.columns, any(sample.images), single, f"{where}: {table.path}")
+    columns = [name for name in names if options.form is None or _admits(options.form, name, single)]
+    reading = recognise(columns, values, any(sample.images), single, f"{where}: {table.path}")
     if options.form is not None and reading.form != options.form:
         raise VlmixError(f"{where}: {table.path} holds rows of the form {reading.form}, the recipe says {options.form}")
     reading = Reading(reading.form, reading.columns, options.response_format)
-    if options.ids not in ("auto", "row", "content", *table.columns):
-        near = nearest(options.ids, table.columns)
+    if options.ids not in ("auto", "row", "content", *names):
+        near = nearest(options.ids, names)
         raise VlmixError(f"{where}: ids: there is no column {options.ids!r}{near}; or take row or content")
-    taken = {*reading.columns.values(), *table.image_columns}
+    ids = () if options.ids in ("auto", "row", "content") else (options.ids,)
+    scalars = _travelling(options, values, {*reading.columns.values(), *table.image_columns}, where)
+    if "source" in reading.columns and _is_scalar(values[reading.columns["source"]]):
+        column = reading.columns["source"]
+        if column not in (*options.columns.values(), *options.without):
+            scalars.setdefault(ORIGIN, column)
+    lists = _rated(options, values, reading, where)
+    return _Layout(reading, table.image_columns, scalars, lists, ids)
+
+
+def _travelling(options: RowsOptions, values: Mapping[str, list[Any]], taken: set[str], where: str) -> dict[str, str]:
+    """New name -> column, of what travels beside the conversations."""
+    for name in (*options.columns.values(), *options.without):
+        if name not in values:
+            near = nearest(name, values)
+            said = "`without`" if name in options.without else "`columns`"
+            new = next((f"{new}: " for new, old in options.columns.items() if old == name), "")
+            raise VlmixError(f"{where}: {said} has {new}{name}, there is no such column{near}")
+    scalars = {
+        name: name
+        for name, of in values.items()
+        if name not in (*taken, *options.columns.values(), *options.without)
+        and _is_scalar(of)
+        and not name.startswith("__")
+    }
     for new, old in options.columns.items():
-        if old not in table.columns:
-            raise VlmixError(
-                f"{where}: `columns` has {new}: {old}, there is no such column{nearest(old, table.columns)}"
-            )
         if new in RESERVED:
             raise VlmixError(f"{where}: `columns`: {new!r} is the name of a column of every mixture; take another")
-    renamed = {old: new for new, old in options.columns.items()}
-    scalars = {
-        renamed.get(name, name): name
-        for name in table.columns
-        if name in renamed or (name not in taken and _is_scalar(sample.columns[name]) and not name.startswith("__"))
-    }
-    if "source" in reading.columns and _is_scalar(sample.columns[reading.columns["source"]]):
-        scalars.setdefault(renamed.get("source", ORIGIN), reading.columns["source"])
-    lists = tuple(
-        name
-        for name in table.columns
-        if options.where_rounds and name in options.where_rounds and name not in reading.columns.values()
-    )
-    ids = () if options.ids in ("auto", "row", "content") else (options.ids,)
-    return _Layout(reading, table.image_columns, scalars, lists, ids)
+        if new in scalars:
+            raise VlmixError(
+                f"{where}: `columns` has {new}: {old}, and the rows have a column {new!r}; take another name"
+            )
+        if not _is_scalar(values[old]):
+            raise VlmixError(f"{where}: `columns` has {new}: {old}, which holds no numbers, texts or booleans")
+        scalars[new] = old
+    return scalars
+
+
+def _rated(options: RowsOptions, values: Mapping[str, list[Any]], reading: Reading, where: str) -> tuple[str, ...]:
+    """The columns of lists that `where_rounds` names."""
+    words = {quoted or word for quoted, word in _WORD.findall(options.where_rounds or "")}
+    named = [name for name in values if name in words and name not in reading.columns.values()]
+    for name in named:
+        if any(value is not None for value in values[name]) and not any(map(_ratings, values[name])):
+            raise VlmixError(f"{where}: where_rounds names {name!r}, which holds no lists; `where` takes such columns")
+    return tuple(named)
 
 
 def _admits(form: Form, column: str, fields: dict[str, str]) -> bool:
@@ -207,19 +243,23 @@ class _Rows:
         file: str,
         layout: _Layout,
         options: RowsOptions,
-        container: int,
+        containers: tuple[int, int],
         hashes: list[str] | None,
         seen: Counter[str],
         scalars: list[dict[str, Scalar]],
+        several: bool,
+        in_tar: bool,
     ) -> None:
-        self.scalars = scalars
+        self.in_tar = in_tar
+        self.scalars, self.containers = scalars, containers
+        self.folder = f"{file.rpartition('/')[0]}/" if several and "/" in file else ""
         self.reject, self.file, self.layout, self.options = reject, file, layout, options
-        self.container, self.hashes, self.seen = container, hashes, seen
+        self.hashes, self.seen = hashes, seen
 
     def made(
-        self, row: dict[str, Any], batch: Batch, index: int, parsed: Parsed, dropped: set[int]
+        self, row: dict[str, Any], batch: Batch, index: int, parsed: Parsed, dropped: set[int], rated: dict[str, int]
     ) -> Conversation | None:
-        """The conversation of a row; None if it is rejected."""
+        """The conversation of a row; None if it is rejected. `rated`: how many ratings each of its lists has."""
         place = f"{self.reject.source}/{self.file}/{batch.numbers[index]}"
         name, stem = self._names(row, index, place, parsed)
         items = batch.images[index] if parsed.images is None else parsed.images
@@ -231,15 +271,21 @@ class _Rows:
         for number in sorted(parsed.rounds.keys() & dropped):
             self.reject(name, "where_rounds", f"fails {self.options.where_rounds}", round=number)
         found, bad = self._images(items, stem)
+        if parsed.images is not None and INSIDE in items and self.in_tar:
+            bad = "bad_image", "a tar's images are read from its members, not from messages"
+        count = max([-1, *parsed.rounds, *(problem.round for problem in parsed.problems)]) + 1
+        if bad is None and (lists := [name for name, length in rated.items() if length != count]):
+            bad = "where_rounds", f"{lists[0]!r} has {rated[lists[0]]} values for {count} rounds"
         if whole is None and bad is None and not rounds:
             bad = "no_rounds", "no round is left"
         if whole is None and bad is None and parsed.image_at == "inline" and len(rounds) < len(parsed.rounds):
             bad = "no_rounds", "a round was dropped in a text that places its images"
         if whole is not None or bad is not None:
             code, detail = (whole.code, whole.detail) if whole else bad or ("", "")
-            self.reject(name, code, detail, image=stem, record=row)
+            self.reject(name, code, detail, image=stem, record=_shown(row))
             return None
         inside = bool(items) and all(item == INSIDE for item in items)
+        container = self.containers[parsed.images is not None]
         return Conversation(
             id=name,
             source=self.reject.source,
@@ -247,7 +293,7 @@ class _Rows:
             images=tuple(map(ImageRef, found)),
             image_at=parsed.image_at,
             extra=_json(tuple(parsed.extra.items())),
-            place=Place(self.container, batch.places[index]) if inside else None,
+            place=Place(container, batch.places[index]) if inside else None,
             columns=self.scalars[index],
         )
 
@@ -257,10 +303,10 @@ class _Rows:
         name, stem = place, place
         if self.hashes is not None:
             name = f"{self.reject.source}/{xxh3_128_hexdigest(_said(parsed) + self.hashes[index].encode())[:20]}"
-        elif self.options.ids not in ("row", "auto"):
-            name = f"{self.reject.source}/{row[self.options.ids]}"
-        elif self.options.ids == "auto" and column and row.get(column) not in (None, ""):
-            name = f"{self.reject.source}/{row[column]}"
+        elif self.options.ids != "row":
+            column = column if self.options.ids == "auto" else self.options.ids
+            if column and row.get(column) not in (None, ""):
+                name = f"{self.reject.source}/{row[column]}"
         if name != place:
             self.seen[name] += 1
             if (count := self.seen[name]) > 1:
@@ -290,7 +336,7 @@ class _Rows:
                 path = path[2:]
             if path.startswith("/"):
                 return [], ("unsafe_path", f"{path} is absolute; name the folder that it begins with in `image_root`")
-            paths.append(f"{self.reject.source}/{path}")
+            paths.append(f"{self.reject.source}/{self.folder}{path}")
         return paths, None
 
 
@@ -304,51 +350,75 @@ def image_columns_of(options: RowsOptions) -> tuple[str, ...]:
     return (named,) if isinstance(named, str) else tuple(named)
 
 
-def _dropped(batch: Batch, layout: _Layout, options: RowsOptions, where: str) -> dict[int, set[int]]:
-    """Row of the batch -> its rounds that `where_rounds` is false of. A round that has no rating stays."""
+def _ratings(value: Any) -> list[Any]:
+    return loaded(value) or []
+
+
+def _dropped(
+    batch: Batch, layout: _Layout, options: RowsOptions, where: str
+) -> tuple[dict[int, set[int]], list[dict[str, int]]]:
+    """(row of the batch -> its rounds that `where_rounds` is false of, how many ratings the lists of each row have
+    where they have any). A round that has no rating stays."""
+    rated: list[dict[str, int]] = [{} for _ in batch.places]
     if not options.where_rounds:
-        return {}
+        return {}, rated
     if not layout.lists:
         raise VlmixError(f"{where}: where_rounds: {options.where_rounds!r} names no column of lists")
     columns: dict[str, list[Any]] = {name: [] for name in layout.lists}
     owners: list[tuple[int, int]] = []
     for index in range(len(batch.places)):
-        lists = [value if isinstance(value := batch.columns[name][index], list) else [] for name in layout.lists]
+        lists = [_ratings(batch.columns[name][index]) for name in layout.lists]
+        rated[index] = {name: len(values) for name, values in zip(layout.lists, lists) if values}
         longest = max(map(len, lists))
         owners += [(index, number) for number in range(longest)]
         for name, values in zip(layout.lists, lists):
             columns[name] += [*values, *[None] * (longest - len(values))]
     if not owners:
-        return {}
+        return {}, rated
     frame = pl.DataFrame(columns, strict=False)
+    matching(frame, options.where_rounds, f"{where}: where_rounds")  # NOT makes a condition of what is none
     fails = matching(frame, f"NOT ({options.where_rounds})", f"{where}: where_rounds")
     dropped: dict[int, set[int]] = {}
     for at in np.flatnonzero(fails).tolist():
         dropped.setdefault(owners[at][0], set()).add(owners[at][1])
-    return dropped
+    return dropped, rated
 
 
-def _content(container: Any, batch: Batch) -> list[str]:
+def _block_container(table: Table, layout: _Layout) -> Container:
+    return Container(str(table.path), table.kind, (layout.reading.columns["messages"],), blocks=True)
+
+
+def _content(containers: list[Container], own: int, blocks: int, batch: Batch, parsed: list[Parsed]) -> list[str]:
     """A hash of the images of each row of a batch."""
     found = {}
-    inside = [place for place, items in zip(batch.places, batch.images) if items and items[0] == INSIDE]
-    for part in pieces(container, inside) if inside else []:
-        for place, images in zip(part, read_images(container, part)):
-            found[place] = " ".join(xxh3_128_hexdigest(data) for data in images)
-    return [found.get(place, repr(items)) for place, items in zip(batch.places, batch.images)]
+    for container, in_blocks in ((own, False), (blocks, True)):
+        inside = [
+            place
+            for place, items, one in zip(batch.places, batch.images, parsed)
+            if (one.images is not None) == in_blocks and INSIDE in (one.images or items)
+        ]
+        for part in pieces(containers[container], inside) if inside else []:
+            for place, images in zip(part, read_images(containers[container], part)):
+                found[place] = " ".join(xxh3_128_hexdigest(data) for data in images)
+    every = (items if one.images is None else one.images for items, one in zip(batch.images, parsed))
+    return [found.get(place, repr(items)) for place, items in zip(batch.places, every)]
 
 
 def _check_same(first: Table, table: Table, layout: _Layout) -> None:
     """Raises VlmixError where files of a set have columns of other names."""
-    needed = {name for role, name in layout.reading.columns.items() if role not in ("id", "source")}
-    for name in sorted({*needed, *layout.image_columns}):
+    needed = {name for role, name in layout.reading.columns.items() if role not in _OPTIONAL}
+    # A file of text may have no image in any of its rows; one with types says so.
+    images = layout.image_columns if table.kind in ("parquet", "arrow") else ()
+    for name in sorted({*needed, *images}):
         if name not in (*table.columns, *table.image_columns):
             raise VlmixError(
                 f"{table.path} has no column {name!r}, which {first.path.name} has; read them as two sources"
             )
-    if types := [name for name in sorted(needed) if first.type_of(name) != table.type_of(name)]:
-        what = f"{first.type_of(types[0])} in {first.path.name}, {table.type_of(types[0])} in {table.path}"
-        raise VlmixError(f"column {types[0]!r} is {what}; read them as two sources")
+    for name in sorted(needed):
+        types = first.type_of(name), table.type_of(name)
+        if types[0] != types[1] and not any("null" in type or not type for type in types):
+            what = f"{types[0]} in {first.path.name}, {types[1]} in {table.path}"
+            raise VlmixError(f"column {name!r} is {what}; read them as two sources")
 
 
 def _short_names(paths: list[Path]) -> dict[Path, str]:
@@ -357,7 +427,10 @@ def _short_names(paths: list[Path]) -> dict[Path, str]:
     shared = folders[0]
     while not all(folder.is_relative_to(shared) for folder in folders):
         shared = shared.parent
-    return {path: path.absolute().relative_to(shared).with_suffix("").as_posix() for path in paths}
+    names = {path: path.absolute().relative_to(shared).with_suffix("").as_posix() for path in paths}
+    if len(set(names.values())) == len(paths):
+        return names
+    return {path: path.absolute().relative_to(shared).as_posix() for path in paths}
 
 
 def _note_input(raw: RawFolder, table: Table) -> None:
@@ -370,11 +443,14 @@ def _note_input(raw: RawFolder, table: Table) -> None:
 def _image_roots(raw: RawFolder, options: RowsOptions, paths: list[Path]) -> list[Path]:
     folders = list(dict.fromkeys(path.absolute().parent for path in paths))
     if options.image_root is None:
-        return folders
+        shared = folders[0]
+        while not all(folder.is_relative_to(shared) for folder in folders):
+            shared = shared.parent
+        return [shared]
     places = [raw.folder / options.image_root, raw.raw / options.image_root, Path(options.image_root).expanduser()]
     for place in (*places, *(folder / options.image_root for folder in folders)):
         if place.is_dir():
-            return [place.absolute(), *folders]
+            return [place.absolute(), *(folders if len(folders) == 1 else [])]
     raise VlmixError(f"image_root {options.image_root}: there is no such folder; looked at {_list(map(str, places))}")
 
 
@@ -408,6 +484,11 @@ def _is_scalar(values: list[Any]) -> bool:
 
 def _number(type: type[int] | type[float]) -> Callable[[Any], Scalar]:
     return lambda value: None if value is None else type(value)
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as a reject keeps it, without what is only read to be refused."""
+    return {name: value for name, value in row.items() if name not in MEDIA}
 
 
 def _scalar(value: Any) -> Scalar:

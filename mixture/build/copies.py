@@ -21,6 +21,7 @@ from vlmix.mixture.io.pool import Pool, Progress
 class CopyJob(Struct, frozen=True):
     """Rows of a container to copy the images of, and how many images each has."""
 
+    number: int
     container: Container
     stamp: Stamp
     places: list[int]
@@ -47,7 +48,7 @@ def copy_placed(
     for position in positions:
         name = candidates.names[candidates.locate(position)[0]]
         by_container.setdefault((name, int(candidates.containers[position])), []).append(position)
-    jobs, images = [], {}
+    jobs, images = list[CopyJob](), list[list[list[str]]]()
     for (name, number), mine in by_container.items():
         container = prepared.converted[name].containers[number]
         mine.sort(key=lambda position: at[position])
@@ -55,12 +56,14 @@ def copy_placed(
         for places in pieces(container, [int(at[position]) for position in mine]):
             of = [candidates.images[position] for position in mine[done : done + len(places)]]
             done += len(places)
-            images[container.path, places[0]] = of
-            jobs.append(CopyJob(container, stamp(Path(container.path)), places, [len(paths) for paths in of], out))
+            images.append(of)
+            jobs.append(
+                CopyJob(len(jobs), container, stamp(Path(container.path)), places, [len(paths) for paths in of], out)
+            )
     total, done = len(positions), 0
     progress("copying images", 0, total)
     for job, found in pool.map(copy_images, jobs):
-        for paths, infos in zip(images[job.container.path, job.places[0]], found):
+        for paths, infos in zip(images[job.number], found):
             facts.update(zip(paths, infos))
         done += len(job.places)
         progress("copying images", done, total)
@@ -68,7 +71,7 @@ def copy_placed(
 
 def copy_images(job: CopyJob) -> list[list[ImageInfo]]:
     """Copy the images of a job into one file; per row, what they are. Runs in a worker."""
-    name = xxh3_128_hexdigest(msgspec.msgpack.encode((job.container, job.stamp, job.places)))
+    name = xxh3_128_hexdigest(msgspec.msgpack.encode((job.container, job.stamp, job.places, job.counts)))
     copy, done = job.out / f"{name}.images", job.out / f"{name}.done"
     try:
         found = msgspec.msgpack.decode(done.read_bytes(), type=list[list[ImageInfo]])

@@ -45,9 +45,15 @@ class SourceColumns:
             try:
                 array = pa.array([row.get(name) for row in rows])
             except (pa.ArrowException, OverflowError) as error:
-                raise VlmixError(_renamed(self.name, name, f"is not of one type: {error}")) from None
+                raise VlmixError(
+                    f"sources.{self.name}: column {name!r} is not of one type that can be kept ({error}); leave it out "
+                    f"with `without: [{name}]`"
+                ) from None
             if array.type not in (*SCALARS, pa.null()):
-                raise VlmixError(_renamed(self.name, name, f"holds {array.type}; expected text, numbers or booleans"))
+                raise VlmixError(
+                    f"sources.{self.name}: column {name!r} holds {array.type}, expected text, numbers or booleans; "
+                    f"leave it out with `without: [{name}]`"
+                )
             self._chunks[name].append(array)
         self._done += len(rows)
 
@@ -58,7 +64,10 @@ class SourceColumns:
             return
         columns = {}
         for name, chunks in self._chunks.items():
-            type = one_type(self.name, name, [chunk.type for chunk in chunks])
+            try:
+                type = one_type(self.name, name, [chunk.type for chunk in chunks])
+            except VlmixError as error:
+                raise VlmixError(f"{error}, or leave it out with `without: [{name}]`") from None
             columns[name] = pa.chunked_array([chunk.cast(type) for chunk in chunks], type)
         table = pa.table(columns)
         with atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:

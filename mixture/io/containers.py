@@ -4,12 +4,11 @@ import base64
 import binascii
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +17,12 @@ from msgspec import Struct
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import stamp
 from vlmix.mixture.io.image_index import EXTENSIONS
+from vlmix.mixture.io.text_rows import TextRow, csv_rows, decoded, json_rows, loaded
 
+IMAGE_BLOCKS = ("image", "image_url")
+"""Types of the blocks of a message that are images."""
 Kind = Literal["parquet", "arrow", "jsonl", "json", "csv", "tar"]
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _TOGETHER = 64  # rows of a piece where a container has no row groups
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
@@ -33,6 +36,8 @@ class Container(Struct, frozen=True):
     columns: tuple[str, ...]
     mean_bytes: int = 0
     """Of an image, about."""
+    blocks: bool = False
+    """Whether the images lie in the blocks of the messages that its column holds."""
 
 
 def pieces(container: Container, places: Sequence[int]) -> list[list[int]]:
@@ -53,13 +58,32 @@ def read_images(container: Container, places: Sequence[int]) -> Iterator[list[by
         raise VlmixError(f"{container.path}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
+def opened_parquet(path: Path | str) -> pq.ParquetFile:
+    """A Parquet file that is read piece by piece and not a whole column of a row group at once."""
+    return pq.ParquetFile(path, buffer_size=2**20)
+
+
+def leaf_columns(file: pq.ParquetFile) -> dict[str, list[int]]:
+    """Column -> the numbers of the Parquet columns that it is made of."""
+    numbers = iter(range(len(file.schema.names)))
+    return {field.name: [next(numbers) for _ in range(_leaves(field.type))] for field in file.schema_arrow}
+
+
+def _leaves(type: pa.DataType) -> int:
+    if isinstance(type, pa.ExtensionType | pa.BaseExtensionType):
+        return _leaves(type.storage_type)
+    if pa.types.is_dictionary(type) or not pa.types.is_nested(type):
+        return 1
+    return sum(_leaves(type.field(i).type) for i in range(type.num_fields))
+
+
 def bytes_leaves(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
     """The paths of the Parquet columns that hold the images' bytes."""
-    paths = [file.schema.column(i).path for i in range(len(file.schema.names))]
-    inside = [path for path in paths if path.partition(".")[0] in columns]
-    nested = [path for path in inside if path.endswith(".bytes")]
-    flat = [path for path in inside if not any(path.startswith(f"{one.partition('.')[0]}.") for one in nested)]
-    return [*nested, *(path for path in flat if path not in nested)]
+    found = []
+    for name, numbers in leaf_columns(file).items():
+        paths = [file.schema.column(i).path for i in numbers] if name in columns else []
+        found += [path for path in paths if path[len(name) :].endswith(".bytes")] or paths
+    return found
 
 
 def decoded_base64(text: str) -> bytes:
@@ -75,10 +99,32 @@ def in_row(value: Any) -> list[bytes]:
     if value is None:
         return []
     if isinstance(value, list):
-        return [data for one in value for data in in_row(one)]
+        return [data for one in value for data in in_row(one) or [b""]]
     if isinstance(value, dict):
         return in_row(value.get("bytes"))
-    return [decoded_base64(value) if isinstance(value, str) else bytes(value)]
+    if isinstance(value, str):
+        return [decoded_base64(value)] if value else []
+    return [value if isinstance(value, bytes) else b""]
+
+
+def block_image(block: Mapping[str, Any]) -> Any:
+    """What a block of a message says of its image: bytes, `{bytes, path}`, base64, a path or URL."""
+    keys = ("image", "image_url", "url", "path")
+    value = next((block[key] for key in keys if block.get(key) is not None), None)
+    return value.get("url") or value if isinstance(value, dict) and value.get("bytes") is None else value
+
+
+def _block_images(messages: Any) -> list[bytes]:
+    contents = [turn.get("content") for turn in loaded(messages) or () if isinstance(turn, dict)]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    images = [block for block in blocks if isinstance(block, dict) and block.get("type") in IMAGE_BLOCKS]
+    return [data for block in images for data in (in_row(block_image(block)) or [b""])[:1]]
+
+
+def _images(container: Container, values: Sequence[Any]) -> list[bytes]:
+    """The images that a row's values of the container's columns hold."""
+    read = _block_images if container.blocks else in_row
+    return [data for value in values for data in read(value)]
 
 
 def is_image_member(name: str) -> bool:
@@ -87,8 +133,8 @@ def is_image_member(name: str) -> bool:
 
 
 def image_order(name: str) -> tuple[int, str]:
-    """How the images of a sample in a tar are sorted: `jpg`, `1.jpg`, `2.jpg`, …, `10.jpg`."""
-    digits = re.match(r"\d+", name)
+    """How the images of a sample in a tar are sorted: `jpg`, `1.jpg`, `2.jpg`, …, `10.jpg`, `img1.png` …."""
+    digits = re.search(r"\d+", name)
     return (int(digits[0]) if digits else 0), name
 
 
@@ -98,7 +144,7 @@ def _parquet(container: Container) -> pq.ParquetFile:
 
 @lru_cache(maxsize=4)
 def _opened_parquet(path: str, _: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(path)
+    return opened_parquet(path)
 
 
 def _group_ends(file: pq.ParquetFile) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -113,37 +159,39 @@ def _from_parquet(container: Container, places: Sequence[int]) -> Iterator[list[
     start = int(ends[group - 1]) if group else 0
     wanted = np.asarray(places, dtype=np.int64) - start
     done = 0
-    leaves = bytes_leaves(file, container.columns)
+    leaves = list(container.columns) if container.blocks else bytes_leaves(file, container.columns)
     for batch in file.iter_batches(_TOGETHER, row_groups=[group], columns=leaves):
         inside = wanted[(wanted >= done) & (wanted < done + len(batch))] - done
-        if len(inside):
-            taken = batch.take(pa.array(inside))
-            columns = [taken.column(name).to_pylist() for name in container.columns]
-            yield from ([data for value in row for data in in_row(value)] for row in zip(*columns))
+        for row in inside.tolist():
+            yield _images(container, [batch.column(name)[row].as_py() for name in container.columns])
         done += len(batch)
 
 
 @lru_cache(maxsize=4)
-def arrow_batches(path: str, _: Any) -> list[pa.RecordBatch]:
-    """The batches of an Arrow file or stream, mapped."""
+def arrow_batches(path: str, _: Any) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """The schema and the batches of an Arrow file or stream, mapped."""
     source = pa.memory_map(path)
     try:
-        with pa.ipc.open_stream(source) as stream:
-            return list(stream)
+        stream = pa.ipc.open_stream(source)
     except pa.ArrowInvalid:
         source.seek(0)
         file = pa.ipc.open_file(source)
-        return [file.get_batch(i) for i in range(file.num_record_batches)]
+        return file.schema, [file.get_batch(i) for i in range(file.num_record_batches)]
+    batches = list(stream)
+    source.seek(max(source.tell() - 8, 0))
+    if source.read(8) != _END_OF_STREAM:
+        raise pa.ArrowInvalid("the end of the stream is missing")
+    return stream.schema, batches
 
 
 def _from_arrow(container: Container, places: Sequence[int]) -> Iterator[list[bytes]]:
-    batches = arrow_batches(container.path, stamp(Path(container.path)))
+    _, batches = arrow_batches(container.path, stamp(Path(container.path)))
     ends = np.cumsum([len(batch) for batch in batches])
     for place in places:
         number = int(np.searchsorted(ends, place, side="right"))
         row = place - (int(ends[number - 1]) if number else 0)
         values = [batches[number].column(name)[row].as_py() for name in container.columns]
-        yield [data for value in values for data in in_row(value)]
+        yield _images(container, values)
 
 
 def _from_tar(container: Container, places: Sequence[int]) -> Iterator[list[bytes]]:
@@ -157,6 +205,8 @@ def _from_tar(container: Container, places: Sequence[int]) -> Iterator[list[byte
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     key, suffix = base_plus_ext(member.name)
+                    if member.isdir() or key is None:  # as webdataset passes over them
+                        continue
                     first = key if first is None else first
                     if key != first:
                         break
@@ -168,20 +218,21 @@ def _from_tar(container: Container, places: Sequence[int]) -> Iterator[list[byte
 
 def _from_text(container: Container, places: Sequence[int]) -> Iterator[list[bytes]]:
     for place in places:
+        row: TextRow
         if container.kind == "jsonl":
             with Path(container.path).open("rb") as file:
                 file.seek(place)
-                row = msgspec.json.decode(file.readline())
+                row = decoded(file.readline(), f"the line at byte {place}")
         else:
-            row = _all_rows(container.path, container.kind, stamp(Path(container.path)))[place]
-        yield [data for name in container.columns for data in in_row(row.get(name))]
+            row = _all_rows(container, stamp(Path(container.path)))[place]
+        if isinstance(row, str):
+            raise ValueError(row.split("\0")[1])
+        yield _images(container, [row.get(name) for name in container.columns])
 
 
 @lru_cache(maxsize=1)
-def _all_rows(path: str, kind: Kind, _: Any) -> list[dict[str, Any]]:
-    if kind == "csv":
-        import polars as pl
-
-        return pl.read_csv(path, infer_schema=False).to_dicts()
-    rows: list[dict[str, Any]] = msgspec.json.decode(Path(path).read_bytes())
-    return rows
+def _all_rows(container: Container, _: Any) -> dict[int, TextRow]:
+    """The columns of images of a file that has to be read from its beginning."""
+    rows = csv_rows(Path(container.path)) if container.kind == "csv" else json_rows(Path(container.path))
+    names = container.columns
+    return {at: row if isinstance(row, str) else {name: row.get(name) for name in names} for at, row in rows}

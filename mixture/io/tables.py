@@ -4,40 +4,55 @@ Rows come in batches, in bounded memory where the file's form allows it, and wit
 is only said whether they lie inside the row or under a path.
 """
 
-import csv
 import hashlib
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.extras import missing
-from vlmix.mixture.io.containers import Container, Kind, arrow_batches, bytes_leaves, is_image_member
+from vlmix.mixture.io.containers import (
+    Container,
+    Kind,
+    arrow_batches,
+    bytes_leaves,
+    is_image_member,
+    leaf_columns,
+    opened_parquet,
+)
 from vlmix.mixture.io.digests import sha256, stamp
-from vlmix.mixture.io.surrogates import replace_lone_surrogates
+from vlmix.mixture.io.text_rows import TextRow, csv_rows, decoded, json_rows, jsonl_rows
 
 INSIDE = ""
 """An image whose bytes are in the row itself, instead of a path."""
 ImageItem = str | None
 """INSIDE, a path or URL, or None for nothing."""
 
+MEDIA = ("video", "videos", "audio", "audios", "video_path", "audio_path")
+"""Columns of what is not read; of those in typed files is only said whether there is something."""
+
 _BATCH = 1024
+_HEAVY_BATCH = 64  # where the images have to be looked at
 _SAMPLE = 50  # rows from which the columns of untyped files are read
 _SUFFIXES: dict[str, Kind] = {
     ".parquet": "parquet", ".arrow": "arrow", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
     ".csv": "csv", ".tsv": "csv", ".tar": "tar",
 }  # fmt: skip
 _PACKED = (".gz", ".zst", ".zip", ".bz2", ".xz", ".tgz")
+_VIDEOS, _SOUNDS = ("mp4", "webm", "avi", "mov", "mkv"), ("mp3", "wav", "flac", "ogg", "m4a")
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)?(\.\d+)?([eE][-+]?\d+)?")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{200,}")
 _IMAGE_NAME = re.compile(
     r"(images?|imgs?|pictures?|photos?|jpe?g|png|webp|file_?name)([_-]?(\d+|paths?|files?|urls?|bytes|base64))*", re.I
@@ -74,6 +89,10 @@ def find_tables(where: str, folders: Sequence[Path]) -> list[Path]:
     raise VlmixError(f"{where}: there is no such file or folder; looked at {places}")
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _globbed(pattern: str) -> list[Path]:
     paths = map(Path, glob(pattern, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
     return sorted(path for path in paths if path.is_file())
@@ -81,15 +100,14 @@ def _globbed(pattern: str) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").exists():
-        splits = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
+        splits = _listed(folder / "dataset_dict.json", "splits")
         if splits != ["train"]:
-            shown = " or ".join(str(folder / str(name)) for name in splits)
-            raise VlmixError(f"{folder} holds the splits {', '.join(map(str, splits))}; name one: {shown}")
+            shown = " or ".join(str(folder / name) for name in splits)
+            raise VlmixError(f"{folder} holds the splits {', '.join(splits)}; name one: {shown}")
         return _in_folder(folder / "train")
     if (folder / "state.json").exists():
-        files = json.loads((folder / "state.json").read_text()).get("_data_files", [])
-        return [folder / str(entry["filename"]) for entry in files]
-    below = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        return [folder / name for name in _listed(folder / "state.json", "_data_files", "filename")]
+    below = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
     files = [path for path in below if path.suffix.lower() in _SUFFIXES]
     kinds = sorted({path.suffix.lower() for path in files if path.suffix.lower() != ".json"}) or [".json"]
     files = [path for path in files if path.suffix.lower() == kinds[0]]
@@ -111,6 +129,19 @@ def _in_folder(folder: Path) -> list[Path]:
     if len(named) > 1:
         raise VlmixError(f"{folder} holds the splits {', '.join(named)}; name one: {folder}/{named[0]}*{kinds[0]}")
     return files
+
+
+def _listed(path: Path, what: str, key: str | None = None) -> list[str]:
+    """The names below the folder of `path` that it lists, as `datasets` writes them."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))[what]
+        names = [entry[key] if key else entry for entry in listed]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise VlmixError(f"{path}: not as `datasets` saves it: {type(error).__name__} {error}") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise VlmixError(f"{path} names {name!r}, which is no file beside it")
+    return names
 
 
 def kind_of(path: Path) -> Kind:
@@ -146,6 +177,8 @@ class Table:
     def __init__(self, path: Path, image_columns: Sequence[str] = ()) -> None:
         self.path, self.kind = path, kind_of(path)
         self._named = tuple(image_columns)
+        self._inside: dict[str, bool | None] = {}
+        """Column of images -> whether they have bytes, all or none of them; None where they have to be looked at."""
         self.rows = 0
         """Rows read so far, broken ones included."""
         self.partial_sha256 = ""
@@ -157,20 +190,7 @@ class Table:
         """The type of a column where the file has types, "" where it has none. Text is text, however long."""
         if self.kind not in ("parquet", "arrow") or name not in self.columns:
             return ""
-        return str(self._schema().field(name).type).replace("large_", "")
-
-    def csv_types(self) -> dict[str, type[int] | type[float]]:
-        """The columns of a CSV that hold numbers alone."""
-        if self.kind != "csv":
-            return {}
-        import polars as pl
-
-        scan = pl.scan_csv(self.path, separator=_delimiter(self.path), infer_schema_length=None)
-        try:
-            schema = scan.collect_schema()
-        except pl.exceptions.PolarsError:  # what is wrong with its lines, reading them says
-            return {}
-        return {name: int if type.is_integer() else float for name, type in schema.items() if type.is_numeric()}
+        return _type_name(self._schema().field(name).type)
 
     def container(self) -> Container:
         """The file as one that images can be taken from."""
@@ -208,7 +228,7 @@ class Table:
 
     def _mean_bytes(self) -> int:
         if self.kind == "parquet":
-            file = pq.ParquetFile(self.path)
+            file = opened_parquet(self.path)
             leaves = set(bytes_leaves(file, self.image_columns))
             sizes, values = 0, 0
             for group in range(file.num_row_groups):
@@ -226,34 +246,32 @@ class Table:
         """(columns without images, columns of images)."""
         if self.kind in ("parquet", "arrow"):
             schema = self._schema()
-            named = tuple(name for name in self._named if name in schema.names)
-            images = named or tuple(field.name for field in schema if _holds_images(field.type))
-            if not images:  # text may name files
-                images = tuple(field.name for field in schema if _is_text(field.type) and _names_images(field.name))
+            counts = Counter(schema.names)
+            if twice := [name for name, count in counts.items() if count > 1]:
+                raise VlmixError(f"{self.path}: two columns have one name, {twice[0]!r}")
+            images = tuple(name for name in self._named if name in schema.names) or _image_fields(schema)
             return [name for name in schema.names if name not in images], images
-        first = next(iter(self._rows()), None)
-        seen = [first] if first else []
-        for number, row in enumerate(self._rows()):
-            seen.append(row)
-            if number >= _SAMPLE:
-                break
-        names = list(dict.fromkeys(name for _, row in seen if isinstance(row, dict) for name in row))
+        # All rows, as any of them may be the first with an image; in a tar these are known by their names.
+        rows = islice(self._rows(), _SAMPLE) if self.kind == "tar" else self._rows()
+        said: dict[str, bool | None] = {}  # name -> whether it has images, None as long as nothing is in it
+        for _, row in rows:
+            for name, value in row.items() if isinstance(row, dict) else ():
+                if name not in said:
+                    said[name] = None if _names_images(name) else False
+                elif said[name] or not _names_images(name):
+                    continue
+                if _names_images(name) and not _is_nothing(value):
+                    said[name] = _image_value(value) or bool(said[name])
         if self.kind == "tar":
-            return [name for name in names if name != "__images__"], ("__images__",)
-        images = tuple(name for name in self._named if name in names) or tuple(
-            name
-            for name in names
-            if _names_images(name) and any(_image_value(row.get(name)) for _, row in seen if isinstance(row, dict))
-        )
-        return [name for name in names if name not in images], images
+            return [name for name in said if name != "__images__"], ("__images__",)
+        images = tuple(name for name in self._named if name in said)
+        images = images or tuple(sorted((name for name, has in said.items() if has is not False), key=_number_in))
+        return [name for name in said if name not in images], images
 
     def _schema(self) -> pa.Schema:
         if self.kind == "parquet":
-            return pq.ParquetFile(self.path).schema_arrow
-        batches = arrow_batches(str(self.path), stamp(self.path))
-        if not batches:
-            raise VlmixError(f"{self.path}: there is no row in it")
-        return batches[0].schema
+            return opened_parquet(self.path).schema_arrow
+        return arrow_batches(str(self.path), stamp(self.path))[0]
 
     def _batches(self, names: Sequence[str], size: int) -> Iterator[Batch]:
         match self.kind:
@@ -265,29 +283,30 @@ class Table:
                 yield from self._plain(names, size)
 
     def _parquet(self, names: Sequence[str], size: int) -> Iterator[Batch]:
-        file = pq.ParquetFile(self.path)
-        paths = [file.schema.column(i).path for i in range(len(file.schema.names))]
-        inside: dict[str, bool | None] = {}
-        wanted = [path for path in paths if path.partition(".")[0] in names]
+        file = opened_parquet(self.path)
+        leaves = {name: [file.schema.column(i).path for i in of] for name, of in leaf_columns(file).items()}
+        light = {name: [path for path in of if path[len(name) :].endswith(".path")] for name, of in leaves.items()}
+        wanted = [path for name in names for path in (name in MEDIA and light[name]) or leaves[name]]
         for name in self.image_columns:
-            leaves = [path for path in paths if path == name or path.startswith(f"{name}.")]
-            light = [path for path in leaves if path.endswith(".path")]
-            inside[name] = _bytes_are_there(file, leaves) if light else None
-            wanted += light if light else leaves
+            if name not in self._inside:
+                self._inside[name] = _bytes_are_there(file, name, light[name]) if light[name] else None
+            looked_at = self._inside[name] is None
+            wanted += leaves[name] if looked_at else light[name]
+            size = min(size, _HEAVY_BATCH) if looked_at else size
         start = 0
         for batch in file.iter_batches(size, columns=wanted):
-            columns = {name: batch.column(name).to_pylist() for name in names}
-            images = [image_lists(batch.column(name), inside[name]) for name in self.image_columns]
+            columns = {name: _values(batch.column(name)) for name in names}
+            images = [image_lists(batch.column(name), self._inside[name]) for name in self.image_columns]
             places = list(range(start, start + len(batch)))
             yield Batch(places, places, columns, _side_by_side(images, len(batch)))
             start += len(batch)
 
     def _arrow(self, names: Sequence[str], size: int) -> Iterator[Batch]:
         start = 0
-        for whole in arrow_batches(str(self.path), stamp(self.path)):
+        for whole in arrow_batches(str(self.path), stamp(self.path))[1]:
             for at in range(0, len(whole), size):
                 batch = whole.slice(at, size)
-                columns = {name: batch.column(name).to_pylist() for name in names}
+                columns = {name: _values(batch.column(name)) for name in names}
                 images = [image_lists(batch.column(name), None) for name in self.image_columns]
                 places = list(range(start, start + len(batch)))
                 yield Batch(places, places, columns, _side_by_side(images, len(batch)))
@@ -316,59 +335,19 @@ class Table:
                 return
             yield batch
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    def _rows(self) -> Iterator[tuple[int, TextRow]]:
         """(place, row); of one that is broken (place, "code NUL detail NUL text")."""
         match self.kind:
             case "jsonl":
-                return self._jsonl()
+                return jsonl_rows(self.path)
             case "json":
-                return self._json()
+                return json_rows(self.path)
             case "csv":
-                return self._csv()
+                return csv_rows(self.path)
             case _:
                 return self._tar()
 
-    def _jsonl(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        with self.path.open("rb") as file:
-            if file.read(3) != b"\xef\xbb\xbf":
-                file.seek(0)
-            at = file.tell()
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield at, _decoded(line, f"line {number}")
-                at += len(line)
-
-    def _json(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        data = self.path.read_bytes()
-        data = data[3:] if data[:3] == b"\xef\xbb\xbf" else data
-        try:
-            elements = msgspec.json.decode(data, type=list[msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise VlmixError(f"{self.path}: {error}; expected is a JSON list of rows") from None
-        for number, element in enumerate(elements):
-            yield number, _decoded(bytes(element), f"row {number}")
-
-    def _csv(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            csv.field_size_limit(2**31 - 1)
-            delimiter = _delimiter(self.path)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            try:
-                names = next(reader)
-                if len(set(names)) != len(names):
-                    raise VlmixError(f"{self.path}: two columns have one name, among {', '.join(names)}")
-                for number, values in enumerate(row for row in reader if row):
-                    if len(values) == len(names):
-                        yield number, {name: value if value != "" else None for name, value in zip(names, values)}
-                    else:
-                        what = f"line {reader.line_num} has {len(values)} fields, the header has {len(names)}"
-                        yield number, f"bad_row\0{what}\0{delimiter.join(values)}"
-            except csv.Error as error:
-                raise VlmixError(f"{self.path}: line {reader.line_num}: {error}") from None
-            except UnicodeDecodeError as error:
-                raise VlmixError(f"{self.path}: not UTF-8: {error.reason}; save it as UTF-8") from None
-
-    def _tar(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    def _tar(self) -> Iterator[tuple[int, TextRow]]:
         """webdataset's grouping of the members of a tar, whose headers alone are read, with the texts."""
         try:
             from webdataset.tariterators import group_by_keys
@@ -381,7 +360,7 @@ class Table:
             def members() -> Iterator[dict[str, Any]]:
                 for member in tar:
                     digest.update(f"{member.name}\0{member.size}\0{member.offset_data}\n".encode(errors="replace"))
-                    if member.isfile():
+                    if not member.isdir():
                         yield {"fname": member.name, "data": member, "__url__": ""}
 
             for sample in group_by_keys(members(), lcase=False):
@@ -393,7 +372,7 @@ class Table:
 
     def _tar_row(
         self, sample: dict[str, Any], tar: tarfile.TarFile, note: Callable[[bytes], None]
-    ) -> tuple[int, dict[str, Any] | str]:
+    ) -> tuple[int, TextRow]:
         key = sample.pop("__key__")
         members: dict[str, tarfile.TarInfo] = {k: m for k, m in sample.items() if not k.startswith("__")}
         at = min(member.offset for member in members.values())
@@ -401,25 +380,52 @@ class Table:
             return at, f"unsafe_path\0member {key!r} leaves its folder\0"
         row: dict[str, Any] = {"__key__": key, "__images__": []}
         for name, member in members.items():
+            if not member.isreg() or member.issparse():
+                return (
+                    at,
+                    f"bad_row\0member {member.name!r} is a link, sparse or no file; make the tar of plain files\0",
+                )
             if is_image_member(name):
                 row["__images__"].append(INSIDE)
+                continue
+            if (suffix := name.rpartition(".")[2].lower()) in (*_VIDEOS, *_SOUNDS):
+                row["video" if suffix in _VIDEOS else "audio"] = member.name
                 continue
             content = tar.extractfile(member)
             data = content.read() if content else b""
             note(data)
-            if name.rpartition(".")[2].lower() == "json":
-                found = _decoded(data, f"member {key}.{name}")
+            if suffix == "json":
+                found = decoded(data, f"member {key}.{name}")
                 if isinstance(found, str):
                     return at, found
-                row |= {k: v for k, v in found.items() if k != "__images__"}
+                row |= {k: v for k, v in found.items() if k not in ("__images__", "__key__")}
+            elif suffix in ("txt", "text", "caption"):
+                try:
+                    row[name] = data.decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    return at, f"bad_row\0member {member.name!r} is not UTF-8: {error.reason}\0"
             else:
                 row[name] = data.decode(errors="replace")
         return at, row
 
 
-def _delimiter(path: Path) -> str:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return max(",\t;", key=file.readline(65536).count)
+def number_columns(tables: Sequence[Table], names: Sequence[str]) -> dict[str, type[int] | type[float]]:
+    """The columns of CSV files that hold numbers alone, as numbers are written: `007` is text."""
+    left: dict[str, type[int] | type[float] | None] = dict.fromkeys(names)
+    for table in tables if left else ():
+        if table.kind != "csv":
+            return {}
+        for _, row in csv_rows(table.path):
+            if isinstance(row, str):
+                continue
+            for name in list(left):
+                if (value := row.get(name)) is None or _WHOLE.fullmatch(value):
+                    left[name] = left[name] or (int if value else None)
+                elif any(map(str.isdigit, value)) and _NUMBER.fullmatch(value):
+                    left[name] = float
+                else:
+                    del left[name]
+    return {name: type for name, type in left.items() if type}
 
 
 class _Errors:
@@ -434,24 +440,6 @@ class _Errors:
         if isinstance(error, damage) and not isinstance(error, VlmixError):
             why = (str(error) or type(error).__name__).splitlines()[0][:300]
             raise VlmixError(f"{self.path}: {why}; the file is damaged or was not copied whole") from None
-
-
-def _decoded(text: bytes, what: str) -> dict[str, Any] | str:
-    """The object that JSON text holds, with halves of surrogate pairs replaced; else "code NUL detail NUL text"."""
-    try:
-        row = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        mended, count = replace_lone_surrogates(text)
-        try:
-            row = msgspec.json.decode(mended) if count else None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            row = None
-        if row is None:
-            return f"bad_row\0{what}: {error}\0{text[:2000].strip().decode(errors='replace')}"
-    if not isinstance(row, dict):
-        shown = text[:2000].strip().decode(errors="replace")
-        return f"bad_row\0{what} is {type(row).__name__}, expected an object\0{shown}"
-    return row
 
 
 def image_items(value: Any) -> list[ImageItem]:
@@ -471,25 +459,37 @@ def image_items(value: Any) -> list[ImageItem]:
 
 def image_lists(column: pa.Array, inside: bool | None) -> list[list[ImageItem]]:
     """The same for a column of an Arrow batch, `inside` saying whether its images have bytes; None: they are in it."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_list(column.type):
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
-        items = iter(_items(column.flatten(), inside))
-        return [[next(items) for _ in range(length)] for length in lengths]
+        items = iter(image_lists(column.flatten(), inside))
+        return [[item for _ in range(length) for item in next(items) or [None]] for length in lengths]
     return [[] if item is None else [item] for item in _items(column, inside)]
 
 
 def _items(array: pa.Array, inside: bool | None) -> list[ImageItem]:
+    valid = array.is_valid().to_pylist()
     if pa.types.is_struct(array.type):
         names = [field.name for field in array.type]
         if inside:
-            return [INSIDE if valid else None for valid in array.is_valid().to_pylist()]
+            return [INSIDE if ok else None for ok in valid]
         there = array.field("bytes").is_valid().to_pylist() if "bytes" in names else [False] * len(array)
         paths = array.field("path").to_pylist() if "path" in names else [None] * len(array)
-        valid = array.is_valid().to_pylist()
         return [(INSIDE if has else path) if ok else None for ok, has, path in zip(valid, there, paths)]
     if _is_text(array.type):
         return [next(iter(image_items(value)), None) for value in array.to_pylist()]
-    return [INSIDE if valid else None for valid in array.is_valid().to_pylist()]
+    return [INSIDE if ok and _is_binary(array.type) else None for ok in valid]
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a column; a time that Python cannot hold is ()."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, KeyError, OverflowError):
+        if pa.types.is_temporal(column.type):
+            return [() if ok else None for ok in column.is_valid().to_pylist()]
+        raise
 
 
 def _side_by_side(images: list[list[list[ImageItem]]], rows: int) -> list[list[ImageItem]]:
@@ -498,31 +498,89 @@ def _side_by_side(images: list[list[list[ImageItem]]], rows: int) -> list[list[I
     return [[item for column in images for item in column[row]] for row in range(rows)]
 
 
-def _bytes_are_there(file: pq.ParquetFile, leaves: list[str]) -> bool:
-    """Whether images have bytes, by the statistics of the file; with no statistics they are taken to."""
+def _bytes_are_there(file: pq.ParquetFile, name: str, paths: list[str]) -> bool | None:
+    """Whether all images of a column have bytes, or none has; None where the file's statistics do not say."""
+    leaves = [i for i in leaf_columns(file)[name] if file.schema.column(i).path[len(name) :].endswith(".bytes")]
+    found = 0
     for group in range(file.num_row_groups):
-        of_group = file.metadata.row_group(group)
-        for number in range(of_group.num_columns):
-            column = of_group.column(number)
-            if column.path_in_schema in leaves and column.path_in_schema.endswith(".bytes"):
-                nulls = column.statistics.null_count if column.statistics else None
-                if nulls is None or nulls < column.num_values:
-                    return True
-    return False
+        for number in leaves:
+            column = file.metadata.row_group(group).column(number)
+            nulls = column.statistics.null_count if column.statistics else None
+            if nulls is None:
+                return None
+            found += column.num_values - nulls
+    if not found:
+        return False
+    images = sum(_count_items(batch.column(name)) for batch in file.iter_batches(2**14, columns=paths))
+    return True if images == found else None
+
+
+def _count_items(column: pa.Array) -> int:
+    while _is_list(column.type):
+        column = column.flatten()
+    return len(column) - int(column.null_count)
+
+
+def _image_fields(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns of images: those with bytes, or else with text under a name that says so."""
+    fields = [field for field in schema if field.name not in MEDIA]
+    binary = [field for field in fields if _holds_images(field.type)]
+    plain = [field for field in binary if pa.types.is_struct(_item(field.type)) or _names_images(field.name)]
+    named = [field for field in fields if _names_images(field.name)]
+    text = [field for field in named if _is_text(_item(field.type)) or _has(_item(field.type), "path", _is_text)]
+    chosen = plain or binary or text
+    return tuple(f.name for f in fields if f in chosen or (f in named and pa.types.is_null(_item(f.type))))
+
+
+def _type_name(type: pa.DataType) -> str:
+    """A type as it matters to who reads it: lists and texts of all kinds are the same."""
+    if pa.types.is_dictionary(type):
+        return _type_name(type.value_type)
+    if _is_list(type):
+        return f"list<{_type_name(type.value_type)}>"
+    if pa.types.is_struct(type):
+        return f"struct<{', '.join(f'{field.name}: {_type_name(field.type)}' for field in type)}>"
+    return "string" if _is_text(type) else str(type)
+
+
+def _item(type: pa.DataType) -> pa.DataType:
+    """The type of what is in a list, or in a dictionary."""
+    while _is_list(type) or pa.types.is_dictionary(type):
+        type = type.value_type
+    return type
+
+
+def _is_list(type: pa.DataType) -> bool:
+    kinds = pa.types
+    return any(
+        is_one(type)
+        for is_one in (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list, kinds.is_list_view,
+                       kinds.is_large_list_view)
+    )  # fmt: skip
 
 
 def _holds_images(type: pa.DataType) -> bool:
-    if pa.types.is_list(type) or pa.types.is_large_list(type):
-        return _holds_images(type.value_type)
-    if pa.types.is_struct(type):
-        return "bytes" in [field.name for field in type]
-    return bool(pa.types.is_binary(type) or pa.types.is_large_binary(type))
+    return _is_binary(_item(type)) or _has(_item(type), "bytes", lambda of: _is_binary(of) or _is_text(of))
+
+
+def _has(type: pa.DataType, name: str, is_one: Callable[[pa.DataType], bool]) -> bool:
+    return pa.types.is_struct(type) and any(field.name == name and is_one(field.type) for field in type)
+
+
+def _is_binary(type: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type) or pa.types.is_large_binary(type) or pa.types.is_binary_view(type))
 
 
 def _is_text(type: pa.DataType) -> bool:
-    if pa.types.is_list(type) or pa.types.is_large_list(type):
-        return _is_text(type.value_type)
-    return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value == "" or value == []
+
+
+def _number_in(name: str) -> int:
+    return int(digits[-1]) if (digits := re.findall(r"\d{1,9}", name)) else 0
 
 
 def _names_images(name: str) -> bool:

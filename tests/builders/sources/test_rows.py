@@ -1,3 +1,4 @@
+import base64
 import itertools
 import json
 import os
@@ -375,7 +376,8 @@ def test_blocks_may_hold_their_images(tmp_path: Path) -> None:
 CHOICES: dict[str, tuple[Any, str | None]] = {
     "an index": (1, "B"), "a letter": ("B", "B"), "a letter in brackets": ("(b)", "B"),
     "a letter with a stop": ("B.", "B"), "its text": ("dog", "B"), "digits": ("1", "B"),
-    "another text": ("horse", None), "an index too far": (3, None), "a letter too far": ("D", None), "nothing": (None, None),
+    "another text": ("horse", None), "an index too far": (3, None), "a letter too far": ("D", None),
+    "nothing": (None, None),
 }  # fmt: skip
 
 
@@ -397,7 +399,9 @@ def test_choices_are_answered_by_index_letter_or_text(what: str, options: Any, t
     ("answers", "expected"),
     [
         (["a", "b", "b"], "b"),
-        ("['x', 'y', 'x']", "x"),
+        ("['x', 'y', 'x']", "['x', 'y', 'x']"),
+        ("[0.1, 0.2]", "[0.1, 0.2]"),
+        ("[]", "[]"),
         ([{"answer": "p"}, {"answer": "p"}], "p"),
         (7, "7"),
         (True, None),
@@ -409,6 +413,65 @@ def test_the_most_given_answer_is_taken(answers: Any, expected: str | None, tmp_
         assert [reject.reason for reject in rejects if reject.round < 0] == ["no_rounds"]
     else:
         assert found[1].rounds[0].answer == expected
+
+
+def test_a_printed_list_of_answers_is_one_in_a_column_of_several(tmp_path: Path) -> None:
+    found, _ = one(tmp_path, {"question": "a?", "answers": "['x', 'y', 'x']"}, {"question": "a?", "answers": "[x](y)"})
+    assert [talk.rounds[0].answer for talk in found] == ["x", "[x](y)"]
+
+
+def test_numbers_are_no_answers_to_choose_from(tmp_path: Path) -> None:
+    _, rejects = one(tmp_path, {"question": "a?", "answer": [0.1, 0.2, 0.3, 0.4]})
+    assert [reject.reason for reject in rejects] == ["bad_answer"]
+
+
+LABELLED: dict[str, tuple[dict[str, Any], str | None]] = {
+    "a label that is a number": ({"choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answer": "1"}, "x"),
+    "labels in another order": ({"choices": {"B": "b", "A": "a"}, "answer": "B"}, "b"),
+    "labels without a choice": ({"choices": {"A": "a", "B": "b", "C": None}, "answer": "B"}, "b"),
+    "an empty choice": ({"choices": ["a", None, "c"], "answer": "C"}, None),
+    "a number that is a place and a text": ({"choices": ["2", "3", "1"], "answer": 1}, None),
+    "a number that is a place": ({"choices": ["2", "3", "1"], "correct_choice_idx": 1}, "3"),
+    "a whole number with a point": ({"choices": ["a", "b"], "answer": 1.0}, "b"),
+    "digits without end": ({"choices": ["a", "b"], "answer": "9" * 5000}, None),
+    "an index as text": ({"choices": ["2", "1", "0"], "correct_choice_idx": "2"}, "0"),
+}
+
+
+@pytest.mark.parametrize("what", LABELLED)
+def test_an_answer_names_one_choice_or_none(what: str, tmp_path: Path) -> None:
+    row, expected = LABELLED[what]
+    found, rejects = one(tmp_path, {"question": "a?", **row})
+    assert [talk.rounds[0].answer for talk in found] == ([expected] if expected else [])
+    assert [reject.reason for reject in rejects] == ([] if expected else ["bad_choice"])
+
+
+def test_no_choices_leave_an_open_question(tmp_path: Path) -> None:
+    found, _ = one(tmp_path, *({"question": "a?", "choices": none, "answer": "b"} for none in ("[]", [], None, {})))
+    assert [talk.rounds[0].answer for talk in found] == ["b"] * 4
+
+
+def test_what_only_late_rows_have_is_read(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{**QUESTION, "image": None, "n": i} for i in range(60)]
+    late = {"image": "a.jpg", "picture_2": "b.jpg", "choices": ["a", "That."], "score": 3}
+    found, rejects = one(tmp_path, *rows, {**QUESTION, **late})
+    assert not rejects and [image.path for image in found[60].images] == ["mine/a.jpg", "mine/b.jpg"]
+    assert found[60].rounds[0].choices == ("a", "That.") and found[60].columns == {"n": None, "score": 3}
+
+
+def test_columns_that_only_another_file_has_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({**QUESTION, "options": ["That.", "x"], "image": "a.jpg", "n": 1}))
+    found, _ = read(tmp_path, "*.jsonl")
+    assert [len(talk.images) for talk in found] == [0, 1] and found[1].rounds[0].choices == ("That.", "x")
+    assert [talk.columns for talk in found] == [{"n": None}, {"n": 1}]
+
+
+def test_files_of_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    (tmp_path / "a.json").write_text(json.dumps([QUESTION]))
+    found, rejects = read(tmp_path, "a.*")
+    assert [talk.id for talk in found] == ["mine/a.json/0", "mine/a.jsonl/0"] and not rejects
 
 
 def test_questions_of_one_image_may_stand_in_one_row(tmp_path: Path) -> None:
@@ -575,6 +638,9 @@ def test_a_csv_line_of_other_length_is_a_reject(tmp_path: Path) -> None:
         ({"fields": {"questoin": "question"}}, "`fields` names 'questoin'; what a row may say is"),
         ({"fields": {"image": "photo"}}, "`fields` has image: photo, and rows.jsonl has no such column"),
         ({"columns": {"x": "y"}}, "`columns` has x: y, there is no such column"),
+        ({"columns": {"x": "list"}}, "`columns` has x: list, which holds no numbers, texts or booleans"),
+        ({"columns": {"more": "grade"}}, "`columns` has more: grade, and the rows have a column 'more'"),
+        ({"without": ["gade"]}, "`without` has gade, there is no such column; did you mean 'grade'"),
         ({"columns": {"shard": "grade"}}, "'shard' is the name of a column of every mixture"),
         ({"form": "texts"}, "no conversations are recognised|rows of the form qa, the recipe says texts"),
         ({"image_root": "nowhere"}, "image_root nowhere: there is no such folder"),
@@ -582,7 +648,7 @@ def test_a_csv_line_of_other_length_is_a_reject(tmp_path: Path) -> None:
 )
 def test_options_that_name_nothing_are_told(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(VlmixError, match=said):
-        one(tmp_path, {**QUESTION, "grade": 1}, **options)
+        one(tmp_path, {**QUESTION, "grade": 1, "more": 2, "list": [3]}, **options)
 
 
 def test_images_beside_a_table_are_those_of_its_own_folder(tmp_path: Path) -> None:
@@ -594,6 +660,97 @@ def test_images_beside_a_table_are_those_of_its_own_folder(tmp_path: Path) -> No
     entries = {name: {"builder": "rows", "path": f"{name}/t.jsonl"} for name in "ab"}
     opened = vlmix.open(made(tmp_path, tmp_path / "out", entries))
     assert {sample.source: sample.jpeg for sample in opened} == {"a": tables.picture(1), "b": tables.picture(2)}
+
+
+def test_a_path_is_below_the_folder_of_its_own_table(tmp_path: Path) -> None:
+    for name, number in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(tables.picture(number))
+        (tmp_path / name / "t.jsonl").write_text(json.dumps({**QUESTION, "image": "1.jpg", "n": number}) + "\n")
+    opened = vlmix.open(made(tmp_path, tmp_path / "out", {"mine": {"builder": "rows", "path": "*/t.jsonl"}}))
+    assert {sample.id: sample.jpeg for sample in opened} == {
+        "mine/a/t/0": tables.picture(1), "mine/b/t/0": tables.picture(2)
+    }  # fmt: skip
+
+
+def in_blocks(number: int) -> dict[str, Any]:
+    data = base64.b64encode(tables.picture(number)).decode()
+    block = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    asked = {"role": "user", "content": [block, {"type": "text", "text": f"{number}?"}]}
+    return {"messages": [asked, {"role": "assistant", "content": "b"}]}
+
+
+@pytest.mark.parametrize("ids", ["row", "content"])
+def test_images_in_blocks_are_not_those_of_another_column(ids: str, tmp_path: Path) -> None:
+    other = base64.b64encode(tables.picture(9)).decode()
+    rows = [{**in_blocks(number), "image": other if number else None} for number in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    opened = vlmix.open(
+        made(tmp_path, tmp_path / "out", {"mine": {"builder": "rows", "path": "rows.jsonl", "ids": ids}})
+    )
+    asked = {int(sample.conversations[0].value.split("\n")[-1][:-1]): sample.jpeg for sample in opened}
+    assert asked == {number: tables.picture(number) for number in range(3)}
+
+
+def test_an_unanswered_last_question_with_an_image_is_a_reject(tmp_path: Path) -> None:
+    turns = ["<image>\na?", "b", "<image>\nc?"]
+    said = [{"from": who, "value": text} for who, text in zip(("human", "gpt", "human"), turns)]
+    found, rejects = one(tmp_path, {"images": ["a.jpg", "b.jpg"], "conversations": said})
+    assert not found and [reject.reason for reject in rejects] == ["odd_turns"]
+
+
+@pytest.mark.parametrize(("name", "sign"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
+def test_images_inside_a_csv_are_those_of_their_rows(name: str, sign: str, tmp_path: Path) -> None:
+    images = [base64.b64encode(tables.picture(number)).decode() for number in range(4)]
+    lines = [sign.join(("image", "question", "answer"))]
+    lines += [sign.join((image, f"{number}?", "b")) for number, image in enumerate(images)]
+    lines[2:2] = ["", sign.join(("x", "y"))]
+    (tmp_path / name).write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    opened = vlmix.open(made(tmp_path, tmp_path / "out", {"mine": {"builder": "rows", "path": name}}))
+    asked = {int(sample.conversations[0].value.split("\n")[-1][:-1]): sample.jpeg for sample in opened}
+    assert asked == {number: tables.picture(number) for number in range(4)}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_images_inside_json_survive_a_byte_order_mark_and_half_an_emoji(name: str, tmp_path: Path) -> None:
+    rows = [{**QUESTION, "image": base64.b64encode(tables.picture(i)).decode(), "question": f"x{i}"} for i in range(3)]
+    text = json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("x1", "x\\ud8001").encode())
+    opened = vlmix.open(made(tmp_path, tmp_path / "out", {"mine": {"builder": "rows", "path": name}}))
+    assert {int(sample.id[-1]): sample.jpeg for sample in opened} == {i: tables.picture(i) for i in range(3)}
+
+
+def test_numbers_of_a_csv_are_numbers_and_codes_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,code,n,x\na?,b,007,1,2\nlost\nc?,d,012,-2,.5\n")
+    found, _ = read(tmp_path, "a.csv")
+    assert [talk.columns for talk in found] == [{"code": "007", "n": 1, "x": 2.0}, {"code": "012", "n": -2, "x": 0.5}]
+
+
+def test_a_row_without_an_id_is_called_after_its_place(tmp_path: Path) -> None:
+    found, _ = one(tmp_path, {**QUESTION, "name": "x"}, {**QUESTION, "name": None}, ids="name")
+    assert [talk.id for talk in found] == ["mine/x", "mine/rows/1"]
+
+
+def test_ratings_for_other_rounds_are_a_reject(tmp_path: Path) -> None:
+    texts = [{"user": f"{i}?", "assistant": "a"} for i in range(2)]
+    rows = [
+        {"texts": texts, "ratings": ratings, "least": 1} for ratings in ([1, 5], "[1, 5]", [5], [1, 5, 5], [], None)
+    ]
+    found, rejects = one(tmp_path, *rows, where_rounds="ratings >= 3")
+    assert [len(talk.rounds) for talk in found] == [1, 1, 2, 2]
+    assert [reject.id for reject in rejects if reject.round < 0] == ["mine/rows/2", "mine/rows/3"]
+    for condition, said in (("least >= 3", "holds no lists; `where` takes"), ("ratings", "is not a condition")):
+        with pytest.raises(VlmixError, match=said):
+            one(tmp_path, *rows, where_rounds=condition)
+
+
+def test_a_column_may_stay_behind(tmp_path: Path) -> None:
+    rows = [{**QUESTION, "grade": 1}, {**QUESTION, "grade": "good"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry: dict[str, Any] = {"builder": "rows", "path": "a.jsonl"}
+    with pytest.raises(VlmixError, match=r"without: \[grade\]"):
+        made(tmp_path, tmp_path / "out", {"a": entry})
+    assert len(vlmix.open(made(tmp_path, tmp_path / "out", {"a": {**entry, "without": ["grade"]}}))) == 2
 
 
 def test_a_broken_image_inside_a_row_is_replaced_by_the_next(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Rows of text files: JSON Lines, a JSON list, CSV. A row that cannot be read is "code NUL detail NUL text"."""
+
+import ast
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.surrogates import replace_lone_surrogates
+
+TextRow = dict[str, Any] | str
+_MARK = b"\xef\xbb\xbf"
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
+    """(offset of its line, row)."""
+    with path.open("rb") as file:
+        if file.read(3) != _MARK:
+            file.seek(0)
+        at = file.tell()
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield at, decoded(line, f"line {number}")
+            at += len(line)
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
+    """(number, row)."""
+    data = path.read_bytes().removeprefix(_MARK)
+    try:
+        elements = msgspec.json.decode(data, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            elements = msgspec.json.decode(replace_lone_surrogates(data)[0], type=list[msgspec.Raw])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise VlmixError(f"{path}: {error}; expected is a JSON list of rows") from None
+    for number, element in enumerate(elements):
+        yield number, decoded(bytes(element), f"row {number}")
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
+    """(number, row), an empty field being None."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(2**31 - 1)
+        delimiter = _delimiter(path)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            names = next(reader)
+            if len(set(names)) != len(names):
+                raise VlmixError(f"{path}: two columns have one name, among {', '.join(names)}")
+            for number, values in enumerate(row for row in reader if row):
+                if len(values) == len(names):
+                    yield number, {name: value if value != "" else None for name, value in zip(names, values)}
+                else:
+                    what = f"line {reader.line_num} has {len(values)} fields, the header has {len(names)}"
+                    yield number, f"bad_row\0{what}\0{delimiter.join(values)}"
+        except csv.Error as error:
+            raise VlmixError(f"{path}: line {reader.line_num}: {error}") from None
+        except UnicodeDecodeError as error:
+            raise VlmixError(f"{path}: not UTF-8: {error.reason}; save it as UTF-8") from None
+
+
+def decoded(text: bytes, what: str) -> TextRow:
+    """The object that JSON text holds, with halves of surrogate pairs replaced."""
+    try:
+        row = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        mended, count = replace_lone_surrogates(text)
+        try:
+            row = msgspec.json.decode(mended) if count else None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            row = None
+        if row is None:
+            return f"bad_row\0{what}: {error}\0{text[:2000].strip().decode(errors='replace')}"
+    if not isinstance(row, dict):
+        shown = text[:2000].strip().decode(errors="replace")
+        return f"bad_row\0{what} is {type(row).__name__}, expected an object\0{shown}"
+    return row
+
+
+def loaded(value: Any) -> list[Any] | None:
+    """A list, also one that is written as JSON or as Python prints it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        for load in (json.loads, ast.literal_eval):
+            try:
+                value = load(value)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return value if isinstance(value, list) else None
+
+
+def _delimiter(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return max(",\t;", key=file.readline(65536).count)
