@@ -217,7 +217,10 @@ def _content(content: Any) -> tuple[str, list[ImageItem], tuple[str, str] | None
         if kind == "text" and isinstance(block.get("text"), str):
             text, leading = text + block["text"], False
         elif kind in IMAGE_BLOCKS:
-            images += image_items(block_image(block))[:1] or [None]
+            found = image_items(block_image(block)) or [None]
+            if len(found) > 1:
+                return "", [], ("bad_image", f"has a block of {len(found)} images; give each a block")
+            images += found
             text += f"{IMAGE_TOKEN}\n" if leading else IMAGE_TOKEN
         elif kind in ("video", "audio", "video_url", "input_audio"):
             return "", [], ("unread_media", f"has a block of {kind}; take frames as images")

@@ -304,6 +304,8 @@ class Table:
     def _arrow(self, names: Sequence[str], size: int) -> Iterator[Batch]:
         start = 0
         for whole in arrow_batches(str(self.path), stamp(self.path))[1]:
+            # Where a value begins and ends is taken on trust otherwise, and may lie outside of the file.
+            whole.select([*names, *self.image_columns]).validate(full=True)
             for at in range(0, len(whole), size):
                 batch = whole.slice(at, size)
                 columns = {name: _values(batch.column(name)) for name in names}

@@ -358,6 +358,7 @@ def test_blocks_may_hold_their_images(tmp_path: Path) -> None:
     path = {"type": "image", "image": "a.jpg", "metadata": {"width": 5}}
     web = {"type": "image_url", "image_url": {"url": "https://example.org/a.jpg"}}
     video = {"type": "video", "video": "a.mp4"}
+    several = {"type": "image", "image": ["a.jpg", "b.jpg"]}
     rows = [
         {
             "messages": [
@@ -365,12 +366,12 @@ def test_blocks_may_hold_their_images(tmp_path: Path) -> None:
                 {"role": "assistant", "content": "b"},
             ]
         }
-        for block in (path, url, web, video)
+        for block in (path, url, web, video, several)
     ]
     found, rejects = one(tmp_path, *rows)
     assert [image.path for image in found[0].images] == ["mine/a.jpg"]
     assert found[1].place is not None and len(found[1].images) == 1
-    assert [reject.reason for reject in rejects] == ["image_url", "unread_media"]
+    assert [reject.reason for reject in rejects] == ["image_url", "unread_media", "bad_image"]
 
 
 CHOICES: dict[str, tuple[Any, str | None]] = {

@@ -155,6 +155,15 @@ def test_a_stream_without_its_end_is_damaged(tmp_path: Path) -> None:
         Table(path)
 
 
+def test_texts_that_begin_outside_of_an_arrow_file_are_damage(tmp_path: Path) -> None:
+    path = as_stream(tmp_path / "rows", pa.table({"a": ["x" * 1000, "y" * 3333]}))
+    data = path.read_bytes()
+    path.write_bytes(data.replace((1000).to_bytes(4, "little"), (2**30).to_bytes(4, "little")))
+    assert path.read_bytes() != data
+    with pytest.raises(VlmixError, match=r"rows: .*; the file is damaged"):
+        list(Table(path).batches(["a"]))
+
+
 @pytest.mark.parametrize("state", ['{"_data_files": [{"filename": "../x.arrow"}]}', "[]", '{"_data_files": 5}', "{"])
 def test_a_saved_folder_names_files_in_it(state: str, tmp_path: Path) -> None:
     Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "saved")
