@@ -65,15 +65,17 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
         layout = layout_of(table, chosen, path)
     usable, folder, rejects = conversations(SOURCE, chosen, Path(), name=name)
     found: list[Conversation] = []
-    judged = _judged(usable, folder, name, rejects.rows)
+    unseen: list[Reject] = []
+    judged = _judged(usable, folder, name, unseen)
     seen = 0
     for conversation in judged if not rows else islice(judged, rows):
         seen += 1
         if conversation is not None:
             found.append(conversation)
-    dropped = Counter(reject.reason for reject in rejects.rows)
-    first = {reject.reason: f"{reject.id}: {reject.detail}" for reject in reversed(rejects.rows)}
-    whole = sum(reject.round < 0 and not reject.reason.startswith("image_") for reject in rejects.rows)
+    lost = [*rejects.rows, *unseen]
+    dropped = Counter(reject.reason for reject in lost)
+    first = {reject.reason: f"{reject.id}: {reject.detail}" for reject in reversed(lost)}
+    whole = sum(reject.round < 0 for reject in rejects.rows)
     options_said = {k: v for k, v in options.items() if v}
     return Sight(
         path=path,
@@ -157,6 +159,7 @@ def _count(files: list[Path], kind: str) -> int | None:
 def _kinds(table: Table, scalars: dict[str, str], fields: dict[str, str]) -> dict[str, str]:
     of = {column: role for role, column in fields.items()}
     travels = {old: new for new, old in scalars.items()}
+    sample = table.sample()
     kinds = dict.fromkeys(() if table.kind == "tar" else table.image_columns, "images")
     for name in table.columns:
         if name in travels and name in of:
@@ -165,8 +168,10 @@ def _kinds(table: Table, scalars: dict[str, str], fields: dict[str, str]) -> dic
             kinds[name] = of[name]
         elif name in travels:
             kinds[name] = "kept" if travels[name] == name else f"kept as {travels[name]}"
+        elif any(isinstance(value, list) for value in sample.columns[name]):
+            kinds[name] = "not kept; a list, for `where_rounds` if it has one value per round"
         else:
-            kinds[name] = "not read"
+            kinds[name] = "not kept"
     return kinds
 
 

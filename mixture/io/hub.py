@@ -1,6 +1,7 @@
 """The Hugging Face hub, before its library asks it five times."""
 
 import os
+import re
 import socket
 import urllib.request
 from pathlib import Path
@@ -10,6 +11,10 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.extras import missing
 
 HUB = "hf://datasets/"
+# As `huggingface_hub` writes them; the revision of converted Parquet files has slashes.
+_NAME = re.compile(
+    r"(?P<owner>[^/@]+)/(?P<repo>[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<pattern>.*))?", re.DOTALL
+)
 
 
 def download(name: str) -> Path:
@@ -20,16 +25,13 @@ def download(name: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise missing("huggingface_hub", name) from None
-    owner, _, rest = name.removeprefix(HUB).partition("/")
-    repo, _, pattern = rest.partition("/")
-    repo, _, revision = repo.partition("@")
-    if not owner or not repo:
+    parts = _NAME.fullmatch(name.removeprefix(HUB))
+    if parts is None:
         raise VlmixError(f"{name}: expected {HUB}OWNER/NAME, with a folder or a glob of its files behind it")
+    owner, repo, revision, pattern = parts["owner"], parts["repo"], parts["revision"], parts["pattern"] or ""
     wanted = [pattern, f"{pattern.rstrip('/')}/**"] if pattern else None
     try:
-        folder = snapshot_download(
-            f"{owner}/{repo}", repo_type="dataset", revision=revision or None, allow_patterns=wanted
-        )
+        folder = snapshot_download(f"{owner}/{repo}", repo_type="dataset", revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         fetch = f"hf download {owner}/{repo} --repo-type dataset"
