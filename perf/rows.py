@@ -161,10 +161,11 @@ def map_and_write(args: argparse.Namespace) -> Facts:
     """The peer: every image decoded, LLaVA's conversations, shuffled, in shards."""
     import io
 
-    from datasets import Image, List, load_dataset
+    from datasets import Image, List, disable_progress_bars, load_dataset
     from PIL import Image as Pil
     from webdataset import ShardWriter
 
+    disable_progress_bars()
     rows = load_dataset(
         "parquet", data_files=str(args.work / "built/*.parquet"), split="train", cache_dir=str(args.work / "cache")
     ).cast_column("images", List(Image(decode=False)))
