@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vlmix.builders.sources.rows import SOURCE, RowsOptions, image_columns_of, l
 from vlmix.mixture.build.extract import conversations
 from vlmix.mixture.build.source import RawFolder
 from vlmix.mixture.dataset.schema import RESERVED, Reject
+from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.containers import read_images
 from vlmix.mixture.io.image_index import ImageIndex
 from vlmix.mixture.io.images import ImageInfo, probe, probe_bytes
@@ -51,6 +52,30 @@ class Sight(Struct, frozen=True, kw_only=True):
     recipe: dict[str, Any]
 
 
+class _EnoughError(VlmixError):
+    """As many rows were dropped as were to be looked at."""
+
+
+class _Bounded(list[Reject]):
+    """Rejects, of which as many as `most` (0: any number) may be whole rows."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left = most or -1
+
+    def append(self, reject: Reject) -> None:
+        if _is_row(reject):
+            if not self.left:
+                raise _EnoughError("enough rows")
+            self.left -= 1
+        super().append(reject)
+
+
+def _is_row(reject: Reject) -> bool:
+    """Whether it stands for a row, and not for a round or a file of which nothing was dropped."""
+    return reject.round < 0 and reject.reason not in ("fewer_rows", "lone_surrogate")
+
+
 def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
     """Look at the first `rows` rows (0: all) of the table that `path` names, as the source `rows` would read it with
     `options`. Raises VlmixError if it is no table or holds no conversations."""
@@ -59,7 +84,11 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
     table = Table(files[0], image_columns_of(chosen))
     layout = layout_of(table, chosen, path)
     name = _entry_name(path)
-    taken = {f"row_{new}": old for new, old in layout.scalars.items() if new in RESERVED}
+    taken: dict[str, str] = {}
+    for new, old in layout.scalars.items():
+        if new in RESERVED:
+            free = (f"row_{new}{number or ''}" for number in count())
+            taken[next(name for name in free if name not in {*table.columns, *taken, *layout.scalars})] = old
     if taken:
         chosen = msgspec.structs.replace(chosen, columns={**chosen.columns, **taken})
         layout = layout_of(table, chosen, path)
@@ -67,15 +96,18 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
     found: list[Conversation] = []
     unseen: list[Reject] = []
     judged = _judged(usable, folder, name, unseen)
-    seen = 0
-    for conversation in judged if not rows else islice(judged, rows):
-        seen += 1
-        if conversation is not None:
-            found.append(conversation)
+    seen, rejects.rows = 0, _Bounded(rows)
+    try:
+        for conversation in judged if not rows else islice(judged, rows):
+            seen += 1
+            if conversation is not None:
+                found.append(conversation)
+    except _EnoughError:
+        pass
     lost = [*rejects.rows, *unseen]
     dropped = Counter(reject.reason for reject in lost)
     first = {reject.reason: f"{reject.id}: {reject.detail}" for reject in reversed(lost)}
-    whole = sum(reject.round < 0 for reject in rejects.rows)
+    whole = sum(map(_is_row, rejects.rows))
     options_said = {k: v for k, v in options.items() if v}
     return Sight(
         path=path,
@@ -90,7 +122,7 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
         usable=len(found),
         images=dict(sorted(Counter(len(conversation.images) for conversation in found).items())),
         samples=[_shown(conversation) for conversation in found[:SAMPLES]],
-        rejects={reason: (count, first[reason]) for reason, count in dropped.most_common()},
+        rejects={reason: (times, first[reason]) for reason, times in dropped.most_common()},
         notes=_notes(found, layout.reading.form, table),
         recipe=_recipe(name, path, chosen, options_said),
     )

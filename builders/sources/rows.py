@@ -406,6 +406,8 @@ def _content(containers: list[Container], own: int, blocks: int, batch: Batch, p
 
 def _check_same(first: Table, table: Table, layout: _Layout) -> None:
     """Raises VlmixError where files of a set have columns of other names."""
+    if not table.columns and not table.image_columns:  # no rows
+        return
     needed = {name for role, name in layout.reading.columns.items() if role not in _OPTIONAL}
     # A file of text may have no image in any of its rows; one with types says so.
     images = layout.image_columns if table.kind in ("parquet", "arrow") else ()
