@@ -113,7 +113,7 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
         _check_same(tables[0], table, layout)
         container = raw.container(table.container())
         blocks = raw.container(_block_container(table, layout)) if layout.reading.form == "messages" else -1
-        fingerprint = xxh3_64()
+        fingerprint, pictured = xxh3_64(), xxh3_64()
         for batch in table.batches([name for name in _columns(layout) if name not in MEDIA or name in table.columns]):
             for number, code, detail, text in batch.broken:
                 reject(f"{reject.source}/{names[path]}/{number}", code, f"{path.name}: {detail}", record=text)
@@ -126,16 +126,17 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
             made = _Rows(
                 reject, names[path], layout, options, (container, blocks), hashes, seen, scalars, several, in_tar
             )
+            fingerprint.update(b"".join(map(_said, parsed)))
+            ids = batch.columns.get(layout.reading.columns.get("id", ""), [None] * len(rows))
+            pictured.update("".join(f"{items}{id}" for items, id in zip(batch.images, ids)).encode(errors="replace"))
             for index, row in enumerate(rows):
-                fingerprint.update(_said(parsed[index]))
-                fingerprint.update(repr((batch.images[index], row.get(layout.reading.columns.get("id", "")))).encode())
                 conversation = made.made(row, batch, index, parsed[index], dropped.get(index, set()), rated[index])
                 if conversation is not None:
                     yield conversation
         total += table.rows
         raw.containers[container] = table.container()
         _note_input(raw, table)
-        digest = table.rows, fingerprint.digest()
+        digest = table.rows, fingerprint.digest() + pictured.digest()
         if options.ids != "content" and table.rows > 1 and (twin := prints.setdefault(digest, path)) != path:
             raise VlmixError(f"{path} has the same rows as {twin}; remove one of them, or take `ids: content`")
     repeated = sum(count - 1 for count in seen.values() if count > 1)
@@ -263,17 +264,19 @@ class _Rows:
         place = f"{self.reject.source}/{self.file}/{batch.numbers[index]}"
         name, stem = self._names(row, index, place, parsed)
         items = batch.images[index] if parsed.images is None else parsed.images
-        for problem in parsed.problems:
-            if problem.round >= 0:
-                self.reject(name, problem.code, problem.detail, round=problem.round)
-        whole = next((problem for problem in parsed.problems if problem.round < 0), None)
-        rounds = {number: qa for number, qa in parsed.rounds.items() if number not in dropped}
-        for number in sorted(parsed.rounds.keys() & dropped):
-            self.reject(name, "where_rounds", f"fails {self.options.where_rounds}", round=number)
+        rounds, whole = parsed.rounds, None
+        if parsed.problems or dropped:
+            for problem in parsed.problems:
+                if problem.round >= 0:
+                    self.reject(name, problem.code, problem.detail, round=problem.round)
+            whole = next((problem for problem in parsed.problems if problem.round < 0), None)
+            rounds = {number: qa for number, qa in parsed.rounds.items() if number not in dropped}
+            for number in sorted(parsed.rounds.keys() & dropped):
+                self.reject(name, "where_rounds", f"fails {self.options.where_rounds}", round=number)
         found, bad = self._images(items, stem)
         if parsed.images is not None and INSIDE in items and self.in_tar:
             bad = "bad_image", "a tar's images are read from its members, not from messages"
-        count = max([-1, *parsed.rounds, *(problem.round for problem in parsed.problems)]) + 1
+        count = max([-1, *parsed.rounds, *(problem.round for problem in parsed.problems)]) + 1 if rated else 0
         if bad is None and (lists := [name for name, length in rated.items() if length != count]):
             bad = "where_rounds", f"{lists[0]!r} has {rated[lists[0]]} values for {count} rounds"
         if whole is None and bad is None and not rounds:
@@ -284,7 +287,7 @@ class _Rows:
             code, detail = (whole.code, whole.detail) if whole else bad or ("", "")
             self.reject(name, code, detail, image=stem, record=_shown(row))
             return None
-        inside = bool(items) and all(item == INSIDE for item in items)
+        inside = bool(items) and items.count(INSIDE) == len(items)
         container = self.containers[parsed.images is not None]
         return Conversation(
             id=name,
@@ -316,14 +319,13 @@ class _Rows:
 
     def _images(self, items: list[ImageItem], stem: str) -> tuple[list[str], tuple[str, str] | None]:
         """The paths of a row's images in the mixture, and why they cannot be used."""
-        kinds = {item == INSIDE for item in items}
+        if items.count(INSIDE) == len(items):
+            return [f"{stem}_{number}.jpg" if number else f"{stem}.jpg" for number in range(len(items))], None
         if None in items:
             at = items.index(None)
             return [], ("bad_image", f"image {at + 1} of {len(items)} is null or not an image")
-        if len(kinds) > 1:
+        if INSIDE in items:
             return [], ("bad_image", "some of its images are inside the row and some are paths")
-        if kinds == {True}:
-            return [f"{stem}_{number}.jpg" if number else f"{stem}.jpg" for number in range(len(items))], None
         paths = []
         for item in items:
             path = str(item)
