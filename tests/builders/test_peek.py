@@ -1,11 +1,16 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import vlmix
 from tests.builders import tables
+from vlmix.builders import known_sources
 from vlmix.builders.peek import peek
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
 
 QUESTION = {"question": "What?", "answer": "That."}
 
@@ -37,3 +42,16 @@ def test_a_reserved_name_gets_one_that_is_free(tmp_path: Path) -> None:
     sight = peek(written(tmp_path, {**QUESTION, "width": 1, "row_width": 2}))
     assert sight.recipe["sources"]["rows"]["columns"] == {"row_width1": "width"}
     assert sight.samples[0]["columns"] == {"row_width": 2, "row_width1": 1}
+
+
+@pytest.mark.parametrize("path", ["docs", "saved", "csv/questions.csv", "shard-000000.tar"])
+def test_its_recipe_builds_what_it_says(path: str, tmp_path: Path) -> None:
+    tables.write_texts(tmp_path / "docs")
+    tables.write_saved(tmp_path / "saved")
+    tables.write_csv(tmp_path / "csv")
+    tables.write_tar(tmp_path / "shard-000000.tar")
+    sight = peek(str(tmp_path / path))
+    build(parse(sight.recipe, known_sources()), known_sources(), tmp_path, tmp_path / "out", workers=1)
+    opened = vlmix.open(tmp_path / "out")
+    assert len(opened) == sight.usable == sight.looked_at
+    assert Counter(opened.column("num_images").to_pylist()) == sight.images
