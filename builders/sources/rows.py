@@ -23,12 +23,13 @@ from vlmix.mixture.filters import matching
 from vlmix.mixture.io.containers import Container, pieces, read_images
 from vlmix.mixture.io.hub import HUB, download
 from vlmix.mixture.io.official import RawFile
-from vlmix.mixture.io.tables import INSIDE, MEDIA, Batch, ImageItem, Table, find_tables, number_columns
+from vlmix.mixture.io.tables import INSIDE, MEDIA, Batch, ImageItem, Table, find_tables, kind_of, number_columns
 from vlmix.mixture.io.text_rows import loaded
 from vlmix.mixture.record import Conversation, ImageRef, Place, ResponseFormat, Scalar
 
 _OPTIONAL = ("id", "source", "choices", "correct")
 _WORD = re.compile(r'"([^"]+)"|(\w+)')
+_MOST_PARTS = 32
 ORIGIN = "origin"
 """The column that a row's own `source` becomes, as a sample's `source` is the recipe's entry."""
 
@@ -106,10 +107,10 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
     names = _short_names(paths)
     several = len({path.absolute().parent for path in paths}) > 1 and options.image_root is None
     seen: Counter[str] = Counter()
-    prints: dict[tuple[int, bytes], Path] = {}
-    total = 0
     raw.image_roots += _image_roots(raw, options, paths)
-    for path, table in zip(paths, tables):
+    part, parts = raw.part
+    mine = slice(len(paths) * part // parts, len(paths) * (part + 1) // parts)
+    for path, table in zip(paths[mine], tables[mine]):
         _check_same(tables[0], table, layout)
         container = raw.container(table.container())
         blocks = raw.container(_block_container(table, layout)) if layout.reading.form == "messages" else -1
@@ -133,19 +134,30 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
                 conversation = made.made(row, batch, index, parsed[index], dropped.get(index, set()), rated[index])
                 if conversation is not None:
                     yield conversation
-        total += table.rows
         raw.containers[container] = table.container()
         _note_input(raw, table)
-        digest = table.rows, fingerprint.digest() + pictured.digest()
-        if options.ids != "content" and table.rows > 1 and (twin := prints.setdefault(digest, path)) != path:
-            raise VlmixError(f"{path} has the same rows as {twin}; remove one of them, or take `ids: content`")
+        if options.ids != "content" and table.rows > 1:
+            digest = fingerprint.digest() + pictured.digest()
+            raw.fingerprint(path, f"{table.rows} {digest.hex()}")
     repeated = sum(count - 1 for count in seen.values() if count > 1)
     if repeated:
         example = next(name for name, count in seen.items() if count > 1)
         raw.notes.append(
             f"{reject.source}: {repeated:,} ids repeat ({example}); repeats are called ~2, ~3 and are kept"
         )
-    _expected(raw, options, reject, total, where)
+    if part == 0:
+        total = sum(table.rows if parts == 1 else table.count() for table in tables)
+        _expected(raw, options, reject, total, where)
+
+
+def part_count(raw: RawFolder, options: RowsOptions) -> int:
+    """Several Parquet files are read in parts, where the id of a row depends on no other row."""
+    paths = tables_of(raw, options)
+    if options.ids not in ("auto", "row") or len(paths) < 2 or any(kind_of(path) != "parquet" for path in paths):
+        return 1
+    tables = [Table(path, image_columns_of(options)) for path in paths]
+    layout = layout_of(tables[0], options, str(paths[0]), tables[1:])
+    return 1 if options.ids == "auto" and "id" in layout.reading.columns else min(len(paths), _MOST_PARTS)
 
 
 def tables_of(raw: RawFolder, options: RowsOptions) -> list[Path]:
@@ -533,6 +545,7 @@ SOURCE = Source(
     read=read,
     options=RowsOptions,
     own=True,
+    part_count=part_count,
 )
 
 __all__ = ["FORMS", "SOURCE", "RowsOptions", "image_columns_of", "layout_of", "read", "tables_of"]

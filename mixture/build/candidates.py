@@ -23,14 +23,15 @@ class Candidates:
     """The candidates of all entries, in recipe order, as columns: position i in a column is candidate i. Nothing in
     it changes; which candidates have an image, and a usable one, is said to `pick`."""
 
-    def __init__(self, recipe: Recipe, tables: Mapping[str, pa.Table]) -> None:
+    def __init__(self, recipe: Recipe, tables: Mapping[str, Sequence[pa.Table]]) -> None:
         self.recipe = recipe
         self.names = list(recipe.sources)
         self.schema = pa.schema(_source_columns(tables))
         """The columns that the sources add, for the index."""
-        self.own = {name: [field.name for field in source_columns(tables[name].schema)] for name in self.names}
-        self.table = pa.concat_tables([_filled(tables[name], self.schema) for name in self.names])
-        sizes = [tables[name].num_rows for name in self.names]
+        self.own = {name: _own(tables[name]) for name in self.names}
+        filled = [_filled(table, self.schema) for name in self.names for table in tables[name]]
+        self.table = pa.concat_tables(filled)
+        sizes = [sum(table.num_rows for table in tables[name]) for name in self.names]
         self.starts = dict(zip(self.names, np.cumsum([0, *sizes[:-1]]).tolist()))
         self.sizes = dict(zip(self.names, sizes))
         self.ids: list[str] = self.table["id"].to_pylist()
@@ -191,10 +192,14 @@ class Candidates:
                 )
 
 
-def _source_columns(tables: Mapping[str, pa.Table]) -> list[pa.Field]:
+def _own(tables: Sequence[pa.Table]) -> list[str]:
+    return list(dict.fromkeys(field.name for table in tables for field in source_columns(table.schema)))
+
+
+def _source_columns(tables: Mapping[str, Sequence[pa.Table]]) -> list[pa.Field]:
     types: dict[str, list[pa.DataType]] = {}
-    for name, table in tables.items():
-        for field in source_columns(table.schema):
+    for name, parts in tables.items():
+        for field in (field for part in parts for field in source_columns(part.schema)):
             types.setdefault(field.name, []).append(field.type)
             one_type(name, field.name, types[field.name])
     unified = {name: one_type("", name, found) for name, found in types.items()}

@@ -1,10 +1,11 @@
 """The first stage: one source's raw files to an Arrow file of candidates."""
 
 import gc
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from vlmix.mixture.build.recipe import Entry
-from vlmix.mixture.build.source import RawFolder, Rejects, Source
+from vlmix.mixture.build.source import RawFolder, Rejects, Source, same_rows
 from vlmix.mixture.build.source_columns import SourceColumns, columns_path
 from vlmix.mixture.dataset.manifest import Input
 from vlmix.mixture.dataset.schema import Reject
@@ -60,6 +61,7 @@ class ConvertJob(Struct, frozen=True):
     seed: int
     prompts: StyleName
     max_images: int
+    part: tuple[int, int]
     out: Path
 
 
@@ -77,6 +79,8 @@ class Converted(Struct, frozen=True):
     """How the user's own files are read."""
     notes: list[str]
     """What the user should know though nothing was dropped."""
+    fingerprints: dict[str, str]
+    """What is the same for two files of the same rows -> the file."""
 
 
 class _State(Struct, frozen=True):
@@ -92,10 +96,11 @@ def conversations(
     seed: int = 0,
     name: str | None = None,
     max_images: int = MAX_IMAGES,
+    part: tuple[int, int] = (0, 1),
 ) -> tuple[Iterator[Conversation], RawFolder, Rejects]:
     """The usable conversations of a source, lazily; with the folder that knows the files read, and the rejects that
     grow while reading."""
-    folder = RawFolder(raw, source)
+    folder = RawFolder(raw, source, part)
     # A collection's unrecognised rows are called after the recipe's entry, a dataset's always after the dataset.
     rejects = Rejects(name if name and source.own else source.name)
 
@@ -139,11 +144,13 @@ def convert(job: ConvertJob) -> Converted:
     """Read a source into `job.out`; a finished earlier run over the same files is taken as it is."""
     state_path = job.out.with_suffix(".state")
     entry = job.entry
-    decides = VERSION, job.name, entry.builder, entry.options, job.seed, job.prompts, job.max_images, str(job.raw)
-    fingerprint = repr(decides)
+    decides = VERSION, job.name, entry.builder, entry.options, job.seed, job.prompts, job.max_images
+    fingerprint = repr((decides, job.part, str(job.raw)))
     if (earlier := _earlier(job, state_path, fingerprint)) is not None:
         return earlier
-    offered, folder, rejects = conversations(job.source, entry.options, job.raw, job.seed, job.name, job.max_images)
+    offered, folder, rejects = conversations(
+        job.source, entry.options, job.raw, job.seed, job.name, job.max_images, job.part
+    )
     count, columns = 0, SourceColumns(job.name)
     rows = _rows(columns.noted(offered), job.prompts)
     with _no_collection(), atomic_write(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
@@ -153,9 +160,6 @@ def convert(job: ConvertJob) -> Converted:
             columns.close_batch(len(batch))
             count += len(batch)
     columns.write(columns_path(job.out))
-    if not count:
-        why = f"; rejected: {_by_reason(rejects.rows)}" if rejects.rows else ""
-        raise VlmixError(f"{job.name}: {folder.folder} gave no usable conversation{why}")
     paths = list(dict.fromkeys([*folder.opened, *folder.partly]))
     names = [path.relative_to(job.raw).as_posix() if path.is_relative_to(job.raw) else path.name for path in paths]
     inputs = []
@@ -164,11 +168,43 @@ def convert(job: ConvertJob) -> Converted:
         inputs.append(Input(name, path.stat().st_size, digest, partial=path in folder.partly))
     roots = [str(root) for root in folder.image_roots]
     converted = Converted(
-        count, _digest(job.out), inputs, rejects.rows, folder.containers, roots, folder.about, folder.notes
+        count,
+        _digest(job.out),
+        inputs,
+        rejects.rows,
+        folder.containers,
+        roots,
+        folder.about,
+        folder.notes,
+        folder.fingerprints,
     )
     state = _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted)
     write_bytes(state_path, msgspec.msgpack.encode(state))
     return converted
+
+
+def merged(name: str, source: Source, raw: Path, parts: Sequence[Converted]) -> Converted:
+    """The parts of one entry as one. Raises VlmixError if they have no candidate, or the same rows twice."""
+    rejects = [reject for part in parts for reject in part.rejects]
+    if not any(part.candidates for part in parts):
+        why = f"; rejected: {_by_reason(rejects)}" if rejects else ""
+        raise VlmixError(f"{name}: {RawFolder(raw, source).folder} gave no usable conversation{why}")
+    seen: dict[str, str] = {}
+    for part in parts:
+        for fingerprint, path in part.fingerprints.items():
+            if (twin := seen.setdefault(fingerprint, path)) != path:
+                raise same_rows(path, twin)
+    return Converted(
+        sum(part.candidates for part in parts),
+        "".join(part.digest for part in parts),
+        [one for part in parts for one in part.inputs],
+        rejects,
+        [one for part in parts for one in part.containers],
+        parts[0].image_roots,
+        parts[0].about,
+        [note for part in parts for note in part.notes],
+        {},
+    )
 
 
 @contextmanager
@@ -241,7 +277,23 @@ def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted |
 
 
 class CandidateReader:
-    """Random access to the records of a candidates file, mapped."""
+    """Random access to the records of an entry, whose files of candidates follow each other."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._parts = [_Part(path) for path in paths]
+        self._starts = list(accumulate((len(part) for part in self._parts), initial=0))
+
+    def __getitem__(self, row: int) -> Conversation:
+        part = bisect_right(self._starts, row) - 1
+        return self._parts[part][row - self._starts[part]]
+
+    def summaries(self) -> list[pa.Table]:
+        """All rows of each file without their records, with the columns that their source adds."""
+        return [part.summary() for part in self._parts]
+
+
+class _Part:
+    """A file of candidates, mapped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -255,8 +307,11 @@ class CandidateReader:
             self._columns[batch] = self._file.get_batch(batch).column("record")
         return self._decoder.decode(self._columns[batch][at].as_buffer())
 
+    def __len__(self) -> int:
+        batches = self._file.num_record_batches
+        return (batches - 1) * _BATCH + len(self._file.get_batch(batches - 1)) if batches else 0
+
     def summary(self) -> pa.Table:
-        """All rows without their records, with the columns that their source adds."""
         batches = [self._file.get_batch(i).select(SUMMARY) for i in range(self._file.num_record_batches)]
         table = pa.Table.from_batches(batches, pa.schema([CANDIDATES.field(name) for name in SUMMARY]))
         if columns_path(self._path).exists():

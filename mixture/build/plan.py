@@ -3,17 +3,19 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.build.candidates import Candidates, Mask, strata
-from vlmix.mixture.build.extract import CandidateReader, Converted, ConvertJob, convert
+from vlmix.mixture.build.extract import CandidateReader, Converted, ConvertJob, convert, merged
 from vlmix.mixture.build.recipe import Recipe
-from vlmix.mixture.build.source import Source
+from vlmix.mixture.build.source import RawFolder, Source
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
@@ -33,7 +35,8 @@ class Prepared:
     recipe: Recipe
     known: Mapping[str, Source]
     converted: dict[str, Converted]
-    paths: list[Path]
+    paths: list[list[Path]]
+    """The files of candidates of each entry."""
     candidates: Candidates
     files: dict[str, list[Path]]
     """Image -> files that may be it; empty without images."""
@@ -81,31 +84,27 @@ def prepare(
         raise VlmixError(f"{raw} {state}; it should hold one folder of official files per source")
     work.mkdir(parents=True, exist_ok=True)
     names = list(recipe.sources)
-    jobs = [
-        ConvertJob(
-            name,
-            entry,
-            known[entry.builder],
-            raw,
-            recipe.seed,
-            recipe.prompts,
-            recipe.max_images,
-            work / f"{i:03d}.arrow",
-        )
-        for i, (name, entry) in enumerate(recipe.sources.items())
-    ]
-    converted: dict[str, Converted] = {}
+    jobs = _jobs(recipe, known, raw, work)
+    done: dict[tuple[str, tuple[int, int]], Converted] = {}
     progress("reading sources", 0, len(jobs))
     for job, result in pool.map(convert, jobs):
-        converted[job.name] = result
-        progress("reading sources", len(converted), len(jobs))
+        done[job.name, job.part] = result
+        progress("reading sources", len(done), len(jobs))
+    converted: dict[str, Converted] = {}
+    for name, entry in recipe.sources.items():
+        parts = [done[job.name, job.part] for job in jobs if job.name == name]
+        converted[name] = merged(name, known[entry.builder], raw, parts)
     for name in names:
         for about in converted[name].about:
             _log.info(about)
         for note in converted[name].notes:
             _log.warning(note)
-    paths = [job.out for job in jobs]
-    tables: dict[str, pa.Table] = {name: CandidateReader(path).summary() for name, path in zip(names, paths)}
+    paths = [[job.out for job in jobs if job.name == name] for name in names]
+    tables: dict[str, list[pa.Table]] = {}
+    for name, of_entry in zip(names, paths):
+        before = [len(done[job.name, job.part].containers) for job in jobs if job.name == name]
+        offsets = accumulate(before, initial=0)
+        tables[name] = [_renumbered(table, by) for table, by in zip(CandidateReader(of_entry).summaries(), offsets)]
     candidates = Candidates(recipe, tables)
     files: dict[str, list[Path]] = {}
     missing = np.zeros(len(candidates.ids), dtype=np.bool_)
@@ -131,6 +130,27 @@ def prepare(
         for position in loose:
             missing[position] = not all(files[image] for image in candidates.images[position])
     return Prepared(recipe, known, {n: converted[n] for n in names}, paths, candidates, files, missing)
+
+
+def _jobs(recipe: Recipe, known: Mapping[str, Source], raw: Path, work: Path) -> list[ConvertJob]:
+    jobs = []
+    for number, (name, entry) in enumerate(recipe.sources.items()):
+        source = known[entry.builder]
+        parts = source.part_count(RawFolder(raw, source), entry.options)
+        for part in range(parts):
+            out = work / (f"{number:03d}.arrow" if parts == 1 else f"{number:03d}-{part:03d}.arrow")
+            common = name, entry, source, raw, recipe.seed, recipe.prompts, recipe.max_images
+            jobs.append(ConvertJob(*common, (part, parts), out))
+    return jobs
+
+
+def _renumbered(table: pa.Table, by: int) -> pa.Table:
+    """The rows of a part, whose containers follow `by` others."""
+    if not by:
+        return table
+    at = table.column_names.index("container")
+    numbers = pc.if_else(pc.greater_equal(table["container"], 0), pc.add(table["container"], by), -1)
+    return table.set_column(at, "container", numbers.cast(pa.int32()))
 
 
 class PlanRow(Struct, frozen=True, kw_only=True):

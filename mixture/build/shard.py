@@ -30,7 +30,7 @@ class ShardJob(ShardTask, frozen=True):
     """A shard to write; without `images` only the index rows are made."""
 
     picks: list[Pick]
-    candidates: list[Path]
+    candidates: list[list[Path]]
     prompts: StyleName
     images: bool
     schema: bytes

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.dataset.schema import Reject
-from vlmix.mixture.errors import nearest
+from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.containers import Container
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.image_index import ImageFolder
@@ -44,11 +44,20 @@ class Rejects:
         )
 
 
+def same_rows(path: str, twin: str) -> VlmixError:
+    """The error for two files of the same rows."""
+    return VlmixError(f"{path} has the same rows as {twin}; remove one of them, or take `ids: content`")
+
+
 class RawFolder(OfficialFiles):
     """The official files of a source below RAW. What is read becomes an input of the build, named with its hash."""
 
-    def __init__(self, raw: Path, source: "Source") -> None:
+    def __init__(self, raw: Path, source: "Source", part: tuple[int, int] = (0, 1)) -> None:
         super().__init__(source.name, source.title, source.homepage, raw / source.name)
+        self.part = part
+        """The number of the part that is to be read, and of how many (see `Source.part_count`)."""
+        self.fingerprints: dict[str, str] = {}
+        """What is the same for two files of the same rows -> the file."""
         self.raw = raw
         self.opened: list[Path] = []
         self.hashes: dict[Path, Future[str]] = {}
@@ -70,6 +79,11 @@ class RawFolder(OfficialFiles):
         self.hashes[path] = self._hasher.submit(sha256, path)
         return data
 
+    def fingerprint(self, path: Path, fingerprint: str) -> None:
+        """Raises VlmixError if another file has the same rows."""
+        if (twin := self.fingerprints.setdefault(fingerprint, str(path))) != str(path):
+            raise same_rows(str(path), twin)
+
     def container(self, container: Container) -> int:
         """The number under which a conversation's `place` names a container of images."""
         self.containers.append(container)
@@ -79,6 +93,10 @@ class RawFolder(OfficialFiles):
 ReadFunction = Callable[[RawFolder, Any, int, Rejects], Iterator[Conversation]]
 
 
+def _one_part(raw: RawFolder, options: Any) -> int:
+    return 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One dataset. `read(raw, options, seed, reject)` yields its conversations in the order of the official files.
@@ -86,7 +104,8 @@ class Source:
     `parts` names the datasets (name -> (license, home page)) whose conversations a collection holds. `images` maps
     a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
     record back as it came, empty texts included. Of an `own` source the files are the user's: its samples, and their
-    loose images, are called after the recipe's entry, and their license is not known.
+    loose images, are called after the recipe's entry, and their license is not known. `part_count` says into how many
+    parts the files that options name can be cut, each of which `read` reads by itself in another process.
     """
 
     name: str
@@ -101,6 +120,7 @@ class Source:
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verbatim: bool = False
     own: bool = False
+    part_count: Callable[[RawFolder, Any], int] = _one_part
 
     def __post_init__(self) -> None:
         """Raises TypeError for what a builder may get wrong in its declaration."""

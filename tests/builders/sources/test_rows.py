@@ -145,6 +145,32 @@ def test_the_bytes_do_not_depend_on_workers(own: Path, built: Path, tmp_path: Pa
     assert hashes(made(own, tmp_path / "two", ENTRIES, workers=2)) == hashes(built)
 
 
+def test_files_are_read_in_parts_and_make_the_same_mixture(tmp_path: Path, monkeypatch: Any) -> None:
+    from vlmix.builders.sources import rows as module
+
+    tables.write_texts(tmp_path / "docs", 60, 6)
+    entries = {
+        "docs": {"builder": "rows", "path": "docs", "where": "num_images < 5", "expect": 61},
+        "more": {"builder": "rows", "path": "docs/train-00002*", "fields": {"image": "images"}},
+    }
+    cut = made(tmp_path, tmp_path / "cut", entries, workers=2)
+    monkeypatch.setattr(module, "_MOST_PARTS", 1)
+    assert hashes(made(tmp_path, tmp_path / "whole", entries)) == hashes(cut)
+    opened = vlmix.open(cut)
+    assert len(opened) == 50 + 10 and opened.manifest.rejects == {"docs": {"fewer_rows": 1}}
+    for sample in opened:
+        file, _, row = sample.id.rpartition("/")
+        number = 10 * int(file.partition("train-")[2][:5]) + int(row)
+        assert list(sample.jpegs) == [tables.picture(10 * number + i) for i in range(number % 6)]
+
+
+def test_the_same_rows_in_two_parts_are_told(tmp_path: Path) -> None:
+    tables.write_texts(tmp_path / "docs", 12, 3)
+    same_rows(tmp_path)
+    with pytest.raises(VlmixError, match=r"train-00007-of-00008\.parquet has the same rows as .*train-00000-of-00003"):
+        made(tmp_path, tmp_path / "out", {"docs": {"builder": "rows", "path": "docs"}})
+
+
 def test_a_killed_build_copies_nothing_twice(own: Path, built: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from vlmix.mixture.build import build as module
 
