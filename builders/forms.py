@@ -84,10 +84,15 @@ class Parsed(Struct, frozen=True):
 
 
 def recognise(
-    columns: Sequence[str], sample: Mapping[str, Sequence[Any]], has_images: bool, fields: Mapping[str, str], where: str
+    columns: Sequence[str],
+    sample: Mapping[str, Sequence[Any]],
+    has_images: bool,
+    fields: Mapping[str, str],
+    form: Form | None,
+    where: str,
 ) -> Reading:
-    """The form of a table by the names of its columns and the values of its first rows. `fields` are names that the
-    recipe gives. Raises VlmixError if there is none."""
+    """The form of a table by the names of its columns and the values of its first rows. `fields` and `form` are what
+    the recipe says of them. Raises VlmixError if there is none."""
     for role, column in fields.items():
         if role not in FIELDS:
             raise VlmixError(f"{where}: `fields` names {role!r}; what a row may say is {', '.join(FIELDS)}")
@@ -100,25 +105,25 @@ def recognise(
     found = {role: name for role, name in named.items() if name}
     common: dict[str, str] = {role: found[role] for role in ("id", "source") if role in found}
 
-    def shaped(role: str, *keys: str) -> bool:
-        return role in found and _holds(sample.get(found[role], ()), keys)
+    def shaped(kind: Form, role: str, *keys: str) -> bool:
+        return form in (None, kind) and role in found and _holds(sample.get(found[role], ()), keys)
 
-    if shaped("texts", "user", "assistant"):
+    if shaped("texts", "texts", "user", "assistant"):
         return Reading("texts", {"texts": found["texts"], **common})
     for role in ("conversations", "messages"):
-        if shaped(role, "role", "content"):
+        if shaped("messages", role, "role", "content"):
             return Reading("messages", {"messages": found[role], **common})
-        if shaped(role, "from", "value"):
+        if shaped("conversations", role, "from", "value"):
             return Reading("conversations", {"conversations": found[role], **common})
-    if "question" in found and ("answer" in found or "correct" in found):
+    if form in (None, "qa") and "question" in found and ("answer" in found or "correct" in found):
         asked = ("question", "answer", "choices", "correct")
         return Reading("qa", {**common, **{role: found[role] for role in asked if role in found}})
-    if "caption" in found and has_images:
+    if form in (None, "captions") and "caption" in found and has_images:
         return Reading("captions", {"caption": found["caption"], **common})
     raise VlmixError(
-        f"{where}: no conversations are recognised in the columns {', '.join(columns) or '(none)'}; expected is "
-        "`texts`, `conversations`, `messages`, a question with an answer, or images with a `caption`. Name the "
-        "columns: `fields: {question: COLUMN, answer: COLUMN}`"
+        f"{where}: no {form or 'conversations'} are recognised in the columns {', '.join(columns) or '(none)'}; "
+        "expected is `texts`, `conversations`, `messages`, a question with an answer, or images with a `caption`. Name "
+        "the columns: `fields: {question: COLUMN, answer: COLUMN}`"
     )
 
 
@@ -265,6 +270,8 @@ def _questions(row: Mapping[str, Any], images: int, reading: Reading) -> Parsed:
         return Parsed({0: Round(question, choices[correct], "choice", choices, correct)}, extra={"form": "qa"})
     if _is_plural(column.get("answer", "")):
         answer = answer if (several := loaded(answer)) is None else several
+    if isinstance(answer, bool):
+        return _bad("bad_answer", f"its answer is {str(answer).lower()}; write it as text, such as yes or no")
     if isinstance(answer, list) and any(_is_place(one) or isinstance(one, float) for one in answer):
         return _bad("bad_answer", "its answer is a list of numbers")
     return _placed([(question, _answer(answer))], images, {"form": "qa"}, reading.response_format)

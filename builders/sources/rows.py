@@ -75,6 +75,9 @@ class RowsOptions(Options, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
     without: Annotated[tuple[str, ...], Meta(description="columns that do not travel into samples.parquet")] = ()
     image_root: Annotated[str | None, Meta(description="folder of the images; by default that of the table")] = None
+    image_prefix: Annotated[
+        str | None, Meta(description="what the rows' paths begin with and the files' do not (/mnt/data/images/)")
+    ] = None
     expect: Annotated[
         int | str | None,
         Meta(description="rows of the origin, or a known subset (finevision/docvqa); fewer are reported"),
@@ -185,10 +188,7 @@ def layout_of(table: Table, options: RowsOptions, where: str, others: Sequence[T
         if not any(name in one.image_columns for one in (table, *others)):
             near = nearest(name, [*table.columns, *table.image_columns])
             raise VlmixError(f"{where}: `fields` has image: {name}, and {table.path.name} has no such column{near}")
-    columns = [name for name in names if options.form is None or _admits(options.form, name, single)]
-    reading = recognise(columns, values, any(sample.images), single, f"{where}: {table.path}")
-    if options.form is not None and reading.form != options.form:
-        raise VlmixError(f"{where}: {table.path} holds rows of the form {reading.form}, the recipe says {options.form}")
+    reading = recognise(names, values, any(sample.images), single, options.form, f"{where}: {table.path}")
     reading = Reading(reading.form, reading.columns, options.response_format)
     if options.ids not in ("auto", "row", "content", *names):
         near = nearest(options.ids, names)
@@ -216,6 +216,7 @@ def _travelling(options: RowsOptions, values: Mapping[str, list[Any]], taken: se
         for name, of in values.items()
         if name not in (*taken, *options.columns.values(), *options.without)
         and _is_scalar(of)
+        and name not in MEDIA
         and not name.startswith("__")
     }
     for new, old in options.columns.items():
@@ -239,12 +240,6 @@ def _rated(options: RowsOptions, values: Mapping[str, list[Any]], reading: Readi
         if any(value is not None for value in values[name]) and not any(map(_ratings, values[name])):
             raise VlmixError(f"{where}: where_rounds names {name!r}, which holds no lists; `where` takes such columns")
     return tuple(named)
-
-
-def _admits(form: Form, column: str, fields: dict[str, str]) -> bool:
-    """Whether a column may say what rows are, where the recipe names their form."""
-    others = {"texts", "conversations", "messages", "conversation"} - {form}
-    return column not in others or column in fields.values()
 
 
 class _Rows:
@@ -343,13 +338,16 @@ class _Rows:
             path = str(item)
             if "://" in path:
                 return [], ("image_url", f"{path} is a URL; download the images and name their folder in `image_root`")
+            if (prefix := self.options.image_prefix) and path.startswith(prefix):
+                path = path[len(prefix) :].lstrip("/")
             root = self.options.image_root
             if root and path.startswith(f"{root.rstrip('/')}/"):
                 path = path[len(root.rstrip("/")) + 1 :]
             while path.startswith("./"):
                 path = path[2:]
             if path.startswith("/"):
-                return [], ("unsafe_path", f"{path} is absolute; name the folder that it begins with in `image_root`")
+                what = "is absolute; say what it begins with on the machine of the rows in `image_prefix`"
+                return [], ("unsafe_path", f"{path} {what}")
             paths.append(f"{self.reject.source}/{self.folder}{path}")
         return paths, None
 

@@ -53,6 +53,7 @@ _PACKED = (".gz", ".zst", ".zip", ".bz2", ".xz", ".tgz")
 _VIDEOS, _SOUNDS = ("mp4", "webm", "avi", "mov", "mkv"), ("mp3", "wav", "flac", "ogg", "m4a")
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)?(\.\d+)?([eE][-+]?\d+)?")
+_ENCODED_HEADS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")  # how JPEG, PNG, GIF and WebP begin in base64
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{200,}")
 _IMAGE_NAME = re.compile(
     r"(images?|imgs?|pictures?|photos?|jpe?g|png|webp|file_?name)([_-]?(\d+|paths?|files?|urls?|bytes|base64))*", re.I
@@ -601,7 +602,9 @@ def _image_value(value: Any) -> bool:
 
 
 def _is_base64(text: str) -> bool:
-    return text.startswith("data:image/") or (len(text) > 200 and _BASE64.fullmatch(text[:400]) is not None)
+    if text.startswith(("data:image/", *_ENCODED_HEADS)):
+        return True
+    return len(text) > 200 and _BASE64.fullmatch(text[:400]) is not None
 
 
 def _footer(path: Path) -> bytes:

@@ -274,6 +274,10 @@ IMAGES: dict[str, tuple[Any, str | int]] = {
     "empty text": ("", 0),
     "a path": ("a.jpg", 1),
     "paths": (["a.jpg", "b.jpg"], 2),
+    "short base64": (
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
+        1,
+    ),
     "a data URL": ("data:image/png;base64,iVBORw0KGgo=", 1),
     "bytes and path": ({"bytes": None, "path": "a.jpg"}, 1),
     "a null in a list": (["a.jpg", None], "bad_image"),
@@ -437,7 +441,7 @@ def test_choices_are_answered_by_index_letter_or_text(what: str, options: Any, t
 def test_the_most_given_answer_is_taken(answers: Any, expected: str | None, tmp_path: Path) -> None:
     found, rejects = one(tmp_path, QUESTION, {"question": "a?", "answer": answers})
     if expected is None:
-        assert [reject.reason for reject in rejects if reject.round < 0] == ["no_rounds"]
+        assert [reject.reason for reject in rejects if reject.round < 0] == ["bad_answer"]
     else:
         assert found[1].rounds[0].answer == expected
 
@@ -669,7 +673,7 @@ def test_a_csv_line_of_other_length_is_a_reject(tmp_path: Path) -> None:
         ({"columns": {"more": "grade"}}, "`columns` has more: grade, and the rows have a column 'more'"),
         ({"without": ["gade"]}, "`without` has gade, there is no such column; did you mean 'grade'"),
         ({"columns": {"shard": "grade"}}, "'shard' is the name of a column of every mixture"),
-        ({"form": "texts"}, "no conversations are recognised|rows of the form qa, the recipe says texts"),
+        ({"form": "texts"}, "no texts are recognised in the columns question, answer, grade"),
         ({"image_root": "nowhere"}, "image_root nowhere: there is no such folder"),
     ],
 )
@@ -778,6 +782,24 @@ def test_a_column_may_stay_behind(tmp_path: Path) -> None:
     with pytest.raises(VlmixError, match=r"without: \[grade\]"):
         made(tmp_path, tmp_path / "out", {"a": entry})
     assert len(vlmix.open(made(tmp_path, tmp_path / "out", {"a": {**entry, "without": ["grade"]}}))) == 2
+
+
+def test_paths_of_another_machine_are_found_by_their_ends(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.jpg").write_bytes(tables.picture(1))
+    row = {**QUESTION, "image": "/mnt/pics/set/1.jpg"}
+    _, rejects = one(tmp_path, row)
+    assert [reject.reason for reject in rejects] == ["unsafe_path"] and "image_prefix" in rejects[0].detail
+    entry = {"builder": "rows", "path": "rows.jsonl", "image_root": "photos", "image_prefix": "/mnt/pics/set"}
+    assert [sample.jpeg for sample in vlmix.open(made(tmp_path, tmp_path / "out", {"a": entry}))] == [tables.picture(1)]
+
+
+def test_the_recipe_says_which_of_two_forms_is_meant(tmp_path: Path) -> None:
+    row = {**QUESTION, "image": "a.jpg", "caption": "A thing.", "video": None}
+    asked, _ = one(tmp_path, row)
+    told, _ = one(tmp_path, row, form="captions")
+    assert (asked[0].rounds[0].answer, told[0].rounds[0].answer) == ("That.", "A thing.")
+    assert set(asked[0].columns) == {"caption"} and set(told[0].columns) == {"question", "answer"}
 
 
 def test_a_broken_image_inside_a_row_is_replaced_by_the_next(tmp_path: Path) -> None:
