@@ -23,6 +23,7 @@ import polars as pl
 import pytest
 
 import vlmix
+from tests.builders import tables
 from vlmix.builders import known_benchmarks, known_sources
 from vlmix.builders.benchmarks.llava_bench import wild_scores
 from vlmix.mixture.benchmark.judge import Endpoint, JudgeRequest, judge
@@ -123,7 +124,7 @@ def files_of(folder: Path, *endings: str) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(set(known_sources()) - {"llava_json"}))
+@pytest.mark.parametrize("name", sorted(set(known_sources()) - {"llava_json", "rows"}))
 def test_official_files(name: str, raw: Path, tmp_path: Path) -> None:
     """No record is lost: what was offered and not rejected is in the mixture."""
     folder = tmp_path / "raw"
@@ -144,6 +145,32 @@ def test_official_files(name: str, raw: Path, tmp_path: Path) -> None:
             assert sum(sum(reasons.values()) for reasons in made.rejects.values()) == rejects.total()
             assert verify(out).problems == []
         place.write_bytes(sound)
+        for path in tmp_path.glob(f"{number}*"):
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("name", ["docs", "rows.arrow", "questions.csv", "choices.jsonl", "shard.tar"])
+def test_tables_of_rows(name: str, tmp_path: Path) -> None:
+    """A damaged table is an error or a sound mixture, its images too."""
+    raw = tmp_path / "raw"
+    tables.write_texts(raw / "docs", 6, 1, group=2)
+    tables.write_saved(tmp_path / "saved", 4)
+    shutil.copy(next((tmp_path / "saved").glob("*.arrow")), raw / "rows.arrow")
+    tables.write_csv(raw)
+    tables.write_jsonl(raw / "choices.jsonl")
+    tables.write_tar(raw / "shard.tar", 3)
+    renamed = {"columns": {"row_width": "width"}} if name == "questions.csv" else {}
+    recipe = parse({"name": "x", "sources": {"own": {"builder": "rows", "path": name, **renamed}}}, known_sources())
+    place = next(path for path in sorted((raw / name).rglob("*") if name == "docs" else [raw / name]))
+    damage = Damage(name)
+    damage._end = time.monotonic() + SECONDS / 4
+    sound = place.read_bytes()
+    for number in damage.rounds():
+        place.write_bytes(damage(sound))
+        out = tmp_path / str(number)
+        made = tried(lambda out=out: build(recipe, known_sources(), raw, out))
+        if not isinstance(made, VlmixError):
+            assert verify(out).problems == []
         for path in tmp_path.glob(f"{number}*"):
             shutil.rmtree(path)
 
