@@ -248,6 +248,7 @@ def test_a_padded_run_is_the_packed_run(whole: Path, several: Path, tmp_path: Pa
     assert np.allclose(losses(padded), losses(whole), rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [{"pack_length": 2048}, {"pack_length": 0, "micro_size": 3}], ids=str)
 def test_two_processes_and_a_resumed_run_are_the_same(
     whole: Path, several: Path, batch: dict[str, int], tmp_path: Path
@@ -275,6 +276,7 @@ def test_two_processes_and_a_resumed_run_are_the_same(
     assert rows(out) == straight and hashes(out / "model") == model
 
 
+@pytest.mark.slow
 def test_samples_whose_images_do_not_fit_are_skipped_and_listed(several: Path, opened: Mixture, tmp_path: Path) -> None:
     events: list[tuple[str, Any]] = []
     out, other = tmp_path / "one", tmp_path / "two"
