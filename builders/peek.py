@@ -82,7 +82,7 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
     chosen = RowsOptions(path=path, **options)
     files = tables_of(RawFolder(Path(), SOURCE), chosen)
     table = Table(files[0], image_columns_of(chosen))
-    layout = layout_of(table, chosen, path)
+    layout = layout_of(table, chosen, str(table.path))
     name = _entry_name(path)
     taken: dict[str, str] = {}
     for new, old in layout.scalars.items():
@@ -91,7 +91,7 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
             taken[next(name for name in free if name not in {*table.columns, *taken, *layout.scalars})] = old
     if taken:
         chosen = msgspec.structs.replace(chosen, columns={**chosen.columns, **taken})
-        layout = layout_of(table, chosen, path)
+        layout = layout_of(table, chosen, str(table.path))
     usable, folder, rejects = conversations(SOURCE, chosen, Path(), name=name)
     found: list[Conversation] = []
     unseen: list[Reject] = []
@@ -217,11 +217,6 @@ def _shown(conversation: Conversation) -> dict[str, Any]:
 
 
 def _notes(found: list[Conversation], form: str, table: Table) -> list[str]:
-    notes = []
-    if found and not any(conversation.images for conversation in found):
-        notes.append(
-            "no images are recognised; if a column holds them, name it: --field image=COLUMN"
-            if table.kind != "tar"
-            else "no images are recognised"
-        )
-    return notes
+    if found and not any(conversation.images for conversation in found) and not table.image_columns:
+        return ["no images are recognised; if a column holds them, name it: --field image=COLUMN"]
+    return []

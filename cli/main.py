@@ -1,6 +1,7 @@
 """`vlmix`: commands parse, call the libraries, and show."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -289,7 +290,8 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="Format: dali, energon, hf, internvl, llama-factory, llava-json, llava-next, ms-swift, trl or wids.",
+            help="Format: dali, energon, hf, internvl, llama-factory, llava-json, llava-next, messages, ms-swift, "
+            "texts, trl or wids.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder; for llava-json, new file.")],
@@ -375,6 +377,9 @@ def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-
 
 def main() -> None:
     """Entry point: bad input ends with one line and exit 1, wrong usage with exit 2."""
+    sys.argv[1:] = [
+        re.sub(r"^(--[\w-]+=)~(?=/|$)", rf"\1{Path.home()}", text) for text in sys.argv[1:]
+    ]  # no shell does
     sys.exit(guarded(app))
 
 

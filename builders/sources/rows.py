@@ -115,9 +115,12 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
     mine = slice(len(paths) * part // parts, len(paths) * (part + 1) // parts)
     for path, table in zip(paths[mine], tables[mine]):
         _check_same(tables[0], table, layout)
+        _check_scalars(tables[0], table, layout, where)
+        inside = any_image = False
         container = raw.container(table.container())
         blocks = raw.container(_block_container(table, layout)) if layout.reading.form == "messages" else -1
         fingerprint, pictured = xxh3_64(), xxh3_64()
+        kept = {name: xxh3_64() for name in layout.scalars.values()}
         for batch in table.batches([name for name in _columns(layout) if name not in MEDIA or name in table.columns]):
             for number, code, detail, text in batch.broken:
                 reject(f"{reject.source}/{names[path]}/{number}", code, f"{path.name}: {detail}", record=text)
@@ -131,6 +134,10 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
                 reject, names[path], layout, options, (container, blocks), hashes, seen, scalars, several, in_tar
             )
             fingerprint.update(b"".join(map(_said, parsed)))
+            for name, hashed in kept.items():
+                hashed.update("".join(f"{value}\0" for value in batch.columns[name]).encode(errors="replace"))
+            any_image = any_image or any(batch.images)
+            inside = inside or any(INSIDE in items for items in batch.images)
             ids = batch.columns.get(layout.reading.columns.get("id", ""), [None] * len(rows))
             pictured.update("".join(f"{items}{id}" for items, id in zip(batch.images, ids)).encode(errors="replace"))
             for index, row in enumerate(rows):
@@ -139,8 +146,10 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
                     yield conversation
         raw.containers[container] = table.container()
         _note_input(raw, table)
-        if options.ids != "content" and table.rows > 1:
-            digest = fingerprint.digest() + pictured.digest()
+        if options.ids != "content" and (table.rows > 1 or not inside):  # two images may share a question
+            if not inside and any_image:  # its paths are below its own folder
+                pictured.update(str(path.parent).encode())
+            digest = b"".join(one.digest() for one in (fingerprint, pictured, *kept.values()))
             raw.fingerprint(path, f"{table.rows} {digest.hex()}")
     repeated = sum(count - 1 for count in seen.values() if count > 1)
     if repeated:
@@ -151,6 +160,18 @@ def read(raw: RawFolder, options: RowsOptions, seed: int, reject: Rejects) -> It
     if part == 0:
         total = sum(table.rows if parts == 1 else table.count() for table in tables)
         _expected(raw, options, reject, total, where)
+
+
+def _check_scalars(first: Table, table: Table, layout: _Layout, where: str) -> None:
+    """Raises VlmixError where a column that travels has types in two files that do not go together."""
+    for name in layout.scalars.values():
+        types = [one.type_of(name) for one in (first, table)]
+        kinds = ["number" if re.match(r"u?int|float|double|half|decimal", type) else type for type in types]
+        if all(types) and "null" not in types and kinds[0] != kinds[1]:
+            raise VlmixError(
+                f"{where}: column {name!r} is {types[0]} in {first.path.name}, {types[1]} in {table.path}; leave it "
+                f"out with `without: [{name}]`, or read the files as two sources"
+            )
 
 
 def part_count(raw: RawFolder, options: RowsOptions) -> int:
@@ -188,7 +209,8 @@ def layout_of(table: Table, options: RowsOptions, where: str, others: Sequence[T
         if not any(name in one.image_columns for one in (table, *others)):
             near = nearest(name, [*table.columns, *table.image_columns])
             raise VlmixError(f"{where}: `fields` has image: {name}, and {table.path.name} has no such column{near}")
-    reading = recognise(names, values, any(sample.images), single, options.form, f"{where}: {table.path}")
+    place = where if where == str(table.path) else f"{where}: {table.path}"
+    reading = recognise(names, values, any(sample.images), single, options.form, place)
     reading = Reading(reading.form, reading.columns, options.response_format)
     if options.ids not in ("auto", "row", "content", *names):
         near = nearest(options.ids, names)
@@ -319,10 +341,18 @@ class _Rows:
                 name = f"{self.reject.source}/{row[column]}"
         if name != place:
             self.seen[name] += 1
-            if (count := self.seen[name]) > 1:
-                name = f"{name}~{count}"
+            if self.seen[name] > 1:
+                name = self._repeated(name)
             stem = name if self.hashes is not None else place
         return name, stem
+
+    def _repeated(self, name: str) -> str:
+        """`name` with the first of ~2, ~3 … that no other row has as its id so far."""
+        count = self.seen[name]
+        while f"{name}~{count}" in self.seen:
+            count += 1
+        self.seen[f"{name}~{count}"] += 1
+        return f"{name}~{count}"
 
     def _images(self, items: list[ImageItem], stem: str) -> tuple[list[str], tuple[str, str] | None]:
         """The paths of a row's images in the mixture, and why they cannot be used."""

@@ -77,10 +77,11 @@ def build(
 
 def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
     for name, positions in prepared.imageless():
+        own = f" or with `image_root` in sources.{name}" if prepared.converted[name].image_roots else ""
         raise VlmixError(
             f"{name}: none of its {len(positions)} images is there, the first is "
             f"{prepared.candidates.images[positions[0]][0]}; looked below {' and '.join(map(str, roots))}; name the "
-            "image folder with --images, or build with --annotations-only"
+            f"image folder with --images{own}, or build with --annotations-only"
         )
 
 

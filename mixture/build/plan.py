@@ -60,12 +60,13 @@ class Prepared:
         return "unknown", ""
 
     def imageless(self) -> Iterator[tuple[str, list[int]]]:
-        """(name, positions that need an image) of each entry none of whose images is there."""
+        """(name, positions that need an image) of each entry none of whose images is there, as where their folder was
+        not named. A few such rows among text are rejects like any other."""
         for name in self.candidates.names:
             members = self.candidates.members(name)
             loose = members[self.candidates.containers[members] < 0]
             positions = [i for i in loose.tolist() if self.candidates.images[i]]
-            if positions and self.missing[positions].all():
+            if 10 * len(positions) > len(members) and self.missing[positions].all():
                 yield name, positions
 
 

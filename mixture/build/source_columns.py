@@ -64,23 +64,23 @@ class SourceColumns:
             return
         columns = {}
         for name, chunks in self._chunks.items():
-            try:
-                type = one_type(self.name, name, [chunk.type for chunk in chunks])
-            except VlmixError as error:
-                raise VlmixError(f"{error}, or leave it out with `without: [{name}]`") from None
+            type = one_type(self.name, name, [chunk.type for chunk in chunks], f"leave it out with `without: [{name}]`")
             columns[name] = pa.chunked_array([chunk.cast(type) for chunk in chunks], type)
         table = pa.table(columns)
         with atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
 
-def one_type(where: str, name: str, types: list[pa.DataType]) -> pa.DataType:
-    """The type of a column whose parts have `types`. Raises VlmixError for two that do not go together."""
+def one_type(where: str, name: str, types: list[pa.DataType], remedy: str = "") -> pa.DataType:
+    """The type of a column whose parts have `types`. Raises VlmixError for two that do not go together; another name is
+    the remedy if none is given."""
     kinds = {type for type in types if type != pa.null()}
     if kinds == {pa.int64(), pa.float64()}:
         return pa.float64()
     if len(kinds) > 1:
         what = " and ".join(sorted(_KINDS[kind] for kind in kinds))
+        if remedy:
+            raise VlmixError(f"sources.{where}: column {name!r} holds {what}; {remedy}")
         raise VlmixError(_renamed(where, name, f"holds {what}"))
     return kinds.pop() if kinds else pa.null()
 

@@ -32,7 +32,7 @@ from vlmix.mixture.io.containers import (
     opened_parquet,
 )
 from vlmix.mixture.io.digests import sha256, stamp
-from vlmix.mixture.io.text_rows import TextRow, csv_rows, decoded, json_rows, jsonl_rows
+from vlmix.mixture.io.text_rows import TextRow, csv_rows, decoded, json_rows, jsonl_rows, loaded
 
 INSIDE = ""
 """An image whose bytes are in the row itself, instead of a path."""
@@ -460,6 +460,8 @@ def image_items(value: Any) -> list[ImageItem]:
             return [INSIDE]
         return [value["path"]] if isinstance(value.get("path"), str) else [None]
     if isinstance(value, str):
+        if value.startswith("[") and (listed := loaded(value)) is not None:  # as pandas and JSON print it
+            return image_items(listed)
         return [INSIDE if _is_base64(value) else value]
     return [INSIDE if isinstance(value, bytes) else None]
 
@@ -472,6 +474,8 @@ def image_lists(column: pa.Array, inside: bool | None) -> list[list[ImageItem]]:
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
         items = iter(image_lists(column.flatten(), inside))
         return [[item for _ in range(length) for item in next(items) or [None]] for length in lengths]
+    if _is_text(column.type):
+        return [image_items(value) for value in column.to_pylist()]
     return [[] if item is None else [item] for item in _items(column, inside)]
 
 

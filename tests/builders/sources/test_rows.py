@@ -500,7 +500,7 @@ def test_columns_that_only_another_file_has_are_read(tmp_path: Path) -> None:
 
 def test_files_of_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(QUESTION) + "\n")
-    (tmp_path / "a.json").write_text(json.dumps([QUESTION]))
+    (tmp_path / "a.json").write_text(json.dumps([{**QUESTION, "question": "Which?"}]))
     found, rejects = read(tmp_path, "a.*")
     assert [talk.id for talk in found] == ["mine/a.json/0", "mine/a.jsonl/0"] and not rejects
 
@@ -792,6 +792,53 @@ def test_paths_of_another_machine_are_found_by_their_ends(tmp_path: Path) -> Non
     assert [reject.reason for reject in rejects] == ["unsafe_path"] and "image_prefix" in rejects[0].detail
     entry = {"builder": "rows", "path": "rows.jsonl", "image_root": "photos", "image_prefix": "/mnt/pics/set"}
     assert [sample.jpeg for sample in vlmix.open(made(tmp_path, tmp_path / "out", {"a": entry}))] == [tables.picture(1)]
+
+
+def test_a_few_rows_without_their_image_are_rejects(tmp_path: Path) -> None:
+    rows = [*[{**QUESTION, "n": number} for number in range(20)], {**QUESTION, "image": "gone.jpg"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = made(tmp_path, tmp_path / "out", {"a": {"builder": "rows", "path": "rows.jsonl"}})
+    opened = vlmix.open(out)
+    assert len(opened) == 20 and opened.manifest.rejects == {"a": {"image_missing": 1}}
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({**QUESTION, "image": "gone.jpg", "n": n}) + "\n" for n in range(3))
+    )
+    with pytest.raises(VlmixError, match=r"none of its 3 images is there.*`image_root` in sources\.a"):
+        made(tmp_path, tmp_path / "none", {"a": {"builder": "rows", "path": "rows.jsonl"}})
+
+
+def test_a_column_of_two_types_in_one_set_is_told_with_its_file(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", "x")):
+        tables.write_parquet(
+            tmp_path / f"{name}.parquet", [{**QUESTION, "n": value, "of": f"{name}{i}"} for i in range(2)]
+        )
+    entry: dict[str, Any] = {"builder": "rows", "path": "*.parquet"}
+    with pytest.raises(
+        VlmixError,
+        match=r"column 'n' is int64 in a\.parquet, string in .*b\.parquet; leave it out with `without: \[n\]`",
+    ):
+        made(tmp_path, tmp_path / "out", {"m": entry})
+    assert len(vlmix.open(made(tmp_path, tmp_path / "out", {"m": {**entry, "without": ["n"]}}))) == 4
+
+
+def test_a_repeated_id_takes_nobodys_name(tmp_path: Path) -> None:
+    found, rejects = one(tmp_path, *({**QUESTION, "id": id} for id in ("a~2", "a", "a", "a~2")))
+    assert [talk.id for talk in found] == ["mine/a~2", "mine/a", "mine/a~3", "mine/a~2~2"] and not rejects
+    found, rejects = one(tmp_path, *({**QUESTION, "id": id} for id in ("a", "a", "a~2")))
+    assert [talk.id for talk in found] == ["mine/a", "mine/a~2", "mine/a~2~2"] and not rejects
+
+
+def test_a_csv_may_list_its_images(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("images,question,answer\n\"['1.jpg', '2.jpg']\",a?,b\n[],c?,d\n")
+    found, _ = read(tmp_path, "a.csv")
+    assert [[image.path for image in talk.images] for talk in found] == [["mine/1.jpg", "mine/2.jpg"], []]
+
+
+def test_two_files_of_one_row_are_told(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text("question,answer\nq,a\n")
+    with pytest.raises(VlmixError, match=r"b\.csv has the same rows as .*a\.csv"):
+        read(tmp_path, "*.csv")
 
 
 def test_the_recipe_says_which_of_two_forms_is_meant(tmp_path: Path) -> None:
