@@ -65,8 +65,8 @@ def first_batch(args: argparse.Namespace) -> Facts:
     order = opened.schedule(BATCH)
     batch = [opened.raw(position) for position in order.batch(0).tolist()]
     facts = clock.facts(samples=len(opened), batch=len(batch))
-    places, order_arrays = opened._places, (order._identity, order._images, order._repeat, order.lengths)
-    arrays = [places, *order_arrays]
+    places, order_arrays = opened._places, (*order._order.args, order.lengths)
+    arrays = [places, opened._images, *order_arrays]
     epoch = order.epoch(0)
     arrays += [epoch.samples, epoch.starts]
     return {**facts, "index": sum(array.nbytes for array in arrays)}

@@ -304,7 +304,8 @@ class Reader(Sequence[Sample]):
             raise VlmixError(f"{index.name} is missing; {self._hint}") from None
         except (pa.ArrowException, OSError) as error:
             raise VlmixError(f"{index.name}: {str(error).splitlines()[0]}; {self._hint}") from None
-        if missing := [name for name in columns if name not in table.column_names]:
+        names = [name.partition(".")[0] for name in columns]
+        if missing := [name for name in names if name not in table.column_names]:
             known = missing[0] in SAMPLES.names or missing[0] in VIEW.names
             what = "does not match the format version of its manifest" if known else "does not have such a column"
             raise VlmixError(f"{index.name} has no column {missing[0]!r}: it {what}")
@@ -317,7 +318,7 @@ class Reader(Sequence[Sample]):
         return table
 
     def _load_places(self) -> NDArray[np.int64]:
-        names = ["shard", "json_offset", "json_size", "images"]
+        names = ["shard", "json_offset", "json_size", *(f"images.list.element.{name}" for name in ("offset", "size"))]
         table = self._table(self.folder, names)
         if self.positions is not None:
             table = table.take(pa.array(self.positions))

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.index_checks import counts_of
@@ -117,17 +118,30 @@ def index_schema(mixture: Reader) -> pa.Schema:
         return pq.ParquetFile(file).schema_arrow
 
 
-def index_of(mixture: Reader) -> pl.DataFrame:
-    """The index of a part without its texts, with `root_row`."""
+def index_of(mixture: Reader, *, images: bool = True) -> pl.DataFrame:
+    """The index of a part without its texts, with `root_row`. The list of `images`, most of an index, may be left out
+    until it is known which samples are kept (see `with_images`)."""
+    left_out = {*TEXT_COLUMNS, "root_row", *([] if images else ["images"])}
+    frame = _read(mixture, mixture.samples.select([n for n in index_schema(mixture).names if n not in left_out]))
+    return frame.with_columns(pl.Series("root_row", mixture.rows, dtype=pl.Int64))
+
+
+def with_images(mixture: Reader, index: pl.DataFrame, kept: NDArray[np.int64]) -> pl.DataFrame:
+    """The rows `kept` (ascending) of an index that was read without its `images`, with these."""
+    numbered = mixture.samples.select("images").with_row_index("row")
+    images = _read(mixture, numbered.filter(pl.col("row").is_in(kept)).select("images"))
+    return index[kept].with_columns(images["images"])
+
+
+def _read(mixture: Reader, columns: pl.LazyFrame) -> pl.DataFrame:
     try:
-        names = [name for name in index_schema(mixture).names if name not in TEXT_COLUMNS and name != "root_row"]
-        frame = mixture.samples.select(names).collect()
+        frame = columns.collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {first}; `vlmix verify` lists all damage") from None
     if problem := columns_problem(frame.to_arrow()):
         raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
-    return frame.with_columns(pl.Series("root_row", mixture.rows, dtype=pl.Int64))
+    return frame
 
 
 class CopyJob(ShardTask, frozen=True):

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from vlmix.mixture.dataset.manifest import Manifest
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.view import index_of, replacing_view, save_copy, save_view
+from vlmix.mixture.dataset.view import index_of, replacing_view, save_copy, save_view, with_images
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Progress, silent
@@ -73,7 +73,7 @@ def select(mixture: AnyReader, selection: Selection) -> Selected[AnyReader]:
     in a different format, or names no sample.
     """
     seed = mixture.manifest.seed if selection.seed is None else selection.seed
-    index = index_of(mixture)
+    index = index_of(mixture, images=False)
     _check_by(selection)
     if selection.by is None:
         kept, report = kept_rows(index, selection, seed), None
@@ -88,7 +88,7 @@ def select(mixture: AnyReader, selection: Selection) -> Selected[AnyReader]:
         if selection.column is not None:
             said |= {"column": selection.column}
         entry |= {**said, **report.counts()}
-    return Selected(mixture.select(kept), index[kept], entry, report)
+    return Selected(mixture.select(kept), with_images(mixture, index, kept), entry, report)
 
 
 def _check_by(selection: Selection) -> None:
