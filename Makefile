@@ -51,7 +51,7 @@ clean:
 	touch $@
 
 .venv/demo: .venv/run
-	$(PIP) -e '.[train,sweep]'
+	$(PIP) -e '.[train,sweep,rows]'
 	touch $@
 
 .venv/test: .venv/run
