@@ -46,20 +46,8 @@ def test_a_csv_becomes_a_trained_model_without_code(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixture of all forms and containers, its samples of 0 to 5 images."""
-    folder = tmp_path_factory.mktemp("own")
-    tables.write_texts(folder / "docs")
-    tables.write_saved(folder / "saved")
-    tables.write_conversations(folder / "conversations.parquet")
-    tables.write_messages(folder / "messages.parquet")
-    tables.write_csv(folder / "csv")
-    tables.write_jsonl(folder / "choices.jsonl")
-    tables.write_tar(folder / "shard-000000.tar")
-    tables.write_captions(folder / "captions.tar")
-    paths = ("docs", "conversations.parquet", "messages.parquet", "choices.jsonl", "shard-*.tar", "captions.tar")
-    sources: dict[str, Any] = {f"s{i}": {"builder": "rows", "path": path} for i, path in enumerate(paths)}
-    sources["saved"] = {"builder": "rows", "path": "saved", "ids": "content"}
-    sources["csv"] = {"builder": "rows", "path": "csv/questions.csv", "columns": {"row_width": "width"}}
-    (folder / "own.yaml").write_text(yaml.safe_dump({"name": "own", "sources": sources}))
+    folder = tables.write_all(tmp_path_factory.mktemp("own"))
+    (folder / "own.yaml").write_text(yaml.safe_dump({"name": "own", "sources": tables.ENTRIES}))
     done("build", folder / "own.yaml", "--raw", folder, "--out", folder / "mixture")
     return folder / "mixture"
 

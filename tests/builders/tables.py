@@ -163,3 +163,40 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], group: int = 1000) -> 
     """Rows as pyarrow alone writes them."""
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
     return path
+
+
+def write_all(folder: Path) -> Path:
+    """A table of every form and container, which `ENTRIES` name, with samples of 0 to 5 images."""
+    write_texts(folder / "docs")
+    write_saved(folder / "saved")
+    write_conversations(folder / "conversations.parquet")
+    write_messages(folder / "messages.parquet")
+    write_csv(folder / "csv")
+    write_jsonl(folder / "choices.jsonl")
+    write_tar(folder / "shard-000000.tar")
+    write_captions(folder / "captions.tar")
+    return folder
+
+
+COUNTS = {
+    "texts": 24,
+    "saved": 9,
+    "conversations": 12,
+    "messages": 4,
+    "qa": 6,
+    "choices": 6,
+    "webdataset": 6,
+    "captions": 5,
+}
+"""Name of each entry -> its rows."""
+ENTRIES: dict[str, dict[str, Any]] = {
+    "texts": {"builder": "rows", "path": "docs"},
+    "saved": {"builder": "rows", "path": "saved", "ids": "content"},
+    "conversations": {"builder": "rows", "path": "conversations.parquet"},
+    "messages": {"builder": "rows", "path": "messages.parquet"},
+    "qa": {"builder": "rows", "path": "csv/questions.csv", "columns": {"row_width": "width"}},
+    "choices": {"builder": "rows", "path": "choices.jsonl"},
+    "webdataset": {"builder": "rows", "path": "shard-*.tar"},
+    "captions": {"builder": "rows", "path": "captions.tar"},
+}
+"""The sources of a recipe over what `write_all` writes."""

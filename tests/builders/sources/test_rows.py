@@ -28,48 +28,15 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.record import Conversation
 from vlmix.mixture.render import render
 
-SET = {
-    "texts": "docs",
-    "saved": "saved",
-    "conversations": "conversations.parquet",
-    "messages": "messages.parquet",
-    "qa": "csv/questions.csv",
-    "choices": "choices.jsonl",
-    "webdataset": "shard-*.tar",
-    "captions": "captions.tar",
-}
-COUNTS = {
-    "texts": 24,
-    "saved": 9,
-    "conversations": 12,
-    "messages": 4,
-    "qa": 6,
-    "choices": 6,
-    "webdataset": 6,
-    "captions": 5,
-}
-ENTRIES: dict[str, dict[str, Any]] = {name: {"builder": "rows", "path": path} for name, path in SET.items()}
-ENTRIES["qa"]["columns"] = {"row_width": "width"}
-ENTRIES["saved"]["ids"] = "content"
-
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
-    tables.write_texts(folder / "docs")
-    tables.write_saved(folder / "saved")
-    tables.write_conversations(folder / "conversations.parquet")
-    tables.write_messages(folder / "messages.parquet")
-    tables.write_csv(folder / "csv")
-    tables.write_jsonl(folder / "choices.jsonl")
-    tables.write_tar(folder / "shard-000000.tar")
-    tables.write_captions(folder / "captions.tar")
-    return folder
+    return tables.write_all(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="module")
 def built(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(own, tmp_path_factory.mktemp("built") / "mixture", ENTRIES)
+    return made(own, tmp_path_factory.mktemp("built") / "mixture", tables.ENTRIES)
 
 
 def made(raw: Path, out: Path, entries: dict[str, Any], workers: int = 1, **recipe: Any) -> Path:
@@ -93,7 +60,7 @@ def one(tmp_path: Path, *rows: Any, **options: Any) -> tuple[list[Conversation],
 
 def test_rows_of_every_form_and_container_become_samples(built: Path) -> None:
     opened = vlmix.open(built)
-    assert opened.sources == COUNTS and not opened.manifest.rejects
+    assert opened.sources == tables.COUNTS and not opened.manifest.rejects
     assert verify(built).problems == []
     assert Counter(opened.column("num_images").to_pylist()) == Counter(
         [
@@ -142,7 +109,7 @@ def test_what_rows_say_of_themselves_travels(built: Path) -> None:
 
 
 def test_the_bytes_do_not_depend_on_workers(own: Path, built: Path, tmp_path: Path) -> None:
-    assert hashes(made(own, tmp_path / "two", ENTRIES, workers=2)) == hashes(built)
+    assert hashes(made(own, tmp_path / "two", tables.ENTRIES, workers=2)) == hashes(built)
 
 
 def test_files_are_read_in_parts_and_make_the_same_mixture(tmp_path: Path, monkeypatch: Any) -> None:
@@ -180,7 +147,7 @@ def test_a_killed_build_copies_nothing_twice(own: Path, built: Path, tmp_path: P
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write_shards", killed)
         with pytest.raises(KeyboardInterrupt):
-            made(own, tmp_path / "out", ENTRIES)
+            made(own, tmp_path / "out", tables.ENTRIES)
     copies = list((tmp_path / "out.partial").rglob("*.images"))
     assert copies
     for copy in copies:
@@ -193,7 +160,7 @@ def test_a_killed_build_copies_nothing_twice(own: Path, built: Path, tmp_path: P
         return write(*args)
 
     monkeypatch.setattr(module, "_write_shards", watched)
-    assert hashes(made(own, tmp_path / "out", ENTRIES)) == hashes(built) and seen == {1}
+    assert hashes(made(own, tmp_path / "out", tables.ENTRIES)) == hashes(built) and seen == {1}
 
 
 def spoiled(path: Path, keep: set[int]) -> None:
