@@ -375,11 +375,14 @@ def _recipe(name: str, overrides: list[str] | None):  # type: ignore[no-untyped-
     return load(recipes.find(recipes.DATA, name), known_sources(), overrides), known_sources()
 
 
+def _at_home(argument: str) -> str:
+    """`--out=~/mixture` with the home folder for `~`, which shells leave as it is there."""
+    return re.sub(r"^(--[\w-]+=)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), argument)  # noqa: PTH111
+
+
 def main() -> None:
     """Entry point: bad input ends with one line and exit 1, wrong usage with exit 2."""
-    sys.argv[1:] = [
-        re.sub(r"^(--[\w-]+=)~(?=/|$)", rf"\1{Path.home()}", text) for text in sys.argv[1:]
-    ]  # no shell does
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
     sys.exit(guarded(app))
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -221,11 +220,9 @@ class Lengths:
 
 def lengths(mixture: Mixture, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:
     """One pass over all texts of a mixture."""
-    images = mixture.column("images").combine_chunks()
-    flat = images.flatten()
-    sizes = zip(flat.field("width").to_pylist(), flat.field("height").to_pylist())
-    image_tokens = [vision.tokens(width, height) for width, height in sizes]
-    ends = [0, *np.cumsum(pc.list_value_length(images).to_numpy()).tolist()]
+    counts, (widths, heights) = mixture.image_fields("width", "height")
+    image_tokens = [vision.tokens(width, height) for width, height in zip(widths.to_pylist(), heights.to_pylist())]
+    ends = [0, *np.cumsum(counts).tolist()]
     found = np.zeros((3, len(mixture)), dtype=np.int64)
     fits = np.ones(len(mixture), dtype=np.bool_)
     for positions, texts in mixture.texts():

@@ -272,6 +272,16 @@ class Reader(Sequence[Sample]):
         column = self._table(self.folder, [name])[name]
         return column if self.positions is None else column.take(pa.array(self.positions))
 
+    def image_fields(self, *names: str) -> tuple[NDArray[np.int64], list[pa.Array]]:
+        """[N] how many images each sample has, and `names` of `images` (`dataset.schema.SAMPLES`) for all of them, [M]
+        each, one sample's after the other's. Not kept."""
+        lists = self._table(self.folder, [f"images.list.element.{name}" for name in names])["images"]
+        lists = (lists if self.positions is None else lists.take(pa.array(self.positions))).combine_chunks()
+        fields = [lists.flatten().field(name) for name in names]
+        if any(field.null_count for field in fields):
+            raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME}: an image has no {' or '.join(names)}; {self._hint}")
+        return pc.list_value_length(lists).to_numpy().astype(np.int64), fields
+
     @property
     def local_root(self) -> Path:
         """The root as a path. Raises VlmixError if it is a URL."""
@@ -318,21 +328,15 @@ class Reader(Sequence[Sample]):
         return table
 
     def _load_places(self) -> NDArray[np.int64]:
-        names = ["shard", "json_offset", "json_size", *(f"images.list.element.{name}" for name in ("offset", "size"))]
-        table = self._table(self.folder, names)
+        table = self._table(self.folder, ["shard", "json_offset", "json_size"])
         if self.positions is not None:
             table = table.take(pa.array(self.positions))
         paths = pa.array([shard.path for shard in self.root_manifest.shards], pa.string())
         places = np.empty((table.num_rows, 6), dtype=np.int64)
         places[:, 0] = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1).to_numpy()
         sizes = np.array([shard.bytes for shard in self.root_manifest.shards] or [0], dtype=np.int64)[places[:, 0]]
-        lists = table["images"].combine_chunks()
-        counts = pc.list_value_length(lists).to_numpy().astype(np.int64)
-        ends, flat = np.cumsum(counts), lists.flatten()
-        fields = [flat.field(name) for name in ("offset", "size")]
-        if any(field.null_count for field in fields):
-            raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME}: an image has no place; {self._hint}")
-        images = np.stack([field.to_numpy() for field in fields], axis=1)
+        counts, fields = self.image_fields("offset", "size")
+        ends, images = np.cumsum(counts), np.stack([field.to_numpy() for field in fields], axis=1)
         images = images if self.root_manifest.shards else images[:0]
         places[:, 1], places[:, 2] = table["json_offset"].to_numpy(), table["json_size"].to_numpy()
         places[:, 3], places[:, 4], places[:, 5] = self.rows, ends - counts, ends

@@ -77,7 +77,7 @@ def save_copy(
     """Write a part of a mixture as the mixture `out`, with shards of its own."""
     size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
     with staging_folder(out) as (partial, work), Pool(workers) as pool:
-        index = index_of(mixture)
+        index = index_of(mixture, images=False)
         if mixture.manifest.recipe["order"] == "natural":
             index = index.sort("natural_index")
         order = arrange(np.arange(len(index)), [], (index["image"] != "").to_numpy(), "natural", 0, size)
@@ -113,9 +113,12 @@ def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Co
 
 
 def index_schema(mixture: Reader) -> pa.Schema:
-    """The columns of a mixture's or a view's own index."""
-    with mixture.folder.join(SAMPLES_NAME).arrow() as file:
-        return pq.ParquetFile(file).schema_arrow
+    """The columns of a mixture's or a view's own index. Raises VlmixError if it is missing or damaged."""
+    try:
+        with mixture.folder.join(SAMPLES_NAME).arrow() as file:
+            return pq.ParquetFile(file).schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(mixture, error) from None
 
 
 def index_of(mixture: Reader, *, images: bool = True) -> pl.DataFrame:
@@ -137,11 +140,15 @@ def _read(mixture: Reader, columns: pl.LazyFrame) -> pl.DataFrame:
     try:
         frame = columns.collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {first}; `vlmix verify` lists all damage") from None
+        raise _damaged(mixture, error) from None
     if problem := columns_problem(frame.to_arrow()):
         raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
     return frame
+
+
+def _damaged(mixture: Reader, error: BaseException) -> VlmixError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {first}; `vlmix verify` lists all damage")
 
 
 class CopyJob(ShardTask, frozen=True):

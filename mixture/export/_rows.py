@@ -177,8 +177,8 @@ class LooseImages:
         self.mixture, self.folder = mixture, folder
         self.shared = shared
         """Whether the folder may be in use already: then every file appears whole."""
-        flat = mixture.column("images").combine_chunks().flatten()
-        table = pa.table({"image": flat.field("path"), "hash": flat.field("xxh3")})
+        _, (paths, hashes) = mixture.image_fields("path", "xxh3")
+        table = pa.table({"image": paths, "hash": hashes})
         counts = table.group_by("image").aggregate([("hash", "count_distinct")])
         self._unlike = set(counts.filter(pc.greater(counts["hash_count_distinct"], 1))["image"].to_pylist())
 

@@ -128,3 +128,8 @@ def test_demo_runs_the_commands_in_order(tmp_path: Path) -> None:
         assert f"$ vlmix {step} " in done.stdout
     assert f"report: {tmp_path / 'demo' / 'sweep' / 'report.html'}" in done.stdout
     assert "sound" in done.stdout and vlmix("demo", tmp_path / "demo").returncode == 1
+
+
+def test_the_home_folder_is_meant_behind_an_equals_sign(mixture: Path, tmp_path: Path) -> None:
+    done = vlmix("subsample", mixture, "--ratio", "0.1", "--out=~/view", env={"HOME": str(tmp_path)}, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "view/manifest.json").exists()

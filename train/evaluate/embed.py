@@ -34,13 +34,14 @@ def embed(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = tower.model.to(device).eval()
     vision = ImageGeometry(tower.side, tower.patch, tower.mean, tower.std)
-    lists = mixture.column("images").to_pylist()
-    hashes = ["".join(image["xxh3"] for image in images) for images in lists]
+    images, (values,) = mixture.image_fields("xxh3")
+    each = iter(values.to_pylist())
+    hashes = ["".join(islice(each, count)) for count in images.tolist()]
     positions = {name: position for position, name in reversed(list(enumerate(hashes))) if name}
     if not positions:
         raise VlmixError(f"{data} has no images to embed")
     names = sorted(positions, key=lambda name: positions[name])
-    counts = np.array([len(lists[positions[name]]) for name in names])
+    counts = images[[positions[name] for name in names]]
     found: list[NDArray[np.float32]] = []
     pictures = _pictures(mixture, [positions[name] for name in names], vision)
     while pixels := list(islice(pictures, batch)):

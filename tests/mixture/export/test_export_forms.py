@@ -417,9 +417,9 @@ def test_blocks_are_images_and_what_is_between_them(text: str, wanted: list[str 
 
 def test_one_path_with_two_pictures_becomes_two_files(tmp_path: Path) -> None:
     class Two:
-        def column(self, name: str) -> Any:
-            assert name == "images"
-            return pa.chunked_array([[row["images"] for row in rows]])
+        def image_fields(self, *names: str) -> Any:
+            images = [image for row in rows for image in row["images"]]
+            return [len(row["images"]) for row in rows], [pa.array([image[name] for image in images]) for name in names]
 
         def raw(self, position: int) -> Any:
             return type(

@@ -23,6 +23,18 @@ def subset(mixture: Path, out: Path, materialize: bool = False, workers: int = 1
     return subsample(mixture, out, Selection(**selection), materialize=materialize, workers=workers)
 
 
+@pytest.mark.parametrize(
+    ("data", "said"), [(None, "No such file"), (b"PAR1", "lists all damage"), (b"x" * 999, "lists all damage")]
+)
+def test_a_damaged_index_is_told(data: bytes | None, said: str, mixture: Path, tmp_path: Path) -> None:
+    shutil.copytree(mixture, tmp_path / "mixture")
+    (tmp_path / "mixture/samples.parquet").unlink()
+    if data is not None:
+        (tmp_path / "mixture/samples.parquet").write_bytes(data)
+    with pytest.raises(VlmixError, match=f"samples.parquet: .*{said}"):
+        subset(tmp_path / "mixture", tmp_path / "out", ratio=0.1)
+
+
 def test_views_nest_keep_the_order_and_copy_nothing(mixture: Path, tmp_path: Path) -> None:
     before = hashes(mixture)
     for ratio in (0.1, 0.3, 0.9):
