@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow.parquet as pq
 import yaml
 from msgspec import Struct
 
-from vlmix.builders.sources.rows import SOURCE, RowsOptions, image_columns_of, layout_of, tables_of
+from vlmix.builders.rows.layout import layout_of
+from vlmix.builders.rows.options import RowsOptions
+from vlmix.builders.sources.rows import SOURCE
 from vlmix.mixture.build.extract import conversations
 from vlmix.mixture.build.source import RawFolder
 from vlmix.mixture.dataset.schema import RESERVED, Reject
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.containers import read_images
 from vlmix.mixture.io.image_index import ImageIndex
 from vlmix.mixture.io.images import ImageInfo, probe, probe_bytes
-from vlmix.mixture.io.tables import Table
+from vlmix.mixture.io.rows.containers import read_images
+from vlmix.mixture.io.rows.table import Table
 from vlmix.mixture.record import Conversation
 from vlmix.mixture.render import render
 
@@ -80,9 +81,10 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
     """Look at the first `rows` rows (0: all) of the table that `path` names, as the source `rows` would read it with
     `options`. Raises VlmixError if it is no table or holds no conversations."""
     chosen = RowsOptions(path=path, **options)
-    files = tables_of(RawFolder(Path(), SOURCE), chosen)
-    table = Table(files[0], image_columns_of(chosen))
-    layout = layout_of(table, chosen, str(table.path))
+    files = chosen.files(RawFolder(Path(), SOURCE))
+    tables = [Table(file, chosen.image_columns) for file in files]
+    table = tables[0]
+    layout = layout_of(tables, chosen, "")
     name = _entry_name(path)
     taken: dict[str, str] = {}
     for new, old in layout.scalars.items():
@@ -91,7 +93,7 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
             taken[next(name for name in free if name not in {*table.columns, *taken, *layout.scalars})] = old
     if taken:
         chosen = msgspec.structs.replace(chosen, columns={**chosen.columns, **taken})
-        layout = layout_of(table, chosen, str(table.path))
+        layout = layout_of(tables, chosen, "")
     usable, folder, rejects = conversations(SOURCE, chosen, Path(), name=name)
     found: list[Conversation] = []
     unseen: list[Reject] = []
@@ -113,7 +115,7 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
         path=path,
         files=[str(file) for file in files],
         kind=table.kind,
-        rows=_count(files, table.kind),
+        rows=sum(one.count() for one in tables) if table.kind == "parquet" else None,
         form=layout.reading.form,
         fields=layout.reading.columns,
         columns=_kinds(table, layout.scalars, layout.reading.columns),
@@ -123,7 +125,7 @@ def peek(path: str, rows: int = 1000, **options: Any) -> Sight:
         images=dict(sorted(Counter(len(conversation.images) for conversation in found).items())),
         samples=[_shown(conversation) for conversation in found[:SAMPLES]],
         rejects={reason: (times, first[reason]) for reason, times in dropped.most_common()},
-        notes=_notes(found, layout.reading.form, table),
+        notes=_notes(found, table),
         recipe=_recipe(name, path, chosen, options_said),
     )
 
@@ -161,7 +163,7 @@ def _judged(
     index: ImageIndex | None = None
     for conversation in usable:
         if index is None:
-            index = ImageIndex([Path(), *folder.image_roots], {})
+            index = ImageIndex([*folder.image_roots, Path()], {})
         problem = None
         if conversation.place is not None:
             data = next(read_images(folder.containers[conversation.place.container], [conversation.place.at]), [])
@@ -184,14 +186,10 @@ def _judged(
             yield None
 
 
-def _count(files: list[Path], kind: str) -> int | None:
-    return sum(pq.ParquetFile(file).metadata.num_rows for file in files) if kind == "parquet" else None
-
-
 def _kinds(table: Table, scalars: dict[str, str], fields: dict[str, str]) -> dict[str, str]:
     of = {column: role for role, column in fields.items()}
     travels = {old: new for new, old in scalars.items()}
-    sample = table.sample()
+    sample = table.sample
     kinds = dict.fromkeys(() if table.kind == "tar" else table.image_columns, "images")
     for name in table.columns:
         if name in travels and name in of:
@@ -216,7 +214,7 @@ def _shown(conversation: Conversation) -> dict[str, Any]:
     }
 
 
-def _notes(found: list[Conversation], form: str, table: Table) -> list[str]:
+def _notes(found: list[Conversation], table: Table) -> list[str]:
     if found and not any(conversation.images for conversation in found) and not table.image_columns:
         return ["no images are recognised; if a column holds them, name it: --field image=COLUMN"]
     return []

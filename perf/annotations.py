@@ -286,7 +286,7 @@ def vlmix(args: argparse.Namespace) -> Facts:
     entry = Entry(builder=args.source, options=source.options())
     warm_arrow()
     clock = Clock()
-    converted = convert(ConvertJob(args.source, entry, source, args.work, 0, "llava", 64, (0, 1), out))
+    converted = convert(ConvertJob(args.source, entry, source, args.work, 0, "llava", 64, None, out))
     facts = clock.facts()
     characters = sum(CandidateReader([out]).summaries()[0]["characters"].to_pylist())
     return {**facts, "rows": converted.candidates, "characters": characters}

@@ -9,7 +9,7 @@ from vlmix.builders import layout
 from vlmix.builders.layout import coco
 from vlmix.builders.schemas.aokvqa import Record
 from vlmix.builders.sources.duplicates import unique
-from vlmix.builders.sources.text import Split
+from vlmix.builders.text import Split
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from vlmix.builders import layout
 from vlmix.builders.sources.duplicates import reject_repeated
-from vlmix.builders.sources.text import short, text_problem
+from vlmix.builders.text import short, text_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round

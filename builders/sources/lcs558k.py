@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 
 from vlmix.builders import layout
+from vlmix.builders.llava_rows import split_image, turn_problem
 from vlmix.builders.sources.llava_instruct import Row
-from vlmix.builders.sources.llava_rows import split_image, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round, is_blank

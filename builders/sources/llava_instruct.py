@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from xxhash import xxh3_64_hexdigest
 
 from vlmix.builders import layout
-from vlmix.builders.sources.llava_rows import split_image, turn_problem
+from vlmix.builders.llava_rows import split_image, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round, is_blank

@@ -15,9 +15,9 @@ import msgspec
 from msgspec import Meta
 
 from vlmix.builders import layout
+from vlmix.builders.llava_rows import row_images, split_image, token_problem, turn_problem
 from vlmix.builders.sources import aokvqa, gqa, llava_instruct, ocrvqa, okvqa, refcoco, sharegpt, textcaps, vg, vqav2
 from vlmix.builders.sources.llava_instruct import content_id
-from vlmix.builders.sources.llava_rows import row_images, split_image, token_problem, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io import exact_json

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from vlmix.builders import layout
-from vlmix.builders.sources.text import Split, majority
 from vlmix.builders.sources.vqa import Answer, merge, read_questions
+from vlmix.builders.text import Split, majority
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, is_blank

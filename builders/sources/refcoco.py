@@ -12,7 +12,7 @@ from vlmix.builders.layout import coco
 from vlmix.builders.schemas.refcoco import Instances, Picture, Ref, Sentence
 from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.sources.regions import region
-from vlmix.builders.sources.text import phrase
+from vlmix.builders.text import phrase
 from vlmix.mixture.boxes import box_defect, clip
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from vlmix.builders import layout
 from vlmix.builders.schemas.textvqa import Rosetta
 from vlmix.builders.sources.duplicates import unique
-from vlmix.builders.sources.text import Split
+from vlmix.builders.text import Split
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.keyed import keyed_order

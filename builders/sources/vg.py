@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from vlmix.builders import layout
 from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.sources.regions import region
-from vlmix.builders.sources.text import phrase
+from vlmix.builders.text import phrase
 from vlmix.mixture.boxes import box_defect, clip
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile

@@ -8,7 +8,7 @@ from msgspec import Struct
 from vlmix.builders.layout import coco
 from vlmix.builders.schemas.vqa import Question, Questions
 from vlmix.builders.sources.duplicates import unique
-from vlmix.builders.sources.text import Split, short, text_problem
+from vlmix.builders.text import Split, short, text_problem
 from vlmix.mixture.build.source import RawFolder, Rejects
 from vlmix.mixture.record import Conversation, ImageRef, Round
 

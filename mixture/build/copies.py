@@ -12,10 +12,10 @@ from xxhash import xxh3_128_hexdigest
 
 from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
-from vlmix.mixture.io.containers import Container, pieces, read_images
 from vlmix.mixture.io.digests import Stamp, stamp
 from vlmix.mixture.io.images import ImageInfo, probe_bytes
 from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.io.rows.containers import Container, pieces, read_images
 
 
 class CopyJob(Struct, frozen=True):

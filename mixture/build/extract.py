@@ -20,8 +20,8 @@ from vlmix.mixture.dataset.manifest import Input
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError, fault
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
-from vlmix.mixture.io.containers import Container
 from vlmix.mixture.io.digests import Stamp, file_digest, sha256, stamp
+from vlmix.mixture.io.rows.containers import Container
 from vlmix.mixture.record import MAX_IMAGES, Conversation, ImageRef, builder_mistake, defect
 from vlmix.mixture.render import StyleName, count_words, render
 from vlmix.mixture.version import VERSION
@@ -61,11 +61,12 @@ class ConvertJob(Struct, frozen=True):
     seed: int
     prompts: StyleName
     max_images: int
-    part: tuple[int, int]
+    part: Any
+    """One of those that `Source.split` gives."""
     out: Path
 
 
-class Converted(Struct, frozen=True):
+class Converted(Struct, frozen=True, kw_only=True):
     """What was read: raw files, rejects, and the number of candidates in `ConvertJob.out`."""
 
     candidates: int
@@ -96,7 +97,7 @@ def conversations(
     seed: int = 0,
     name: str | None = None,
     max_images: int = MAX_IMAGES,
-    part: tuple[int, int] = (0, 1),
+    part: Any = None,
 ) -> tuple[Iterator[Conversation], RawFolder, Rejects]:
     """The usable conversations of a source, lazily; with the folder that knows the files read, and the rejects that
     grow while reading."""
@@ -166,17 +167,16 @@ def convert(job: ConvertJob) -> Converted:
     for name, path in zip(names, paths):
         digest = folder.partly.get(path) or (folder.hashes[path].result() if path in folder.hashes else sha256(path))
         inputs.append(Input(name, path.stat().st_size, digest, partial=path in folder.partly))
-    roots = [str(root) for root in folder.image_roots]
     converted = Converted(
-        count,
-        _digest(job.out),
-        inputs,
-        rejects.rows,
-        folder.containers,
-        roots,
-        folder.about,
-        folder.notes,
-        folder.fingerprints,
+        candidates=count,
+        digest=_digest(job.out),
+        inputs=inputs,
+        rejects=rejects.rows,
+        containers=folder.containers,
+        image_roots=[str(root) for root in folder.image_roots],
+        about=folder.about,
+        notes=folder.notes,
+        fingerprints=folder.fingerprints,
     )
     state = _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted)
     write_bytes(state_path, msgspec.msgpack.encode(state))
@@ -195,15 +195,15 @@ def merged(name: str, source: Source, raw: Path, parts: Sequence[Converted]) -> 
             if (twin := seen.setdefault(fingerprint, path)) != path:
                 raise same_rows(path, twin)
     return Converted(
-        sum(part.candidates for part in parts),
-        "".join(part.digest for part in parts),
-        [one for part in parts for one in part.inputs],
-        rejects,
-        [one for part in parts for one in part.containers],
-        parts[0].image_roots,
-        parts[0].about,
-        [note for part in parts for note in part.notes],
-        {},
+        candidates=sum(part.candidates for part in parts),
+        digest="".join(part.digest for part in parts),
+        inputs=[one for part in parts for one in part.inputs],
+        rejects=rejects,
+        containers=[one for part in parts for one in part.containers],
+        image_roots=parts[0].image_roots,
+        about=parts[0].about,
+        notes=[note for part in parts for note in part.notes],
+        fingerprints=seen,
     )
 
 

@@ -85,27 +85,26 @@ def prepare(
         raise VlmixError(f"{raw} {state}; it should hold one folder of official files per source")
     work.mkdir(parents=True, exist_ok=True)
     names = list(recipe.sources)
-    jobs = _jobs(recipe, known, raw, work)
-    done: dict[tuple[str, tuple[int, int]], Converted] = {}
-    progress("reading sources", 0, len(jobs))
-    for job, result in pool.map(convert, jobs):
-        done[job.name, job.part] = result
-        progress("reading sources", len(done), len(jobs))
+    jobs = {name: _jobs(number, name, recipe, known, raw, work) for number, name in enumerate(names)}
+    every = [job for of_entry in jobs.values() for job in of_entry]
+    done: dict[Path, Converted] = {}
+    progress("reading sources", 0, len(every))
+    for job, result in pool.map(convert, every):
+        done[job.out] = result
+        progress("reading sources", len(done), len(every))
     converted: dict[str, Converted] = {}
-    for name, entry in recipe.sources.items():
-        parts = [done[job.name, job.part] for job in jobs if job.name == name]
-        converted[name] = merged(name, known[entry.builder], raw, parts)
-    for name in names:
+    tables: dict[str, list[pa.Table]] = {}
+    for name, of_entry in jobs.items():
+        parts = [done[job.out] for job in of_entry]
+        converted[name] = merged(name, of_entry[0].source, raw, parts)
+        before = accumulate((len(part.containers) for part in parts), initial=0)
+        summaries = CandidateReader([job.out for job in of_entry]).summaries()
+        tables[name] = [_renumbered(table, by) for table, by in zip(summaries, before)]
         for about in converted[name].about:
             _log.info(about)
         for note in converted[name].notes:
             _log.warning(note)
-    paths = [[job.out for job in jobs if job.name == name] for name in names]
-    tables: dict[str, list[pa.Table]] = {}
-    for name, of_entry in zip(names, paths):
-        before = [len(done[job.name, job.part].containers) for job in jobs if job.name == name]
-        offsets = accumulate(before, initial=0)
-        tables[name] = [_renumbered(table, by) for table, by in zip(CandidateReader(of_entry).summaries(), offsets)]
+    paths = [[job.out for job in of_entry] for of_entry in jobs.values()]
     candidates = Candidates(recipe, tables)
     files: dict[str, list[Path]] = {}
     missing = np.zeros(len(candidates.ids), dtype=np.bool_)
@@ -130,19 +129,21 @@ def prepare(
         progress("finding images", len(wanted), len(wanted))
         for position in loose:
             missing[position] = not all(files[image] for image in candidates.images[position])
-    return Prepared(recipe, known, {n: converted[n] for n in names}, paths, candidates, files, missing)
+    return Prepared(recipe, known, converted, paths, candidates, files, missing)
 
 
-def _jobs(recipe: Recipe, known: Mapping[str, Source], raw: Path, work: Path) -> list[ConvertJob]:
-    jobs = []
-    for number, (name, entry) in enumerate(recipe.sources.items()):
-        source = known[entry.builder]
-        parts = source.part_count(RawFolder(raw, source), entry.options)
-        for part in range(parts):
-            out = work / (f"{number:03d}.arrow" if parts == 1 else f"{number:03d}-{part:03d}.arrow")
-            common = name, entry, source, raw, recipe.seed, recipe.prompts, recipe.max_images
-            jobs.append(ConvertJob(*common, (part, parts), out))
-    return jobs
+def _jobs(
+    number: int, name: str, recipe: Recipe, known: Mapping[str, Source], raw: Path, work: Path
+) -> list[ConvertJob]:
+    """One for each part of an entry."""
+    entry = recipe.sources[name]
+    source = known[entry.builder]
+    parts = source.split(RawFolder(raw, source), entry.options, name)
+    common = name, entry, source, raw, recipe.seed, recipe.prompts, recipe.max_images
+    outs = [
+        work / (f"{number:03d}-{i:03d}.arrow" if len(parts) > 1 else f"{number:03d}.arrow") for i in range(len(parts))
+    ]
+    return [ConvertJob(*common, part, out) for part, out in zip(parts, outs)]
 
 
 def _renumbered(table: pa.Table, by: int) -> pa.Table:
@@ -195,12 +196,13 @@ def plan(
     rounds, words, characters = (
         candidates.table[column].to_numpy() for column in ("num_rounds", "num_words", "characters")
     )
+    means = _mean_bytes(prepared)
     counts = None if tokens is None else _tokens(prepared, picked, tokens, progress)
     groups = strata([candidates.sources[i] for i in picked], np.arange(len(picked)))
     for source in candidates.labels():
         members = groups.get(source, np.empty(0, dtype=np.int64))
         positions = picked[members]
-        sizes = [size for position in positions.tolist() for size in _sizes(prepared, position)]
+        sizes = [size for position in positions.tolist() for size in _sizes(prepared, position, means)]
         listed = zip((candidates.images[i] for i in positions), rounds[positions], characters[positions])
         texts = [_json_size(images, int(turns), int(length)) for images, turns, length in listed]
         rows.append(
@@ -242,12 +244,26 @@ def _json_size(images: Sequence[str], rounds: int, characters: int) -> int:
     return 120 + 56 * rounds + characters + len("".join(images[:1])) + sum(38 + len(image) for image in images)
 
 
-def _sizes(prepared: Prepared, position: int) -> list[int]:
+def _mean_bytes(prepared: Prepared) -> dict[tuple[str, int], int]:
+    """(entry, number of its container) -> bytes of the file for each image that is taken from it."""
+    candidates, means = prepared.candidates, {}
+    counts = candidates.table["num_images"].to_numpy()
+    for name, converted in prepared.converted.items():
+        members = slice(candidates.starts[name], candidates.starts[name] + candidates.sizes[name])
+        numbers = candidates.containers[members]
+        inside = numbers >= 0
+        images = np.bincount(numbers[inside], counts[members][inside], len(converted.containers))
+        for number, container in enumerate(converted.containers):
+            means[name, number] = int(Path(container.path).stat().st_size // max(images[number], 1))
+    return means
+
+
+def _sizes(prepared: Prepared, position: int, means: Mapping[tuple[str, int], int]) -> list[int]:
     """Bytes of each image of a candidate, of those in containers on average; 0 for one that is not there."""
     candidates = prepared.candidates
-    if (number := candidates.containers[position]) >= 0:
+    if (number := int(candidates.containers[position])) >= 0:
         name = candidates.names[candidates.locate(position)[0]]
-        return [prepared.converted[name].containers[number].mean_bytes] * len(candidates.images[position])
+        return [means[name, number]] * len(candidates.images[position])
     sizes = []
     for image in candidates.images[position]:
         files = prepared.files.get(image)

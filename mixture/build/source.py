@@ -3,7 +3,7 @@
 `builders` fills this contract once per dataset; nothing in `mixture` knows a dataset by name.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,10 @@ from msgspec import Struct
 
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError, nearest
-from vlmix.mixture.io.containers import Container
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
+from vlmix.mixture.io.rows.containers import Container
 from vlmix.mixture.record import FORMATS, Conversation, ResponseFormat
 
 
@@ -52,10 +52,10 @@ def same_rows(path: str, twin: str) -> VlmixError:
 class RawFolder(OfficialFiles):
     """The official files of a source below RAW. What is read becomes an input of the build, named with its hash."""
 
-    def __init__(self, raw: Path, source: "Source", part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, raw: Path, source: "Source", part: Any = None) -> None:
         super().__init__(source.name, source.title, source.homepage, raw / source.name)
         self.part = part
-        """The number of the part that is to be read, and of how many (see `Source.part_count`)."""
+        """What is to be read, one of those that `Source.split` gives; None: everything."""
         self.fingerprints: dict[str, str] = {}
         """What is the same for two files of the same rows -> the file."""
         self.raw = raw
@@ -75,9 +75,13 @@ class RawFolder(OfficialFiles):
 
     def read(self, path: Path) -> memoryview:
         data = super().read(path)
+        self.note(path)
+        return data
+
+    def note(self, path: Path) -> None:
+        """A file that is read becomes an input of the build."""
         self.opened.append(path)
         self.hashes[path] = self._hasher.submit(sha256, path)
-        return data
 
     def fingerprint(self, path: Path, fingerprint: str) -> None:
         """Raises VlmixError if another file has the same rows."""
@@ -93,8 +97,8 @@ class RawFolder(OfficialFiles):
 ReadFunction = Callable[[RawFolder, Any, int, Rejects], Iterator[Conversation]]
 
 
-def _one_part(raw: RawFolder, options: Any) -> int:
-    return 1
+def _whole(raw: RawFolder, options: Any, name: str) -> Sequence[Any]:
+    return (None,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +108,8 @@ class Source:
     `parts` names the datasets (name -> (license, home page)) whose conversations a collection holds. `images` maps
     a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
     record back as it came, empty texts included. Of an `own` source the files are the user's: its samples, and their
-    loose images, are called after the recipe's entry, and their license is not known. `part_count` says into how many
-    parts the files that options name can be cut, each of which `read` reads by itself in another process.
+    loose images, are called after the recipe's entry, and their license is not known. `split` gives, for the
+    options of the entry of this name, what `read` can read by itself in another process, as its `raw.part`.
     """
 
     name: str
@@ -120,7 +124,7 @@ class Source:
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verbatim: bool = False
     own: bool = False
-    part_count: Callable[[RawFolder, Any], int] = _one_part
+    split: Callable[[RawFolder, Any, str], Sequence[Any]] = _whole
 
     def __post_init__(self) -> None:
         """Raises TypeError for what a builder may get wrong in its declaration."""

@@ -134,7 +134,7 @@ def test_a_byte_order_mark_is_skipped(raw: Path, tmp_path: Path) -> None:
 def test_long_white_space_takes_no_time(tmp_path: Path) -> None:
     """Quadratic patterns took ten seconds for each of these."""
     from vlmix.builders.sources.sharegpt import _cleaned
-    from vlmix.builders.sources.text import phrase
+    from vlmix.builders.text import phrase
 
     blank = "\n" * 200_000
     assert phrase(f"the man{' ' * 200_000}in red") == f"the man{' ' * 200_000}in red"

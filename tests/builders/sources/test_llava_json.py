@@ -10,7 +10,7 @@ from PIL import Image
 import vlmix
 from tests.helpers import dump, read, rows
 from vlmix.builders import known_sources
-from vlmix.builders.sources.llava_rows import UNREAD_MEDIA
+from vlmix.builders.llava_rows import UNREAD_MEDIA
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.manifest import Manifest

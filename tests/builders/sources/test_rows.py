@@ -17,7 +17,7 @@ import vlmix
 from tests.builders import tables
 from tests.helpers import hashes
 from vlmix.builders import known_sources
-from vlmix.builders.known_rows import known_rows
+from vlmix.builders.rows.known_rows import known_rows
 from vlmix.builders.sources.rows import RowsOptions
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.extract import conversations
@@ -161,6 +161,28 @@ def test_a_killed_build_copies_nothing_twice(own: Path, built: Path, tmp_path: P
 
     monkeypatch.setattr(module, "_write_shards", watched)
     assert hashes(made(own, tmp_path / "out", tables.ENTRIES)) == hashes(built) and seen == {1}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_file_that_is_added_after_a_kill_is_read(kind: str, tmp_path: Path, monkeypatch: Any) -> None:
+    from vlmix.mixture.build import build as module
+
+    def write(number: int) -> None:
+        rows = [{"question": f"{number} {i}?", "answer": "b"} for i in range(5)]
+        if kind == "parquet":
+            tables.write_parquet(tmp_path / f"set/{number:02d}.parquet", rows)
+        else:
+            (tmp_path / f"set/{number:02d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    (tmp_path / "set").mkdir()
+    for number in (0, 2, 3):
+        write(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path, tmp_path / "out", {"set": {"builder": "rows", "path": "set"}})
+    write(1)
+    assert len(vlmix.open(made(tmp_path, tmp_path / "out", {"set": {"builder": "rows", "path": "set"}}))) == 20
 
 
 def spoiled(path: Path, keep: set[int]) -> None:

@@ -1,22 +1,34 @@
-"""Rows of text files: JSON Lines, a JSON list, CSV. A row that cannot be read is "code NUL detail NUL text"."""
+"""Rows of text files: JSON Lines, a JSON list, CSV."""
 
 import ast
 import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.surrogates import replace_lone_surrogates
 
-TextRow = dict[str, Any] | str
+
+class Broken(NamedTuple):
+    """A row that cannot be read: the code of its reject, why, and its text."""
+
+    code: str
+    detail: str
+    text: str = ""
+
+
+Row = dict[str, Any] | Broken
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)?(\.\d+)?([eE][-+]?\d+)?")
 _MARK = b"\xef\xbb\xbf"
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
+def jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(offset of its line, row)."""
     with path.open("rb") as file:
         if file.read(3) != _MARK:
@@ -28,7 +40,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
             at += len(line)
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
+def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(number, row)."""
     data = path.read_bytes().removeprefix(_MARK)
     try:
@@ -42,7 +54,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
         yield number, decoded(bytes(element), f"row {number}")
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
+def csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(number, row), an empty field being None."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         csv.field_size_limit(2**31 - 1)
@@ -57,14 +69,31 @@ def csv_rows(path: Path) -> Iterator[tuple[int, TextRow]]:
                     yield number, {name: value if value != "" else None for name, value in zip(names, values)}
                 else:
                     what = f"line {reader.line_num} has {len(values)} fields, the header has {len(names)}"
-                    yield number, f"bad_row\0{what}\0{delimiter.join(values)}"
+                    yield number, Broken("bad_row", what, delimiter.join(values))
         except csv.Error as error:
             raise VlmixError(f"{path}: line {reader.line_num}: {error}") from None
         except UnicodeDecodeError as error:
             raise VlmixError(f"{path}: not UTF-8: {error.reason}; save it as UTF-8") from None
 
 
-def decoded(text: bytes, what: str) -> TextRow:
+def number_columns(paths: Iterable[Path], names: Iterable[str]) -> dict[str, type[int] | type[float]]:
+    """The columns of CSV files that hold numbers alone, as numbers are written: `007` is text."""
+    left: dict[str, type[int] | type[float] | None] = dict.fromkeys(names)
+    for path in paths:
+        for _, row in csv_rows(path):
+            if isinstance(row, Broken):
+                continue
+            for name in list(left):
+                if (value := row.get(name)) is None or _WHOLE.fullmatch(value):
+                    left[name] = left[name] or (int if value else None)
+                elif any(map(str.isdigit, value)) and _NUMBER.fullmatch(value):
+                    left[name] = float
+                else:
+                    del left[name]
+    return {name: type for name, type in left.items() if type}
+
+
+def decoded(text: bytes, what: str) -> Row:
     """The object that JSON text holds, with halves of surrogate pairs replaced."""
     try:
         row = msgspec.json.decode(text)
@@ -75,11 +104,14 @@ def decoded(text: bytes, what: str) -> TextRow:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             row = None
         if row is None:
-            return f"bad_row\0{what}: {error}\0{text[:2000].strip().decode(errors='replace')}"
+            return Broken("bad_row", f"{what}: {error}", _shown(text))
     if not isinstance(row, dict):
-        shown = text[:2000].strip().decode(errors="replace")
-        return f"bad_row\0{what} is {type(row).__name__}, expected an object\0{shown}"
+        return Broken("bad_row", f"{what} is {type(row).__name__}, expected an object", _shown(text))
     return row
+
+
+def _shown(text: bytes) -> str:
+    return text[:2000].strip().decode(errors="replace")
 
 
 def loaded(value: Any) -> list[Any] | None:

@@ -9,5 +9,5 @@ from importlib.resources import files
 @cache
 def known_rows() -> Mapping[str, int]:
     """`set/subset` -> rows."""
-    text = files("vlmix.builders").joinpath("known_rows.csv").read_text(encoding="utf-8")
+    text = files("vlmix.builders.rows").joinpath("known_rows.csv").read_text(encoding="utf-8")
     return {f"{row['set']}/{row['subset']}": int(row["rows"]) for row in csv.DictReader(text.splitlines())}

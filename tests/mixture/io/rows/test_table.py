@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +13,10 @@ from datasets import Dataset
 
 from tests.builders import tables
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.containers import in_row, read_images
-from vlmix.mixture.io.tables import INSIDE, Table, find_tables
+from vlmix.mixture.io.rows.containers import read_images
+from vlmix.mixture.io.rows.files import find_tables
+from vlmix.mixture.io.rows.images import INSIDE, image_bytes, image_items
+from vlmix.mixture.io.rows.table import Table
 
 ONE = [tables.picture(number) for number in range(6)]
 SEVERAL = [[] if number % 3 == 0 else [tables.picture(number), tables.picture(number + 50)] for number in range(6)]
@@ -195,7 +198,9 @@ def test_a_member_that_is_no_file_spoils_its_row_alone(kind: bytes, tmp_path: Pa
         tmp_path / "a.tar", ("1.jpg", linked(kind)), ("1.json", b"{}"), ("2.jpg", ONE[2]), ("2.json", b'{"a": 1}')
     )
     batch = next(Table(path).batches(["a"]))
-    assert [broken[1] for broken in batch.broken] == ["bad_row"] and "'1.jpg' is a link" in batch.broken[0][2]
+    assert [broken.code for _, broken in batch.broken] == ["bad_row"] and "'1.jpg' is a link" in batch.broken[0][
+        1
+    ].detail
     assert batch.columns["a"] == [1] and batch.images == [[INSIDE]]
 
 
@@ -212,7 +217,7 @@ def test_members_of_a_tar_are_grouped_and_ordered_as_webdataset_does(tmp_path: P
 def test_a_text_in_a_tar_is_not_changed(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "a.tar", ("1.txt", "é".encode("latin-1")), ("2.txt", "é".encode()), ("3.mp4", b"x"))
     batch = next(Table(path).batches(["txt", "video"]))
-    assert [broken[2] for broken in batch.broken] == ["member '1.txt' is not UTF-8: unexpected end of data"]
+    assert [broken.detail for _, broken in batch.broken] == ["member '1.txt' is not UTF-8: unexpected end of data"]
     assert batch.columns == {"txt": ["é", None], "video": [None, "3.mp4"]}
 
 
@@ -223,4 +228,23 @@ def test_a_json_in_a_tar_does_not_rename_its_row(tmp_path: Path) -> None:
 
 
 def test_one_null_among_images_shifts_no_other() -> None:
-    assert in_row([None, b"a", {"bytes": None, "path": "x"}, 5]) == [b"", b"a", b"", b""]
+    assert image_bytes([None, b"a", {"bytes": None, "path": "x"}, 5]) == [b"", b"a", b"", b""]
+
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@pytest.mark.parametrize(
+    ("value", "items"),
+    [
+        (None, []), ("", []), ([], []), (b"x", [INSIDE]), (PNG, [INSIDE]), ("a.jpg", ["a.jpg"]), (5, [None]),
+        ([b"x", b"y"], [INSIDE, INSIDE]), (f"['{PNG}', '{PNG}']", [INSIDE, INSIDE]),
+        ("['a.jpg', 'b.jpg']", ["a.jpg", "b.jpg"]),
+        ({"bytes": PNG[:20], "path": None}, [INSIDE]), ({"bytes": None, "path": "a.jpg"}, ["a.jpg"]),
+        ([{"bytes": b"x"}, None, "data:image/png;base64,eA=="], [INSIDE, None, INSIDE]), ("[1].jpg", ["[1].jpg"]),
+    ],
+)  # fmt: skip
+def test_what_is_said_to_be_inside_is_what_is_read(value: Any, items: list[str | None]) -> None:
+    assert image_items(value) == items
+    data = image_bytes(value)
+    assert len(data) == len(items) and all(bool(one) == (item == INSIDE) for one, item in zip(data, items))
