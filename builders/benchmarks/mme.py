@@ -14,6 +14,7 @@ PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+_PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
 _YES_NO = "Please answer yes or no."
 
 
@@ -54,10 +55,11 @@ def _root(files: OfficialFiles) -> Path:
 def _opened(files: OfficialFiles, split: str) -> tuple[Path, dict[str, list[_Asked]]]:
     """Task -> its questions, two of an image next to each other."""
     root = _root(files)
-    wanted = {"": (*PERCEPTION, *COGNITION), "perception": PERCEPTION, "cognition": COGNITION}[split]
+    wanted = _PARTS.get(split, (split,) if split else (*PERCEPTION, *COGNITION))
     tasks = {name: _task(files, root, name) for name in wanted if (root / name).is_dir()}
     if not tasks:
-        raise files.wrong(root, f"it has none of the tasks {', '.join(wanted)}")
+        what = f"none of the tasks {', '.join(wanted)}" if len(wanted) > 1 else f"no task {split}"
+        raise files.wrong(root, f"it has {what}")
     return root, tasks
 
 
@@ -117,14 +119,19 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
         metrics[f"{name}/acc"] = percent(sum(right), len(right))
         metrics[f"{name}/acc+"] = percent(both, len(right) // 2)
         metrics[name] = metrics[f"{name}/acc"] + metrics[f"{name}/acc+"]
-    sums = {
-        part: sum(metrics[name] for name in names if name in tasks)
-        for part, names in (("perception", PERCEPTION), ("cognition", COGNITION))
-        if any(name in tasks for name in names)
-    }
-    notes = [f"sum of acc and acc+ over the {'perception' if 'perception' in sums else 'cognition'} tasks"]
-    if absent := [name for name in PERCEPTION if name not in tasks and split != "cognition"]:
-        notes.append(f"without {', '.join(absent)}: this is not the published sum")
+    if split in ("", *_PARTS):
+        sums = {
+            part: sum(metrics[name] for name in names if name in tasks)
+            for part, names in _PARTS.items()
+            if any(name in tasks for name in names)
+        }
+        score = sums.get("perception", sums.get("cognition", 0.0))
+        notes = [f"sum of acc and acc+ over the {'perception' if 'perception' in sums else 'cognition'} tasks"]
+        if absent := [name for name in PERCEPTION if name not in tasks and split != "cognition"]:
+            notes.append(f"without {', '.join(absent)}: this is not the published sum")
+    else:
+        sums, score = {}, metrics.get(split, 0.0)
+        notes = [f"acc and acc+ of the task {split} alone, at most 200: this is not the published sum"]
     if matched.missing or matched.duplicates:
         notes.append(
             "images are paired by name, missing answers are wrong and of double ones the last counts; the "
@@ -133,9 +140,7 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
     if others.total():
         notes.append(f"{others.total():,} answers are neither yes nor no")
     metrics = {**sums, **metrics}
-    return matched.report(
-        "mme", split or "all tasks", sums.get("perception", sums.get("cognition", 0.0)), metrics, notes
-    )
+    return matched.report("mme", split or "all tasks", score, metrics, notes)
 
 
 def _stem(image: str) -> tuple[str, str]:
@@ -154,7 +159,7 @@ MME = Benchmark(
             "MME_Benchmark_release_version/*/*.txt", "a folder per task: images, and two questions with answers each"
         ),
     ),
-    splits=("perception", "cognition"),
+    splits=(*_PARTS, *PERCEPTION, *COGNITION),
     read_questions=_questions,
     score_answers=_score_answers,
 )

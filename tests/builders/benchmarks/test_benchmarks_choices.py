@@ -181,6 +181,39 @@ def test_mme_adds_accuracy_and_accuracy_plus(mme_folder: Path) -> None:
     assert score("mme", mme_folder, texts, "cognition").score == 50.0
 
 
+def test_an_mme_task_is_a_split_and_the_tasks_add_up(tmp_path: Path) -> None:
+    """Against MME's paper: a task has at most 200 points, the ten of perception 2,000, the four of cognition 800."""
+    parts = {"perception": mme.PERCEPTION, "cognition": mme.COGNITION}
+    for name in (*mme.PERCEPTION, *mme.COGNITION):
+        folder = tmp_path / "MME_Benchmark_release_version" / name
+        folder.mkdir(parents=True)
+        for image in ("a", "b"):
+            (folder / f"{image}.txt").write_text(f"Is it {name}?\tYes\nIs it not?\tNo\n")
+            (folder / f"{image}.jpg").touch()
+    benchmark = known_benchmarks()["mme"]
+    gold = {q.id: "Yes" if q.id.endswith("#1") else "No" for q in benchmark.questions(tmp_path)}
+    some = {id: text if number % 7 else "Yes" for number, (id, text) in enumerate(gold.items())}
+    for texts, full in ((gold, True), (some, False)):
+        for part, tasks in parts.items():
+            reports = {name: score("mme", tmp_path, texts, name) for name in tasks}
+            assert sum(report.score for report in reports.values()) == score("mme", tmp_path, texts, part).score
+            assert not full or {report.score for report in reports.values()} == {200.0}
+    assert [q.id for name in mme.PERCEPTION for q in benchmark.questions(tmp_path, name)] == [
+        q.id for q in benchmark.questions(tmp_path, "perception")
+    ]
+    report = score("mme", tmp_path, gold, "existence")
+    assert (report.split, report.answered, report.missing) == ("existence", 4, 0)
+    assert report.metrics.keys() == {"existence", "existence/acc", "existence/acc+"}
+    assert report.notes[0] == "acc and acc+ of the task existence alone, at most 200: this is not the published sum"
+    with pytest.raises(VlmixError, match="no split 'existense'; did you mean 'existence'"):
+        benchmark.questions(tmp_path, "existense")
+    for file in (tmp_path / "MME_Benchmark_release_version" / "count").iterdir():
+        file.unlink()
+    file.parent.rmdir()
+    with pytest.raises(VlmixError, match="it has no task count"):
+        benchmark.questions(tmp_path, "count")
+
+
 def test_mme_knows_llavas_rows_by_image_and_question(mme_folder: Path) -> None:
     image = "existence/images/a.jpg"
     rows = [
