@@ -28,6 +28,14 @@ from vlmix.mixture.selection.score_file import read_listing
 AnyReader = TypeVar("AnyReader", bound=Reader)
 
 
+class TooFew(VlmixError):
+    """A `total` of more samples than the `offered` ones."""
+
+    def __init__(self, total: int, offered: int) -> None:
+        super().__init__(f"total {total} asks for more than the {offered} samples there are")
+        self.offered = offered
+
+
 class Selection(Struct, frozen=True, kw_only=True):
     """What to keep: first `where`, then what a list in `by` names, then each source in `sources` cut to a count (int)
     or share (float), then `ratio` or `total` of the rest, stratified by source unless the options say
@@ -58,27 +66,37 @@ class Selection(Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class Selected(Generic[AnyReader]):
     """A selection from a mixture: its part, the index of that (see `index_of`), the entry for the manifest, and the
-    report of a selection `by` something."""
+    report of a selection `by` something. `offered` counts the samples that `where`, a list and a threshold left to
+    choose from."""
 
     mixture: AnyReader
     index: pl.DataFrame
     entry: dict[str, Any]
     report: Report | None
+    offered: int
 
 
 def select(mixture: AnyReader, selection: Selection) -> Selected[AnyReader]:
     """Select from `mixture`; writes nothing.
 
-    Raises VlmixError for a selection that asks for more than there is, or for nothing, and for a file that is damaged,
-    in a different format, or names no sample.
+    Raises TooFew for a total of more than there is, and VlmixError for another amount that is, for nothing, and for a
+    file that is damaged, in a different format, or names no sample.
     """
     seed = mixture.manifest.seed if selection.seed is None else selection.seed
+    check_options(selection)
     index = index_of(mixture, images=False)
-    _check_by(selection)
+    passing = np.arange(len(index), dtype=np.int64)
+    if selection.where is not None:
+        passing = passing[matching(index, selection.where, "where")]
+        if not len(passing):
+            where = abridged(selection.where)
+            raise VlmixError(f"the selection keeps no sample: none matches `where` {where!r}; loosen it")
+    frame = index if selection.where is None else index[passing]
+    report: Report | None = None
     if selection.by is None:
-        kept, report = kept_rows(index, selection, seed), None
+        kept, offered = passing[kept_rows(frame, selection, seed)], len(passing)
     else:
-        kept, report = _select_by(mixture, index, selection, selection.by, seed)
+        kept, offered, report = _select_by(mixture, index, passing, selection, selection.by, seed)
     entry = {name: getattr(selection, name) for name in ("ratio", "total", "sources", "where", "stratify")}
     entry |= {"seed": seed, "of": mixture.manifest.name}
     if report is not None:
@@ -88,10 +106,10 @@ def select(mixture: AnyReader, selection: Selection) -> Selected[AnyReader]:
         if selection.column is not None:
             said |= {"column": selection.column}
         entry |= {**said, **report.counts()}
-    return Selected(mixture.select(kept), with_images(mixture, index, kept), entry, report)
+    return Selected(mixture.select(kept), with_images(mixture, index, kept), entry, report, offered)
 
 
-def _check_by(selection: Selection) -> None:
+def check_options(selection: Selection) -> None:
     """Raises VlmixError for options that go with another `by`, and for a ranking of which no amount is asked."""
     if selection.by in (None, "lengths", "clusters") and (selection.ascending or selection.threshold is not None):
         raise VlmixError("ascending and threshold go with a file of scores: name it with `by`")
@@ -113,38 +131,33 @@ def _check_amount(selection: Selection, by: str) -> None:
 
 
 def _select_by(
-    mixture: Reader, index: pl.DataFrame, selection: Selection, by: str, seed: int
-) -> tuple[Indices, Report]:
-    """Row numbers (ascending) of `index` that a selection by something keeps, and what came of it."""
-    offered = np.arange(len(index), dtype=np.int64)
-    if selection.where is not None:
-        offered = offered[matching(index, selection.where, "where")]
-        if not len(offered):
-            raise VlmixError("the selection keeps no sample; loosen `where`")
-    frame = index[offered]
+    mixture: Reader, index: pl.DataFrame, passing: Indices, selection: Selection, by: str, seed: int
+) -> tuple[Indices, int, Report]:
+    """Row numbers (ascending) of `index` that a selection by something keeps, out of the rows `passing` its `where`;
+    how many of these competed; and what came of it."""
+    frame = index[passing]
     if by == "lengths":
-        ranking = rank_lengths(mixture.select(offered), frame, seed, stratify=selection.stratify)
+        ranking = rank_lengths(mixture.select(passing), frame, seed, stratify=selection.stratify)
     elif by == "clusters":
         embeddings = read_embeddings(Path(selection.embeddings or ""))
         count, stratify = selection.clusters, selection.stratify
-        ranking = rank_clusters(embeddings, index, offered, seed, clusters=count, stratify=stratify)
+        ranking = rank_clusters(embeddings, index, passing, seed, clusters=count, stratify=stratify)
     else:
         listing = read_listing(Path(by), selection.column)
         if listing.scored and selection.threshold is None:
             _check_amount(selection, listing.name)
-        ranking = rank_listing(listing, mixture, offered, seed, selection.ascending, selection.threshold)
+        ranking = rank_listing(listing, mixture, passing, seed, selection.ascending, selection.threshold)
     stays = np.flatnonzero(ranking.stays)
     if not len(stays):
         raise VlmixError(f"{Path(by).name}: no sample that is offered passes; loosen the threshold or `where`")
-    plain = msgspec.structs.replace(selection, where=None)
-    chosen = stays[kept_rows(frame[stays], plain, seed, ranking.priority[stays])]
-    as_many = msgspec.structs.replace(plain, ratio=None, total=len(chosen))
-    return offered[chosen], ranking.outcome(chosen, kept_rows(frame, as_many, seed))
+    chosen = stays[kept_rows(frame[stays], selection, seed, ranking.priority[stays])]
+    as_many = msgspec.structs.replace(selection, ratio=None, total=len(chosen))
+    return passing[chosen], len(stays), ranking.outcome(chosen, kept_rows(frame, as_many, seed))
 
 
 def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Priorities | None = None) -> Indices:
-    """Row numbers (ascending) of the samples that `selection` keeps, its `by` aside: of those that compete, the ones
-    with the highest `priority` [N], ties in hash order."""
+    """Row numbers (ascending) of the samples of `frame` that the amounts of `selection` keep: the ones with the
+    highest `priority` [N], ties in hash order."""
     if selection.ratio is not None and selection.total is not None:
         raise VlmixError("ratio and total exclude each other")
     if selection.ratio is not None and not 0 < selection.ratio <= 1:
@@ -152,12 +165,8 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
     if selection.total is not None and selection.total < 1:
         raise VlmixError(f"total {selection.total}: at least 1")
     priority = np.zeros(len(frame)) if priority is None else priority
-    kept = np.arange(len(frame), dtype=np.int64)
-    if selection.where is not None:
-        kept = kept[matching(frame, selection.where, "where")]
-    offered = len(kept)
     ids: list[str] = frame["id"].to_list()
-    groups = _by_source(frame["source"], kept)
+    groups = _by_source(frame["source"], np.arange(len(frame), dtype=np.int64))
     for name, amount in selection.sources.items():
         if name not in groups:
             raise VlmixError(f"no sample of source {name!r} is there{nearest(name, groups)}")
@@ -174,13 +183,13 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
     else:
         total = selection.total or exact_share(selection.ratio or 0, len(kept))
     if total > len(kept):
-        raise VlmixError(f"total {total} asks for more than the {len(kept)} samples there are")
+        raise TooFew(total, len(kept))
     if total < len(kept):
         pools = _by_source(frame["source"], kept) if selection.stratify else {"": kept}
         shares = apportion(total, {name: len(members) for name, members in pools.items()})
         kept = _highest(pools, priority, ids, seed, shares)
     if not len(kept):
-        raise VlmixError(_nothing(selection, offered))
+        raise VlmixError(_nothing(selection, len(frame)))
     return kept
 
 
@@ -244,8 +253,6 @@ def save(
 
 def _nothing(selection: Selection, offered: int) -> str:
     """Why a selection out of `offered` samples keeps none."""
-    if not offered and selection.where is not None:
-        return f"the selection keeps no sample: none matches `where` {abridged(selection.where)!r}"
     if selection.ratio is not None:
         return f"the selection keeps no sample: ratio {selection.ratio} of {offered:,} is less than one; raise it"
     return "the selection keeps no sample; raise the amounts"

@@ -449,8 +449,8 @@ def test_missing_files_and_folders_are_told(tmp_path: Path) -> None:
         ({"by": "clusters", "ratio": 0.1}, "name an embedding file"),
         ({"by": "lengths", "embeddings": "e.parquet", "ratio": 0.1}, "go with `by` clusters alone"),
         ({"by": "clusters", "embeddings": "e.parquet", "clusters": 0, "ratio": 0.1}, "0 clusters: at least 1"),
-        ({"by": "lengths", "where": "num_words > 99999", "ratio": 0.1}, "keeps no sample; loosen `where`"),
-        ({"by": "SCORES", "where": "num_words > 99999", "ratio": 0.1}, "keeps no sample; loosen `where`"),
+        ({"by": "lengths", "where": "num_words > 99999", "ratio": 0.1}, "none matches `where`"),
+        ({"by": "SCORES", "where": "num_words > 99999", "ratio": 0.1}, "none matches `where`"),
         ({"by": "length", "ratio": 0.1}, "one of the words lengths, clusters"),
     ],
 )
