@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,7 +27,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from vlmix.mixture.benchmark.benchmark import Benchmark, Report
-from vlmix.mixture.errors import VlmixError, nearest
+from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.digests import sha256 as digest
@@ -47,6 +48,8 @@ RESULTS, SPEC = "results.jsonl", "sweep.json"
 _GROWING = ("seeds", "ratios", "selections", "files")
 """What may be added to a sweep that is there: its runs are named by these."""
 Share = Annotated[float, Meta(gt=0, le=1)]
+Axis = Annotated[list[Any], Meta(min_length=1)] | Annotated[dict[str, dict[str, Any]], Meta(min_length=1)]
+"""Values of a recipe key, or names of mappings from recipe keys to values."""
 
 
 class Build(Struct, frozen=True, kw_only=True):
@@ -97,8 +100,9 @@ class Sweep(Struct, frozen=True, kw_only=True):
     """For clusters: the file that `vlmix embed` writes."""
     budget: Literal["epochs", "steps"] = "epochs"
     """Whether a subset is trained for the same number of epochs as the whole, or of steps."""
-    grid: dict[str, Annotated[list[Any], Meta(min_length=1)]] = {}
-    """Recipe key -> values. `mixture.KEY` is a key of the mixture recipe, others are of the training recipe."""
+    grid: dict[str, Axis] = {}
+    """Recipe key -> values; or, for keys that change together, any other name -> name of a value -> its keys.
+    `mixture.KEY` is a key of the mixture recipe, others are of the training recipe."""
     evaluate: Annotated[dict[str, EvalConfig], Meta(min_length=1)]
     note: str = ""
     """What a reader of the report must know; it stands above the curve and on the page."""
@@ -110,6 +114,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
     """One run of a sweep."""
 
     grid: dict[str, Any]
+    """Axis -> its value, or the value's name."""
     selection: str
     column: str = ""
     """Of the scores in a file; empty: `score`."""
@@ -164,11 +169,34 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
         raise VlmixError(f"{path}: there is no benchmark {unknown[0]!r}")
     if judged := sorted(name for name in sweep.evaluate if benchmarks[name].needs_judge):
         raise VlmixError(f"{path}: {judged[0]} needs a judge; a sweep evaluates what can be scored by itself")
-    if sweep.build is None and (fixed := sorted(key for key in sweep.grid if key.startswith("mixture."))):
-        raise VlmixError(f"{path}: grid.{fixed[0]} is a key of the mixture recipe; give `build` instead of `mixture`")
+    _check_grid(sweep, path)
     if "clusters" in sweep.selections and not sweep.embeddings:
         raise VlmixError(f"{path}: `selections: [clusters]` needs `embeddings`, the file that `vlmix embed` writes")
     return sweep
+
+
+def _check_grid(sweep: Sweep, path: Path) -> None:
+    """Raises VlmixError for an axis that does not say what it sets, or sets what another one sets."""
+    where: dict[str, str] = {}  # key -> the axis that sets it
+    for axis, values in sweep.grid.items():
+        keys = {axis: f"grid.{axis}"}
+        if isinstance(values, dict):
+            if axis in Recipe.__struct_fields__ or "." in axis:
+                raise VlmixError(
+                    f"{path}: grid.{axis} is a recipe key and takes a list of values; give an axis of several keys "
+                    "another name: `resolution: {low: {KEY: VALUE, …}, high: {KEY: VALUE, …}}`"
+                )
+            if empty := [name for name, settings in values.items() if not settings]:
+                raise VlmixError(f"{path}: grid.{axis}.{empty[0]} sets no key; write out what it stands for")
+            keys = {key: f"grid.{axis}.{name}.{key}" for name, settings in values.items() for key in settings}
+        for key, shown in keys.items():
+            if sweep.build is None and key.startswith("mixture."):
+                raise VlmixError(f"{path}: {shown} is a key of the mixture recipe; give `build` instead of `mixture`")
+            if key.partition(".")[0] in ("seed", "out") or key == "mixture":
+                raise VlmixError(f"{path}: {shown} is no key for a grid: each run has its own from the sweep")
+            if key in where:
+                raise VlmixError(f"{path}: {shown} is set by grid.{where[key]} too; leave it to one of them")
+        where |= dict.fromkeys(keys, axis)
 
 
 def run_specs(sweep: Sweep) -> list[RunSpec]:
@@ -308,10 +336,19 @@ def _check(sweep: Sweep, planned: list[RunSpec], backend: Backend) -> None:
 def _recipe(sweep: Sweep, spec: RunSpec, backend: Backend) -> Recipe:
     """The training recipe of a run, but for its folders."""
     plain = backend.recipe(sweep.recipe)
-    changes = sweep.overrides | {key: value for key, value in spec.grid.items() if not key.startswith("mixture.")}
-    for key, value in changes.items():
-        _set(plain, key, value)
+    changes = {key: value for key, value in _settings(sweep, spec).items() if not key.startswith("mixture.")}
+    for key, value in (sweep.overrides | changes).items():
+        _set(plain, key, value, f"sweep {sweep.name}")
     return parse(plain | {"seed": spec.seed}, f"sweep {sweep.name}")
+
+
+def _settings(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
+    """Recipe key -> value, as the grid has them for a run."""
+    settings: dict[str, Any] = {}
+    for axis, value in spec.grid.items():
+        values = sweep.grid[axis]
+        settings |= values[value] if isinstance(values, dict) else {axis: value}
+    return settings
 
 
 def _tasks(sweep: Sweep, backend: Backend) -> list[Task]:
@@ -333,7 +370,8 @@ def _mixture(sweep: Sweep, spec: RunSpec, out: Path, backend: Backend) -> Path:
     """The whole mixture of a spec, built where keys of its recipe are swept."""
     if sweep.build is None:
         return Path(sweep.mixture)
-    changes = {key.removeprefix("mixture."): value for key, value in spec.grid.items() if key.startswith("mixture.")}
+    settings = _settings(sweep, spec)
+    changes = {key.removeprefix("mixture."): value for key, value in settings.items() if key.startswith("mixture.")}
     digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
     folder = out / "mixtures" / digest
     with _held(folder, wait=True):
@@ -372,11 +410,15 @@ def _select(sweep: Sweep, spec: RunSpec, whole: Mixture) -> "Selected[Mixture]":
     return selected
 
 
-def _set(data: Any, key: str, value: Any) -> None:
+def _set(data: Any, key: str, value: Any, where: str) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
-        data = data.setdefault(parent, {})
-    data[leaf] = value
+        if data.get(parent) is None:
+            data[parent] = {}
+        data = data[parent]
+        if not isinstance(data, dict):
+            raise VlmixError(f"{where}: {key}: `{parent}` is {abridged(repr(data))} in the recipe, without keys")
+    data[leaf] = deepcopy(value)  # one run's changes to it are not another's
 
 
 def _claim(sweep: Sweep, out: Path) -> None:

@@ -20,14 +20,19 @@ from tests.helpers import VLMIX, vlmix
 from tests.train.nano import NANO
 from vlmix.cli.sweep import _backend
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.strict_yaml import RECIPES
 from vlmix.mixture.mixture import open as open_mixture
+from vlmix.train.config import parse
 from vlmix.train.sweep.report import Result
 from vlmix.train.sweep.sweep import (
+    Build,
     Choice,
     EvalConfig,
     RunSpec,
     Sweep,
     _claim,
+    _mixture,
+    _recipe,
     _subset,
     load,
     run,
@@ -119,6 +124,73 @@ def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
     )
 
 
+def _sweep(**changes: Any) -> Sweep:
+    evaluate = {"gqa": EvalConfig(data="x")}
+    return Sweep(name="x", mixture="m", recipe="tiny", evaluate=evaluate, **{"ratios": (1.0,), **changes})
+
+
+def test_a_named_value_sets_all_its_keys_and_nothing_of_its_neighbours() -> None:
+    tower = {"hidden_size": 32}
+    sweep = _sweep(
+        overrides={"batch.max_length": 512},
+        grid={
+            "resolution": {
+                "low": {"model.vision_tower.image_size": 32},
+                "tiles": {"model.vision_tower": tower, "model.vision_tower.patch_size": 8, "batch.max_length": 900},
+            },
+            "model.tile_grids": [[[1, 1], [1, 2]], None],
+        },
+    )
+    found = {spec.name: spec for spec in run_specs(sweep)}
+    assert [name.partition("-")[0] for name in found] == ["resolution=low"] * 2 + ["resolution=tiles"] * 2
+    assert [spec.grid["resolution"] for spec in found.values()] == ["low", "low", "tiles", "tiles"]
+    backend = _backend(1)
+    plain = parse(backend.recipe("tiny"))
+    low, _, tiles, whole = (_recipe(sweep, spec, backend) for spec in found.values())
+    assert low.model.vision_tower == {**plain.model.vision_tower, "image_size": 32}
+    assert (low.batch.max_length, low.model.tile_grids) == (512, [[1, 1], [1, 2]]), "values that are lists stay lists"
+    assert tiles.model.vision_tower == {"hidden_size": 32, "patch_size": 8}
+    assert (tiles.batch.max_length, whole.model.tile_grids) == (900, None)
+    assert tower == {"hidden_size": 32}, "the sweep's own values are left alone"
+    with pytest.raises(VlmixError, match="two runs of the sweep would be called a=b_c-random-1-seed0"):
+        run_specs(_sweep(grid={"a": {"b c": {"epochs": 1}, "b+c": {"epochs": 2}}}))
+
+
+def test_named_values_reach_the_recipe_of_the_mixture(tmp_path: Path) -> None:
+    built: list[dict[str, Any]] = []
+
+    def build(_: Build, changes: dict[str, Any], folder: Path) -> None:
+        built.append(changes)
+        folder.mkdir(parents=True)
+
+    sweep = _sweep(grid={"size": {"a": {"mixture.total": 9, "epochs": 1}, "b": {"mixture.prompts": "plain"}}})
+    sweep = msgspec.structs.replace(sweep, mixture="", build=Build(recipe="sample", raw="raw"))
+    backend = msgspec.structs.replace(_backend(1), build=build)
+    folders = {_mixture(sweep, spec, tmp_path, backend) for spec in run_specs(sweep)}
+    assert (built, len(folders)) == ([{"total": 9}, {"prompts": "plain"}], 2)
+
+
+@pytest.mark.parametrize("name", ["resolution", "resolution-demo"])
+def test_the_resolutions_of_the_packaged_sweeps_are_those_of_the_training_recipes(name: str) -> None:
+    sweep = load(RECIPES / "sweep" / f"{name}.yaml", known_benchmarks())
+    backend = _backend(1)
+    recipes = {spec.grid["resolution"]: _recipe(sweep, spec, backend) for spec in run_specs(sweep)}
+    assert [asked.split for asked in sweep.evaluate.values()] == ["", "existence"]
+    assert {spec.ratio for spec in run_specs(sweep)} == {1.0}
+    low, high, tiles = recipes.values()
+    assert tiles.model.vision_tower == low.model.vision_tower != high.model.vision_tower
+    assert low.model.tile_grids is high.model.tile_grids is None
+    if name == "resolution":
+        packaged = {key: parse(backend.recipe(key)) for key in ("llava-mlp-224", "llava-1.5-7b", "llava-1.5-hd")}
+        for recipe, other in zip(recipes.values(), packaged.values(), strict=True):
+            assert recipe.model.vision_tower == other.model.vision_tower
+            assert (recipe.model.tile_grids, recipe.batch) == (other.model.tile_grids, other.batch)
+        for recipe in recipes.values():
+            stage_one = parse(backend.recipe(str(Path(recipe.model.init_connector_from or "").name)))
+            assert stage_one.model.vision_tower == recipe.model.vision_tower
+            assert stage_one.model.lm == recipe.model.lm
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -127,6 +199,19 @@ def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
         ({"evaluate": {"vqa2": {"data": "x"}}}, "no benchmark 'vqa2'"),
         ({"evaluate": {"mm-vet": {"data": "x"}}}, "needs a judge"),
         ({"grid": {"mixture.prompts": ["plain"]}}, "give `build` instead of `mixture`"),
+        ({"grid": {"seed": [1]}}, "grid.seed is no key for a grid"),
+        ({"grid": {"data": {"a": {"mixture": "m"}}}}, "grid.data.a.mixture is no key for a grid"),
+        ({"grid": {"optim.lr": []}}, "length >= 1"),
+        ({"grid": {"size": {}}}, "length >= 1"),
+        ({"grid": {"size": 3}}, "expected `(array \\| object|object \\| array)`, got"),
+        ({"grid": {"size": {"a": {"optim.lr": 1}, "b": {}}}}, "grid.size.b sets no key"),
+        ({"grid": {"size": {"a": {"mixture.total": 9}}}}, "grid.size.a.mixture.total is a key of the mixture recipe"),
+        ({"grid": {"optim.lr": {"a": {"epochs": 1}}}}, "grid.optim.lr is a recipe key and takes a list"),
+        ({"grid": {"optim": {"low": {"optim.lr": 1}}}}, "grid.optim is a recipe key and takes a list"),
+        (
+            {"grid": {"optim.lr": [1], "size": {"a": {"epochs": 1}, "b": {"optim.lr": 2}}}},
+            "grid.size.b.optim.lr is set by grid.optim.lr too",
+        ),
         ({"selections": ["clusters"]}, "needs `embeddings`"),
         ({"ratios": [0.0]}, "ratios"),
     ],
@@ -152,6 +237,8 @@ def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spe
         ({"selections": ["random", "lenghts"]}, "lenghts is no file of scores or ids; did you mean 'lengths'"),
         ({"overrides": {"optim.lrr": 1}}, "did you mean 'lr'"),
         ({"grid": {"batch.samples": [1]}}, "did you mean 'global_size'"),
+        ({"grid": {"size": {"a": {"epochs": 1}, "b": {"model.tower": 1}}}}, "did you mean 'vision_tower'"),
+        ({"grid": {"size": {"a": {"template.x": 1}}}}, "template.x: `template` is 'vicuna' in the recipe, without keys"),
         ({"mixture": "nowhere"}, "nowhere is not a mixture"),
         ({"ratios": [0.001]}, r"run random-0.001-seed0: batch.global_size 64 is larger than its 0 samples"),
         ({"ratios": [0.1234567, 0.1234568]}, "two runs of the sweep would be called random-0.123457-seed0"),
