@@ -5,10 +5,11 @@ from pathlib import Path
 
 from vlmix.builders import layout
 from vlmix.builders.benchmarks.normalise import Memo, evalai
-from vlmix.builders.benchmarks.vqa import AS_SUBMITTED, Human, Item, rate
+from vlmix.builders.benchmarks.vqa import AS_SUBMITTED, DIGITS, Human, HumanAnswers, TextCache
 from vlmix.builders.schemas.aokvqa import Record
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match, percent
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import LETTERS, OPTION_LETTER, SHORT_ANSWER
 
@@ -30,7 +31,7 @@ def _aokvqa_questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _score_aokvqa(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_aokvqa(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, rows = _aok_file(files, split)
     rows = [row for row in rows if answers.asks(row.question_id)]
     for row in rows:
@@ -38,24 +39,28 @@ def _score_aokvqa(answers: Answers, files: OfficialFiles, split: str) -> Report:
             raise files.wrong(path, f"question {row.question_id} has no direct_answers, as in the test split")
     matched = match(answers, dict.fromkeys(row.question_id for row in rows), path)
     easy = [row for row in rows if not row.difficult_direct_answer]
-    processed = Memo(evalai)
-    score = raw = 0.0
+    processed, words = Memo(evalai), TextCache()
+    tallies = Tallies()
     for row in easy:
         text = matched.texts.get(row.question_id, "")
-        score += _thirds(processed[text], row.direct_answers)
-        raw += _thirds(text, row.direct_answers)
-    items = [Item(r.question_id, [Human(a, i) for i, a in enumerate(r.direct_answers or ())]) for r in easy]
-    metrics = {
-        "raw text": percent(raw, len(easy)),
-        "VQA accuracy": rate("aokvqa", split, items, matched, []).score,
-    }
+        humans = [Human(answer, number) for number, answer in enumerate(row.direct_answers or ())]
+        for name, value in (
+            ("", _thirds(processed[text], row.direct_answers)),
+            ("raw text", _thirds(text, row.direct_answers)),
+            ("VQA accuracy", HumanAnswers(humans, words).accuracy(processed[text])),
+        ):
+            answered = row.question_id in matched.texts
+            tallies.add(name, row.question_id, str(row.image_id), value, answered=answered)
+    metrics = tallies.percents()
+    score = metrics.pop("", 0.0)
+    metrics["VQA accuracy"] = round(metrics.get("VQA accuracy", 0.0), DIGITS)
     notes = [
         "direct answers by A-OKVQA's own rule: min(1, equal answers / 3), nobody left out, answers as they stand",
         AS_SUBMITTED,
     ]
     if len(easy) < len(rows):
         notes.append(f"{len(rows) - len(easy):,} questions marked difficult_direct_answer are left out, as officially")
-    return matched.report("aokvqa", rows[0].split, percent(score, len(easy)), metrics, notes)
+    return matched.report("aokvqa", rows[0].split, score, metrics, notes, tallies)
 
 
 def _thirds(text: str, answers: Sequence[str] | None) -> float:
@@ -88,25 +93,28 @@ def _choice_questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _rate_choices(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _rate_choices(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, rows = _aok_file(files, split)
     rows = [row for row in rows if answers.asks(row.question_id)]
     for row in rows:
         if row.correct_choice_idx is None or not 0 <= row.correct_choice_idx < len(row.choices):
             raise files.wrong(path, f"question {row.question_id} has no correct choice, as in the test split")
     matched = match(answers, dict.fromkeys(row.question_id for row in rows), path)
-    hits = letters = 0
+    tallies = Tallies()
     for row in rows:
         text = matched.texts.get(row.question_id, "").strip()
         assert row.correct_choice_idx is not None
         letter = text[:1] == LETTERS[row.correct_choice_idx] and text[1:2] in ("", ".")
-        letters += letter
-        hits += letter or text == row.choices[row.correct_choice_idx]
-    metrics = {"letter alone": percent(letters, len(rows))}
+        for name, hit in (("", letter or text == row.choices[row.correct_choice_idx]), ("letter alone", letter)):
+            answered = row.question_id in matched.texts
+            tallies.add(name, row.question_id, str(row.image_id), hit, answered=answered)
+    metrics = tallies.percents()
+    score = metrics.pop("")
+    chance = percent(sum(1 / len(row.choices) for row in rows), len(rows))
     note = (
         "right: the letter, a full stop after it allowed, or the text of the right choice, as the official rule has it"
     )
-    return matched.report("aokvqa-choice", rows[0].split, percent(hits, len(rows)), metrics, [note])
+    return matched.report("aokvqa-choice", rows[0].split, score, metrics, [note], tallies, chance)
 
 
 AOKVQA_CHOICE = Benchmark(

@@ -8,7 +8,8 @@ from msgspec import Struct
 
 from vlmix.builders import layout
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
@@ -66,13 +67,13 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, rows = _opened(files, split)
     rows = {id: row for id, row in rows.items() if answers.asks(id)}
     matched = match(answers, rows, path)
     balanced = {id: row for id, row in rows.items() if row.isBalanced}
-    hits, missing = 0, 0
-    shares, gold, predicted = Shares(), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    missing = 0
+    tallies, gold, predicted = Tallies(), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for id, row in balanced.items():
         if row.answer is None:
             raise files.wrong(path, f"question {id} has no answer, as in a test split")
@@ -80,17 +81,21 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
         missing += text is None
         answer = None if text is None else prediction(text)
         hit = answer == row.answer
-        hits += hit
-        shares.add("open" if row.types.structural == "query" else "binary", hit)
-        shares.add(f"structural/{row.types.structural}", hit)
-        shares.add(f"semantic/{row.types.semantic}", hit)
-        shares.add(f"words/{len(row.question.split()):02}", hit)
-        shares.add(f"steps/{_steps(row):02}", hit)
+        for name in (
+            "",
+            "open" if row.types.structural == "query" else "binary",
+            f"structural/{row.types.structural}",
+            f"semantic/{row.types.semantic}",
+            f"words/{len(row.question.split()):02}",
+            f"steps/{_steps(row):02}",
+        ):
+            tallies.add(name, id, row.imageId, hit, answered=text is not None)
         if row.groups.global_ is not None:
             gold[row.groups.global_, row.answer] += 1
             if answer is not None:
                 predicted[row.groups.global_, answer] += 1
-    metrics = shares.percents()
+    metrics = tallies.percents()
+    score = metrics.pop("", 0.0)
     if gold:
         metrics["distribution (lower is better)"] = chi_square(gold, predicted) / 100
     notes = ["exact match of lower-cased answers without final full stop, over balanced questions"]
@@ -98,7 +103,7 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
         notes.append(
             f"{missing:,} balanced questions without an answer count as wrong; the official script stops there"
         )
-    return matched.report("gqa", _label(path, split), percent(hits, len(balanced)), metrics, notes)
+    return matched.report("gqa", _label(path, split), score, metrics, notes, tallies)
 
 
 def _label(path: Path, split: str) -> str:

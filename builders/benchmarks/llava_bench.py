@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from vlmix.builders.benchmarks.judging import finite_numbers, judge_notes, required_judgements
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
 from vlmix.mixture.benchmark.judge import Judgements, JudgeRequest
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 
@@ -104,11 +105,12 @@ def _wild_requests(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]
     return cases
 
 
-def _wild_score(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Report:
+def _wild_score(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Scored:
     path, rows = _wild_rows(files)
     matched = match(answers, dict.fromkeys(str(row.question_id) for row in rows), path)
     found = required_judgements("llava-bench", judgements, matched)
     pairs: dict[str, list[list[float]]] = {"all": []}
+    tallies = Tallies()
     failed = 0
     for row in rows:
         judgement = found.get(str(row.question_id))
@@ -122,6 +124,14 @@ def _wild_score(answers: Answers, files: OfficialFiles, split: str, judgements: 
         failed += tuple(judgement.tuple) == _WILD_FAILED
         pairs["all"].append(judgement.tuple)
         pairs.setdefault(row.category, []).append(judgement.tuple)
+        reference, model = judgement.tuple
+        for group in ("all", row.category):
+            for name, value, weight in (
+                ("" if group == "all" else group, model, reference),
+                (f"{group}/reference", reference, 10.0),
+                (f"{group}/model", model, 10.0),
+            ):
+                tallies.add(name, str(row.question_id), row.image, value, weight)
     metrics = {}
     for group, scores in pairs.items():
         # Rounded to three digits before the ratio, as the official summary does.
@@ -132,7 +142,7 @@ def _wild_score(answers: Answers, files: OfficialFiles, split: str, judgements: 
     notes = judge_notes(found, len(pairs["all"]), len(rows), "LLaVA-1.5 was judged by gpt-4-0314")
     if failed:
         notes.append(f"{failed} replies without two scores count as -1 and -1 in the means, as officially")
-    return matched.report("llava-bench", "all", metrics.pop("all"), metrics, notes)
+    return matched.report("llava-bench", "all", metrics.pop("all"), metrics, notes, tallies)
 
 
 LLAVA_BENCH = Benchmark(

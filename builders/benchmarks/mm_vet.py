@@ -1,6 +1,5 @@
 """MM-Vet: open questions, graded by a language model from 0 to 1."""
 
-from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -8,8 +7,9 @@ from msgspec import Struct
 
 from vlmix.builders.benchmarks.judging import finite_numbers, judge_notes, required_judgements
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Report, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Scored, match
 from vlmix.mixture.benchmark.judge import Judgements, JudgeRequest
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -116,13 +116,11 @@ def _vet_cases(answers: Answers, files: OfficialFiles) -> list[JudgeRequest]:
     ]
 
 
-def _vet_score(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Report:
+def _vet_score(answers: Answers, files: OfficialFiles, split: str, judgements: Judgements | None) -> Scored:
     path, rows = _vet_rows(files)
     matched = _vet_match(answers, path, rows)
     found = required_judgements("mm-vet", judgements, matched)
-    counts = Counter[str]()
-    scores: dict[str, float] = {}
-    judged = 0
+    tallies, judged = Tallies(), 0
     for id, row in rows.items():
         judgement = found.get(id)
         judged += judgement is not None
@@ -133,14 +131,13 @@ def _vet_score(answers: Answers, files: OfficialFiles, split: str, judgements: J
             )
         score = judgement.tuple[0] if judgement else 0.0
         capabilities = sorted(set(row.capability))
-        for group in ("total", *capabilities, f"together/{'+'.join(capabilities)}"):
-            scores[group] = scores.get(group, 0.0) + score
-            counts[group] += 1
-    metrics = {group: round(100 * total / counts[group], 1) for group, total in scores.items()}
+        for group in ("", *capabilities, f"together/{'+'.join(capabilities)}"):
+            tallies.add(group, id, row.imagename, score, answered=judgement is not None)
+    metrics = tallies.percents(digits=1)
     notes = judge_notes(found, judged, len(rows), "the paper's judge is gpt-4-0613")
     if judged < len(rows):
         notes.append("questions that were not judged count as 0; the official script stops at one without an answer")
-    return matched.report("mm-vet", "all", metrics.pop("total"), metrics, notes)
+    return matched.report("mm-vet", "all", metrics.pop(""), metrics, notes, tallies)
 
 
 def _vet_submit(answers: Answers, files: OfficialFiles, split: str, out: Path) -> str:

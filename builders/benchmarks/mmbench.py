@@ -11,7 +11,8 @@ import pyarrow.csv as pacsv
 
 from vlmix.builders.benchmarks.sheet import write_sheet
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match, percent
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -131,7 +132,7 @@ def _benchmark(name: str, title: str, pattern: str, instruction: str) -> Benchma
         by_index = {row["index"]: row for row in rows}
         return [Question(row["index"], "", _prompt(row, instruction), _image(by_index, row, path)) for row in rows]
 
-    def rate(answers: Answers, files: OfficialFiles, split: str) -> Report:
+    def rate(answers: Answers, files: OfficialFiles, split: str) -> Scored:
         path, rows = _opened(files, split, pattern, images=False)
         return _score_answers(name, answers, path, rows, split or rows[0].get("split") or "dev", files)
 
@@ -174,15 +175,17 @@ def _cell(row: Row, column: str, texts: Mapping[str, str]) -> str | int | None:
 
 def _score_answers(
     name: str, answers: Answers, path: Path, rows: list[Row], split: str, files: OfficialFiles
-) -> Report:
+) -> Scored:
     rows = [row for row in rows if answers.asks(row["index"])]
     matched = match(answers, dict.fromkeys(row["index"] for row in rows), path)
     labelled = [row for row in rows if row.get("answer", "") in LETTERS and row.get("answer")]
     if not labelled:
         raise files.wrong(path, "it has no answers: the server keeps the labels of test; write --submission for it")
     groups: dict[int, list[bool]] = {}
+    answered: dict[int, bool] = {}
+    guessed: dict[int, float] = {}
     mains: dict[int, Row] = {}
-    unmatched = 0
+    tallies, unmatched = Tallies(), 0
     for row in labelled:
         index = int(row["index"])
         group = index % _ROTATION
@@ -191,19 +194,20 @@ def _score_answers(
         letter = None if text is None else chosen(text, choices)
         unmatched += text is not None and letter is None
         groups.setdefault(group, []).append(letter == row["answer"])
+        answered[group] = answered.get(group, True) and text is not None
+        guessed[group] = guessed.get(group, 1.0) / max(1, len(choices))
+        tallies.add("single rotations", row["index"], str(group), letter == row["answer"], answered=text is not None)
         if index == group:
             mains[group] = row
-    shares = Shares()
     for group, row in mains.items():
-        hit = all(groups[group])
-        shares.add("", hit)
-        for column in ("l2-category", "category"):
-            if value := row.get(column):
-                shares.add(f"{column}/{value}", hit)
+        kinds = [f"{column}/{value}" for column in ("l2-category", "category") if (value := row.get(column))]
+        for kind in ("", *kinds):
+            tallies.add(kind, str(group), str(group), all(groups[group]), answered=answered[group])
     if not mains:
         raise files.wrong(path, "none of its rows is the unrotated one of its group")
-    single = percent(sum(map(sum, groups.values())), len(labelled))
-    metrics = shares.percents()
+    metrics = tallies.percents()
+    single = metrics.pop("single rotations")
+    chance = percent(sum(guessed[group] for group in mains), len(mains))
     score = metrics.pop("")
     notes = [
         f"{len(mains):,} questions in {len(labelled):,} rotations; a question is right if every rotation is; exact "
@@ -213,7 +217,7 @@ def _score_answers(
         notes.append(f"{unmatched:,} answers match no option")
     if len(groups) > len(mains):
         notes.append(f"{len(groups) - len(mains):,} groups have no unrotated row and do not count")
-    return matched.report(name, split, score, {**metrics, "single rotations": single}, notes)
+    return matched.report(name, split, score, {**metrics, "single rotations": single}, notes, tallies, chance)
 
 
 MMBENCH = _benchmark("mmbench", "MMBench", "mmbench_{split}_20230712.tsv", OPTION_LETTER)

@@ -1,11 +1,11 @@
 """MME: two yes/no questions an image, by the official `calculation.py` on LLaVA's form of the answers."""
 
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.image_index import EXTENSIONS
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
@@ -94,7 +94,7 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     root, tasks = _opened(files, split)
     counted = {name: [asked for asked in questions if answers.asks(asked.id)] for name, questions in tasks.items()}
     tasks = {name: questions for name, questions in counted.items() if questions}
@@ -107,40 +107,43 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
         return by_text.get((_stem(answer.question_id), bare(answer.prompt)))
 
     matched = match(answers, everything, root, identify)
-    metrics: dict[str, float] = {}
-    others: Counter[str] = Counter()
+    tallies, others = Tallies(), 0
+    parts = {part: names for part, names in _PARTS.items() if any(name in tasks for name in names)}
+    alone = split not in ("", *_PARTS)
+    main = split if alone else next(iter(parts), "")
     for name, questions in tasks.items():
-        right = []
-        for asked in questions:
-            said = verdict(matched.texts.get(asked.id, ""))
-            others[name] += said == "other"
-            right.append(said == asked.gold)
-        both = sum(first and second for first, second in zip(right[::2], right[1::2]))
-        metrics[f"{name}/acc"] = percent(sum(right), len(right))
-        metrics[f"{name}/acc+"] = percent(both, len(right) // 2)
-        metrics[name] = metrics[f"{name}/acc"] + metrics[f"{name}/acc+"]
-    if split in ("", *_PARTS):
-        sums = {
-            part: sum(metrics[name] for name in names if name in tasks)
-            for part, names in _PARTS.items()
-            if any(name in tasks for name in names)
-        }
-        score = sums.get("perception", sums.get("cognition", 0.0))
-        notes = [f"sum of acc and acc+ over the {'perception' if 'perception' in sums else 'cognition'} tasks"]
+        sums = [name, *(part for part, names in parts.items() if name in names and not alone)]
+        sums += [""] if main in sums else []
+        for pair in zip(*[iter([*questions, None])] * 2):
+            two = [asked for asked in pair if asked is not None]
+            said = [verdict(matched.texts.get(asked.id, "")) for asked in two]
+            others += said.count("other")
+            right = [verdict == asked.gold for verdict, asked in zip(said, two)]
+            image, answered = two[0].image, all(asked.id in matched.texts for asked in two)
+            whole = len(two) == 2
+            for kind, value, weight in (("acc", sum(right), len(two)), ("acc+", whole and all(right), whole)):
+                for tally in (f"{name}/{kind}", *sums):
+                    tallies.add(tally, image, image, value, weight, group=f"{name}/{kind}", answered=answered)
+    tallies.sum_groups([*tasks, *parts, ""])
+    metrics = tallies.percents()
+    score = metrics.pop("", 0.0)
+    if alone:
+        notes = [f"acc and acc+ of the task {split} alone, at most 200: this is not the published sum"]
+    else:
+        notes = [f"sum of acc and acc+ over the {main} tasks"]
         if absent := [name for name in PERCEPTION if name not in tasks and split != "cognition"]:
             notes.append(f"without {', '.join(absent)}: this is not the published sum")
-    else:
-        sums, score = {}, metrics.get(split, 0.0)
-        notes = [f"acc and acc+ of the task {split} alone, at most 200: this is not the published sum"]
     if matched.missing or matched.duplicates:
         notes.append(
             "images are paired by name, missing answers are wrong and of double ones the last counts; the "
             "official script pairs lines by place and stops at an odd one"
         )
-    if others.total():
-        notes.append(f"{others.total():,} answers are neither yes nor no")
-    metrics = {**sums, **metrics}
-    return matched.report("mme", split or "all tasks", score, metrics, notes)
+    if others:
+        notes.append(f"{others:,} answers are neither yes nor no")
+    metrics = {part: metrics[part] for part in parts if part in metrics} | metrics
+    # Of two guesses one is right, and one time in four both are.
+    chance = 75.0 * (1 if alone else sum(name in tasks for name in parts[main]))
+    return matched.report("mme", split or "all tasks", score, metrics, notes, tallies, chance)
 
 
 def _stem(image: str) -> tuple[str, str]:

@@ -1,19 +1,21 @@
 """POPE: is an object there? By LLaVA's `eval_pope.py`, and by lmms-eval's stricter reading."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 from msgspec import Struct
 
 from vlmix.builders import layout
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
 
 _FILE = "coco_pope_{split}.json"
 _STEP = 10_000_000
+_BY_ID = "by id, not by place"
+_CHANCE = 50.0  # F1 of a coin, as half of the labels are yes; always yes has 66.7
 # LLaVA distinguishes the splits by what it adds to POPE's ids.
 OFFSETS = {"adversarial": 0, "random": _STEP, "popular": 2 * _STEP}
 
@@ -25,47 +27,11 @@ class _Row(Struct):
     label: str
 
 
-class Counts(NamedTuple):
-    """A confusion table; "yes" is positive."""
-
-    tp: int
-    fp: int
-    tn: int
-    fn: int
-
-    @property
-    def accuracy(self) -> float:
-        return percent(self.tp + self.tn, sum(self))
-
-    @property
-    def precision(self) -> float:
-        return percent(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float:
-        return percent(self.tp, self.tp + self.fn)
-
-    @property
-    def f1(self) -> float:
-        both = self.precision + self.recall
-        return 2 * self.precision * self.recall / both if both else 0.0
-
-
 def says_yes(text: str) -> bool:
     """LLaVA's reading: of the text before the first full stop, commas gone, "No", "no" or "not" among the words that
     single spaces part mean no, and all else yes: "NO", "Not", "none", an empty answer, "no" before a line break."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not ("No" in words or "not" in words or "no" in words)
-
-
-def count(pairs: list[tuple[bool, bool]]) -> Counts:
-    """The table of (predicted yes, labelled yes)."""
-    return Counts(
-        tp=pairs.count((True, True)),
-        fp=pairs.count((True, False)),
-        tn=pairs.count((False, False)),
-        fn=pairs.count((False, True)),
-    )
 
 
 def _opened(files: OfficialFiles, split: str) -> dict[str, tuple[Path, list[_Row]]]:
@@ -101,7 +67,7 @@ def _image(name: str) -> str:
     return layout.coco("val", int(name.removesuffix(".jpg").rpartition("_")[2]))
 
 
-def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     """Answers meet labels by their place within the split, as in LLaVA's script, which looks at no id there."""
     opened = {
         name: (path, counted)
@@ -113,37 +79,57 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
         name: {str(r.question_id + offsets[name]): r.label == "yes" for r in rows} for name, (_, rows) in opened.items()
     }
     matched = match(answers, [id for ids in labels.values() for id in ids], files.path)
-    metrics: dict[str, float] = {}
+    tallies = Tallies()
     notes = ["LLaVA's reading (no `no` or `not` before the first full stop means yes), mean of the splits' F1"]
-    strict: list[tuple[str, bool]] = []
-    by_id = []
     for name, (path, rows) in opened.items():
         given = [answer for answer in answers.rows if _split_of(answer.question_id, offsets) == name]
         if not given:
             raise VlmixError(f"{answers.path}: no answer is for POPE's split {name} ({path}); --split names another")
         paired = list(zip(given, rows))
-        table = count([(says_yes(answer.text), row.label == "yes") for answer, row in paired])
-        metrics |= {
-            f"{name}/f1": table.f1,
-            f"{name}/accuracy": table.accuracy,
-            f"{name}/precision": table.precision,
-            f"{name}/recall": table.recall,
-            f"{name}/yes ratio": percent(sum(says_yes(answer.text) for answer in given), len(given)),
-        }
-        strict += [(answer.text.lower().strip(), row.label == "yes") for answer, row in paired]
-        own = [(says_yes(matched.texts[id]), label) for id, label in labels[name].items() if id in matched.texts]
-        by_id.append(count(own).f1)
+        for answer, row in paired:
+            _tally(tallies, name, str(row.question_id + offsets[name]), row, answer.text)
+        for row in rows:
+            id = str(row.question_id + offsets[name])
+            if id in matched.texts:
+                said, label = says_yes(matched.texts[id]), row.label == "yes"
+                tallies.add_binary(_BY_ID, id, row.image, said, label, group=name)
         notes += _oddities(name, path, [answer.question_id for answer in given], list(labels[name]))
-        if not table.tp + table.fp:
+        if not any(says_yes(answer.text) for answer, _ in paired):
             notes.append(
                 f"{name}: nothing is answered with yes, where the official script divides by zero; F1 counts as 0"
             )
-    score = sum(metrics[f"{name}/f1"] for name in opened) / len(opened)
-    metrics["by id, not by place"] = sum(by_id) / len(by_id)
-    metrics |= _lmms_eval(strict)
+    metrics = tallies.percents()
+    score = metrics.pop("")
+    metrics.setdefault(_BY_ID, 0.0)
     if missing := [name for name in OFFSETS if name not in opened]:
         notes.append(f"without {', '.join(missing)}")
-    return matched.report("pope", "+".join(opened), score, metrics, notes)
+    return matched.report("pope", "+".join(opened), score, metrics, notes, tallies, chance=_CHANCE)
+
+
+def _tally(tallies: Tallies, split: str, id: str, row: _Row, text: str) -> None:
+    """An answer by LLaVA's reading, split by split, and by lmms-eval's: right is "yes" or "no" alone, all splits in one
+    table, the yes ratio that of the labels."""
+    said, label = says_yes(text), row.label == "yes"
+    strict = text.lower().strip()
+    tallies.add_binary("", id, row.image, said, label, group=split)
+    tallies.add_binary(f"{split}/f1", id, row.image, said, label)
+    tallies.add("lmms-eval/f1", id, row.image, 2 * (strict == "yes" and label), _in_f1(strict, label))
+    for name, value, weight in (
+        (f"{split}/accuracy", said == label, 1),
+        (f"{split}/precision", label, said),
+        (f"{split}/recall", said, label),
+        (f"{split}/yes ratio", said, 1),
+        ("lmms-eval/accuracy", strict == ("yes" if label else "no"), 1),
+        ("lmms-eval/precision", label, strict == "yes"),
+        ("lmms-eval/recall", strict == "yes", label and strict in ("yes", "no")),
+        ("lmms-eval/yes ratio", label, 1),
+    ):
+        tallies.add(name, id, row.image, value * weight, weight)
+
+
+def _in_f1(strict: str, label: bool) -> int:
+    """2 for a true positive, 1 for a false positive or a false negative; an answer that is neither counts as none."""
+    return (strict == "yes") + (label and strict in ("yes", "no"))
 
 
 def _offsets(answers: Answers, splits: list[str]) -> dict[str, int]:
@@ -167,22 +153,6 @@ def _oddities(name: str, path: Path, given: list[str], wanted: list[str]) -> lis
         "the official script compares them by place all the same, and `by id, not by place` is the score of the "
         "answers with their own labels (the random split had 2,910 questions at LLaVA's time, 3,000 later)"
     ]
-
-
-def _lmms_eval(strict: list[tuple[str, bool]]) -> dict[str, float]:
-    """lmms-eval: right is "yes" or "no" alone, all splits in one table, the yes ratio that of the labels."""
-    right = sum(text == ("yes" if label else "no") for text, label in strict)
-    tp = sum(text == "yes" and label for text, label in strict)
-    fp = sum(text == "yes" and not label for text, label in strict)
-    fn = sum(text == "no" and label for text, label in strict)
-    table = Counts(tp, fp, 0, fn)
-    return {
-        "lmms-eval/f1": table.f1,
-        "lmms-eval/accuracy": percent(right, len(strict)),
-        "lmms-eval/precision": table.precision,
-        "lmms-eval/recall": table.recall,
-        "lmms-eval/yes ratio": percent(sum(label for _, label in strict), len(strict)),
-    }
 
 
 POPE = Benchmark(

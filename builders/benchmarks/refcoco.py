@@ -8,7 +8,8 @@ from msgspec import Struct
 from vlmix.builders import layout
 from vlmix.builders.schemas.refcoco import Instances, Ref
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.boxes import clip
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.pickles import load_plain
@@ -119,7 +120,7 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     opened = {
         name: counted
         for name, found in _opened(files, split).items()
@@ -127,23 +128,22 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
     }
     expressions = {expression.id: expression for found in opened.values() for expression in found}
     matched = match(answers, expressions, files.path)
-    shares, overlap, unread = Shares(), 0.0, 0
+    tallies, unread = Tallies(), 0
     for name, found in opened.items():
         for expression in found:
             text = matched.texts.get(expression.id)
             box = None if text is None else box_in(text, expression.width, expression.height)
             unread += text is not None and box is None
             found_iou = 0.0 if box is None else iou(box, expression.box)
-            overlap += found_iou
-            shares.add("", found_iou >= _ENOUGH)
-            shares.add(name, found_iou >= _ENOUGH)
-    metrics = shares.percents()
+            image = str(expression.image_id)
+            for tally, value in (("", found_iou >= _ENOUGH), (name, found_iou >= _ENOUGH), ("mean IoU", found_iou)):
+                tallies.add(tally, expression.id, image, value, answered=text is not None)
+    metrics = tallies.percents()
     score = metrics.pop("")
-    metrics |= {"mean IoU": percent(overlap, len(expressions))}
     notes = [f"IoU of at least {_ENOUGH} in pixels, over {len(expressions):,} expressions of {', '.join(opened)}"]
     if unread:
         notes.append(f"{unread:,} answers hold no box [x1, y1, x2, y2] and are wrong")
-    return matched.report("refcoco", split or "val", score, metrics, notes)
+    return matched.report("refcoco", split or "val", score, metrics, notes, tallies)
 
 
 REFCOCO = Benchmark(

@@ -5,7 +5,8 @@ import re
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match, percent
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import OPTION_LETTER
@@ -64,14 +65,15 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
-def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     problems = {id: problem for id, problem in _opened(files, split).items() if answers.asks(id)}
     matched = match(answers, problems, files.folder)
     prompts = {row.question_id: row.prompt for row in answers.rows}
     # LLaVA knows an image question by the image token of its prompt; files without the token are taken by the problem.
     marked = any(IMAGE_TOKEN in prompt for prompt in prompts.values())
-    hits = image_hits = image_count = failed = 0
-    shares = Shares()
+    image_count = failed = 0
+    guessed = 0.0
+    tallies = Tallies()
     for id, problem in problems.items():
         text = matched.texts.get(id)
         letter = chosen("FAILED" if text is None else text)
@@ -82,19 +84,21 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
             and letter in _OPTIONS[: len(problem.choices)]
             and _OPTIONS.index(letter) == problem.answer
         )
-        hits += hit
+        names = ["all questions"]
         if text is not None and (IMAGE_TOKEN in prompts[id] if marked else bool(problem.image)):
             image_count += 1
-            image_hits += hit
-            if problem.subject:
-                shares.add(f"image/{problem.subject}", hit)
-    metrics = {"all questions": percent(hits, len(problems)), **shares.percents(), "without a letter": float(failed)}
+            guessed += 1 / max(1, len(problem.choices))
+            names += ["", *([f"image/{problem.subject}"] if problem.subject else [])]
+        for name in names:
+            tallies.add(name, id, id, hit, answered=text is not None)
+    metrics = {**tallies.percents(), "without a letter": float(failed)}
+    score = metrics.pop("", 0.0)
     notes = [f"accuracy on {image_count:,} answered questions with an image"]
     if matched.missing:
         notes.append(
             "an image question without an answer is left out here, and wrong in `all questions`, as officially"
         )
-    return matched.report("scienceqa", split or "test", percent(image_hits, image_count), metrics, notes)
+    return matched.report("scienceqa", split or "test", score, metrics, notes, tallies, percent(guessed, image_count))
 
 
 SCIENCEQA = Benchmark(

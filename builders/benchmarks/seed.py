@@ -6,7 +6,8 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, Shares, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -62,22 +63,22 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     return questions
 
 
-def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, rows, names = _opened(files, split)
     rows = [row for row in rows if answers.asks(row.id)]
     matched = match(answers, dict.fromkeys(row.id for row in rows), path)
-    shares = Shares()
+    tallies = Tallies()
     for row in rows:
         hit = matched.texts.get(row.id) == row.answer
-        shares.add("", hit)
-        shares.add(f"{row.data_type} only", hit)
-        shares.add(f"type/{names.get(row.question_type_id, str(row.question_type_id))}", hit)
-    metrics = shares.percents()
+        kind = f"type/{names.get(row.question_type_id, str(row.question_type_id))}"
+        for name in ("", f"{row.data_type} only", kind):
+            tallies.add(name, row.id, row.image, hit, answered=row.id in matched.texts)
+    metrics = tallies.percents()
     notes = [
         f"{split or 'images and videos'}; the letter alone is right (LLaVA's script; the official one ranks the "
         "choices by their likelihood); missing answers are wrong"
     ]
-    return matched.report("seed", split or "all", metrics.pop(""), metrics, notes)
+    return matched.report("seed", split or "all", metrics.pop(""), metrics, notes, tallies, chance=25.0)
 
 
 def _submit(answers: Answers, files: OfficialFiles, split: str, out: Path) -> str:

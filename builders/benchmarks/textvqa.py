@@ -9,7 +9,8 @@ from vlmix.builders import layout
 from vlmix.builders.benchmarks.normalise import Memo, evalai, soft_accuracy
 from vlmix.builders.schemas.textvqa import Rosetta
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import OCR_LINE, SHORT_ANSWER
@@ -70,7 +71,7 @@ def asked(prompt: str) -> str | None:
     return lines[0].lower() if len(lines) == 2 else None
 
 
-def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, file, split = _opened(files, split)
     rows = {str(row.question_id): row for row in file.data if answers.asks(str(row.question_id))}
     # LLaVA's question_id is the image's; of questions that are asked twice of an image, the last is meant.
@@ -84,15 +85,19 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Report
 
     matched = match(answers, rows, path, identify)
     processed = Memo(evalai)
-    scores = []
+    tallies, count = Tallies(), 0
     for answer in answers.rows:
         id = identify(answer)
         if id is not None:
-            scores.append(soft_score(answer.text, rows[id].answers, processed, path, id))
-    notes = [f"m4c soft accuracy over {len(scores):,} answers; missing ones are left out, double ones count twice"]
-    once = sum(soft_score(text, rows[id].answers, processed, path, id) for id, text in matched.texts.items())
-    metrics = {"missing as wrong": percent(once, len(rows))}
-    return matched.report("textvqa", split, percent(sum(scores), len(scores)), metrics, notes)
+            count += 1
+            tallies.add("", id, rows[id].image_id, soft_score(answer.text, rows[id].answers, processed, path, id))
+    for id, row in rows.items():
+        text = matched.texts.get(id)
+        score = 0.0 if text is None else soft_score(text, row.answers, processed, path, id)
+        tallies.add("missing as wrong", id, row.image_id, score, answered=text is not None)
+    metrics = tallies.percents()
+    notes = [f"m4c soft accuracy over {count:,} answers; missing ones are left out, double ones count twice"]
+    return matched.report("textvqa", split, metrics.pop(""), metrics, notes, tallies)
 
 
 def soft_score(text: str, answers: list[str] | None, processed: Memo, path: Path, id: str) -> float:

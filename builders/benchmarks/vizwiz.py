@@ -6,9 +6,9 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.builders.benchmarks.normalise import Memo, evalai, soft_accuracy
-from vlmix.builders.benchmarks.vqa import DIGITS, Human, Item, TextCache, rate
+from vlmix.builders.benchmarks.vqa import Human, Item, TextCache, rate
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Report, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Scored, match
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -53,25 +53,23 @@ def _vizwiz_match(answers: Answers, rows: list[_VizWizRow], path: Path) -> Match
     return match(answers, ids, path, lambda row: names.get(row.question_id, row.question_id))
 
 
-def _rate_vizwiz(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _rate_vizwiz(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, rows, split = _vizwiz_file(files, split)
     items = []
     for number, row in enumerate(rows):
         if not row.answers:
             raise files.wrong(path, f"{row.image} has no answers, as in the test split, whose labels the server keeps")
-        items.append(Item(str(number), row.answers, (row.answer_type,) if row.answer_type else ()))
+        items.append(Item(str(number), row.image, row.answers, (row.answer_type,) if row.answer_type else ()))
     items = [item for item in items if answers.asks(item.id)]
     matched = _vizwiz_match(answers, rows, path)
     note = "workers are identified by position, as VizWiz gives no ids; `VizWiz API` leaves their answers as typed"
-    report = rate("vizwiz", split, items, matched, [note], by_position=True)
-    words, processed = TextCache(), Memo(evalai)
-    as_typed = 0.0
-    for item in items:
-        text = words.normal[words.clean[processed[matched.texts.get(item.id, "")]]]
-        equal = sum(human.answer == text for human in item.humans)
-        as_typed += soft_accuracy(equal, len(item.humans))
-    report.metrics["VizWiz API"] = round(percent(as_typed, len(items)), DIGITS)
-    return report
+    words = TextCache()
+
+    def as_typed(item: Item, text: str) -> float:
+        text = words.normal[words.clean[text]]
+        return soft_accuracy(sum(human.answer == text for human in item.humans), len(item.humans))
+
+    return rate("vizwiz", split, items, matched, [note], by_position=True, more={"VizWiz API": as_typed})
 
 
 def _submit_vizwiz(answers: Answers, files: OfficialFiles, split: str, out: Path) -> str:

@@ -5,7 +5,7 @@ min(1, equal answers among the other nine / 3), and the mean of the ten counts.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,8 @@ from vlmix.builders import layout
 from vlmix.builders.benchmarks.normalise import Memo, clean, evalai, soft_accuracy, vqa
 from vlmix.builders.schemas.vqa import Info, Questions
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Report, Shares, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Scored, match
+from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
@@ -78,37 +79,46 @@ class HumanAnswers:
 
 
 class Item(NamedTuple):
-    """A question's id, its workers, and the groups in which its score is counted."""
+    """A question's id, its image, its workers, and the groups in which its score is counted."""
 
     id: str
+    image: str
     humans: Sequence[Human]
     groups: tuple[str, ...] = ()
 
 
 def rate(
-    name: str, split: str, items: list[Item], matched: Matched, notes: list[str], by_position: bool = False
-) -> Report:
-    """The report on all `items`; a question without an answer counts as answered with "", as LLaVA submits it."""
+    name: str,
+    split: str,
+    items: list[Item],
+    matched: Matched,
+    notes: list[str],
+    by_position: bool = False,
+    more: Mapping[str, Callable[[Item, str], float]] | None = None,
+) -> Scored:
+    """The report on all `items`; a question without an answer counts as answered with "", as LLaVA submits it. `more`
+    are metrics by name, which score a question's item and answer with 0..1."""
     words, processed = TextCache(), Memo(evalai)
-    shares = Shares()
-    total = raw = 0.0
+    tallies = Tallies()
     for item in items:
         crowd = HumanAnswers(item.humans, words, by_position)
         text = matched.texts.get(item.id, "")
+        answered = item.id in matched.texts
         score = crowd.accuracy(processed[text])
-        total += score
-        raw += crowd.accuracy(text)
-        for group in item.groups:
-            shares.add(group, score)
-    overall = round(percent(total, len(items)), DIGITS)
-    metrics = shares.percents(DIGITS) | {"raw text": round(percent(raw, len(items)), DIGITS)}
+        for tally in ("", *item.groups):
+            tallies.add(tally, item.id, item.image, score, answered=answered)
+        tallies.add("raw text", item.id, item.image, crowd.accuracy(text), answered=answered)
+        for tally, metric in (more or {}).items():
+            tallies.add(tally, item.id, item.image, metric(item, processed[text]), answered=answered)
+    metrics = tallies.percents(DIGITS)
     if matched.missing:
         notes.append("missing answers count as empty ones; the official evaluator refuses such a file")
-    return matched.report(name, split, overall, metrics, [AS_SUBMITTED, *notes])
+    return matched.report(name, split, metrics.pop("", 0.0), metrics, [AS_SUBMITTED, *notes], tallies)
 
 
 class _AnnotatedRow(Struct, gc=False):
     question_id: int
+    image_id: int | str = ""
     answers: list[Human] | None = None
     question_type: str = ""
     answer_type: str = ""
@@ -160,7 +170,10 @@ def _annotations(files: OfficialFiles, split: str, pattern: str, dataset: str) -
 
 
 def _items(file: _Annotated, groups: Callable[[_AnnotatedRow], Iterable[str]]) -> list[Item]:
-    return [Item(str(row.question_id), row.answers or [], tuple(groups(row))) for row in file.annotations]
+    return [
+        Item(str(row.question_id), str(row.image_id or row.question_id), row.answers or [], tuple(groups(row)))
+        for row in file.annotations
+    ]
 
 
 _V2_QUESTIONS = "v2_OpenEnded_mscoco_{split}_questions.json"
@@ -175,7 +188,7 @@ def _vqav2_groups(row: _AnnotatedRow) -> Iterable[str]:
         yield f"question type/{row.question_type}"
 
 
-def _rate_vqav2(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _rate_vqav2(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, file, split = _annotations(files, split, _V2_ANNOTATIONS, _V2)
     items = _items(file, _vqav2_groups)
     items = [item for item in items if answers.asks(item.id)]
@@ -219,21 +232,20 @@ _OK_QUESTIONS = "OpenEnded_mscoco_{split}_questions.json"
 _OK_ANNOTATIONS = "mscoco_{split}_annotations.json"
 
 
-def _rate_okvqa(answers: Answers, files: OfficialFiles, split: str) -> Report:
+def _rate_okvqa(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, file, split = _annotations(files, split, _OK_ANNOTATIONS, "OK-VQA")
     types = file.question_types
     items = _items(file, lambda row: [f"question type/{types.get(row.question_type, row.question_type)}"])
     items = [item for item in items if answers.asks(item.id)]
     matched = match(answers, dict.fromkeys(item.id for item in items), path)
-    report = rate("okvqa", split, items, matched, ["against the stemmed `answer`, as the official files say"])
-    typed = [
-        Item(
-            item.id, [msgspec.structs.replace(human, answer=human.raw_answer or human.answer) for human in item.humans]
-        )
-        for item in items
-    ]
-    report.metrics["as typed"] = rate("okvqa", split, typed, matched, []).score
-    return report
+    words = TextCache()
+
+    def as_typed(item: Item, text: str) -> float:
+        humans = [msgspec.structs.replace(human, answer=human.raw_answer or human.answer) for human in item.humans]
+        return HumanAnswers(humans, words).accuracy(text)
+
+    notes = ["against the stemmed `answer`, as the official files say"]
+    return rate("okvqa", split, items, matched, notes, more={"as typed": as_typed})
 
 
 OKVQA = Benchmark(

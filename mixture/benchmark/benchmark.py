@@ -12,7 +12,9 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answer, Answers
+from vlmix.mixture.benchmark.intervals import interval
 from vlmix.mixture.benchmark.judge import Endpoint, Judgements, JudgeRequest, ScoreParser, check, judge, read_judgements
+from vlmix.mixture.benchmark.values import Tallies, Values
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -39,12 +41,22 @@ class Report(Struct, kw_only=True):
     `score` is on the published scale (percent; MME up to 2000). `metrics` are sub-scores, on the same scale where
     they are shares. `answered`, `missing`, `duplicates` and `unknown` count questions with and without an answer, rows
     beyond the first of a question, and rows for no question. `notes` say by which convention, and what was odd.
+
+    `interval` holds the score that other questions of the same kind would have given in 95 of 100 cases, `intervals`
+    the same for metrics; how it was made is in `interval_method` ("exact", "bootstrap", "normal"), over `clusters`,
+    which are images where questions share one (see `benchmark.intervals`). `chance` is what guessing scores, where that
+    is known.
     """
 
     benchmark: str
     split: str
     score: float
+    interval: tuple[float, float] | None = None
+    interval_method: str = ""
+    clusters: int = 0
+    chance: float | None = None
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
     answered: int
     missing: int
     duplicates: int
@@ -52,6 +64,13 @@ class Report(Struct, kw_only=True):
     notes: list[str]
     scorer_version: int = 0
     """Of the benchmark's rules: scores of one version compare."""
+
+
+class Scored(NamedTuple):
+    """A report, and what each question adds to its score, None where the benchmark does not say."""
+
+    report: Report
+    values: Values | None = None
 
 
 class Matched(NamedTuple):
@@ -64,11 +83,37 @@ class Matched(NamedTuple):
     unknown: int
 
     def report(
-        self, benchmark: str, split: str, score: float, metrics: Mapping[str, float], notes: Iterable[str]
-    ) -> Report:
+        self,
+        benchmark: str,
+        split: str,
+        score: float,
+        metrics: Mapping[str, float],
+        notes: Iterable[str],
+        tallies: Tallies | None = None,
+        chance: float | None = None,
+    ) -> Scored:
+        """The report with the intervals of `tallies`, whose main one ("") is that of the score and whose others have
+        the names of metrics."""
         counts = self._asdict()
         del counts["texts"]
-        return Report(benchmark=benchmark, split=split, score=score, metrics=dict(metrics), notes=list(notes), **counts)
+        report = Report(
+            benchmark=benchmark,
+            split=split,
+            score=score,
+            chance=chance,
+            metrics=dict(metrics),
+            notes=list(notes),
+            **counts,
+        )
+        if tallies is None:
+            return Scored(report)
+        values = tallies.values()
+        found = {name: within for name, each in values.items() if (within := interval(each)) is not None}
+        if (main := found.pop("", None)) is not None:
+            report.interval = (main.low, main.high)
+            report.interval_method, report.clusters = main.method, main.clusters
+        report.intervals = {name: (found[name].low, found[name].high) for name in report.metrics if name in found}
+        return Scored(report, values.get(""))
 
 
 def match(
@@ -104,23 +149,6 @@ def percent(hits: float, count: float) -> float:
     return 100 * hits / count if count else 0.0
 
 
-class Shares:
-    """Mean scores by group, in percent."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, group: str, score: float) -> None:
-        self._sums[group] = self._sums.get(group, 0.0) + score
-        self._counts[group] = self._counts.get(group, 0) + 1
-
-    def percents(self, digits: int | None = None) -> dict[str, float]:
-        """Group -> percent, rounded to `digits` if given, in the order of the groups' names."""
-        shares = {group: percent(self._sums[group], self._counts[group]) for group in sorted(self._sums)}
-        return shares if digits is None else {group: round(share, digits) for group, share in shares.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One benchmark.
@@ -138,7 +166,7 @@ class Benchmark:
     files: tuple[RawFile, ...]
     splits: tuple[str, ...]
     read_questions: Callable[[OfficialFiles, str], list[Question]]
-    score_answers: Callable[..., Report]
+    score_answers: Callable[..., Scored]
     submit: Callable[[Answers, OfficialFiles, str, Path], str] | None = None
     judge_requests: Callable[[Answers, OfficialFiles], list[JudgeRequest]] | None = None
     parse_scores: ScoreParser | None = None
@@ -164,11 +192,17 @@ class Benchmark:
         `judgements` (`judge.Judgements`) are required where `needs_judge`. Raises VlmixError for files that are
         missing, damaged or another benchmark's, and where not one answer belongs to the split.
         """
+        return self.scored(answers, annotations, split, judgements).report
+
+    def scored(
+        self, answers: Answers, annotations: Path, split: str = "", judgements: Judgements | None = None
+    ) -> Scored:
+        """What `score` reports, with what each question adds to it."""
         files, split = self._official(annotations), self._split(split)
         more = (judgements,) if self.needs_judge else ()
-        report = self.score_answers(answers, files, split, *more)
-        report.scorer_version = self.scorer_version
-        return report
+        scored = self.score_answers(answers, files, split, *more)
+        scored.report.scorer_version = self.scorer_version
+        return scored
 
     def judge(
         self, answers: Answers, data: Path, endpoint: Endpoint, path: Path, progress: Progress | None = None
