@@ -1,4 +1,5 @@
-"""Miniature releases of all sources in upstream's file formats, as far as they are read, with generated pictures.
+"""Miniature releases of all sources, and of POPE and MME's existence, in upstream's file formats, as far as they are
+read, with generated pictures.
 
 Same seed, same bytes. Ids do not depend on the seed, so `DIRT` names the irregular records of every sample.
 """
@@ -14,6 +15,7 @@ from vlmix.builders.miniature.gqa import write_gqa
 from vlmix.builders.miniature.instruct import write_instruct, write_lcs
 from vlmix.builders.miniature.mix import write_mix
 from vlmix.builders.miniature.ocrvqa import write_ocrvqa
+from vlmix.builders.miniature.presence import write_mme, write_pope
 from vlmix.builders.miniature.refcoco import write_refcoco
 from vlmix.builders.miniature.sharegpt import write_sharegpt
 from vlmix.builders.miniature.stock import write_coco_images, write_gqa_images, write_vg_images, write_web_images
@@ -42,6 +44,7 @@ SIZES: dict[str, int] = {
     "vg": 60,
     "lcs558k": 64,
     "sharegpt": 40,
+    "mme_existence": 30,
 }
 """Images (chats for sharegpt) per source and split."""
 
@@ -64,6 +67,8 @@ STEPS: tuple[Step, ...] = (
     ("lcs558k", write_lcs),
     ("sharegpt", write_sharegpt),
     ("llava_json", write_mix),
+    ("pope", write_pope),
+    ("mme", write_mme),
 )
 
 

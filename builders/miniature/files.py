@@ -47,6 +47,11 @@ class Folder:
         self.write(path, json.dumps(value, separators=(",", ":")).encode("ascii"))
         self.records[path] = records
 
+    def text(self, path: str, text: str, records: int) -> None:
+        """Write a text file of `records` records."""
+        self.write(path, text.encode("ascii"))
+        self.records[path] = records
+
     def refs(self, path: str, refs: list[Record]) -> None:
         """Write a refs pickle of lists, dicts, strings and ints only.
 

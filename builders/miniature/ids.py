@@ -7,9 +7,10 @@ what they are called. So a document or a test can name a record, and `dirt` can 
 import hashlib
 import string
 
-COCO_FIRST = {"train": 0, "refs": 96, "val": 200, "test": 300}
+COCO_FIRST = {"train": 0, "refs": 96, "val": 200, "test": 300, "mme": 400}
 """First position of each part in the one sequence of COCO ids. `refs` are train2014 images of RefCOCO's evaluation
-splits; keeping them apart from `train` makes evaluation images unseen, which upstream does not guarantee."""
+splits; keeping them apart from `train` makes evaluation images unseen, which upstream does not guarantee. `mme` are
+the pictures that MME has of COCO."""
 
 GQA_OWN = 40
 """GQA train images below this index are Visual Genome's photographs of the same index, as upstream."""

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from vlmix.builders import known_benchmarks
 from vlmix.builders.miniature import DIRT, SIZES, SampleReport, ids, write_sample
 from vlmix.builders.miniature.dirt import MISSING_COCO, ONLY_2014, RECORD
 from vlmix.builders.miniature.scenes import COLORS, KINDS, Scene
 from vlmix.builders.miniature.stock import coco_scene, gqa_scene, vg_scene
+from vlmix.mixture.benchmark.answers import Answer, Answers
+from vlmix.mixture.io.image_index import ImageIndex
 
 PLURAL = {kind.plural: name for name, kind in KINDS.items()}
 
@@ -94,7 +97,7 @@ def test_an_empty_folder_and_a_killed_run_are_no_obstacle(tmp_path: Path) -> Non
 def test_report_counts_what_lies_on_disk(report: SampleReport) -> None:
     files = [path for path in report.root.rglob("*") if path.is_file()]
     assert report.bytes == sum(path.stat().st_size for path in files) < 6_000_000
-    annotations = {str(path.relative_to(report.root)) for path in files if path.suffix in (".json", ".p")}
+    annotations = {str(path.relative_to(report.root)) for path in files if path.suffix in (".json", ".p", ".txt")}
     assert report.records.keys() == annotations
     assert sum(report.images.values()) == len(files) - len(annotations)
 
@@ -693,3 +696,70 @@ def test_mix_irregularities(raw: Path) -> None:
     assert list(by_id(rows, "id", "mix-turn-keys")["conversations"][1]) == ["from", "text", "value", "markdown"]
     assert by_id(rows, "id", "mix-row-key").keys() - {"id", "image", "conversations"}
     assert sum(row["id"] == RECORD["mix-duplicate-id"] for row in rows) >= 3
+
+
+def existence_in(scene: Scene, question: str) -> str:
+    found = re.fullmatch(r"Is there an? (\w+) in (?:the|this) image\?", question.partition("\n")[0])
+    assert found is not None and found[1] in KINDS, question
+    return "yes" if any(thing.kind == found[1] for thing in scene.things) else "no"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "splits", "count", "full", "all_yes"),
+    [
+        ("pope", "val", ("adversarial", "random", "popular"), 128, 100.0, 200 / 3),
+        ("mme", "mme", ("existence",), 60, 200.0, 50.0),
+    ],
+)
+def test_pope_and_mme_ask_as_often_for_what_is_there_as_for_what_is_not(
+    raw: Path, name: str, part: str, splits: tuple[str, ...], count: int, full: float, all_yes: float
+) -> None:
+    """What the scenes say is worth all points, and "yes" to everything what it is at an even chance: F1 2/3, or half of
+    the answers and no pair. Every picture is there."""
+    benchmark, folder = known_benchmarks()[name], raw / name
+    pictures = range(SIZES["coco_val" if part == "val" else "mme_existence"])
+    scenes = {ids.coco(part, index): coco_scene(0, part, index) for index in pictures}
+    index = ImageIndex([folder, raw], benchmark.images)
+    for split in splits:
+        asked = benchmark.questions(folder, split)
+        right = {q.id: existence_in(scenes[int(Path(q.image).stem)], q.text) for q in asked}
+        assert len(asked) == len(right) == count
+        assert Counter(right.values()) == {"yes": len(asked) // 2, "no": len(asked) // 2}
+        assert len({(q.image, q.text) for q in asked}) == len(asked)
+        assert {int(path.stem[-12:]) for q in asked for path in index.candidates(q.image)} == scenes.keys()
+        for texts, worth in ((right, full), (dict.fromkeys(right, "Yes"), all_yes)):
+            answers = Answers([Answer(question_id=id, text=text) for id, text in texts.items()])
+            assert benchmark.score(answers, folder, split).score == pytest.approx(worth)
+
+
+def test_the_splits_of_pope_differ_in_what_is_not_there(raw: Path) -> None:
+    """As in POPE's paper (section 4.1): the same objects are there; absent ones are random, frequent, or frequent
+    beside those that are there."""
+    rows = {
+        split: [json.loads(line) for line in (raw / f"pope/coco/coco_pope_{split}.json").read_text().splitlines()]
+        for split in ("random", "popular", "adversarial")
+    }
+    for split in rows.values():
+        assert [row["question_id"] for row in split] == list(range(1, len(split) + 1))
+        assert [row["label"] for row in split] == ["yes", "no"] * (len(split) // 2)
+        assert all(fits(row, {"question_id": int, "image": str, "text": str, "label": str}) for row in split)
+    there = [[(row["image"], row["text"]) for row in split if row["label"] == "yes"] for split in rows.values()]
+    assert there[0] == there[1] == there[2]
+    pictures = [{thing.kind for thing in scene.things} for scene in coco_scenes("val").values()]
+    often = Counter(kind for picture in pictures for kind in picture)
+    asked = {
+        split: [often[row["text"].split()[3]] for row in found if row["label"] == "no"] for split, found in rows.items()
+    }
+    assert sum(asked["popular"]) > max(sum(asked["random"]), sum(asked["adversarial"]))
+    beside = Counter((one, other) for picture in pictures for one in picture for other in picture)
+    by_id = dict(zip(coco_scenes("val"), pictures))
+
+    def together(split: str) -> int:
+        return sum(
+            beside[row["text"].split()[3], kind]
+            for row in rows[split]
+            if row["label"] == "no"
+            for kind in by_id[int(row["image"][-16:-4])]
+        )
+
+    assert together("adversarial") > max(together("random"), together("popular"))
