@@ -46,12 +46,14 @@ def sweep(
     require()
     from vlmix.builders import known_benchmarks
     from vlmix.train.sweep.report import aggregate, table, write
-    from vlmix.train.sweep.sweep import finished, load, run, run_specs, same_as_random
+    from vlmix.train.sweep.sweep import adds_random, finished, load, run, run_specs, same_as_random
 
     found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
     parsed = load(found, known_benchmarks(), changes)
     inner = "VLMIX_SWEEP_WORKER" in os.environ
+    if adds_random(parsed) and not inner:
+        show.note("random is added to the selections: it is the control that the others are compared with")
     with show.progress() as progress:
         shown = -1
 
@@ -168,12 +170,17 @@ def _plain(name: str) -> Any:
 
 def _facts(parsed: "Sweep") -> dict[str, Any]:
     from vlmix.mixture.version import VERSION
+    from vlmix.train.sweep.sweep import adds_random, choices, described
 
+    every = {choice.name: described(choice, _bare) for choice in choices(parsed)}
+    selections = {name: text for name, text in every.items() if text != f"by: {name}"}
     return {
         "training recipe": Path(parsed.recipe).stem,
         "overrides": ", ".join(f"{key}={_bare(value)}" for key, value in parsed.overrides.items()) or "none",
         "mixture": Path(parsed.mixture or (parsed.build.recipe if parsed.build else "")).stem,
         "seeds": ", ".join(str(seed) for seed in parsed.seeds),
+        **({"selections": selections} if selections else {}),
+        **({"control": "random, which is added where a sweep leaves it out"} if adds_random(parsed) else {}),
         "subsets are trained for": f"the same number of {parsed.budget}",
         "benchmarks": ", ".join(
             f"{name} (the first {exam.limit:,} questions)" if exam.limit else name

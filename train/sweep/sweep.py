@@ -21,9 +21,10 @@ from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta, Struct
 
 from vlmix.mixture.benchmark.benchmark import Benchmark, Report
@@ -32,21 +33,24 @@ from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.digests import sha256 as digest
 from vlmix.mixture.io.locks import exclusive_lock
+from vlmix.mixture.keyed import exact_share
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.score_file import read_listing
+from vlmix.mixture.selection.subset import Selected, Selection, TooFew, check_options, save, select
 from vlmix.train.config import Recipe, parse
 from vlmix.train.evaluate.evaluate import Task, Unscored
 from vlmix.train.metrics import read as read_metrics
 from vlmix.train.sweep.report import Result
-from vlmix.train.sweep.report.aggregate import BUILT_IN
-
-if TYPE_CHECKING:
-    from vlmix.mixture.selection.subset import Selected
+from vlmix.train.sweep.report.aggregate import BUILT_IN, FULL
+from vlmix.train.sweep.report.wording import value as as_text
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
-_GROWING = ("seeds", "ratios", "selections", "files")
-"""What may be added to a sweep that is there: its runs are named by these."""
+_GROWING = ("seeds", "ratios", "selections", "embeddings", "files")
+"""What may be added to a sweep that is there: its runs are named by these. A selection that is there stays as it is."""
+_ENOUGH = 99
+"""Percent of a share's samples that a selection must offer. Published lists are rounded: ICONS' "20 %" of 665,298 rows
+are 133,046, and a fifth is 133,060."""
 Share = Annotated[float, Meta(gt=0, le=1)]
 Axis = Annotated[list[Any], Meta(min_length=1)] | Annotated[dict[str, dict[str, Any]], Meta(min_length=1)]
 """Values of a recipe key, or names of mappings from recipe keys to values."""
@@ -73,12 +77,43 @@ class EvalConfig(Struct, frozen=True, kw_only=True):
     """Of an answer; 0: what LLaVA-1.5 allowed the benchmark."""
 
 
-class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A selection by one column of a file."""
+class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which samples a subset takes, chosen as by `vlmix subsample`; how many is the ratio's matter."""
 
-    by: str
-    """A file of scores."""
-    column: str
+    name: str = ""
+    """In results. By default random, lengths, clusters, or the file's name, with `:column` if there is one."""
+    by: str = "random"
+    """random, lengths, clusters, or a file of scores or ids (docs/selection.md)."""
+    column: str | None = None
+    ascending: bool = False
+    threshold: float | None = None
+    embeddings: str | None = None
+    """For clusters; by default the sweep's."""
+    clusters: int | None = None
+    where: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """What it reads."""
+        return [file for file in (self.by, self.embeddings) if file is not None and file not in BUILT_IN]
+
+    def selection(self, total: int, seed: int) -> Selection:
+        """It, for so many samples."""
+        return Selection(
+            total=total,
+            seed=seed,
+            by=None if self.by == RANDOM.name else self.by,
+            column=self.column,
+            ascending=self.ascending,
+            threshold=self.threshold,
+            embeddings=self.embeddings,
+            clusters=self.clusters,
+            where=self.where,
+        )
+
+
+RANDOM = Choice(name="random")
+"""The control: it is part of every sweep with subsets."""
 
 
 class Sweep(Struct, frozen=True, kw_only=True):
@@ -95,9 +130,9 @@ class Sweep(Struct, frozen=True, kw_only=True):
     ratios: Annotated[tuple[Share, ...], Meta(min_length=1)] = (0.1, 0.3, 0.5, 1.0)
     seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
     selections: Annotated[tuple[str | Choice, ...], Meta(min_length=1)] = ("random",)
-    """random, lengths, clusters, a file of scores or ids, or `{by: FILE, column: NAME}` (docs/selection.md)."""
+    """random, lengths, clusters, a file of scores or ids, or a mapping; `choices` adds random where it is missing."""
     embeddings: str = ""
-    """For clusters: the file that `vlmix embed` writes."""
+    """For clusters that name none themselves: the file that `vlmix embed` writes."""
     budget: Literal["epochs", "steps"] = "epochs"
     """Whether a subset is trained for the same number of epochs as the whole, or of steps."""
     grid: dict[str, Axis] = {}
@@ -115,16 +150,15 @@ class RunSpec(Struct, frozen=True, kw_only=True):
 
     grid: dict[str, Any]
     """Axis -> its value, or the value's name."""
-    selection: str
-    column: str = ""
-    """Of the scores in a file; empty: `score`."""
+    selection: Choice
+    """As `choices` gives it."""
     ratio: float
     seed: int
 
     @property
     def label(self) -> str:
         """What the selection is called in the results."""
-        return Path(self.selection).name + (f":{self.column}" if self.column else "")
+        return self.selection.name
 
     @property
     def name(self) -> str:
@@ -162,6 +196,10 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
         raise VlmixError(f"{path}: a sweep is a mapping with `name`, `mixture`, `recipe` and `evaluate`")
     where = strict.label(path, overrides)
     strict.check_keys(data, Sweep, where)
+    selections = data.get("selections")
+    for number, selection in enumerate(selections if isinstance(selections, list) else []):
+        if isinstance(selection, dict):
+            strict.check_keys(selection, Choice, f"{where}: selections[{number}]")
     sweep: Sweep = strict.convert(data, Sweep, where)
     if bool(sweep.mixture) == (sweep.build is not None):
         raise VlmixError(f"{path}: a sweep has either a `mixture` or a `build`")
@@ -170,8 +208,10 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
     if judged := sorted(name for name in sweep.evaluate if benchmarks[name].needs_judge):
         raise VlmixError(f"{path}: {judged[0]} needs a judge; a sweep evaluates what can be scored by itself")
     _check_grid(sweep, path)
-    if "clusters" in sweep.selections and not sweep.embeddings:
-        raise VlmixError(f"{path}: `selections: [clusters]` needs `embeddings`, the file that `vlmix embed` writes")
+    try:
+        choices(sweep)
+    except VlmixError as error:
+        raise VlmixError(f"{path}: {error}") from None
     return sweep
 
 
@@ -199,32 +239,65 @@ def _check_grid(sweep: Sweep, path: Path) -> None:
         where |= dict.fromkeys(keys, axis)
 
 
+def choices(sweep: Sweep) -> list[Choice]:
+    """The selections of a sweep, random first, with all names and embeddings written out.
+
+    Random is added where the sweep leaves it out: it is the control that the others are compared with. Raises
+    VlmixError for options that do not go together, and for a name that is taken.
+    """
+    named: dict[str, Choice] = {RANDOM.name: RANDOM}
+    listed = []
+    for given in sweep.selections:
+        choice = Choice(by=given) if isinstance(given, str) else given
+        name = choice.name or Path(choice.by).name + (f":{choice.column}" if choice.column else "")
+        embeddings = choice.embeddings or (sweep.embeddings or None if choice.by == "clusters" else None)
+        choice = msgspec.structs.replace(choice, name=name, embeddings=embeddings)
+        with _about(choice):
+            check_options(choice.selection(1, 0))
+        plain = choice.by == RANDOM.name and choice.where is None
+        if plain and choice != RANDOM:
+            raise VlmixError(f"selection {name}: it is the random one; give it a `where`, or call it random")
+        if not plain and (name == FULL or (name in BUILT_IN and name != choice.by) or name == RANDOM.name):
+            raise VlmixError(f"selection {name}: the name is that of another selection; give it a `name` of its own")
+        if name in listed:
+            raise VlmixError(f"selections: two are called {name}; give one of them another `name`")
+        listed.append(name)
+        named[name] = choice
+    return list(named.values())
+
+
+def adds_random(sweep: Sweep) -> bool:
+    """Whether a sweep has the random selection only because it is the control."""
+    subsets = any(ratio < 1 for ratio in sweep.ratios)
+    return subsets and not any(given in ("random", RANDOM, Choice()) for given in sweep.selections)
+
+
 def run_specs(sweep: Sweep) -> list[RunSpec]:
     """All runs of a sweep, the largest first, so that several workers end together. The whole mixture is the same
     under every selection: it is trained once per seed. Raises VlmixError for two runs of one name."""
     found: dict[str, RunSpec] = {}
     for values in itertools.product(*sweep.grid.values()):
-        for select, ratio, seed in itertools.product(sweep.selections, sweep.ratios, sweep.seeds):
-            by, column = _by("random" if ratio == 1 else select)
-            spec = RunSpec(grid=dict(zip(sweep.grid, values)), selection=by, column=column, ratio=ratio, seed=seed)
+        for choice, ratio, seed in itertools.product(choices(sweep), sweep.ratios, sweep.seeds):
+            chosen = RANDOM if ratio == 1 else choice
+            spec = RunSpec(grid=dict(zip(sweep.grid, values)), selection=chosen, ratio=ratio, seed=seed)
             if found.setdefault(spec.name, spec) != spec:
                 raise VlmixError(f"two runs of the sweep would be called {spec.name}: name their files or values apart")
     return sorted(found.values(), key=lambda spec: -spec.ratio)
 
 
-def _by(select: str | Choice) -> tuple[str, str]:
-    """A selection's name or file, and its column."""
-    return (select.by, select.column) if isinstance(select, Choice) else (select, "")
-
-
 def same_as_random(sweep: Sweep, out: Path) -> list[str]:
     """Runs of a sweep whose subset is exactly that of the random selection, though they select by something."""
-    views = {spec.name: out / "runs" / spec.name / "subset" for spec in run_specs(sweep) if spec.ratio < 1}
-    return [
-        name
-        for name, view in sorted(views.items())
-        if view.exists() and open_mixture(view).manifest.selections[-1].get("same_as_random")
-    ]
+
+    def subset(spec: RunSpec) -> Path:
+        return out / "runs" / spec.name / "subset"
+
+    names = []
+    for spec in run_specs(sweep):
+        control = msgspec.structs.replace(spec, selection=RANDOM)
+        if spec.ratio < 1 and spec != control and subset(spec).exists() and subset(control).exists():
+            rows, random_rows = (open_mixture(subset(each)).rows for each in (spec, control))
+            names += [spec.name] * np.array_equal(rows, random_rows)
+    return sorted(names)
 
 
 def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCallback = lambda *_: None) -> list[Result]:
@@ -307,16 +380,14 @@ def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backen
 
 def _check(sweep: Sweep, planned: list[RunSpec], backend: Backend) -> None:
     """Raises VlmixError for what the runs would stumble over one by one."""
-    for chosen, column in map(_by, sweep.selections):
-        if chosen in BUILT_IN:
-            if column:
-                raise VlmixError(f"selections: column {column} goes with a file of scores, not with {chosen}")
-        elif not Path(chosen).is_file():
-            raise VlmixError(f"selections: {chosen} is no file of scores or ids{nearest(chosen, BUILT_IN)}")
-        else:
-            read_listing(Path(chosen), column or None)
-    if "clusters" in sweep.selections and not Path(sweep.embeddings).is_file():
-        raise VlmixError(f"embeddings: there is no file {sweep.embeddings}; `vlmix embed` writes one")
+    for choice in choices(sweep):
+        with _about(choice):
+            if choice.embeddings is not None and not Path(choice.embeddings).is_file():
+                raise VlmixError(f"there is no file {choice.embeddings} of embeddings; `vlmix embed` writes one")
+            if choice.by not in BUILT_IN and not Path(choice.by).is_file():
+                raise VlmixError(f"{choice.by} is no file of scores or ids{nearest(choice.by, BUILT_IN)}")
+            if choice.by not in BUILT_IN:
+                read_listing(Path(choice.by), choice.column)
     for task in _tasks(sweep, backend):
         task.benchmark.questions(task.folder, task.split)
     samples = int(open_mixture(sweep.mixture).column("repeat").to_numpy().sum()) if sweep.mixture else None
@@ -328,9 +399,28 @@ def _check(sweep: Sweep, planned: list[RunSpec], backend: Backend) -> None:
                 "overrides.batch.global_size=N, or leave the ratio out"
             )
     if sweep.mixture:
-        firsts = {spec.label: spec for spec in planned if spec.ratio < 1 and spec.selection not in BUILT_IN}
-        for spec in firsts.values():
-            _select(sweep, spec, open_mixture(sweep.mixture))
+        _check_selections(planned, Path(sweep.mixture))
+
+
+@contextmanager
+def _about(choice: Choice) -> Iterator[None]:
+    """Errors inside name the selection."""
+    try:
+        yield
+    except VlmixError as error:
+        raise VlmixError(f"selection {choice.name}: {error}") from None
+
+
+def _check_selections(planned: list[RunSpec], whole: Path) -> None:
+    """Raises VlmixError for a selection that cannot give the largest share that is asked of it."""
+    largest: dict[str, RunSpec] = {}
+    for spec in planned:  # by falling ratio
+        if spec.ratio < 1 and spec.selection not in (RANDOM, Choice(name="lengths", by="lengths")):
+            largest.setdefault(spec.label, spec)
+    if largest:
+        mixture = open_mixture(whole)
+        for spec in largest.values():
+            _select(spec, mixture)
 
 
 def _recipe(sweep: Sweep, spec: RunSpec, backend: Backend) -> Recipe:
@@ -377,37 +467,49 @@ def _mixture(sweep: Sweep, spec: RunSpec, out: Path, backend: Backend) -> Path:
     with _held(folder, wait=True):
         if not (folder / "mixture").is_dir():
             backend.build(sweep.build, changes, folder / "mixture")
+            _check_selections(run_specs(sweep), folder / "mixture")
     return folder / "mixture"
 
 
 def _subset(sweep: Sweep, spec: RunSpec, whole: Path, view: Path) -> Path:
     """A view of part of a mixture, sampled by the run's seed: parts of one seed nest."""
-    from vlmix.mixture.selection.subset import save
-
     if view.exists():  # of a run that was interrupted: the same, and quickly made
         shutil.rmtree(view)
-    save(_select(sweep, spec, open_mixture(whole)), view)
+    save(_select(spec, open_mixture(whole)), view)
     return view
 
 
-def _select(sweep: Sweep, spec: RunSpec, whole: Mixture) -> "Selected[Mixture]":
-    """The samples of a spec. Raises VlmixError for a list of all samples: that is the random selection."""
-    from vlmix.mixture.selection.subset import Selection, select
-
-    selection = Selection(
-        ratio=spec.ratio,
-        seed=spec.seed,
-        by=None if spec.selection == "random" else spec.selection,
-        column=spec.column or None,
-        embeddings=sweep.embeddings if spec.selection == "clusters" else None,
-    )
-    selected = select(whole, selection)
-    if selected.report is not None and selected.report.listed == len(whole):
-        raise VlmixError(
-            f"selections: {spec.selection} has no scores and lists all {len(whole):,} samples, so its part is the "
-            "random one; add a column score, or leave it out"
-        )
+def _select(spec: RunSpec, whole: Mixture) -> Selected[Mixture]:
+    """The samples of a spec: its share of the whole mixture, whatever the selection leaves out, so that the points of
+    one share have the same size. Raises VlmixError for a selection that offers less than that (see `_ENOUGH`), and for
+    one that offers all samples and ranks none: that is the random one."""
+    choice, count = spec.selection, len(whole)
+    total = exact_share(spec.ratio, count)
+    if not total:
+        raise VlmixError(f"a share of {spec.ratio:g} of {count:,} samples is less than one; raise it")
+    with _about(choice):
+        try:
+            selected = select(whole, choice.selection(total, spec.seed))
+        except TooFew as few:
+            if 100 * few.offered < _ENOUGH * total:
+                raise VlmixError(
+                    f"it offers {few.offered:,} samples, and a share of {spec.ratio:g} of the {count:,} in the mixture "
+                    f"is {total:,}; ratios up to {_floor(few.offered, count)} work"
+                ) from None
+            selected = select(whole, choice.selection(few.offered, spec.seed))
+        unranked = selected.report is None or selected.report.listed
+        if choice != RANDOM and unranked and selected.offered == count:
+            raise VlmixError(
+                f"all {count:,} samples are in it and none has a score, so its part is the random one; add a column "
+                "score, or leave the selection out"
+            )
     return selected
+
+
+def _floor(part: int, count: int) -> str:
+    """The largest ratio of four digits of which `count` has at most `part`."""
+    digits = 3 + len(str(count // part))
+    return f"{part * 10**digits // count / 10**digits:.{digits}f}".rstrip("0")
 
 
 def _set(data: Any, key: str, value: Any, where: str) -> None:
@@ -423,9 +525,9 @@ def _set(data: Any, key: str, value: Any, where: str) -> None:
 
 def _claim(sweep: Sweep, out: Path) -> None:
     """Make the folder this sweep's."""
-    plain = json.loads(msgspec.json.encode(sweep))
-    files = [*(chosen for chosen, _ in map(_by, sweep.selections) if chosen not in BUILT_IN), sweep.embeddings]
-    plain["files"] = {file: digest(Path(file)) for file in files if file}
+    plain, chosen = json.loads(msgspec.json.encode(sweep)), choices(sweep)
+    plain["selections"] = msgspec.to_builtins(chosen)
+    plain["files"] = {file: digest(Path(file)) for choice in chosen for file in choice.files}
     path = out / SPEC
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -436,10 +538,18 @@ def _claim(sweep: Sweep, out: Path) -> None:
             write_text(path, json.dumps(plain, indent=1) + "\n")
             return
         before = json.loads(path.read_text())
-        for file, was in before.get("files", {}).items():
+        former, listed = before.get("files", {}), before.get("selections", [])
+        # Converted, it has the keys that came since, with their defaults.
+        earlier = strict.convert({key: value for key, value in before.items() if key != "files"}, Sweep, str(path))
+        before = json.loads(msgspec.json.encode(earlier))
+        for file, was in former.items():
             if plain["files"].get(file, was) != was:
                 raise VlmixError(f"{out}: {file} changed since this sweep started; choose another --out")
-        plain["files"] = {**before.get("files", {}), **plain["files"]}
+        plain["files"] = {**former, **plain["files"]}
+        known = {choice.name: choice for choice in choices(earlier)}
+        _check_same_selections(known, chosen, plain["files"], out)
+        _check_lists(listed, chosen, out)
+        plain["selections"] = msgspec.to_builtins(list({**known, **{each.name: each for each in chosen}}.values()))
         same = {key: value for key, value in before.items() if key not in _GROWING}
         if same == {key: value for key, value in plain.items() if key not in _GROWING}:
             write_text(path, json.dumps(plain, indent=1) + "\n")
@@ -448,6 +558,43 @@ def _claim(sweep: Sweep, out: Path) -> None:
     if other := sorted(key for key in keys if plain.get(key) != before.get(key)):
         differences = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
         raise VlmixError(f"{out} is another sweep: {differences}. Choose another --out")
+
+
+def _check_same_selections(known: dict[str, Choice], chosen: list[Choice], files: dict[str, str], out: Path) -> None:
+    """Raises VlmixError for a selection that has the name of an earlier one and is another. Files are the same if their
+    contents are."""
+
+    def meaning(choice: Choice) -> Choice:
+        embeddings = choice.embeddings and files.get(choice.embeddings, choice.embeddings)
+        return msgspec.structs.replace(choice, by=files.get(choice.by, choice.by), embeddings=embeddings)
+
+    for choice in chosen:
+        was = known.get(choice.name, choice)
+        if meaning(was) != meaning(choice):
+            raise VlmixError(
+                f"{out} is another sweep: selection {choice.name} was {{{described(was)}}}, here it is "
+                f"{{{described(choice)}}}. Give it another name, or choose another --out"
+            )
+
+
+def _check_lists(listed: list[Any], chosen: list[Choice], out: Path) -> None:
+    """Raises VlmixError for a list of ids in a sweep that recorded no names: it took shares of the list then."""
+    plain = [{"by": each} if isinstance(each, str) else each for each in listed]
+    unnamed = {each["by"] for each in plain if "name" not in each} - {*BUILT_IN}
+    for choice in chosen:
+        if choice.by in unnamed and not read_listing(Path(choice.by), choice.column).scored:
+            raise VlmixError(
+                f"{out}: its runs by {choice.name} are shares of that list, and a share is one of the whole mixture; "
+                "choose another --out"
+            )
+
+
+def described(choice: Choice, shown: Callable[[Any], Any] = lambda value: value) -> str:
+    """What a selection is, but for its name, with each value as `shown` makes it: `by: scores.parquet, column: quality,
+    ascending: true`."""
+    plain = msgspec.to_builtins(choice) | {"by": choice.by}
+    fields = [field for field in Choice.__struct_fields__ if field in plain and field != "name"]
+    return ", ".join(f"{field}: {as_text(shown(plain[field]))}" for field in fields)
 
 
 def finished(out: Path, names: Collection[str]) -> int:

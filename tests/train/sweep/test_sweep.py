@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vlmix.builders import known_benchmarks
@@ -34,6 +36,8 @@ from vlmix.train.sweep.sweep import (
     _mixture,
     _recipe,
     _subset,
+    adds_random,
+    choices,
     load,
     run,
     run_specs,
@@ -119,7 +123,7 @@ def test_the_runs_of_a_sweep(tmp_path: Path, mixture: Path) -> None:
     assert len(found) == len({spec.name for spec in found}) == 2 * (2 * 2 + 2)
     assert [spec.ratio for spec in found[:4]] == [1.0] * 4, "the longest first"
     assert (
-        RunSpec(grid={"mixture.prompts": "plain"}, selection="a/b.parquet", ratio=0.25, seed=3).name
+        RunSpec(grid={"mixture.prompts": "plain"}, selection=Choice(name="b.parquet"), ratio=0.25, seed=3).name
         == "prompts=plain-b.parquet-0.25-seed3"
     )
 
@@ -212,7 +216,25 @@ def test_the_resolutions_of_the_packaged_sweeps_are_those_of_the_training_recipe
             {"grid": {"optim.lr": [1], "size": {"a": {"epochs": 1}, "b": {"optim.lr": 2}}}},
             "grid.size.b.optim.lr is set by grid.optim.lr too",
         ),
-        ({"selections": ["clusters"]}, "needs `embeddings`"),
+        ({"selections": ["clusters"]}, "selection clusters: clusters of what"),
+        (
+            {"selections": [{"by": "s.csv", "colum": "x"}]},
+            "selections\\[0\\]: unknown key 'colum'; did you mean 'column'",
+        ),
+        ({"selections": [{"by": "s.csv", "column": 3}]}, "`selections\\[0\\].column`: expected `str . null`, got 3"),
+        (
+            {"selections": [{"name": "low", "by": "lengths", "ascending": True}]},
+            "selection low: ascending and threshold go",
+        ),
+        ({"selections": [{"by": "random", "column": "x"}]}, "selection random:x: column goes with a file of scores"),
+        ({"selections": [{"name": "few", "by": "s.csv", "clusters": 3}]}, "selection few: embeddings and a number of"),
+        ({"selections": [{"name": "control"}]}, "selection control: it is the random one"),
+        ({"selections": [{"where": "num_rounds < 3"}]}, "selection random: the name is that of another"),
+        ({"selections": [{"name": "random", "by": "s.csv"}]}, "selection random: the name is that of another"),
+        ({"selections": [{"name": "lengths", "by": "s.csv"}]}, "selection lengths: the name is that of another"),
+        ({"selections": [{"name": "full mixture", "by": "s.csv"}]}, "selection full mixture: the name is that of"),
+        ({"selections": ["s.csv", {"by": "s.csv", "ascending": True}]}, "selections: two are called s.csv"),
+        ({"selections": ["random", {}]}, "selections: two are called random"),
         ({"ratios": [0.0]}, "ratios"),
     ],
 )
@@ -238,11 +260,23 @@ def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spe
         ({"overrides": {"optim.lrr": 1}}, "did you mean 'lr'"),
         ({"grid": {"batch.samples": [1]}}, "did you mean 'global_size'"),
         ({"grid": {"size": {"a": {"epochs": 1}, "b": {"model.tower": 1}}}}, "did you mean 'vision_tower'"),
-        ({"grid": {"size": {"a": {"template.x": 1}}}}, "template.x: `template` is 'vicuna' in the recipe, without keys"),
+        (
+            {"grid": {"size": {"a": {"template.x": 1}}}},
+            "template.x: `template` is 'vicuna' in the recipe, without keys",
+        ),
         ({"mixture": "nowhere"}, "nowhere is not a mixture"),
         ({"ratios": [0.001]}, r"run random-0.001-seed0: batch.global_size 64 is larger than its 0 samples"),
         ({"ratios": [0.1234567, 0.1234568]}, "two runs of the sweep would be called random-0.123457-seed0"),
-        ({"selections": ["a/s.parquet", "b/s.parquet"]}, "two runs of the sweep would be called s.parquet-0.1-seed0"),
+        ({"selections": ["a/s.parquet", "b/s.parquet"]}, "two are called s.parquet; give one of them another `name`"),
+        (
+            {"selections": [{"name": "a b", "by": "lengths"}, {"name": "a+b", "by": "lengths"}]},
+            "two runs of the sweep would be called a_b-0.1-seed0",
+        ),
+        ({"selections": [{"name": "best", "by": "s.csv"}]}, "selection best: s.csv is no file of scores or ids"),
+        ({"selections": ["clusters"], "embeddings": "e.parquet"}, "selection clusters: there is no file e.parquet"),
+        ({"selections": [{"name": "none", "where": "num_rounds < 0"}]}, "selection none: .*none matches `where`"),
+        ({"selections": [{"name": "all", "where": "num_rounds > 0"}]}, "selection all: all 840 samples are in it"),
+        ({"selections": [{"name": "odd", "where": "price > 0"}]}, "selection odd: where: .*price"),
     ],
 )
 def test_what_runs_would_stumble_over_is_told_before_the_first(
@@ -305,8 +339,8 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     [
         ("{by: FILE, column: price}", "no column price; it has id, quality, length, flat"),
         ("FILE", "no column is called score.*quality, length, flat.*--column quality"),
-        ("ALL", "has no scores and lists all 840 samples, so its part is the random one"),
-        ("{by: random, column: quality}", "column quality goes with a file of scores, not with random"),
+        ("ALL", "selection all.txt: all 840 samples are in it and none has a score, so its part is the random one"),
+        ("{name: low, by: IDS, ascending: true}", "selection low: ids.txt: it has no `score`, which ascending"),
     ],
 )
 def test_selections_without_their_scores_are_refused_before_the_first_run(
@@ -314,7 +348,155 @@ def test_selections_without_their_scores_are_refused_before_the_first_run(
 ) -> None:
     everything = tmp_path / "all.txt"
     everything.write_text("\n".join(open_mixture(mixture).column("id").to_pylist()))
-    selections = selections.replace("FILE", str(scores)).replace("ALL", str(everything))
+    part = tmp_path / "ids.txt"
+    part.write_text("\n".join(open_mixture(mixture).column("id").to_pylist()[:300]))
+    for word, file in {"FILE": scores, "ALL": everything, "IDS": part}.items():
+        selections = selections.replace(word, str(file))
     with pytest.raises(VlmixError, match=message):
         run(load(spec, known_benchmarks(), [f"selections=[random, {selections}]"]), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()
+
+
+def _ids(spec: Path, mixture: Path, out: Path, selections: str, ratios: str) -> dict[tuple[str, float], list[str]]:
+    """(selection, ratio) -> the ids of its subset, sorted."""
+    sweep = load(spec, known_benchmarks(), [f"selections={selections}", f"ratios={ratios}"])
+    views = {(each.label, each.ratio): _subset(sweep, each, mixture, out / each.name) for each in run_specs(sweep)}
+    return {key: sorted(open_mixture(view).column("id").to_pylist()) for key, view in views.items()}
+
+
+def test_the_best_and_the_worst_scores(spec: Path, mixture: Path, scores: Path, tmp_path: Path) -> None:
+    best, worst = (f"{{name: {name}, by: {scores}, column: quality{more}}}" for name, more in _BEST_AND_WORST.items())
+    ids = _ids(spec, mixture, tmp_path, f"[{best}, {worst}]", "[0.4]")
+    assert ids.keys() == {("random", 0.4), ("best", 0.4), ("worst", 0.4)}
+    table = open_mixture(mixture).samples.select("id", "source").collect()
+    quality = {row.split(",")[0]: int(row.split(",")[1]) for row in scores.read_text().splitlines()[1:]}
+    highest: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    for id, source in table.rows():
+        if id in ids["worst", 0.4]:
+            highest[source] = max(quality[id], highest.get(source, 0))
+        if id in ids["best", 0.4]:
+            lowest[source] = min(quality[id], lowest.get(source, 101))
+    assert set(ids["best", 0.4]).isdisjoint(ids["worst", 0.4])
+    assert len(highest) > 3 and all(highest[source] <= lowest[source] for source in highest)
+
+
+_BEST_AND_WORST = {"best": "", "worst": ", ascending: true"}
+
+
+def test_a_share_is_one_of_the_whole_mixture_whatever_a_selection_leaves_out(
+    spec: Path, mixture: Path, scores: Path, tmp_path: Path
+) -> None:
+    """Else the points of one share would have different sizes. Shares of one selection nest."""
+    table = open_mixture(mixture).samples.select("id", "num_words").collect()
+    few_words = f"num_words <= {int(table['num_words'].median())}"
+    listed = table["id"].to_list()[::2]
+    (tmp_path / "ids.txt").write_text("\n".join(listed))
+    vectors = pa.array([[float(place % 7), 1.0] for place in range(len(table))], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": table["id"].to_list(), "embedding": vectors}), tmp_path / "e.parquet")
+    selections = [
+        f"{{name: where, where: {few_words}}}",
+        f"{{name: list, by: {tmp_path}/ids.txt}}",
+        f"{{name: above, by: {scores}, column: quality, threshold: 50}}",
+        f"{{name: short, by: lengths, where: {few_words}}}",
+        f"{{name: diverse, by: clusters, embeddings: {tmp_path}/e.parquet, clusters: 5, where: {few_words}}}",
+    ]
+    ids = _ids(spec, mixture, tmp_path / "views", f"[{', '.join(selections)}]", "[0.1, 0.3]")
+    assert len(ids) == 12
+    for name in ("random", "where", "list", "above", "short", "diverse"):
+        small, large = set(ids[name, 0.1]), set(ids[name, 0.3])
+        assert (len(small), len(large)) == (84, 252) and small < large
+    words = dict(table.rows())
+    limit = table["num_words"].median()
+    assert all(words[id] <= limit for name in ("where", "short", "diverse") for id in ids[name, 0.3])
+    assert set(ids["list", 0.3]) <= set(listed)
+    assert len({tuple(ids[name, 0.3]) for name, _ in ids}) == 6, "they are six selections"
+
+
+def test_a_list_may_be_a_hundredth_shorter_than_its_share(spec: Path, mixture: Path, tmp_path: Path) -> None:
+    """A share of 0.3 of 840 samples is 252; 99 % of that is 249.5."""
+    ids, file = open_mixture(mixture).column("id").to_pylist(), tmp_path / "ids.txt"
+    file.write_text("\n".join(ids[:250]))
+    found = _ids(spec, mixture, tmp_path / "views", f"[{file}]", "[0.1, 0.3]")
+    assert found["ids.txt", 0.3] == sorted(ids[:250]), "all of it"
+    assert len(found["ids.txt", 0.1]) == 84 and set(found["ids.txt", 0.1]) < set(ids[:250])
+    file.write_text("\n".join(ids[:249]))
+    message = (
+        "selection ids.txt: it offers 249 samples, and a share of 0.3 of the 840 in the mixture is 252; "
+        "ratios up to 0.2964 work"
+    )
+    with pytest.raises(VlmixError, match=message):
+        run(load(spec, known_benchmarks(), [f"selections=[{file}]"]), tmp_path / "out", _backend(1))
+    assert not (tmp_path / "out").exists()
+    assert len(_ids(spec, mixture, tmp_path / "most", f"[{file}]", "[0.2964]")["ids.txt", 0.2964]) == 249
+
+
+def test_random_is_the_control_of_every_sweep_with_subsets() -> None:
+    lengths = _sweep(selections=("lengths",), ratios=(0.5, 1.0))
+    assert [spec.label for spec in run_specs(lengths)] == ["random", "random", "lengths"]
+    assert adds_random(lengths)
+    assert not adds_random(_sweep(selections=("lengths", "random"), ratios=(0.5,)))
+    assert not adds_random(_sweep(selections=(Choice(),), ratios=(0.5,)))
+    assert not adds_random(_sweep(selections=("lengths",), ratios=(1.0,)))
+    assert [spec.ratio for spec in run_specs(_sweep(selections=("lengths",), ratios=(1.0,)))] == [1.0]
+
+
+def test_the_embeddings_of_a_sweep_are_those_of_its_clusters() -> None:
+    other = Choice(name="other", by="clusters", embeddings="other.parquet")
+    sweep = _sweep(selections=("clusters", "lengths", other), embeddings="e.parquet")
+    assert [choice.embeddings for choice in choices(sweep)] == [None, "e.parquet", None, "other.parquet"]
+
+
+def test_a_selection_of_a_sweep_that_is_there_keeps_its_meaning(spec: Path, scores: Path, tmp_path: Path) -> None:
+    """Its runs have its name: others of that name would be taken for them. Others may be added and left out."""
+    out, copy, ids = tmp_path / "out", tmp_path / "copy.csv", tmp_path / "ids.txt"
+
+    def claim(selections: str, *changes: str) -> None:
+        _claim(load(spec, known_benchmarks(), [f"selections={selections}", *changes]), out)
+
+    best = f"{{name: best, by: {scores}, column: quality}}"
+    claim(f"[random, {best}]")
+    claim(f"[{best}, lengths]")
+    claim("[lengths]")
+    claim("[clusters]", f"embeddings={scores}")
+    for other in ("column: length", "column: quality, ascending: true", "column: quality, where: num_rounds < 3"):
+        message = "is another sweep: selection best was {by: .*scores.csv, column: quality}, here it is {by"
+        with pytest.raises(VlmixError, match=message):
+            claim(f"[{{name: best, by: {scores}, {other}}}]")
+    ids.write_text("a\n")
+    with pytest.raises(VlmixError, match="selection clusters was .*scores.csv}, here it is .*ids.txt}"):
+        claim("[clusters]", f"embeddings={ids}")
+    copy.write_bytes(scores.read_bytes())
+    claim(f"[{{name: best, by: {copy}, column: quality}}]")
+    with pytest.raises(VlmixError, match="is another sweep: budget was epochs, here it is steps"):
+        claim("[random]", "budget=steps")
+
+
+def test_a_sweep_without_names_of_its_selections_is_resumed(spec: Path, scores: Path, tmp_path: Path) -> None:
+    """As it was recorded before selections had names. Then a list gave shares of itself."""
+    ids = tmp_path / "ids.txt"
+    ids.write_text("a\nb\n")
+    given = [{"by": str(scores), "column": "quality"}, "lengths", str(ids)]
+    sweep = load(spec, known_benchmarks())
+    plain = msgspec.to_builtins(sweep) | {"selections": given, "files": {}}
+    del plain["note"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
+    same = f"selections=[{{by: {scores}, column: quality}}, lengths]"
+    _claim(load(spec, known_benchmarks(), [same]), tmp_path / "out")
+    recorded = msgspec.json.decode((tmp_path / "out" / "sweep.json").read_bytes())["selections"]
+    assert [each["name"] for each in recorded] == ["random", "scores.csv:quality", "lengths", "ids.txt"]
+
+    (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
+    with pytest.raises(VlmixError, match="its runs by ids.txt are shares of that list"):
+        _claim(load(spec, known_benchmarks(), [f"selections=[{ids}]"]), tmp_path / "out")
+
+
+def test_a_control_with_the_worst_scores_is_one_line(spec: Path, scores: Path, tmp_path: Path) -> None:
+    worst = f"selections=[{{name: worst, by: {scores}, column: quality, ascending: true}}]"
+    done = vlmix("sweep", spec, worst, "ratios=[0.1]", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "random is added to the selections" in done.stderr
+    rows = msgspec.json.decode(done.stdout)
+    assert [(row["selection"], row["samples"]) for row in rows] == [("random", 84), ("worst", 84)]
+    assert "by: scores.csv, column: quality, ascending: true" in (tmp_path / "out" / "report.html").read_text()
