@@ -102,13 +102,6 @@ def normal_quantile(level: float = LEVEL) -> float:
     return float(_special().ndtri((1 + level) / 2))
 
 
-def two_sided(statistic: float, freedom: float) -> float:
-    """The p of a t statistic."""
-    special = _special()
-    one = special.stdtr(freedom, -abs(statistic)) if math.isfinite(freedom) else special.ndtr(-abs(statistic))
-    return float(2 * one)
-
-
 def influence(values: Values) -> Influence:
     """The linearised score: of a sum of ratios, each cluster's (value - ratio x weight) / Σ weight."""
     totals = _counted(values.totals())

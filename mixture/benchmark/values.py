@@ -58,9 +58,13 @@ class Values:
     @property
     def questions(self) -> int:
         """How many questions there are."""
-        return int(pc.count_distinct(self.table["question"]).as_py())
+        return len(self.ids())
 
-    def answered(self) -> pa.ChunkedArray:
+    def ids(self) -> pa.Array:
+        """The ids of questions, each once, in order."""
+        return pc.unique(self.table["question"])
+
+    def answered(self) -> pa.Array:
         """The ids of questions with an answer, each once, in order."""
         return pc.unique(self.table.filter(self.table["answered"])["question"])
 

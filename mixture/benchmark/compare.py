@@ -1,0 +1,267 @@
+"""Comparisons of models on the same questions: differences and relative scores, with what other questions and other
+seeds would change.
+
+A model may have been trained several times; its score is then the mean over seeds. Two models are paired by question,
+and by seed where both have it. An interval reaches sqrt(z² Q + t² S), of Q the variance over questions that all seeds
+share, S that over seeds, t of as few degrees of freedom as there are seeds less one: of two seeds it is wide. (A
+bootstrap over two or three seeds, and one t of Satterthwaite's degrees of freedom, cover 87 to 92 % instead of 95 %
+where seeds differ.)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import Struct
+
+from vlmix.mixture.benchmark.intervals import LEVEL, Influence, influence, normal_quantile, quantile
+from vlmix.mixture.benchmark.values import Floats, Values
+from vlmix.mixture.errors import VlmixError
+
+POWER = 0.8
+"""Chance to tell a difference, for which questions are counted."""
+ALPHA = 0.05
+
+
+class Run(Struct, frozen=True):
+    """What one trained model scored: `values` by benchmark. Runs of several models with the same `seed` are pairs."""
+
+    seed: int
+    values: Mapping[str, Values]
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """A number with its 95 % interval, and the two-sided `p` of its being 0. `seeds` is how many seeds the interval
+    counts in; below 2 it is one over questions alone."""
+
+    value: float
+    low: float
+    high: float
+    stderr: float
+    p: float
+    seeds: int
+
+
+class Difference(Struct, frozen=True, kw_only=True):
+    """Score `b` minus score `a` on the `questions` that all runs answered, of `asked`.
+
+    `needed` is how many such questions would tell a difference of this size in 8 of 10 cases, None if no number would,
+    as seeds differ by more, and 0 if there is no difference.
+    """
+
+    benchmark: str
+    a: float
+    b: float
+    difference: Estimate
+    questions: int
+    asked: int
+    needed: int | None
+
+
+class _Term(NamedTuple):
+    """What one run's score in one benchmark weighs in a number. `side` groups the runs of one model."""
+
+    side: int
+    seed: int
+    benchmark: str
+    gradient: float
+    influence: Influence
+
+
+class _Variance(NamedTuple):
+    """Over questions, over seeds (0 for one seed), and what both hold: by how much seeds differ as they do on other
+    questions. With degrees of freedom, and the number of seeds."""
+
+    questions: float
+    questions_freedom: float
+    seeds: float
+    seeds_freedom: float
+    both: float
+    num_seeds: int
+
+    def reach(self, level: float) -> float:
+        """Half of the interval of `level`."""
+        over_questions = quantile(self.questions_freedom, level) ** 2 * max(0.0, self.questions - self.both)
+        over_seeds = quantile(self.seeds_freedom, level) ** 2 * self.seeds if self.seeds else 0.0
+        return math.sqrt(over_questions + over_seeds)
+
+
+def mean_score(runs: Sequence[Run], benchmark: str) -> Estimate:
+    """The score of one model, mean over its seeds."""
+    influences = [influence(run.values[benchmark]) for run in runs]
+    terms = [_Term(0, run.seed, benchmark, 1 / len(runs), each) for run, each in zip(runs, influences)]
+    return _estimate(float(np.mean([each.score for each in influences])), terms)
+
+
+def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str], *, less: float = 0.0) -> Estimate:
+    """100 x the mean over benchmarks of the score of `runs` over that of `full`, minus `less`, with the spread of both.
+
+    Every run needs every benchmark, on the same questions, and `full` a score above 0.
+    """
+    terms: list[_Term] = []
+    ratios = []
+    for benchmark in benchmarks:
+        sides = [[influence(run.values[benchmark]) for run in each] for each in (runs, full)]
+        mean, reference = (float(np.mean([each.score for each in side])) for side in sides)
+        ratios.append(mean / reference)
+        for number, (each, side, gradient) in enumerate(
+            zip((runs, full), sides, (1 / reference, -mean / reference**2))
+        ):
+            terms += [
+                _Term(number, run.seed, benchmark, 100 * gradient / len(each) / len(benchmarks), effect)
+                for run, effect in zip(each, side)
+            ]
+    return _estimate(100 * float(np.mean(ratios)) - less, terms)
+
+
+def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference:
+    """How the model of the runs `b` differs from that of `a` in one benchmark. Raises VlmixError if they have no
+    question in common."""
+    runs, asked = _common(benchmark, [*a, *b])
+    questions = runs[0].values[benchmark].questions
+    before, after = (mean_score(side, benchmark).value for side in (runs[: len(a)], runs[len(a) :]))
+    terms = [
+        _Term(number, run.seed, benchmark, sign / len(side), influence(run.values[benchmark]))
+        for number, (sign, side) in enumerate(((-1, runs[: len(a)]), (1, runs[len(a) :])))
+        for run in side
+    ]
+    estimate = _estimate(after - before, terms)
+    return Difference(
+        benchmark=benchmark,
+        a=before,
+        b=after,
+        difference=estimate,
+        questions=questions,
+        asked=asked,
+        needed=_needed(estimate.value, _variance(terms), questions),
+    )
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p of several differences, adjusted so that one in twenty tables has a difference that is none (Holm 1979)."""
+    order = np.argsort(ps, kind="stable")
+    adjusted = [0.0] * len(ps)
+    most = 0.0
+    for place, number in enumerate(order):
+        most = max(most, min(1.0, (len(ps) - place) * ps[number]))
+        adjusted[number] = most
+    return adjusted
+
+
+def overall(a: Sequence[Run], b: Sequence[Run], benchmarks: Sequence[str]) -> Estimate:
+    """By how many percent `b` scores higher than `a`, mean over benchmarks, on questions that all runs answered."""
+    runs = [*a, *b]
+    for benchmark in benchmarks:
+        runs, _ = _common(benchmark, runs)
+    return relative(runs[len(a) :], runs[: len(a)], benchmarks, less=100.0)
+
+
+def _common(benchmark: str, runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """The runs on the questions that all of them answered, and how many questions there are in any."""
+    sets = [run.values[benchmark].answered() for run in runs]
+    shared = sets[0]
+    for other in sets[1:]:
+        if not shared.equals(other):
+            shared = shared.filter(pc.is_in(shared, other))
+    if not len(shared):
+        raise VlmixError(f"{benchmark}: no question was answered by all; compare answers to the same questions")
+    asked = len(pc.unique(pa.concat_arrays([run.values[benchmark].ids() for run in runs])))
+    if len(shared) == asked:
+        return list(runs), asked
+    return [Run(run.seed, {**run.values, benchmark: run.values[benchmark].of(shared)}) for run in runs], asked
+
+
+def _estimate(value: float, terms: Sequence[_Term]) -> Estimate:
+    variance = _variance(terms)
+    reach = variance.reach(LEVEL)
+    stderr = math.sqrt(max(0.0, variance.questions - variance.both) + variance.seeds)
+    return Estimate(
+        value=value,
+        low=value - reach,
+        high=value + reach,
+        stderr=stderr,
+        p=_p(value, variance, terms),
+        seeds=variance.num_seeds,
+    )
+
+
+def _variance(terms: Sequence[_Term]) -> _Variance:
+    """Over questions: squares of the clusters' effects, summed over all runs. Over seeds: squares of their deviations
+    from the mean. Both: squares of the clusters' effects in one seed, from those in the mean of seeds."""
+    sizes = {side: len({term.seed for term in terms if term.side == side}) for side in {term.side for term in terms}}
+    # A sum of squares over n seeds has n - 1 degrees of freedom; one seed deviates from nothing.
+    factors = {side: math.sqrt(size / (size - 1)) if size > 1 else 0.0 for side, size in sizes.items()}
+    seeds: dict[int, float] = {}
+    over_questions, freedoms, interaction = [], [], 0.0
+    for benchmark in {term.benchmark: None for term in terms}:
+        mine = [term for term in terms if term.benchmark == benchmark]
+        places = {cluster: place for place, cluster in enumerate(mine[0].influence.clusters)}
+        for term in mine:
+            for cluster in term.influence.clusters:
+                places.setdefault(cluster, len(places))
+        effects = [_aligned(term, places) for term in mine]
+        over_questions.append(float(np.square(np.sum(effects, axis=0)).sum()))
+        freedoms.append(min(term.influence.freedom for term in mine))
+        apart: dict[int, Floats] = {}
+        for side in sizes:
+            members = [(term, effect) for term, effect in zip(mine, effects) if term.side == side]
+            if not members:
+                continue
+            mean = np.mean([effect for _, effect in members], axis=0)
+            score = float(np.mean([term.influence.score for term, _ in members]))
+            for term, effect in members:
+                zero = np.zeros(len(places))
+                apart[term.seed] = apart.get(term.seed, zero) + factors[side] * (effect - mean)
+                deviation = factors[side] * term.gradient * (term.influence.score - score)
+                seeds[term.seed] = seeds.get(term.seed, 0.0) + deviation
+        interaction += float(sum(np.square(each).sum() for each in apart.values()))
+    questions, count = sum(over_questions), min(sizes.values())
+    spread = sum(variance**2 / freedom for variance, freedom in zip(over_questions, freedoms) if variance)
+    return _Variance(
+        questions=questions,
+        questions_freedom=questions**2 / spread if spread else math.inf,
+        seeds=sum(deviation**2 for deviation in seeds.values()) if count > 1 else 0.0,
+        seeds_freedom=_seed_freedom(terms, sizes),
+        both=interaction if count > 1 else 0.0,
+        num_seeds=count,
+    )
+
+
+def _seed_freedom(terms: Sequence[_Term], sizes: Mapping[int, int]) -> float:
+    sets = [{term.seed for term in terms if term.side == side} for side in sizes]
+    shared = len(set.intersection(*sets))
+    return shared - 1 if shared > 1 else min(sizes.values()) - 1
+
+
+def _aligned(term: _Term, places: Mapping[str, int]) -> Floats:
+    effect = np.zeros(len(places))
+    if list(places)[: len(term.influence.clusters)] == term.influence.clusters:
+        effect[: len(term.influence.clusters)] = term.influence.effect
+    else:
+        effect[[places[cluster] for cluster in term.influence.clusters]] = term.influence.effect
+    return term.gradient * effect
+
+
+def _p(value: float, variance: _Variance, terms: Sequence[_Term]) -> float:
+    """One minus the level of the interval that just reaches 0; of differences that do not vary at all, by the sign test
+    over clusters."""
+    if not value:
+        return 1.0
+    if variance.reach(LEVEL) <= 1e-12 * abs(value):
+        return min(1.0, 2.0 * 0.5 ** len(terms[0].influence.clusters))
+    low, high = 1e-12, 1.0
+    for _ in range(60):  # halving on a log scale
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if variance.reach(1 - middle) > abs(value) else (low, middle)
+    return high
+
+
+def _needed(value: float, variance: _Variance, questions: int) -> int | None:
+    if not value:
+        return 0
+    reach = normal_quantile() + normal_quantile(2 * POWER - 1)
+    left = (value / reach) ** 2 - max(0.0, variance.seeds - variance.both)
+    return math.ceil(questions * variance.questions / left) if left > 0 else None
