@@ -29,7 +29,7 @@ class Result(Struct, frozen=True, kw_only=True):
     grid: dict[str, Any]
     """Recipe keys that the sweep varies, with this run's values."""
     selection: str
-    """How the subset was chosen: random, lengths, clusters or a file's name. Of no meaning at ratio 1."""
+    """Name of the selection that chose the subset. Of no meaning at ratio 1."""
     ratio: float
     """Share of the mixture's samples; 1.0: the full mixture."""
     seed: int

@@ -92,7 +92,7 @@ def headline(points: list[Point]) -> list[str]:
 def _keeps(line: Series, namer: Namer, several: bool) -> str:
     point = line.points[0]
     whose = f"{namer.grid(line.grid)}: with" if namer.varied else "With"
-    chosen = f", {_CHOSEN.get(line.selection, f'chosen by {line.selection}')}," if several else ""
+    chosen = f", {_CHOSEN.get(line.selection, f'selected as {line.selection}')}," if several else ""
     count = len(point.relative.by_seed) if point.relative else 0
     seeds = f"{count} seeds" if count > 1 else "1 seed, so the spread is unknown"
     return (
