@@ -91,9 +91,13 @@ def _show(benchmark: "Benchmark", report: "Report") -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column(show.plain(f"{benchmark.title}, {report.split}", lines=False), overflow="fold")
     table.add_column("score", justify="right")
-    table.add_row(show.plain(benchmark.metric, "bold"), show.plain(f"{report.score:.2f}", "bold"))
+    table.add_column("95 % interval")
+    within = show.within(report.interval)
+    table.add_row(
+        show.plain(benchmark.metric, "bold"), *(show.plain(text, "bold") for text in (f"{report.score:.2f}", within))
+    )
     for name, value in report.metrics.items():
-        show.add(table, name, f"{value:.2f}")
+        show.add(table, name, f"{value:.2f}", show.within(report.intervals.get(name)))
     show._out.print(table)
     counts = [f"{report.answered:,} questions answered"]
     for name in ("missing", "duplicates", "unknown"):
@@ -101,5 +105,9 @@ def _show(benchmark: "Benchmark", report: "Report") -> None:
         if count:
             counts.append(f"{count:,} {name.removesuffix('s')}")
     show.done(", ".join(counts), None, as_json=False)
+    if report.interval:
+        show.done(f"  {show.how(report)}", None, as_json=False)
+    if report.chance is not None:
+        show.done(f"  guessing scores {report.chance:,.2f}", None, as_json=False)
     for note in report.notes:
         show.done(f"  {note}", None, as_json=False)

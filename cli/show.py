@@ -438,6 +438,21 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
     _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
 
 
+def within(interval: "tuple[float, float] | None") -> str:
+    """`[58.0, 64.4]`."""
+    return "" if interval is None else f"[{interval[0]:,.2f}, {interval[1]:,.2f}]"
+
+
+def how(report: "Score") -> str:
+    """How the interval of a score was made."""
+    method = {
+        "exact": "exact (Clopper-Pearson), as every question stands alone",
+        "bootstrap": "bootstrap",
+        "normal": "normal, the bootstrap's limit",
+    }[report.interval_method]
+    return f"interval over {report.clusters:,} images or questions that stand alone: {method}"
+
+
 def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_json: bool) -> None:
     """Scores by benchmark, with where the answers lie."""
     from vlmix.train.evaluate.evaluate import Unscored
@@ -445,12 +460,14 @@ def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_js
     if as_json:
         _json(dict(zip(answers, reports)))
         return
-    table = table_of("benchmark", "score", "answered", "missing")
+    table = table_of("benchmark", "score", "95 % interval", "guessing", "answered", "missing")
     for name, report in zip(answers, reports):
         if isinstance(report, Unscored):
-            add(table, name, "-", "", "")
+            add(table, name, "-", "", "", "", "")
         else:
-            add(table, name, f"{report.score:,.2f}", f"{report.answered:,}", f"{report.missing:,}")
+            guessing = "" if report.chance is None else f"{report.chance:,.2f}"
+            cells = (f"{report.score:,.2f}", within(report.interval), guessing)
+            add(table, name, *cells, f"{report.answered:,}", f"{report.missing:,}")
     _out.print(table)
     for name, report in zip(answers, reports):
         if isinstance(report, Unscored):

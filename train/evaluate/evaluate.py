@@ -1,7 +1,8 @@
 """A model on benchmarks: questions answered in batches by one or several processes, resumable, then scored.
 
-`OUT/<benchmark>/` gets `answers.jsonl` in LLaVA's form and, where labels are public, `report.json`. Every rank appends
-to a file of its own as it goes; a question that any of them has answered is not asked again.
+`OUT/<benchmark>/` gets `answers.jsonl` in LLaVA's form and, where labels are public, `report.json` and `values.parquet`,
+which has what each question adds to the score. Every rank appends to a file of its own as it goes; a question that any
+of them has answered is not asked again.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from vlmix.train.evaluate.generate import Generator
 from vlmix.train.images import decode
 from vlmix.train.parallel import Ranks, init_distributed
 
-ANSWERS, REPORT = "answers.jsonl", "report.json"
+ANSWERS, REPORT, VALUES = "answers.jsonl", "report.json", "values.parquet"
 
 Progress = Callable[[str, int, int], None]
 """Called with progress: (benchmark, questions answered on this rank, questions of this rank)."""
@@ -134,13 +135,15 @@ def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: T
         answers = read_answers(folder / ANSWERS)
         if task.limit:
             answers.asked = frozenset(question.id for question in questions)
-        report = benchmark.score(answers, data, task.split)
+        report, values = benchmark.scored(answers, data, task.split)
     except VlmixError as error:
         if benchmark.submit is not None:  # the labels may stay with the test server
             return Unscored(str(error))
         raise
     if task.limit:
         report.notes.append(f"the first {len(questions):,} questions alone")
+    if values is not None:
+        values.write(folder / VALUES)
     write_text(folder / REPORT, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
     return report
 
