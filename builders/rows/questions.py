@@ -20,7 +20,7 @@ def questions(
     `question`, `answer`, `choices` and `correct`."""
     question, answer = row[column["question"]], row.get(column.get("answer", ""))
     listed = row.get(column.get("choices", ""))
-    labels, options = _options(listed)
+    labels, options = listed_options(listed)
     if isinstance(question, list):  # a question each with an answer, as in OCR-VQA
         answers = loaded(answer)
         if answers is None or len(answers) != len(question):
@@ -34,7 +34,7 @@ def questions(
         if "" in choices:
             return bad("bad_choice", f"choice {choices.index('') + 1} of {len(choices)} is empty")
         index = row.get(column.get("correct", ""))
-        correct = _correct(index, answer, choices, labels)
+        correct = correct_option(index, answer, choices, labels)
         if correct is None or len(choices) > 26:
             if _is_place(answer) and text_of(answer) in choices:
                 return bad(
@@ -64,7 +64,7 @@ def _is_plural(column: str) -> bool:
     return column.endswith("s")
 
 
-def _options(value: Any) -> tuple[list[str], list[Any]]:
+def listed_options(value: Any) -> tuple[list[str], list[Any]]:
     """(labels, choices) of `{label: [A, B], text: [...]}` or `{A: ..., B: ...}`, or of a list, which has no labels.
     What is null at the end, or under a label, is no choice."""
     if isinstance(value, dict):
@@ -84,7 +84,7 @@ def _is_place(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _correct(index: Any, answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int | None:
+def correct_option(index: Any, answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int | None:
     """Which choice is right: the one at an index, under a label, of this text or letter, tried in this order. A number
     as the answer that is the text of another choice is None."""
     for value, is_index in ((index, True), (answer, False)):

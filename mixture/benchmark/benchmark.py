@@ -25,14 +25,15 @@ class Question(Struct, frozen=True):
     """One question to a model. `id` is unique in a benchmark's split.
 
     `image` is a path below the image root (`coco/…`, `gqa/images/…`, `textvqa/train_images/…`, in LLaVA's layout) or
-    below the benchmark's own folder, "" for text only. Files that hold their images give them as `image_bytes`. `text`
-    is LLaVA-1.5's prompt without the image token, which stands before it on a line of its own.
+    below the benchmark's own folder, "" for text only. Files that hold their images give them as `image_bytes`, or as
+    what reads them when they are needed. `text` is LLaVA-1.5's prompt without the image token, which stands before it
+    on a line of its own.
     """
 
     id: str
     image: str
     text: str
-    image_bytes: bytes | None = None
+    image_bytes: bytes | Callable[[], bytes] | None = None
 
 
 class Report(Struct, kw_only=True):
@@ -149,6 +150,16 @@ def percent(hits: float, count: float) -> float:
     return 100 * hits / count if count else 0.0
 
 
+class OwnFiles(Struct, frozen=True):
+    """What a benchmark of one's own is defined by. It names its questions itself, so that no official files are read."""
+
+    recipe: Path
+    images: Path
+    """The root of its images."""
+    inputs: tuple[Path, ...]
+    """What decides its questions and scores, the recipe among them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One benchmark.
@@ -172,6 +183,8 @@ class Benchmark:
     parse_scores: ScoreParser | None = None
     images: Mapping[str, tuple[ImageFolder, ...]] = field(default_factory=dict)
     max_new_tokens: int = 128
+    own: OwnFiles | None = None
+    """Of a benchmark that a YAML file defines; `data` and `annotations` are left out then."""
     scorer_version: int = 1
     """Raised when a change gives the same answers another score."""
 
@@ -180,12 +193,12 @@ class Benchmark:
         """True if a language model decides what an answer is worth."""
         return self.judge_requests is not None
 
-    def questions(self, data: Path, split: str = "") -> list[Question]:
+    def questions(self, data: Path | None = None, split: str = "") -> list[Question]:
         """The questions of a folder of official files, or of one of them, in file order."""
         return self.read_questions(self._official(data), self._split(split))
 
     def score(
-        self, answers: Answers, annotations: Path, split: str = "", judgements: Judgements | None = None
+        self, answers: Answers, annotations: Path | None = None, split: str = "", judgements: Judgements | None = None
     ) -> Report:
         """The report on `answers` by the official files in `annotations` (a folder, or the annotation file).
 
@@ -195,7 +208,7 @@ class Benchmark:
         return self.scored(answers, annotations, split, judgements).report
 
     def scored(
-        self, answers: Answers, annotations: Path, split: str = "", judgements: Judgements | None = None
+        self, answers: Answers, annotations: Path | None = None, split: str = "", judgements: Judgements | None = None
     ) -> Scored:
         """What `score` reports, with what each question adds to it."""
         files, split = self._official(annotations), self._split(split)
@@ -229,11 +242,19 @@ class Benchmark:
             raise VlmixError(f"there is no submission to write for {self.name}; score it with --annotations")
         return self.submit(answers, self._official(questions), self._split(split), out)
 
-    def _official(self, path: Path) -> OfficialFiles:
+    def _official(self, path: Path | None) -> OfficialFiles:
+        if self.own is not None:
+            if path is not None:
+                raise VlmixError(f"{self.own.recipe} names its questions itself; leave {path} out")
+            path = self.own.recipe
+        if path is None:
+            raise VlmixError(f"{self.name}: name the folder of its official files; they are at {self.homepage}")
         official = tuple(file.name.replace("{split}", "*") for file in self.files)
         return OfficialFiles(self.name, self.title, self.homepage, path, official)
 
     def _split(self, split: str) -> str:
+        if split and not self.splits:
+            raise VlmixError(f"{self.name} has no splits; leave {split!r} out")
         if split and split not in self.splits:
             raise VlmixError(f"{self.name} has no split {split!r}{nearest(split, self.splits)}")
         return split

@@ -244,6 +244,17 @@ class Reader(Sequence[Sample]):
     def turns(self) -> Iterator[tuple[NDArray[np.int64], pa.StringArray, NDArray[np.int64]]]:
         """All texts, a row group at a time in the root's order: [n] positions, the turns of all of them in one array,
         [n] how many each has."""
+        for positions, column in self._heavy("conversations"):
+            counts = pc.list_value_length(column).to_numpy().astype(np.int64)
+            yield positions, column.flatten().field("value"), counts
+
+    def response_formats(self) -> Iterator[tuple[NDArray[np.int64], list[list[str]]]]:
+        """The response format of each round, in the same pieces as `turns` and `texts`."""
+        for positions, column in self._heavy("response_formats"):
+            yield positions, column.to_pylist()
+
+    def _heavy(self, name: str) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
+        """A column of the root's index that views have not, a row group at a time: [n] positions and the values."""
         order = np.argsort(self.rows, kind="stable")
         rows, start = self.rows[order], 0
         with self.root.join(SAMPLES_NAME).arrow() as opened:
@@ -252,13 +263,10 @@ class Reader(Sequence[Sample]):
                 size = file.metadata.row_group(group).num_rows
                 low, high = np.searchsorted(rows, [start, start + size])
                 if low < high:
-                    texts = file.read_row_group(group, columns=["conversations"])
+                    texts = file.read_row_group(group, columns=[name])
                     if problem := columns_problem(texts):
                         raise VlmixError(f"{self.root.name}: {SAMPLES_NAME}: {problem}; {self._hint}")
-                    column = texts["conversations"].combine_chunks()
-                    mine = column.take(pa.array(rows[low:high] - start))
-                    counts = pc.list_value_length(mine).to_numpy().astype(np.int64)
-                    yield order[low:high], mine.flatten().field("value"), counts
+                    yield order[low:high], texts[name].combine_chunks().take(pa.array(rows[low:high] - start))
                 start += size
 
     def texts(self) -> Iterator[tuple[NDArray[np.int64], list[list[str]]]]:
