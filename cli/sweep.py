@@ -45,8 +45,8 @@ def sweep(
     show.without_bars()
     require()
     from vlmix.builders import known_benchmarks
-    from vlmix.train.sweep.report import aggregate, table, write
-    from vlmix.train.sweep.sweep import adds_random, finished, load, run, run_specs, same_as_random
+    from vlmix.train.sweep.report import aggregate, comparison_table, comparisons, table, write
+    from vlmix.train.sweep.sweep import adds_random, finished, load, read_values, run, run_specs, same_as_random
 
     found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
@@ -77,11 +77,15 @@ def sweep(
     if same := same_as_random(parsed, out):
         facts["equal to the random selection"] = ", ".join(same)
         show.note(f"warning: the subsets of these runs equal the random selection: {', '.join(same)}")
-    report = write(out, parsed.name, rows, facts, parsed.note)
+    values = read_values(out, rows)
+    report = write(out, parsed.name, rows, facts, parsed.note, values)
     if as_json:
         show.done("", rows, as_json=True)
         return
-    show.rows(*table(aggregate(rows)))
+    points = aggregate(rows, values)
+    show.rows(*table(points))
+    if compared := comparisons(rows, values):
+        show.rows(*comparison_table(points, compared))
     show.done(f"report: {report}", None, as_json=False)
 
 

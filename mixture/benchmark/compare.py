@@ -61,6 +61,21 @@ class Difference(Struct, frozen=True, kw_only=True):
     needed: int | None
 
 
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Two models on all benchmarks that both have, by name.
+
+    `adjusted` are the differences' p for the table as a whole (see `holm`), by which they are marked. `overall` is the
+    mean relative difference in percent over benchmarks in which both score above 0, None without one; `left_out` are
+    the others, `unshared` benchmarks that one model has alone.
+    """
+
+    differences: list[Difference]
+    adjusted: list[float]
+    overall: Estimate | None
+    left_out: list[str]
+    unshared: list[str]
+
+
 class _Term(NamedTuple):
     """What one run's score in one benchmark weighs in a number. `side` groups the runs of one model."""
 
@@ -138,6 +153,28 @@ def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference
         asked=asked,
         needed=_needed(estimate.value, _variance(terms), questions),
     )
+
+
+def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
+    """The model of the runs `b` against that of `a`. Every run of a model has the same benchmarks. Raises VlmixError if
+    the models share none, or no question of one that they share."""
+    names = [set(side[0].values) for side in (a, b)]
+    shared = sorted(names[0] & names[1])
+    if not shared:
+        raise VlmixError(f"nothing to compare: one has {_listed(names[0])}, the other {_listed(names[1])}")
+    differences = [difference(name, a, b) for name in shared]
+    positive = [each.benchmark for each in differences if each.a > 0 and each.b > 0]
+    return Comparison(
+        differences=differences,
+        adjusted=holm([each.difference.p for each in differences]),
+        overall=overall(a, b, positive) if positive else None,
+        left_out=[name for name in shared if name not in positive],
+        unshared=sorted(names[0] ^ names[1]),
+    )
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "no benchmark"
 
 
 def holm(ps: Sequence[float]) -> list[float]:

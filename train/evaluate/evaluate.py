@@ -1,8 +1,8 @@
 """A model on benchmarks: questions answered in batches by one or several processes, resumable, then scored.
 
-`OUT/<benchmark>/` gets `answers.jsonl` in LLaVA's form and, where labels are public, `report.json` and `values.parquet`,
-which has what each question adds to the score. Every rank appends to a file of its own as it goes; a question that any
-of them has answered is not asked again.
+`OUT/<benchmark>/` gets `answers.jsonl` in LLaVA's form and, where labels are public, `report.json` and, with what each
+question adds to the score, `values.parquet`. Every rank appends to a file of its own as it goes; a question that any of
+them has answered is not asked again.
 """
 
 import hashlib
@@ -38,8 +38,9 @@ class Task:
     """What is asked, and how."""
 
     benchmark: Benchmark
-    data: Path
-    """The official files: a folder that holds them, or one with a folder of the benchmark's name."""
+    data: Path | None = None
+    """The official files: a folder that holds them, or one with a folder of the benchmark's name. A benchmark of one's
+    own has none."""
     images: tuple[Path, ...] = ()
     """Roots in LLaVA's layout, looked into before `data`."""
     split: str = ""
@@ -50,10 +51,19 @@ class Task:
     """The first so many questions; 0: all. A score of a part is one of that part."""
 
     @property
-    def folder(self) -> Path:
-        """The folder of the benchmark's own files."""
+    def folder(self) -> Path | None:
+        """The folder of the benchmark's official files."""
+        if self.data is None or self.benchmark.own is not None:
+            return None
         inner = self.data / self.benchmark.name
         return inner if inner.is_dir() else self.data
+
+    @property
+    def image_roots(self) -> list[Path]:
+        """Where images are looked for, in this order."""
+        own = () if self.benchmark.own is None else (self.benchmark.own.images,)
+        near = (folder if folder.is_dir() else folder.parent for folder in (self.data, self.folder) if folder)
+        return [*self.images, *own, *near]
 
 
 class Unscored(Struct, frozen=True):
@@ -98,12 +108,11 @@ def _ask(
     me: Ranks,
     progress: Progress,
 ) -> Report | Unscored:
-    benchmark, data = task.benchmark, task.folder
+    benchmark = task.benchmark
     # Long prompts first: a batch holds similar lengths, and what does not fit shows at once.
     pending = sorted((q for q in questions if q.id not in done), key=lambda q: (-len(q.text), q.id))
     mine = pending[me.rank :: me.world]
-    near = (folder if folder.is_dir() else folder.parent for folder in (task.data, data))
-    index = ImageIndex([*task.images, *near], benchmark.images)
+    index = ImageIndex(task.image_roots, benchmark.images)
 
     def answer() -> None:
         part = folder / f"part-{me.rank:05d}.jsonl"
@@ -120,11 +129,11 @@ def _ask(
             progress(benchmark.name, start + len(batch), len(mine))
 
     me.run_on_all(answer)
-    report: Report | Unscored = me.run_on_main(lambda: _finish(benchmark, questions, data, task, folder))
+    report: Report | Unscored = me.run_on_main(lambda: _finish(benchmark, questions, task, folder))
     return report
 
 
-def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: Task, folder: Path) -> Report | Unscored:
+def _finish(benchmark: Benchmark, questions: list[Question], task: Task, folder: Path) -> Report | Unscored:
     """One file of answers in the questions' order, and the score."""
     texts = {row.question_id: row for part in _parts(folder) for row in read_answers(part, strict=False).rows}
     rows = [{"question_id": q.id, "prompt": q.text, "text": texts[q.id].text} for q in questions if q.id in texts]
@@ -135,7 +144,7 @@ def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: T
         answers = read_answers(folder / ANSWERS)
         if task.limit:
             answers.asked = frozenset(question.id for question in questions)
-        report, values = benchmark.scored(answers, data, task.split)
+        report, values = benchmark.scored(answers, task.folder, task.split)
     except VlmixError as error:
         if benchmark.submit is not None:  # the labels may stay with the test server
             return Unscored(str(error))
@@ -149,12 +158,13 @@ def _finish(benchmark: Benchmark, questions: list[Question], data: Path, task: T
 
 
 def _image(question: Question, index: ImageIndex, benchmark: Benchmark) -> bytes | None:
-    if question.image_bytes is not None:
+    if (held := question.image_bytes) is not None:
+        data = held if isinstance(held, bytes) else held()
         try:
-            decode(question.image_bytes)
+            decode(data)
         except UNREADABLE as error:
             raise VlmixError(f"{benchmark.name}: question {question.id}: its image cannot be read: {error}") from None
-        return question.image_bytes
+        return data
     if not question.image:
         return None
     plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
@@ -194,7 +204,10 @@ def _identity(generator: Generator, task: Task, questions: list[Question]) -> di
         flat = tensor.flatten()
         few = flat[:: max(1, len(flat) // 64)].float().cpu()
         weights.update(name.encode() + str(tuple(tensor.shape)).encode() + few.numpy().tobytes())
-    asked = hashlib.sha256("\n".join(f"{question.id}\t{question.text}" for question in questions).encode())
+    lines = [f"{question.id}\t{question.text}" for question in questions]
+    if task.benchmark.own is not None:  # whose images change with it
+        lines = [f"{line}\t{question.image}" for line, question in zip(lines, questions)]
+    asked = hashlib.sha256("\n".join(lines).encode())
     return {
         "model": weights.hexdigest(),
         "questions": asked.hexdigest(),

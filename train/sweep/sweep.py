@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import sha256
@@ -28,6 +28,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from vlmix.mixture.benchmark.benchmark import Benchmark, Report
+from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.io.atomic import disk_errors, write_text
@@ -39,7 +40,7 @@ from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.score_file import read_listing
 from vlmix.mixture.selection.subset import Selected, Selection, TooFew, check_options, save, select
 from vlmix.train.config import Recipe, parse
-from vlmix.train.evaluate.evaluate import Task, Unscored
+from vlmix.train.evaluate.evaluate import VALUES, Task, Unscored
 from vlmix.train.metrics import read as read_metrics
 from vlmix.train.sweep.report import Result
 from vlmix.train.sweep.report.aggregate import BUILT_IN, FULL
@@ -374,6 +375,7 @@ def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backen
         scores={name: report.score for name, report in scored.items()},
         metrics={name: report.metrics for name, report in scored.items()},
         questions={name: report.answered + report.missing for name, report in scored.items()},
+        chance={name: report.chance for name, report in scored.items() if report.chance is not None},
     )
     write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
 
@@ -606,6 +608,18 @@ def _rows(out: Path) -> list[Result]:
     files = sorted((out / "runs").glob("*/result.json"))
     rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
     return sorted(rows, key=lambda row: (json.dumps(row.grid), row.selection, row.ratio, row.seed))
+
+
+def read_values(out: Path, rows: Sequence[Result]) -> dict[str, dict[str, Values]]:
+    """Run -> benchmark -> what each question adds to the score, for the runs of a sweep's folder."""
+    return {
+        row.run: {
+            name: Values.read(path)
+            for name in row.scores
+            if (path := out / "runs" / row.run / "answers" / name / VALUES).exists()
+        }
+        for row in rows
+    }
 
 
 @contextmanager

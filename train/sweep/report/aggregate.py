@@ -1,15 +1,21 @@
-"""From runs to points: means and spreads over seeds, and scores relative to the full mixture.
+"""From runs to points: means over seeds, scores relative to the full mixture, and their intervals over questions and
+seeds.
 
-What comes out depends on the rows, not on their order.
+What comes out depends on the rows and values, not on their order.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 from msgspec import Struct
+
+from vlmix.mixture.benchmark.compare import Estimate, Run, mean_score
+from vlmix.mixture.benchmark.compare import relative as relative_score
+from vlmix.mixture.benchmark.intervals import quantile
+from vlmix.mixture.benchmark.values import Values
 
 FULL = "full mixture"
 """`selection` of the points of the full mixture, which serves every selection of its grid values."""
@@ -44,23 +50,42 @@ class Result(Struct, frozen=True, kw_only=True):
     metrics: Mapping[str, Mapping[str, float | None]]
     """Benchmark -> sub-scores."""
     questions: dict[str, int]
+    chance: dict[str, float] = {}
+    """Benchmark -> what guessing scores, where that is known."""
+
+
+RunValues = Mapping[str, Mapping[str, Values]]
+"""Run -> benchmark -> what each question adds to the score."""
 
 
 class Spread(Struct, frozen=True, kw_only=True):
-    """A number over seeds. `sd` is the sample standard deviation (n - 1), None for one seed: unknown, not 0."""
+    """A mean over seeds with its 95 % interval: over questions and seeds; over seeds alone where what questions add is
+    not at hand; over questions alone for one seed. None: unknown."""
 
     mean: float
-    sd: float | None
+    low: float | None
+    high: float | None
     by_seed: dict[int, float]
+    over: str = ""
+    """`questions and seeds`, `questions`, `seeds`, `definition` (the reference itself), or "" without an interval."""
+
+    @property
+    def half(self) -> float | None:
+        """Half of the interval's width."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def at_its_own(self) -> "Spread":
+        """The spread of what is the reference: none."""
+        return Spread(mean=self.mean, low=self.mean, high=self.mean, by_seed=self.by_seed, over="definition")
 
 
 class Point(Struct, frozen=True, kw_only=True):
     """What the runs of one (grid, selection, ratio) say.
 
     `relative` is in percent. Per seed it is the mean over benchmarks of score / mean over seeds of the full mixture's
-    score at the same grid values; mean and spread are taken over seeds, so the spread leaves out that of the
-    reference. A seed counts only if it has every benchmark of the reference. None: no run on the full mixture, or no
-    such seed.
+    score at the same grid values. Its interval has the spread of the reference in it, paired by question and by seed;
+    that of the full mixture itself, 100 by definition, has no width. A seed counts only if it has every benchmark of
+    the reference. None: no run on the full mixture, or no such seed.
     `left_out` are benchmarks that cannot be relative, as the full mixture scores 0 (or less) in them.
     """
 
@@ -100,18 +125,20 @@ def grouped(rows: Iterable[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
-def aggregate(rows: Iterable[Result]) -> list[Point]:
+def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[Point]:
     """One point for each (grid, selection, ratio); rows of ratio 1 make one point for each grid, with selection `FULL`.
 
     Runs that share a point and a seed count as one, by their mean.
     """
+    known = values or {}
     groups = grouped(rows)
-    references = {grid_key(group[0].grid): _scores(group) for group in groups if group[0].ratio == 1}
+    full = {grid_key(group[0].grid): group for group in groups if group[0].ratio == 1}
     points = []
     for group in groups:
         first = group[0]
-        reference = references.get(grid_key(first.grid), {})
-        usable = {name: full.mean for name, full in reference.items() if full.mean > 0}
+        reference = full.get(grid_key(first.grid), [])
+        means = {name: score.mean for name, score in _scores(reference, known).items()}
+        usable = {name: mean for name, mean in means.items() if mean > 0}
         points.append(
             Point(
                 grid=first.grid,
@@ -119,9 +146,9 @@ def aggregate(rows: Iterable[Result]) -> list[Point]:
                 ratio=first.ratio,
                 seeds=len({row.seed for row in group}),
                 samples=round(fmean(row.samples for row in group)),
-                scores=_scores(group),
-                relative=spread(group, lambda row, full=usable: _relative(row, full)),  # type: ignore[misc]
-                left_out=[name for name in reference if name not in usable],
+                scores=_scores(group, known),
+                relative=_relative_spread(group, reference, usable, known),
+                left_out=[name for name in means if name not in usable],
             )
         )
     return points
@@ -143,7 +170,7 @@ def series(points: list[Point]) -> list[Series]:
 
 
 def spread(rows: Iterable[Result], value: Callable[[Result], float | None]) -> Spread | None:
-    """`value` over the seeds of `rows`; None if no row has one."""
+    """`value` over the seeds of `rows`, with an interval over seeds; None if no row has one."""
     by_seed: dict[int, list[float]] = {}
     for row in rows:
         if is_number(number := value(row)):
@@ -151,7 +178,31 @@ def spread(rows: Iterable[Result], value: Callable[[Result], float | None]) -> S
     means = {seed: fmean(values) for seed, values in sorted(by_seed.items())}
     if not means:
         return None
-    return Spread(mean=fmean(means.values()), sd=stdev(means.values()) if len(means) > 1 else None, by_seed=means)
+    mean, count = fmean(means.values()), len(means)
+    if count < 2:
+        return Spread(mean=mean, low=None, high=None, by_seed=means)
+    reach = quantile(count - 1) * stdev(means.values()) / math.sqrt(count)
+    return Spread(mean=mean, low=mean - reach, high=mean + reach, by_seed=means, over="seeds")
+
+
+def runs_of(rows: Sequence[Result], values: RunValues, benchmarks: Iterable[str]) -> list[Run] | None:
+    """Rows with what their questions add, one for each seed; None where a row has not all of it, or a seed stands
+    twice."""
+    names = list(benchmarks)
+    if not rows or len({row.seed for row in rows}) < len(rows):
+        return None
+    if any(name not in values.get(row.run, {}) for row in rows for name in names):
+        return None
+    return [Run(row.seed, {name: values[row.run][name] for name in names}) for row in rows]
+
+
+def with_interval(spread: Spread, estimate: Estimate) -> Spread:
+    """The same mean with the interval of an estimate."""
+    reach = (estimate.high - estimate.low) / 2
+    over = "questions and seeds" if estimate.seeds > 1 else "questions"
+    return Spread(
+        mean=spread.mean, low=spread.mean - reach, high=spread.mean + reach, by_seed=spread.by_seed, over=over
+    )
 
 
 def is_number(item: float | None) -> TypeGuard[float]:
@@ -188,10 +239,33 @@ def _selection_key(name: str) -> tuple[int, str]:
     return first.get(name, len(BUILT_IN)), name
 
 
-def _scores(group: list[Result]) -> dict[str, Spread]:
-    names = sorted({name for row in group for name in row.scores})
-    spreads = {name: spread(group, lambda row, name=name: row.scores.get(name)) for name in names}  # type: ignore[misc]
-    return {name: scores for name, scores in spreads.items() if scores is not None}
+def _scores(group: list[Result], values: RunValues) -> dict[str, Spread]:
+    found = {}
+    for name in sorted({name for row in group for name in row.scores}):
+        scored = [row for row in group if is_number(row.scores.get(name))]
+        over_seeds = spread(scored, lambda row, name=name: row.scores.get(name))  # type: ignore[misc]
+        if over_seeds is None:
+            continue
+        runs = runs_of(scored, values, [name])
+        found[name] = over_seeds if runs is None else with_interval(over_seeds, mean_score(runs, name))
+    return found
+
+
+def _relative_spread(
+    group: list[Result], reference: list[Result], usable: dict[str, float], values: RunValues
+) -> Spread | None:
+    over_seeds = spread(group, lambda row: _relative(row, usable))
+    if over_seeds is None or group is reference:
+        return None if over_seeds is None else over_seeds.at_its_own()
+    counted = [row for row in group if _relative(row, usable) is not None]
+    runs, full = runs_of(counted, values, usable), runs_of(_whole(reference, usable), values, usable)
+    if runs is None or full is None:
+        return over_seeds
+    return with_interval(over_seeds, relative_score(runs, full, list(usable)))
+
+
+def _whole(rows: list[Result], names: Iterable[str]) -> list[Result]:
+    return [row for row in rows if all(is_number(row.scores.get(name)) for name in names)]
 
 
 def _relative(row: Result, full: dict[str, float]) -> float | None:

@@ -6,9 +6,33 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from vlmix.train.sweep.report.aggregate import Point, Result, aggregate, benchmarks, grouped, is_relative, spread
+from vlmix.mixture.benchmark.wording import difference_table
+from vlmix.train.sweep.report.aggregate import (
+    Point,
+    Result,
+    RunValues,
+    aggregate,
+    benchmarks,
+    grouped,
+    is_relative,
+    spread,
+)
+from vlmix.train.sweep.report.comparisons import Compared, comparisons
 from vlmix.train.sweep.report.plots import DPI
-from vlmix.train.sweep.report.wording import NOTHING, Namer, headline, notes, number, percent, real, share, table, value
+from vlmix.train.sweep.report.wording import (
+    NOTHING,
+    Namer,
+    compared_headline,
+    comparison_table,
+    headline,
+    notes,
+    number,
+    percent,
+    real,
+    share,
+    table,
+    value,
+)
 
 Picture = tuple[bytes, bytes]
 """The PNG for a light page and the one for a dark page."""
@@ -25,12 +49,19 @@ class Table(NamedTuple):
 
 
 def page(
-    title: str, rows: list[Result], facts: dict[str, Any], curve: Picture, scores: Picture | None, note: str = ""
+    title: str,
+    rows: list[Result],
+    facts: dict[str, Any],
+    curve: Picture,
+    scores: Picture | None,
+    note: str = "",
+    values: RunValues | None = None,
 ) -> str:
     """The document, with the main picture and that of the single benchmarks."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    points, groups = aggregate(rows), grouped(rows)
+    points, groups = aggregate(rows, values), grouped(rows)
+    compared = comparisons(rows, values or {})
     environment = Environment(
         loader=PackageLoader("vlmix.train.sweep.report", "."),
         autoescape=True,
@@ -43,16 +74,18 @@ def page(
     return environment.get_template("report.html.j2").render(
         title=title,
         note=note,
-        headline=headline(points),
+        headline=[*headline(points), *compared_headline(points, compared)],
         relative=is_relative(points),
         curve=_embedded(curve, _described(points) if is_relative(points) else _each_described(points)),
         scores=_embedded(scores, _each_described(points)) if scores else None,
-        score_table=Table("Mean ± standard deviation over seeds", *table(points), len(Namer(points).keys) + 1),
+        score_table=Table("Mean ± half of the 95 % interval", *table(points), len(Namer(points).keys) + 1),
+        comparisons=Table("Overall, mean over benchmarks in percent", *comparison_table(points, compared), 2),
+        differences=_differences(points, compared),
         composition=_composition(points, groups),
         runs=_runs(points, groups),
         sub_scores=_sub_scores(points, groups),
         facts=Table("What all runs have in common", ["fact", "value"], list(_flat(facts)), 2) if facts else None,
-        notes=list(notes(rows)),
+        notes=list(notes(rows, values)),
     )
 
 
@@ -144,12 +177,24 @@ def _sub_scores(points: list[Point], groups: list[list[Result]]) -> dict[str, Ta
             asked = {row.questions[name] for row in runs if name in row.questions}
             questions = f", {min(asked):,} questions" if len(asked) == 1 else ""
             rows = [[metric, *(_sub_score(group, name, metric) for group in groups)] for metric in metrics]
-            tables[name] = Table(f"{name}{questions}: mean ± standard deviation over seeds", header, rows)
+            tables[name] = Table(f"{name}{questions}: mean ± half of the 95 % interval over seeds alone", header, rows)
     return tables
 
 
 def _sub_score(group: list[Result], name: str, metric: str) -> str:
-    return number(spread(group, lambda row: row.metrics.get(name, {}).get(metric)))
+    found = spread(group, lambda row: row.metrics.get(name, {}).get(metric))
+    return NOTHING if found is None else number(found).removesuffix("†").removesuffix(" ± ?")
+
+
+def _differences(points: list[Point], compared: list[Compared]) -> dict[str, Table]:
+    """A table for each comparison: benchmark by benchmark."""
+    namer = Namer(points)
+    return {
+        f"{namer.point(each.point)} against {namer.point(each.control)}": Table(
+            "By benchmark", *difference_table(each.comparison)
+        )
+        for each in compared
+    }
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterable[list[str]]:

@@ -1,7 +1,7 @@
 """The pictures of a report, as PNG. Bytes depend on the points and on matplotlib's version alone: no settings of the
 user, no pyplot, no metadata.
 
-Error bars are standard deviations over seeds, faint dots the runs, hollow marks single seeds.
+Error bars are 95 % intervals, faint dots the runs, hollow marks single seeds, whose interval is over questions alone.
 """
 
 import math
@@ -18,7 +18,7 @@ from vlmix.train.sweep.report.wording import Namer, share
 
 DPI = 180  # dots per inch: sharp on screens with two dots a pixel
 _PAGE = 10.5  # inches of width on which 9.5 points still read well in a browser
-_ONE_SEED = "one seed: spread unknown"
+_ONE_SEED = "one seed: interval over questions alone"
 
 
 class Theme(NamedTuple):
@@ -178,22 +178,22 @@ def _draw_lines(
 def _draw_spread(
     ax: Any, place: float, spread: Spread, mark: Mark, theme: Theme, *, axis: str = "y", shift: float = 0.0
 ) -> None:
-    """A mean with its standard deviation as error bar along `axis`, at `place` on the other axis and `shift` points
+    """A mean with its 95 % interval as error bar along `axis`, at `place` on the other axis and `shift` points
     beside it, and the runs as faint dots. A single seed is a hollow mark without either."""
     ax.errorbar(
         *((place, spread.mean) if axis == "y" else (spread.mean, place)),
-        **{f"{axis}err": spread.sd},
+        **{f"{axis}err": spread.half or None},
         color=mark.color,
         marker=mark.marker,
         markersize=6,
-        markerfacecolor=theme.ground if spread.sd is None else mark.color,
+        markerfacecolor=mark.color if len(spread.by_seed) > 1 else theme.ground,
         elinewidth=1.5,
         capsize=3,
         capthick=1.5,
         zorder=4,
         transform=_shifted(ax, shift),
     )
-    if spread.sd is not None:
+    if len(spread.by_seed) > 1:
         runs, places = list(spread.by_seed.values()), [place] * len(spread.by_seed)
         ax.plot(
             *((places, runs) if axis == "y" else (runs, places)),
@@ -217,8 +217,8 @@ def _limit(
 
     ends = list(around)
     for spread in spreads:
-        sd = spread.sd or 0.0
-        ends += [spread.mean - sd, spread.mean + sd, *spread.by_seed.values()]
+        half = spread.half or 0.0
+        ends += [spread.mean - half, spread.mean + half, *spread.by_seed.values()]
     if not ends:
         return
     low, high = min(ends), max(ends)
@@ -281,7 +281,7 @@ def _score(point: Point, name: str) -> Spread | None:
 
 
 def _has_single_seeds(points: list[Point]) -> bool:
-    return any(spread.sd is None for point in points for spread in point.scores.values())
+    return any(len(spread.by_seed) == 1 for point in points for spread in point.scores.values())
 
 
 def _ratios(points: Sequence[Point]) -> list[float]:

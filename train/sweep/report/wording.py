@@ -5,10 +5,12 @@ from typing import Any
 
 import msgspec
 
+from vlmix.mixture.benchmark.wording import p_value, signed, verdict
 from vlmix.train.sweep.report.aggregate import (
     FULL,
     Point,
     Result,
+    RunValues,
     Series,
     Spread,
     aggregate,
@@ -19,11 +21,13 @@ from vlmix.train.sweep.report.aggregate import (
     is_relative,
     series,
 )
+from vlmix.train.sweep.report.comparisons import Compared
 
 NOTHING = "–"
 KEEPS = 98.0
 """Percent of the full mixture's score that LLaVA-1.5 keeps with half of its mixture (5.1 of its paper)."""
 
+_MARKS = {"questions": "*", "seeds": "†"}
 _CHOSEN = {"random": "sampled at random", "lengths": "chosen by lengths", "clusters": "chosen by clusters"}
 
 
@@ -57,8 +61,8 @@ class Namer:
 
 
 def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows. Numbers are mean ± standard deviation over seeds, `± ?` for one seed; `(2 of 3)` behind a
-    number says how many of the seeds have it; `–`: there is none."""
+    """Header and rows. Numbers are mean ± half of the 95 % interval (see `number`); `(2 of 3)` behind a number says how
+    many of the seeds have it; `–`: there is none."""
     namer, names = Namer(points), benchmarks(points)
     relative = is_relative(points)
     header = [*namer.keys, "selection", "share", "samples", "seeds", *["relative %"] * relative, *names]
@@ -89,12 +93,38 @@ def headline(points: list[Point]) -> list[str]:
     return [*(_keeps(line, namer, several) for line in lines), _enough(lines, namer)]
 
 
+def comparison_table(points: list[Point], compared: list[Compared]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: every point with a control, and the overall difference in percent."""
+    namer = Namer(points)
+    rows = []
+    for point, control, comparison, adjusted in compared:
+        whole = comparison.overall
+        cells = [NOTHING] * 3 if whole is None else [signed(whole), p_value(whole.p), verdict(whole, adjusted)]
+        rows.append([namer.point(point), namer.point(control), *cells])
+    return ["compared", "with", "difference %", "p", "verdict"], rows
+
+
+def compared_headline(points: list[Point], compared: list[Compared]) -> list[str]:
+    """One sentence on what differs from its control, none where nothing is compared."""
+    if not compared:
+        return []
+    namer = Namer(points)
+    found = [
+        f"{namer.point(each.point)} against {namer.point(each.control)} ({signed(each.comparison.overall)} %)"
+        for each in compared
+        if each.shown and each.comparison.overall is not None
+    ]
+    if not found:
+        return [f"Of {len(compared)} comparisons with a control, none shows a difference."]
+    return [f"Of {len(compared)} comparisons with a control, {len(found)} show a difference: {'; '.join(found)}."]
+
+
 def _keeps(line: Series, namer: Namer, several: bool) -> str:
     point = line.points[0]
     whose = f"{namer.grid(line.grid)}: with" if namer.varied else "With"
     chosen = f", {_CHOSEN.get(line.selection, f'selected as {line.selection}')}," if several else ""
     count = len(point.relative.by_seed) if point.relative else 0
-    seeds = f"{count} seeds" if count > 1 else "1 seed, so the spread is unknown"
+    seeds = f"{count} seeds" if count > 1 else "1 seed, so how much seeds differ is unknown"
     return (
         f"{whose} {share(point.ratio)} of the samples{chosen} the model keeps {percent(point.relative)} "
         f"of the score of the full mixture ({seeds})."
@@ -105,13 +135,18 @@ def _enough(lines: list[Series], namer: Namer) -> str:
     smallest = []
     for line in lines:
         enough = (point for point in line.points if point.relative and point.relative.mean >= KEEPS)
-        shares = [f"{share(point.ratio)} of the samples ({percent(point.relative)})" for point in enough]
+        shares = [f"{share(point.ratio)} of the samples ({_surely(point.relative)})" for point in enough]
         smallest.append(shares[0] if shares else "none")
     if set(smallest) == {"none"}:
         return f"No smaller share that was measured keeps {KEEPS:g} %, LLaVA-1.5's mark for half of its mixture."
     if len(lines) > 1:
         smallest = [f"{namer.series(line.grid, line.selection)}: {text}" for line, text in zip(lines, smallest)]
     return f"The smallest share measured that keeps {KEEPS:g} %: {'; '.join(smallest)}."
+
+
+def _surely(relative: Spread | None) -> str:
+    unsure = relative is not None and (relative.low is None or relative.low < KEEPS)
+    return percent(relative) + (f"; its interval reaches below {KEEPS:g} %" if unsure else "")
 
 
 def _absolute(points: list[Point], namer: Namer) -> list[str]:
@@ -132,10 +167,10 @@ def _absolute(points: list[Point], namer: Namer) -> list[str]:
     return [f"{len(points)} variants on {where}: {'; '.join(highest)}."]
 
 
-def notes(rows: Iterable[Result]) -> Iterator[str]:
+def notes(rows: Iterable[Result], values: RunValues | None = None) -> Iterator[str]:
     """Sentences for the foot of a report; none where all is complete and sound."""
     groups = grouped(rows)
-    points = aggregate(row for group in groups for row in group)
+    points = aggregate((row for group in groups for row in group), values)
     full = {grid_key(point.grid): point for point in points if point.full}
     yield from _references(points, full)
     asked = set(benchmarks(points))
@@ -146,8 +181,13 @@ def notes(rows: Iterable[Result]) -> Iterator[str]:
         if len(group) > point.seeds:
             doubles = [row.run for row in group if sum(row.seed == other.seed for other in group) > 1]
             yield f"{listed(doubles)} are runs of one point and one seed: they count as one, by their mean."
-    if any(len(number.by_seed) == 1 for point in points for number in point.scores.values()):
-        yield "± ?: there is one seed, so the spread is unknown."
+    shown = {number.over for point in points for number in (*point.scores.values(), point.relative) if number}
+    if "questions" in shown:
+        yield "*: there is one seed, so the interval is over questions alone; how much seeds differ is unknown."
+    if "seeds" in shown:
+        yield "†: what each question adds is not at hand, so the interval is over seeds alone."
+    if "" in shown:
+        yield "± ?: there is one seed, and what each question adds is not at hand, so the interval is unknown."
     for name in sorted({name for group in groups for row in group for name in row.questions}):
         counts = sorted({row.questions[name] for group in groups for row in group if name in row.questions})
         if len(counts) > 1:
@@ -184,18 +224,21 @@ def _run(row: Result, asked: set[str], reference: Point | None) -> Iterator[str]
 
 
 def number(spread: Spread | None) -> str:
-    """`61.2 ± 3.1`; `61.2 ± ?` for one seed."""
+    """`61.2 ± 3.1`, the mean and half of its 95 % interval; `61.2 ± 3.1*` over questions alone, `61.2 ± 3.1†` over
+    seeds alone, `61.2 ± ?` where neither is known, `100.0` of the reference itself."""
     if spread is None:
         return NOTHING
-    sd = spread.sd
-    # A small spread must not read as none.
-    deviation = "?" if sd is None else f"{sd:.1f}" if sd >= 0.05 or sd == 0 else f"{sd:.1g}"
-    return f"{spread.mean:.1f} ± {deviation}"
+    if spread.over == "definition":
+        return f"{spread.mean:.1f}"
+    half = spread.half
+    # A small interval must not read as none.
+    shown = "?" if half is None else f"{half:.1f}" if half >= 0.05 or half == 0 else f"{half:.1g}"
+    return f"{spread.mean:.1f} ± {shown}{_MARKS.get(spread.over, '')}"
 
 
 def percent(spread: Spread | None) -> str:
-    """`61.2 ± 3.1 %`; `61.2 %` for one seed."""
-    return f"{spread.mean:.1f} %" if spread and spread.sd is None else f"{number(spread)} %"
+    """`61.2 ± 3.1 %`; `61.2 %` without an interval."""
+    return f"{spread.mean:.1f} %" if spread and spread.half is None else f"{number(spread)} %"
 
 
 def share(ratio: float) -> str:

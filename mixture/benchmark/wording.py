@@ -1,0 +1,52 @@
+"""Differences in words and in cells of text, for the terminal and for reports."""
+
+from vlmix.mixture.benchmark.compare import ALPHA, Comparison, Estimate
+
+
+def signed(estimate: Estimate, digits: int = 1) -> str:
+    """`+1.2 ± 3.4`: a difference and half of its 95 % interval."""
+    half = (estimate.high - estimate.low) / 2
+    return f"{estimate.value:+.{digits}f} ± {half:.{digits}f}"
+
+
+def p_value(p: float) -> str:
+    """`0.031`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def verdict(estimate: Estimate, adjusted: float) -> str:
+    """`higher`, `lower`, `no difference shown`, or `equal`."""
+    if adjusted >= ALPHA:
+        return "no difference shown" if estimate.value else "equal"
+    return "higher" if estimate.value > 0 else "lower"
+
+
+def needed(count: int | None, questions: int) -> str:
+    """How many questions would tell a difference, where there are not enough."""
+    if count is None:
+        return "more seeds"
+    return "" if count <= questions else f"{count:,}"
+
+
+def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, a benchmark each, and the overall difference in percent."""
+    header = ["benchmark", "first", "second", "difference", "p", "verdict", "questions", "needed"]
+    rows = []
+    for each, adjusted in zip(comparison.differences, comparison.adjusted):
+        asked = f"{each.questions:,}" + (f" of {each.asked:,}" if each.questions < each.asked else "")
+        rows.append(
+            [
+                each.benchmark,
+                f"{each.a:,.2f}",
+                f"{each.b:,.2f}",
+                signed(each.difference, 2),
+                p_value(each.difference.p),
+                verdict(each.difference, adjusted),
+                asked,
+                needed(each.needed, each.questions),
+            ]
+        )
+    if comparison.overall is not None and len(comparison.differences) > 1:
+        whole = comparison.overall
+        rows.append(["overall, %", "", "", signed(whole, 2), p_value(whole.p), verdict(whole, whole.p), "", ""])
+    return header, rows
