@@ -1,7 +1,8 @@
 """What is known by name: training sources and evaluation sets, each read from its official files.
 
 A module of `sources` that defines `SOURCE` is a builder, one of `benchmarks` that defines `BENCHMARKS` an evaluation
-set. Other distributions add theirs under the entry point groups `vlmix.builders` and `vlmix.benchmarks`.
+set. Other distributions add theirs under the entry point groups `vlmix.builders` and `vlmix.benchmarks`; a YAML file
+makes an evaluation set, too (`own`).
 """
 
 import logging
@@ -9,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
+from vlmix.builders.own.benchmark import read as own_benchmark
 from vlmix.mixture.benchmark.benchmark import Benchmark
 from vlmix.mixture.build.source import Source
 from vlmix.mixture.errors import VlmixError, abridged, nearest
@@ -52,11 +55,32 @@ def known_benchmarks() -> Mapping[str, Benchmark]:
     return dict(sorted(named.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
-def benchmark_named(name: str) -> Benchmark:
-    """The evaluation set of this name. Raises VlmixError that names the nearest one."""
-    if name not in known_benchmarks():
-        raise VlmixError(f"there is no benchmark {name!r}{nearest(name, known_benchmarks())}")
-    return known_benchmarks()[name]
+def benchmark_named(name: str, allow_code: bool = False) -> Benchmark:
+    """The evaluation set of this name, or the one that a YAML file of this path defines (docs/add_a_benchmark.md);
+    `allow_code` lets such a file name a function as its metric. Raises VlmixError that names the nearest one."""
+    known = known_benchmarks()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise VlmixError(f"there is no benchmark {name!r}{nearest(name, known)}; or name a YAML file of your own")
+    own = own_benchmark(path, allow_code)
+    if own.name in known:
+        raise VlmixError(f"{name}: name: {own.name} is the name of a benchmark of vlmix; take another")
+    return own
+
+
+def benchmarks_named(names: Iterable[str], allow_code: bool = False) -> dict[str, Benchmark]:
+    """Evaluation sets by their own names, in this order. Raises VlmixError where two files give theirs one name."""
+    found: dict[str, Benchmark] = {}
+    for name in names:
+        one = benchmark_named(name, allow_code)
+        if one.name in found and one.own != found[one.name].own:
+            raise VlmixError(
+                f"{name}: name: another benchmark is called {one.name}, too; give one of them another name"
+            )
+        found[one.name] = one
+    return found
 
 
 def _modules(folder: str) -> list[Any]:

@@ -14,16 +14,21 @@ from vlmix.cli.train import launch, launched
 def evaluate(
     benchmark: Annotated[
         list[str],
-        typer.Argument(help="Names that `vlmix benchmarks` lists.", autocompletion=benchmark_names),
+        typer.Argument(
+            help="Names that `vlmix benchmarks` lists, or YAML files of your own.", autocompletion=benchmark_names
+        ),
     ],
     model: Annotated[str, typer.Option("--model", help="A run's folder, a Hugging Face folder or a hub name.")],
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder of the official files, or one with a folder per benchmark.")
-    ],
     out: Annotated[
         Path,
         typer.Option("--out", help="Folder for answers and reports. An interrupted run in this folder is resumed."),
     ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Folder of the official files, or one with a folder per benchmark. YAML files need none."
+        ),
+    ] = None,
     images: Annotated[
         list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
     ] = None,
@@ -34,23 +39,32 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens (0: as in LLaVA-1.5).", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Answer only the first questions, this many (0: all).", min=0)] = 0,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let a YAML file name a function as its metric.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no scores.")] = False,
 ) -> None:
     """Answer benchmarks with a model, and score the answers. If interrupted, run it again to resume."""
+    from vlmix.builders import benchmarks_named
+
+    chosen = benchmarks_named(benchmark, allow_code)
+    if data is None and (official := [name for name, one in chosen.items() if one.own is None]):
+        raise typer.BadParameter(f"--data is needed: {official[0]} is read from its official files")
     if nproc > 1 and not launched():
-        arguments = [*benchmark, "--model", model, "--data", str(data), "--out", str(out), "--split", split]
+        arguments = [*benchmark, "--model", model, "--out", str(out), "--split", split]
+        arguments += ["--data", str(data)] if data else []
         arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]
         arguments += [part for root in images or [] for part in ("--images", str(root))]
-        launch(nproc, ["evaluate", *arguments, *(["--json"] if as_json else []), *(["--quiet"] if quiet else [])])
+        flags = {"--allow-code": allow_code, "--json": as_json, "--quiet": quiet}
+        launch(nproc, ["evaluate", *arguments, *(flag for flag, is_set in flags.items() if is_set)])
         return
-    from vlmix.builders import benchmark_named
     from vlmix.train.evaluate.evaluate import ANSWERS, Task
     from vlmix.train.evaluate.evaluate import evaluate as run
 
     tasks = [
         Task(
-            benchmark=benchmark_named(name),
+            benchmark=one,
             data=data,
             images=tuple(images or ()),
             split=split,
@@ -58,9 +72,9 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             limit=limit,
         )
-        for name in benchmark
+        for one in chosen.values()
     ]
     with show.progress() as progress:
         reports = run(model, tasks, out, progress)
     if not quiet and (not launched() or os.environ["RANK"] == "0"):
-        show.evaluated({name: out / name / ANSWERS for name in benchmark}, reports, as_json)
+        show.evaluated({name: out / name / ANSWERS for name in chosen}, reports, as_json)

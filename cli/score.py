@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def score_command(
     benchmark: Annotated[
         str,
-        typer.Argument(help="A name that `vlmix benchmarks` lists.", autocompletion=benchmark_names),
+        typer.Argument(
+            help="A name that `vlmix benchmarks` lists, or a YAML file of your own.", autocompletion=benchmark_names
+        ),
     ],
     answers: Annotated[
         Path, typer.Option("--answers", help="JSONL with question_id, prompt and text, or a server's JSON list.")
@@ -44,27 +46,32 @@ def score_command(
         Path | None,
         typer.Option("--judgements", help="Judgements file: appended to with --judge, otherwise scored as is."),
     ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let a YAML file name a function as its metric.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a file of answers by a benchmark's official rule; `vlmix docs evaluation` lists files and splits."""
     from vlmix.builders import benchmark_named
     from vlmix.mixture.benchmark.answers import read_answers
 
-    chosen = benchmark_named(benchmark)
-    if annotations is None and submission is None:
+    chosen = benchmark_named(benchmark, allow_code)
+    if chosen.own is None and annotations is None and submission is None:
         files = "; ".join(f"{file.name}: {file.holds}" for file in chosen.files)
         raise typer.BadParameter(f"--annotations or --submission is needed; {benchmark} reads {files}")
     source = questions or annotations
-    if submission is not None and source is None:
+    if submission is not None and source is None and chosen.own is None:
         raise typer.BadParameter("--submission needs --questions, the official question files")
     given = read_answers(answers)
     written = ""
-    if submission is not None and source is not None:
+    if submission is not None:
         written = chosen.submission(given, source, submission, split)
-    if annotations is None:
+    if annotations is None and chosen.own is None:
         show.done(written, {"submission": str(submission), "holds": written}, as_json)
         return
-    opinions = _judgements(chosen, given, annotations, judge, judge_model, judgements) if chosen.needs_judge else None
+    opinions = None
+    if chosen.needs_judge and annotations is not None:
+        opinions = _judgements(chosen, given, annotations, judge, judge_model, judgements)
     report = chosen.score(given, annotations, split, opinions)
     if as_json:
         show.done("", report, as_json=True)

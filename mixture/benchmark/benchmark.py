@@ -236,10 +236,10 @@ class Benchmark:
             raise VlmixError(f"{self.name} needs no judge")
         return self.judge_requests(answers, self._official(data)), self.parse_scores
 
-    def submission(self, answers: Answers, questions: Path, out: Path, split: str = "") -> str:
+    def submission(self, answers: Answers, questions: Path | None, out: Path, split: str = "") -> str:
         """Writes the file that the test server takes, and says in one sentence what it holds."""
         if self.submit is None:
-            raise VlmixError(f"there is no submission to write for {self.name}; score it with --annotations")
+            raise VlmixError(f"there is no submission to write for {self.name}; score it without --submission")
         return self.submit(answers, self._official(questions), self._split(split), out)
 
     def _official(self, path: Path | None) -> OfficialFiles:
