@@ -500,3 +500,15 @@ def test_a_control_with_the_worst_scores_is_one_line(spec: Path, scores: Path, t
     rows = msgspec.json.decode(done.stdout)
     assert [(row["selection"], row["samples"]) for row in rows] == [("random", 84), ("worst", 84)]
     assert "by: scores.csv, column: quality, ascending: true" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_selections_of_a_mixture_that_the_sweep_builds_are_checked_before_anything_is_trained(
+    spec: Path, mixture: Path, tmp_path: Path
+) -> None:
+    changes = ["mixture=''", "build={recipe: sample, raw: raw}", "selections=[{name: none, where: num_words < 0}]"]
+    sweep = load(spec, known_benchmarks(), changes)
+    backend = msgspec.structs.replace(
+        _backend(1), build=lambda _, __, folder: folder.symlink_to(mixture), train=lambda _: pytest.fail("it trains")
+    )
+    with pytest.raises(VlmixError, match="run random-1-seed0: selection none: .*none matches `where`"):
+        run(sweep, tmp_path / "out", backend)
