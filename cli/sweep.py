@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlmix.mixture.benchmark.benchmark import Report
     from vlmix.train.config import Recipe
     from vlmix.train.evaluate.evaluate import Task, Unscored
-    from vlmix.train.sweep.sweep import Build, Sweep
+    from vlmix.train.sweep.sweep import Backend, Build, Sweep
 
 
 def sweep(
@@ -38,19 +38,22 @@ def sweep(
     ] = Path("sweep"),
     jobs: Annotated[int, typer.Option(help="Runs at a time on this machine.", min=1)] = 1,
     nproc: Annotated[int, typer.Option(help="Processes of each run, one per GPU.", min=1)] = 1,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let a benchmark's YAML file name a function as its metric.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the rows of all runs.")] = False,
 ) -> None:
     """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Run it
     again to resume; several machines that share the folder divide the runs."""
     show.without_bars()
     require()
-    from vlmix.builders import known_benchmarks
     from vlmix.train.sweep.report import aggregate, comparison_table, comparisons, table, write
     from vlmix.train.sweep.sweep import adds_random, finished, load, read_values, run, run_specs, same_as_random
 
     found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
-    parsed = load(found, known_benchmarks(), changes)
+    backend = _backend(nproc, allow_code)
+    parsed = load(found, backend.benchmark, changes)
     inner = "VLMIX_SWEEP_WORKER" in os.environ
     if adds_random(parsed) and not inner:
         show.note("random is added to the selections: it is the control that the others are compared with")
@@ -69,8 +72,9 @@ def sweep(
         if jobs > 1:
             names = [spec.name for spec in run_specs(parsed)]
             arguments = [sweep, *(changes or []), "--out", str(out), "--nproc", str(nproc)]
+            arguments += ["--allow-code"] if allow_code else []
             _share(arguments, jobs, nproc, lambda: report_progress("", finished(out, names), len(names)))
-        rows = run(parsed, out, _backend(nproc), report_progress)
+        rows = run(parsed, out, backend, report_progress)
     if inner:
         return
     facts = _facts(parsed)
@@ -115,16 +119,16 @@ def embed(
     show.done(f"{out}: {rows:,} embeddings", {"out": str(out), "rows": rows}, as_json)
 
 
-def _backend(nproc: int) -> Any:
-    from vlmix.builders import known_benchmarks
+def _backend(nproc: int, allow_code: bool = False) -> "Backend":
+    from vlmix.builders import benchmark_named
     from vlmix.train.sweep.sweep import Backend
 
     return Backend(
         build=_build,
         train=lambda recipe: _train(recipe, nproc),
-        evaluate=lambda model, tasks, out: _evaluate(model, tasks, out, nproc),
+        evaluate=lambda model, tasks, out: _evaluate(model, tasks, out, nproc, allow_code),
         recipe=_plain,
-        benchmarks=known_benchmarks(),
+        benchmark=lambda name: benchmark_named(name, allow_code),
     )
 
 
@@ -153,12 +157,15 @@ def _train(recipe: "Recipe", nproc: int) -> int:
     return 0
 
 
-def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int) -> "list[Report | Unscored]":
+def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int, allow_code: bool) -> "list[Report | Unscored]":
     from vlmix.train.evaluate.evaluate import evaluate
 
     if nproc > 1:  # the answers, by several processes for each benchmark; then scored here
         for task in tasks:
-            arguments = [task.benchmark.name, "--model", model, "--data", str(task.data), "--out", str(out)]
+            own = task.benchmark.own
+            arguments = [task.benchmark.name if own is None else str(own.recipe), "--model", model, "--out", str(out)]
+            arguments += ["--data", str(task.data)] if task.data else []
+            arguments += ["--allow-code"] if allow_code else []
             arguments += ["--split", task.split, "--batch", str(task.batch_size), "--limit", str(task.limit)]
             arguments += ["--max-new-tokens", str(task.max_new_tokens)]
             arguments += [part for root in task.images for part in ("--images", str(root))]

@@ -24,7 +24,7 @@ import pytest
 
 import vlmix
 from tests.builders import tables
-from vlmix.builders import known_benchmarks, known_sources
+from vlmix.builders import benchmark_named, known_sources
 from vlmix.builders.benchmarks.llava_bench import wild_scores
 from vlmix.mixture.benchmark.judge import Endpoint, JudgeRequest, judge
 from vlmix.mixture.build.build import build
@@ -259,7 +259,7 @@ def test_recipes(recipes: Path, tmp_path: Path) -> None:
     loaders: list[Callable[[Path], Any]] = [
         lambda path: load(path, known_sources()),
         load_training,
-        lambda path: load_sweep(path, known_benchmarks()),
+        lambda path: load_sweep(path, benchmark_named),
     ]
     for _ in damage.rounds():
         place = damage.rng.choice(places)

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from tests.train.nano import NANO
-from vlmix.builders import known_benchmarks
+from vlmix.builders import benchmark_named
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.config import Recipe, load, parse
 from vlmix.train.loop import lr_factor
@@ -36,7 +36,7 @@ def test_every_packaged_training_recipe_and_sweep_parses(recipes: Path) -> None:
                 0,
             )
             assert (recipe.batch.max_length, recipe.epochs, recipe.model.vision_feature_layer) == (2048, 1, -2)
-    assert [load_sweep(file, known_benchmarks()).name for file in sorted((recipes / "sweep").glob("*.yaml"))] == [
+    assert [load_sweep(file, benchmark_named).name for file in sorted((recipes / "sweep").glob("*.yaml"))] == [
         "demo",
         "half",
         "prompts",

@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import sha256
@@ -68,14 +68,16 @@ class Build(Struct, frozen=True, kw_only=True):
 class EvalConfig(Struct, frozen=True, kw_only=True):
     """One benchmark of the sweep."""
 
-    data: str
-    """Folder of the official files."""
+    data: str = ""
+    """Folder of the official files; a YAML file names its questions itself."""
     images: list[str] = []
     split: str = ""
     limit: Annotated[int, Meta(ge=0)] = 0
     """The first so many questions; 0: all."""
     max_new_tokens: Annotated[int, Meta(ge=0)] = 0
     """Of an answer; 0: what LLaVA-1.5 allowed the benchmark."""
+    own: tuple[str, ...] = ()
+    """The YAML file of a benchmark of one's own, and what it reads. `load` fills it in."""
 
 
 class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -140,6 +142,7 @@ class Sweep(Struct, frozen=True, kw_only=True):
     """Recipe key -> values; or, for keys that change together, any other name -> name of a value -> its keys.
     `mixture.KEY` is a key of the mixture recipe, others are of the training recipe."""
     evaluate: Annotated[dict[str, EvalConfig], Meta(min_length=1)]
+    """By the name of the benchmark; in the recipe also by the path of a YAML file of one's own."""
     note: str = ""
     """What a reader of the report must know; it stands above the curve and on the page."""
     eval_batch_size: Annotated[int, Meta(ge=1)] = 16
@@ -180,17 +183,18 @@ class Backend(Struct, frozen=True):
     evaluate: Callable[[str, list[Task], Path], list[Report | Unscored]]
     recipe: Callable[[str], Any]
     """Plain data of a training recipe by its name."""
-    benchmarks: Mapping[str, Benchmark]
+    benchmark: Callable[[str], Benchmark]
+    """The evaluation set of a name, or of a YAML file."""
 
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called when runs change state: (what happens, runs that are done, runs in all)."""
 
 
-def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] | None = None) -> Sweep:
+def load(path: Path, benchmark: Callable[[str], Benchmark], overrides: list[str] | None = None) -> Sweep:
     """The sweep in the YAML file at `path`, with `key=value` overrides. Raises VlmixError that names the key.
 
-    `benchmarks` are the evaluation sets that it may name.
+    `benchmark` gives the evaluation set of a name, or of a YAML file.
     """
     data = strict.load(path, overrides)
     if not isinstance(data, dict):
@@ -204,16 +208,32 @@ def load(path: Path, benchmarks: Mapping[str, Benchmark], overrides: list[str] |
     sweep: Sweep = strict.convert(data, Sweep, where)
     if bool(sweep.mixture) == (sweep.build is not None):
         raise VlmixError(f"{path}: a sweep has either a `mixture` or a `build`")
-    if unknown := sorted(name for name in sweep.evaluate if name not in benchmarks):
-        raise VlmixError(f"{path}: there is no benchmark {unknown[0]!r}")
-    if judged := sorted(name for name in sweep.evaluate if benchmarks[name].needs_judge):
-        raise VlmixError(f"{path}: {judged[0]} needs a judge; a sweep evaluates what can be scored by itself")
     _check_grid(sweep, path)
     try:
         choices(sweep)
+        return msgspec.structs.replace(sweep, evaluate=_named(sweep.evaluate, benchmark))
     except VlmixError as error:
         raise VlmixError(f"{path}: {error}") from None
-    return sweep
+
+
+def _named(evaluate: dict[str, EvalConfig], benchmark: Callable[[str], Benchmark]) -> dict[str, EvalConfig]:
+    """What is evaluated, by the names of the benchmarks."""
+    found: dict[str, EvalConfig] = {}
+    for key, exam in evaluate.items():
+        one = benchmark(key)
+        if exam.own:
+            raise VlmixError(f"evaluate.{key}: unknown key 'own'; a benchmark of your own is named by its YAML file")
+        if one.needs_judge:
+            raise VlmixError(f"{key} needs a judge; a sweep evaluates what can be scored by itself")
+        if one.own is None and not exam.data:
+            raise VlmixError(f"evaluate.{key}: missing key `data`, the folder of its official files")
+        if one.own is not None and exam.data:
+            raise VlmixError(f"evaluate.{key}: it names its questions itself; leave `data` out")
+        if one.name in found:
+            raise VlmixError(f"evaluate: two benchmarks are called {one.name}; give one of them another `name`")
+        own = () if one.own is None else (key, *(str(file) for file in one.own.inputs[1:]))
+        found[one.name] = msgspec.structs.replace(exam, own=own)
+    return found
 
 
 def _check_grid(sweep: Sweep, path: Path) -> None:
@@ -446,8 +466,8 @@ def _settings(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
 def _tasks(sweep: Sweep, backend: Backend) -> list[Task]:
     return [
         Task(
-            benchmark=backend.benchmarks[name],
-            data=Path(exam.data),
+            benchmark=backend.benchmark(exam.own[0] if exam.own else name),
+            data=Path(exam.data) if exam.data else None,
             images=tuple(Path(root) for root in exam.images),
             split=exam.split,
             limit=exam.limit,
@@ -529,7 +549,9 @@ def _claim(sweep: Sweep, out: Path) -> None:
     """Make the folder this sweep's."""
     plain, chosen = json.loads(msgspec.json.encode(sweep)), choices(sweep)
     plain["selections"] = msgspec.to_builtins(chosen)
-    plain["files"] = {file: digest(Path(file)) for choice in chosen for file in choice.files}
+    read = [file for choice in chosen for file in choice.files]
+    read += [file for exam in sweep.evaluate.values() for file in exam.own]
+    plain["files"] = {file: digest(Path(file)) for file in read}
     path = out / SPEC
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlmix.builders import known_benchmarks
+from vlmix.builders import benchmark_named
 
 pytest.importorskip("transformers")
 
@@ -68,7 +68,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     """The real command, two workers; SIGKILL to all of them as soon as one run is done. One process, never killed, has
     the same."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    run(load(spec, known_benchmarks()), straight, _backend(1))
+    run(load(spec, benchmark_named), straight, _backend(1))
     process = subprocess.Popen(
         [*VLMIX, "sweep", str(spec), "--out", str(killed), "--jobs", "2"],
         stderr=subprocess.DEVNULL,
@@ -103,7 +103,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     other = vlmix("sweep", spec, "overrides.max_steps=3", "--out", killed)
     assert other.returncode == 1 and "is another sweep: overrides was {'max_steps': 2}, here" in other.stderr
     before = [row["run"] for row in rows(killed)]
-    more = run(load(spec, known_benchmarks(), ["ratios=[0.3,0.5]"]), killed, _backend(1))
+    more = run(load(spec, benchmark_named, ["ratios=[0.3,0.5]"]), killed, _backend(1))
     assert [row.ratio for row in more] == [0.3, 0.5], "runs are added, those that are left out stay"
     assert {*before, "random-0.5-seed0"} == {path.parent.name for path in killed.glob("runs/*/result.json")}
 
@@ -176,7 +176,7 @@ def test_named_values_reach_the_recipe_of_the_mixture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resolution", "resolution-demo"])
 def test_the_resolutions_of_the_packaged_sweeps_are_those_of_the_training_recipes(name: str) -> None:
-    sweep = load(RECIPES / "sweep" / f"{name}.yaml", known_benchmarks())
+    sweep = load(RECIPES / "sweep" / f"{name}.yaml", benchmark_named)
     backend = _backend(1)
     recipes = {spec.grid["resolution"]: _recipe(sweep, spec, backend) for spec in run_specs(sweep)}
     assert [asked.split for asked in sweep.evaluate.values()] == ["", "existence"]
@@ -242,14 +242,14 @@ def test_what_cannot_be_swept_is_told(changes: dict[str, Any], message: str, spe
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, **changes}))
     with pytest.raises(VlmixError, match=message):
-        load(spec, known_benchmarks())
+        load(spec, benchmark_named)
 
 
 def test_benchmarks_that_cannot_be_asked_are_told_before_anything_is_trained(spec: Path, tmp_path: Path) -> None:
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, "evaluate": {"vqav2": {"data": str(tmp_path / "nowhere")}}}))
     with pytest.raises(VlmixError, match="nowhere does not exist"):
-        run(load(spec, known_benchmarks()), tmp_path / "out", _backend(1))
+        run(load(spec, benchmark_named), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()
 
 
@@ -285,14 +285,14 @@ def test_what_runs_would_stumble_over_is_told_before_the_first(
     data = yaml.safe_load(spec.read_text())
     spec.write_text(yaml.safe_dump({**data, **changes}))
     with pytest.raises(VlmixError, match=message):
-        run(load(spec, known_benchmarks()), tmp_path / "out", _backend(1))
+        run(load(spec, benchmark_named), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_of_scores_that_changed_is_told(spec: Path, tmp_path: Path) -> None:
     """Its runs would be those of two selections."""
     scores, out = tmp_path / "scores.json", tmp_path / "out"
-    sweep = load(spec, known_benchmarks(), [f"selections=[{scores}]"])
+    sweep = load(spec, benchmark_named, [f"selections=[{scores}]"])
     scores.write_text("{}")
     _claim(sweep, out)
     _claim(sweep, out)
@@ -315,7 +315,7 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     spec: Path, mixture: Path, scores: Path, tmp_path: Path
 ) -> None:
     choices = ", ".join(f"{{by: {scores}, column: {name}}}" for name in ("quality", "length", "flat"))
-    sweep = load(spec, known_benchmarks(), [f"selections=[random, {choices}]", "ratios=[0.1]"])
+    sweep = load(spec, benchmark_named, [f"selections=[random, {choices}]", "ratios=[0.1]"])
     assert sweep.selections[1] == Choice(by=str(scores), column="quality")
     found = {spec.label: spec for spec in run_specs(sweep)}
     assert set(found) == {"random", "scores.csv:quality", "scores.csv:length", "scores.csv:flat"}
@@ -353,13 +353,13 @@ def test_selections_without_their_scores_are_refused_before_the_first_run(
     for word, file in {"FILE": scores, "ALL": everything, "IDS": part}.items():
         selections = selections.replace(word, str(file))
     with pytest.raises(VlmixError, match=message):
-        run(load(spec, known_benchmarks(), [f"selections=[random, {selections}]"]), tmp_path / "out", _backend(1))
+        run(load(spec, benchmark_named, [f"selections=[random, {selections}]"]), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()
 
 
 def _ids(spec: Path, mixture: Path, out: Path, selections: str, ratios: str) -> dict[tuple[str, float], list[str]]:
     """(selection, ratio) -> the ids of its subset, sorted."""
-    sweep = load(spec, known_benchmarks(), [f"selections={selections}", f"ratios={ratios}"])
+    sweep = load(spec, benchmark_named, [f"selections={selections}", f"ratios={ratios}"])
     views = {(each.label, each.ratio): _subset(sweep, each, mixture, out / each.name) for each in run_specs(sweep)}
     return {key: sorted(open_mixture(view).column("id").to_pylist()) for key, view in views.items()}
 
@@ -426,7 +426,7 @@ def test_a_list_may_be_a_hundredth_shorter_than_its_share(spec: Path, mixture: P
         "ratios up to 0.2964 work"
     )
     with pytest.raises(VlmixError, match=message):
-        run(load(spec, known_benchmarks(), [f"selections=[{file}]"]), tmp_path / "out", _backend(1))
+        run(load(spec, benchmark_named, [f"selections=[{file}]"]), tmp_path / "out", _backend(1))
     assert not (tmp_path / "out").exists()
     assert len(_ids(spec, mixture, tmp_path / "most", f"[{file}]", "[0.2964]")["ids.txt", 0.2964]) == 249
 
@@ -452,7 +452,7 @@ def test_a_selection_of_a_sweep_that_is_there_keeps_its_meaning(spec: Path, scor
     out, copy, ids = tmp_path / "out", tmp_path / "copy.csv", tmp_path / "ids.txt"
 
     def claim(selections: str, *changes: str) -> None:
-        _claim(load(spec, known_benchmarks(), [f"selections={selections}", *changes]), out)
+        _claim(load(spec, benchmark_named, [f"selections={selections}", *changes]), out)
 
     best = f"{{name: best, by: {scores}, column: quality}}"
     claim(f"[random, {best}]")
@@ -477,19 +477,19 @@ def test_a_sweep_without_names_of_its_selections_is_resumed(spec: Path, scores: 
     ids = tmp_path / "ids.txt"
     ids.write_text("a\nb\n")
     given = [{"by": str(scores), "column": "quality"}, "lengths", str(ids)]
-    sweep = load(spec, known_benchmarks())
+    sweep = load(spec, benchmark_named)
     plain = msgspec.to_builtins(sweep) | {"selections": given, "files": {}}
     del plain["note"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
     same = f"selections=[{{by: {scores}, column: quality}}, lengths]"
-    _claim(load(spec, known_benchmarks(), [same]), tmp_path / "out")
+    _claim(load(spec, benchmark_named, [same]), tmp_path / "out")
     recorded = msgspec.json.decode((tmp_path / "out" / "sweep.json").read_bytes())["selections"]
     assert [each["name"] for each in recorded] == ["random", "scores.csv:quality", "lengths", "ids.txt"]
 
     (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
     with pytest.raises(VlmixError, match="its runs by ids.txt are shares of that list"):
-        _claim(load(spec, known_benchmarks(), [f"selections=[{ids}]"]), tmp_path / "out")
+        _claim(load(spec, benchmark_named, [f"selections=[{ids}]"]), tmp_path / "out")
 
 
 def test_a_control_with_the_worst_scores_is_one_line(spec: Path, scores: Path, tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_selections_of_a_mixture_that_the_sweep_builds_are_checked_before_anythi
     spec: Path, mixture: Path, tmp_path: Path
 ) -> None:
     changes = ["mixture=''", "build={recipe: sample, raw: raw}", "selections=[{name: none, where: num_words < 0}]"]
-    sweep = load(spec, known_benchmarks(), changes)
+    sweep = load(spec, benchmark_named, changes)
     backend = msgspec.structs.replace(
         _backend(1), build=lambda _, __, folder: folder.symlink_to(mixture), train=lambda _: pytest.fail("it trains")
     )
