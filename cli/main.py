@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from vlmix.cli import lookup, recipes, show
 from vlmix.cli.boundary import guarded
+from vlmix.cli.compare import compare
 from vlmix.cli.evaluate import evaluate
 from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
@@ -321,6 +322,9 @@ command(
     "gqa --answers answers.jsonl --annotations RAW/gqa",
     "vqav2 --answers answers.jsonl --questions QUESTIONS --split test --submission upload.json",
 )(score_command)
+command("compare", MODELS, "answers-a answers-b", "a.jsonl b.jsonl --benchmark pope --annotations POPE", "sweep")(
+    compare
+)
 command("sweep", MODELS, "demo mixture=mixture --out sweep", "my.yaml --out sweep --nproc 8")(sweep)
 command("embed", MODELS, "mixture --vision-tower openai/clip-vit-large-patch14-336 --out embeddings.parquet")(embed)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vlmix.builders.peek import Sight
     from vlmix.mixture.benchmark.benchmark import Benchmark
     from vlmix.mixture.benchmark.benchmark import Report as Score
+    from vlmix.mixture.benchmark.compare import Comparison
     from vlmix.mixture.build.plan import PlanRow
     from vlmix.mixture.build.source import Source
     from vlmix.mixture.dataset.manifest import Manifest
@@ -451,6 +452,16 @@ def how(report: "Score") -> str:
         "normal": "normal, the bootstrap's limit",
     }[report.interval_method]
     return f"interval over {report.clusters:,} images or questions that stand alone: {method}"
+
+
+def compared(first: str, second: str, comparison: "Comparison") -> None:
+    """How the second of two models differs from the first."""
+    from vlmix.mixture.benchmark.wording import difference_table, notes
+
+    _say(f"{second}, compared with {first}")
+    rows(*difference_table(comparison))
+    for text in notes(comparison):
+        _say(f"  {text}")
 
 
 def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_json: bool) -> None:

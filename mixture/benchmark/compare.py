@@ -17,7 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
 
-from vlmix.mixture.benchmark.intervals import LEVEL, Influence, influence, normal_quantile, quantile
+from vlmix.mixture.benchmark.intervals import (
+    LEVEL,
+    Influence,
+    influence,
+    interval,
+    normal_quantile,
+    proportion,
+    quantile,
+)
 from vlmix.mixture.benchmark.values import Floats, Values
 from vlmix.mixture.errors import VlmixError
 
@@ -108,7 +116,8 @@ def mean_score(runs: Sequence[Run], benchmark: str) -> Estimate:
     """The score of one model, mean over its seeds."""
     influences = [influence(run.values[benchmark]) for run in runs]
     terms = [_Term(0, run.seed, benchmark, 1 / len(runs), each) for run, each in zip(runs, influences)]
-    return _estimate(float(np.mean([each.score for each in influences])), terms)
+    hidden = _hidden(influences, runs, benchmark) ** 2
+    return _estimate(float(np.mean([each.score for each in influences])), terms, hidden)
 
 
 def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str], *, less: float = 0.0) -> Estimate:
@@ -117,7 +126,7 @@ def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str]
     Every run needs every benchmark, on the same questions, and `full` a score above 0.
     """
     terms: list[_Term] = []
-    ratios = []
+    ratios, hidden = [], 0.0
     for benchmark in benchmarks:
         sides = [[influence(run.values[benchmark]) for run in each] for each in (runs, full)]
         mean, reference = (float(np.mean([each.score for each in side])) for side in sides)
@@ -125,11 +134,12 @@ def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str]
         for number, (each, side, gradient) in enumerate(
             zip((runs, full), sides, (1 / reference, -mean / reference**2))
         ):
+            hidden += (100 * gradient / len(benchmarks) * _hidden(side, each, benchmark)) ** 2
             terms += [
                 _Term(number, run.seed, benchmark, 100 * gradient / len(each) / len(benchmarks), effect)
                 for run, effect in zip(each, side)
             ]
-    return _estimate(100 * float(np.mean(ratios)) - less, terms)
+    return _estimate(100 * float(np.mean(ratios)) - less, terms, hidden)
 
 
 def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference:
@@ -211,16 +221,32 @@ def _common(benchmark: str, runs: Sequence[Run]) -> tuple[list[Run], int]:
     return [Run(run.seed, {**run.values, benchmark: run.values[benchmark].of(shared)}) for run in runs], asked
 
 
-def _estimate(value: float, terms: Sequence[_Term]) -> Estimate:
+def _hidden(influences: Sequence[Influence], runs: Sequence[Run], benchmark: str) -> float:
+    """The standard error of a score that is the same on every question, as if all were wrong: half of its exact
+    interval, as the questions themselves show none. 0 of other scores."""
+    if any(each.stderr for each in influences):
+        return 0.0
+    within = interval(runs[0].values[benchmark])
+    return 0.0 if within is None else (within.high - within.low) / 2 / normal_quantile()
+
+
+def _estimate(value: float, terms: Sequence[_Term], hidden: float = 0.0) -> Estimate:
+    """`hidden` is variance over questions that they do not show."""
     variance = _variance(terms)
+    variance = variance._replace(questions=variance.questions + hidden)
     reach = variance.reach(LEVEL)
-    stderr = math.sqrt(max(0.0, variance.questions - variance.both) + variance.seeds)
+    low, high, p = value - reach, value + reach, _p(value, variance)
+    if value and reach <= 1e-12 * abs(value):
+        # Every cluster differs alike. By the sign test over clusters: so many of others may differ the other way.
+        clusters = len({cluster for term in terms for cluster in term.influence.clusters})
+        low, high = sorted((value * (2 * proportion(clusters, clusters)[0] - 1), value))
+        p = min(1.0, 2.0 * 0.5**clusters)
     return Estimate(
         value=value,
-        low=value - reach,
-        high=value + reach,
-        stderr=stderr,
-        p=_p(value, variance, terms),
+        low=low,
+        high=high,
+        stderr=math.sqrt(max(0.0, variance.questions - variance.both) + variance.seeds),
+        p=p,
         seeds=variance.num_seeds,
     )
 
@@ -282,13 +308,10 @@ def _aligned(term: _Term, places: Mapping[str, int]) -> Floats:
     return term.gradient * effect
 
 
-def _p(value: float, variance: _Variance, terms: Sequence[_Term]) -> float:
-    """One minus the level of the interval that just reaches 0; of differences that do not vary at all, by the sign test
-    over clusters."""
+def _p(value: float, variance: _Variance) -> float:
+    """One minus the level of the interval that just reaches 0."""
     if not value:
         return 1.0
-    if variance.reach(LEVEL) <= 1e-12 * abs(value):
-        return min(1.0, 2.0 * 0.5 ** len(terms[0].influence.clusters))
     low, high = 1e-12, 1.0
     for _ in range(60):  # halving on a log scale
         middle = math.sqrt(low * high)

@@ -50,3 +50,18 @@ def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
         whole = comparison.overall
         rows.append(["overall, %", "", "", signed(whole, 2), p_value(whole.p), verdict(whole, whole.p), "", ""])
     return header, rows
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know of a comparison."""
+    lines = ["± is half of the 95 % interval; a verdict counts all benchmarks of the table (Holm)"]
+    if any(each.difference.seeds < 2 for each in comparison.differences):
+        lines.append("one seed: the interval is over questions alone; how much seeds differ is unknown")
+    if fewer := [each for each in comparison.differences if each.questions < each.asked]:
+        counts = ", ".join(f"{each.benchmark}: {each.questions:,} of {each.asked:,}" for each in fewer)
+        lines.append(f"compared on the questions that all answered ({counts}); scores are those of these questions")
+    if comparison.left_out:
+        lines.append(f"without {', '.join(comparison.left_out)} in the overall difference, where one scores 0")
+    if comparison.unshared:
+        lines.append(f"only one has {', '.join(comparison.unshared)}")
+    return lines

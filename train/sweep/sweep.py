@@ -351,7 +351,7 @@ def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCall
         if held and len(held) == len(left):
             time.sleep(0.5)  # the others hold them all; they may end without a result
         left = held
-    rows = [row for row in _rows(out) if row.run in names]
+    rows = [row for row in read_rows(out) if row.run in names]
     text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     write_text(out / RESULTS, text.decode())
     return rows
@@ -626,7 +626,8 @@ def finished(out: Path, names: Collection[str]) -> int:
     return sum((out / "runs" / name / "result.json").exists() for name in names)
 
 
-def _rows(out: Path) -> list[Result]:
+def read_rows(out: Path) -> list[Result]:
+    """The rows of all finished runs in a sweep's folder."""
     files = sorted((out / "runs").glob("*/result.json"))
     rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
     return sorted(rows, key=lambda row: (json.dumps(row.grid), row.selection, row.ratio, row.seed))

@@ -1,0 +1,173 @@
+"""`vlmix compare`: two models or more on the same questions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from vlmix.cli import show
+from vlmix.cli.lookup import benchmark_names
+from vlmix.mixture.errors import VlmixError
+
+if TYPE_CHECKING:
+    from vlmix.mixture.benchmark.compare import Comparison, Run
+
+_SWEEP = "sweep.json"
+
+
+class Pair(NamedTuple):
+    """The names of two models, and how the second differs from the first."""
+
+    first: str
+    second: str
+    comparison: "Comparison"
+
+
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B …",
+            help="Answer files, folders of `vlmix evaluate`, runs of a sweep, or sweeps. The first is what the others "
+            "are compared with; a sweep alone is compared within itself.",
+        ),
+    ],
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            "--benchmark",
+            help="For answer files: a name that `vlmix benchmarks` lists, or a YAML file.",
+            autocompletion=benchmark_names,
+        ),
+    ] = "",
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="For answer files: official files, as in `vlmix score`.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="For answer files: official split.")] = "",
+    judgements: Annotated[
+        list[Path] | None,
+        typer.Option("--judgements", help="For answer files of a judged benchmark: one file each, in their order."),
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run the metric of an installed module that a YAML file names.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare models question by question: differences with 95 % intervals, and how many questions would tell them."""
+    paths = [Path(model) for model in models]
+    for path in paths:
+        if not path.exists():
+            raise VlmixError(f"there is no {path}; name answer files, folders of `vlmix evaluate`, or sweeps")
+    if all((path / _SWEEP).is_file() for path in paths):
+        pairs = _sweeps(paths)
+    elif len(paths) < 2:
+        raise typer.BadParameter("two models or more are needed; only a sweep is compared within itself")
+    else:
+        chosen = None
+        if benchmark:
+            from vlmix.builders import benchmark_named
+
+            chosen = benchmark_named(benchmark, allow_code=allow_code)
+        opinions: Sequence[Path | None] = judgements or [None] * len(paths)
+        if len(opinions) != len(paths):
+            raise typer.BadParameter(f"{len(paths)} models need {len(paths)} files with --judgements")
+        runs = [_run(path, chosen, annotations, split, given) for path, given in zip(paths, opinions)]
+        pairs = _against_first([str(path) for path in paths], runs)
+    if as_json:
+        show.done("", [pair._asdict() for pair in pairs], as_json=True)
+        return
+    for pair in pairs:
+        show.compared(*pair)
+
+
+def _against_first(names: Sequence[str], runs: "Sequence[Run]") -> list[Pair]:
+    from vlmix.mixture.benchmark.compare import compare as make
+
+    return [Pair(names[0], name, make([runs[0]], [run])) for name, run in zip(names[1:], runs[1:])]
+
+
+def _run(path: Path, benchmark: Any, annotations: Path | None, split: str, judgements: Path | None) -> "Run":
+    """What one model scored: answers are scored, what `vlmix evaluate` left is read."""
+    from vlmix.mixture.benchmark.answers import read_answers
+    from vlmix.mixture.benchmark.compare import Run
+    from vlmix.mixture.benchmark.values import Values
+
+    if path.is_file():
+        if benchmark is None:
+            raise typer.BadParameter(f"{path} is a file of answers: --benchmark says to which questions")
+        answers = read_answers(path)
+        opinions = None if judgements is None else benchmark.saved_judgements(answers, annotations, judgements)
+        report, values = benchmark.scored(answers, annotations, split, opinions)
+        if values is None:
+            raise VlmixError(f"{report.benchmark} does not say what each question adds to its score; add tallies to it")
+        return Run(0, {report.benchmark: values})
+    if (path / _SWEEP).is_file():
+        raise VlmixError(f"{path} is a sweep, which compares with sweeps alone; name one of its runs, {path}/runs/…")
+    folders = [path, *sorted(path.glob("*/")), *sorted(path.glob("answers/*/"))]
+    files = {folder: folder / "values.parquet" for folder in folders if (folder / "values.parquet").is_file()}
+    if not files:
+        scored = any((folder / "report.json").is_file() for folder in folders)
+        remedy = (
+            "evaluate it again with this version, which keeps the answers"
+            if scored
+            else "`vlmix evaluate` answers and scores benchmarks into a folder"
+        )
+        raise VlmixError(f"{path}: there are no scored questions (values.parquet); {remedy}")
+    return Run(0, {_benchmark_of(folder): Values.read(file) for folder, file in files.items()})
+
+
+def _benchmark_of(folder: Path) -> str:
+    import json
+
+    try:
+        return str(json.loads((folder / "report.json").read_bytes())["benchmark"])
+    except (OSError, ValueError, KeyError):
+        return folder.name
+
+
+def _sweeps(paths: Sequence[Path]) -> list[Pair]:
+    """One sweep: its comparisons with controls. Several: the points that each shares with the first."""
+    from vlmix.mixture.benchmark.compare import compare as make
+    from vlmix.train.sweep.report import aggregate, comparisons
+    from vlmix.train.sweep.report.aggregate import grid_key, grouped, runs_of
+    from vlmix.train.sweep.report.wording import Namer
+    from vlmix.train.sweep.sweep import read_rows, read_values
+
+    opened = []
+    for path in paths:
+        rows = read_rows(path)
+        if not rows:
+            raise VlmixError(f"{path}: no run of this sweep is finished; run the sweep first")
+        opened.append((path, rows, read_values(path, rows)))
+    if len(opened) == 1:
+        _, rows, values = opened[0]
+        namer = Namer(aggregate(rows))
+        found = [
+            Pair(namer.point(each.control), namer.point(each.point), each.comparison)
+            for each in comparisons(rows, values)
+        ]
+        if not found:
+            raise VlmixError(
+                f"{paths[0]}: nothing to compare: the sweep has one selection and one recipe; name another sweep, too"
+            )
+        return found
+    sides = []
+    for path, rows, values in opened:
+        points, groups = aggregate(rows), grouped(rows)
+        namer = Namer(points)
+        side = {}
+        for point, group in zip(points, groups):
+            runs = runs_of(group, values, point.scores)
+            if runs is not None and point.scores:
+                side[grid_key(point.grid), point.selection, point.ratio] = (f"{path}: {namer.point(point)}", runs)
+        sides.append(side)
+    pairs = [
+        Pair(sides[0][place][0], name, make(sides[0][place][1], runs))
+        for side in sides[1:]
+        for place, (name, runs) in side.items()
+        if place in sides[0]
+    ]
+    if not pairs:
+        raise VlmixError(f"{' and '.join(map(str, paths))} share no recipe, selection and share; nothing to compare")
+    return pairs
