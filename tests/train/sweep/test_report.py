@@ -2,7 +2,6 @@ import math
 import random
 import shutil
 import subprocess
-from math import sqrt
 from xml.etree import ElementTree
 
 import msgspec
@@ -11,10 +10,10 @@ from PIL import Image, ImageColor
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.sweep.report import Result, aggregate, headline, require, series, table, write
-from vlmix.train.sweep.report.aggregate import FULL
+from vlmix.train.sweep.report.aggregate import FULL, Spread
 from vlmix.train.sweep.report.page import page
 from vlmix.train.sweep.report.plots import DARK, LIGHT, clean, curve, scores
-from vlmix.train.sweep.report.wording import notes
+from vlmix.train.sweep.report.wording import notes, number
 
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
 
@@ -52,19 +51,25 @@ BOTH = [
 ]
 
 
-def test_scores_and_relative_scores_are_means_over_seeds_with_the_sample_deviation():
+T_OF_TWO_SEEDS = 12.706  # 0.975 quantile of Student's t with one degree of freedom
+
+
+def test_scores_and_relative_scores_are_means_over_seeds_with_their_interval():
     point = at(aggregate(BOTH), 0.1)
     assert point.seeds == 2 and point.samples == 100
-    assert point.scores["gqa"].mean == 33.0 and point.scores["gqa"].sd == pytest.approx(6 / sqrt(2))
+    assert point.scores["gqa"].mean == 33.0 and point.scores["gqa"].over == "seeds"
+    assert point.scores["gqa"].half == pytest.approx(T_OF_TWO_SEEDS * 6 / 2, rel=1e-4)
     assert point.relative.by_seed == pytest.approx({0: 62.5, 1: 70.0})
-    assert point.relative.mean == pytest.approx(66.25) and point.relative.sd == pytest.approx(7.5 / sqrt(2))
+    assert point.relative.mean == pytest.approx(66.25)
+    assert point.relative.half == pytest.approx(T_OF_TWO_SEEDS * 7.5 / 2, rel=1e-4)
 
 
-def test_the_full_mixture_is_100_percent_with_the_spread_of_its_own_seeds():
+def test_the_full_mixture_is_100_percent_by_definition_and_its_seeds_are_seen():
     full = at(aggregate(BOTH), 1.0)
     assert full.selection == FULL
     assert full.relative.by_seed == pytest.approx({0: 100 * (50 / 60 + 1) / 2, 1: 100 * (70 / 60 + 1) / 2})
-    assert full.relative.mean == pytest.approx(100)
+    assert full.relative.mean == pytest.approx(100) and full.relative.half == 0
+    assert number(full.relative) == "100.0" and number(full.scores["gqa"]) == "60.0 ± 127.1†"
 
 
 def test_the_full_mixture_serves_every_selection_of_its_axes_and_no_other_axes():
@@ -99,21 +104,22 @@ def test_axes_that_are_numbers_sort_by_value_and_words_after_them():
 def test_one_seed_has_no_spread_and_says_so_everywhere():
     rows = [row(1.0, 0), row(1.0, 1), row(0.1, 0, scores={"gqa": 45.0})]
     points = aggregate(rows)
-    assert at(points, 0.1).relative.sd is None and at(points, 0.1).scores["gqa"].sd is None
+    assert at(points, 0.1).relative.half is None and at(points, 0.1).scores["gqa"].half is None
     header, cells = table(points)
     assert header == ["selection", "share", "samples", "seeds", "relative %", "gqa"]
     assert cells[0] == ["random", "10 %", "100", "1", "75.0 ± ?", "45.0 ± ?"]
-    assert cells[1] == [FULL, "100 %", "1,000", "2", "100.0 ± 0.0", "60.0 ± 0.0"]
+    assert cells[1] == [FULL, "100 %", "1,000", "2", "100.0", "60.0 ± 0.0†"]
     assert headline(points)[0] == (
         "With 10 % of the samples the model keeps 75.0 % of the score of the full mixture "
-        "(1 seed, so the spread is unknown)."
+        "(1 seed, so how much seeds differ is unknown)."
     )
-    assert "± ?: there is one seed, so the spread is unknown." in notes(rows)
+    assert any(note.startswith("± ?: there is one seed") for note in notes(rows))
 
 
 def test_a_small_spread_is_not_written_as_none():
     points = aggregate([row(1.0, 0), row(1.0, 1, scores={"gqa": 60.01})])
-    assert table(points)[1][0][-1] == "60.0 ± 0.007"
+    assert number(Spread(mean=60.0, low=59.993, high=60.007, by_seed={})) == "60.0 ± 0.007"
+    assert table(points)[1][0][-1] == "60.0 ± 0.1†"
 
 
 def test_without_a_full_run_scores_are_absolute():
@@ -146,7 +152,7 @@ def test_a_run_that_lacks_a_benchmark_counts_where_it_has_scores_but_not_in_the_
         "2",
         "62.5 ± ? (1 of 2)",
         "30.0 ± ? (1 of 2)",
-        "62.0 ± 2.8",
+        "62.0 ± 25.4†",
     ]
     shown = list(notes(rows))
     assert "random-0.1-1 has no score in gqa yet." in shown
@@ -188,8 +194,8 @@ def test_the_headline_names_the_smallest_share_that_keeps_98_percent():
         row(ratio, seed, scores={"gqa": score}) for seed in (0, 1) for ratio, score in ((0.1, 30), (0.3, 59), (1, 60))
     ]
     assert headline(aggregate(rows)) == [
-        "With 10 % of the samples the model keeps 50.0 ± 0.0 % of the score of the full mixture (2 seeds).",
-        "The smallest share measured that keeps 98 %: 30 % of the samples (98.3 ± 0.0 %).",
+        "With 10 % of the samples the model keeps 50.0 ± 0.0† % of the score of the full mixture (2 seeds).",
+        "The smallest share measured that keeps 98 %: 30 % of the samples (98.3 ± 0.0† %).",
     ]
 
 
@@ -197,8 +203,9 @@ def test_the_headline_tells_selections_and_axes_apart():
     rows = [row(), row(0.1, scores={"gqa": 30.0}), row(0.1, selection="lengths", scores={"gqa": 59.0})]
     assert headline(aggregate(rows))[1:] == [
         "With 10 % of the samples, chosen by lengths, the model keeps 98.3 % of the score of the full mixture "
-        "(1 seed, so the spread is unknown).",
-        "The smallest share measured that keeps 98 %: random: none; lengths: 10 % of the samples (98.3 %).",
+        "(1 seed, so how much seeds differ is unknown).",
+        "The smallest share measured that keeps 98 %: random: none; lengths: 10 % of the samples "
+        "(98.3 %; its interval reaches below 98 %).",
     ]
     both = [msgspec.structs.replace(r, grid={"mixture.prompts": p}) for r in rows[:2] for p in ("llava", "plain")]
     assert [sentence[:19] for sentence in headline(aggregate(both))[:2]] == [
@@ -290,19 +297,19 @@ def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
     text = write(tmp_path, "Half the data", BOTH, {"recipe": "tiny.yaml", "versions": {"torch": "2.13"}}).read_text()
     root = ElementTree.fromstring(text)
     assert texts(root, "h1") == ["Half the data"]
-    assert "With 10 % of the samples the model keeps 66.2 ± 5.3 % of the score of the full mixture (2 seeds)." in texts(
+    assert "With 10 % of the samples the model keeps 66.2 ± 47.6† % of the score of the full mixture (2 seeds)." in texts(
         root, "p"
     )
     images = list(root.iter("img"))
     assert len(images) == 2 and all(image.get("alt") and int(image.get("width")) > 300 for image in images)
-    assert "random, 10 %: 66.2 ± 5.3 %" in images[0].get("alt")
+    assert "random, 10 %: 66.2 ± 47.6† %" in images[0].get("alt")
     links = [found.get(name) for found in root.iter() for name in ("src", "srcset", "href") if found.get(name)]
     assert len(links) == 4 and all(link.startswith("data:image/png;base64,") for link in links)
     assert not list(root.iter("script")) and "http://" not in text and "https://" not in text and "url(" not in text
     assert len(list(root.iter("table"))) == 5  # scores, subsets, runs, sub-scores, facts
     assert all(head.get("scope") in ("col", "row") for head in root.iter("th"))
     cells = texts(root, "td")
-    assert "66.2 ± 5.3" in cells and "12.5" in cells and "1.2500" in cells and "tiny.yaml" in cells and "2.13" in cells
+    assert "66.2 ± 47.6†" in cells and "12.5" in cells and "1.2500" in cells and "tiny.yaml" in cells and "2.13" in cells
     assert "versions.torch" in texts(root, "th") and "random-0.1-1" in texts(root, "th")
 
 
@@ -409,7 +416,7 @@ def test_without_matplotlib_the_remedy_is_told_and_nothing_is_written(tmp_path, 
         with pytest.raises(VlmixError, match=r"pip install 'jinja2>=3.1' 'matplotlib>=3"):
             call()
     assert not list(tmp_path.iterdir())
-    assert table(aggregate(BOTH))[1][0][4] == "66.2 ± 5.3"
+    assert table(aggregate(BOTH))[1][0][4] == "66.2 ± 47.6†"
 
 
 def test_rows_survive_the_way_through_json():
