@@ -1,7 +1,6 @@
 """Questions in a table: one a row, with its accepted answers."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -252,8 +251,8 @@ def _plain(value: Any) -> str | None:
 def _options(rows: Sequence[_Row], columns: _Columns, where: str) -> dict[int, tuple[tuple[str, ...], int]]:
     """The options of each row and the number of the right one.
 
-    An answer may be a label, an option's text, a letter or a number from 0. What fits all rows is meant; where that is
-    several, or nothing is, a row that can be read in two ways is an error.
+    An answer may be the label of an option, if the options have any, else its text, its letter or its number from 0.
+    What fits all rows is meant; where that is several, or nothing is, a row that can be read in two ways is an error.
     """
     listed = columns.of.get("choices")
     if not listed and not columns.options:
@@ -279,9 +278,10 @@ def _options(rows: Sequence[_Row], columns: _Columns, where: str) -> dict[int, t
         found.append(choices)
     kinds = ("label", "text", "letter", "number")
     common = [kind for kind in kinds if all(kind in of or "correct" in of for of in readings)]
+    common = ["label"] if "label" in common else common
     chosen = {}
     for index, (row, choices, of) in enumerate(zip(rows, found, readings)):
-        meant = {of[kind] for kind in common if kind in of} or set(of.values())
+        meant = {of[kind] for kind in ("correct", "again", *common) if kind in of} if common else set(of.values())
         if len(meant) != 1:
             answer = row.values.get(columns.of.get("answer", ""))
             if not meant:
@@ -301,8 +301,8 @@ def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> dic
     readings = {}
     if text in labels:
         readings["label"] = labels.index(text)
-    if Counter(choices)[text] == 1:
-        readings["text"] = choices.index(text)
+    if same := [number for number, choice in enumerate(choices) if choice == text]:
+        readings |= {"text": same[0], "again": same[-1]}
     if letter := _LETTER.fullmatch(text):
         letters = list(labels) or LETTERS[: len(choices)]
         if letter[1].upper() in letters:
