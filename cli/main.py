@@ -358,7 +358,7 @@ def demo(
     show.step(f"vlmix train tiny mixture={part} out={run} epochs={epochs}")
     train("tiny", [f"mixture={part}", f"out={run}", f"epochs={epochs}"])
     show.step(f"vlmix evaluate vqav2 gqa --model {run} --data {raw} --out {out / 'answers'} --max-new-tokens 10")
-    evaluate(["vqav2", "gqa"], str(run), raw, out / "answers", max_new_tokens=10)
+    evaluate(["vqav2", "gqa"], str(run), out / "answers", data=raw, max_new_tokens=10)
     examined = f"evaluate={{vqav2: {{data: {raw}, max_new_tokens: 10}}, gqa: {{data: {raw}, max_new_tokens: 10}}}}"
     each = f"overrides.epochs={epochs}"
     show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --jobs {min(workers, 6)}')
