@@ -5,7 +5,7 @@ SWEEP/
   mixtures/<digest>/       mixtures built for keys of the mixture recipe
   runs/<name>/subset       the view of the mixture for the run
   runs/<name>/run          the training run, answers/ its answers, result.json its row
-  results.jsonl, report.html, curve.png
+  results.jsonl and what `report.write` writes
 
 A run that has its row is not repeated; one that was interrupted resumes. Any number of processes may work on one
 folder: each claims an unlocked run; locks are released when the process exits.
@@ -29,6 +29,7 @@ from msgspec import Meta, Struct
 
 from vlmix.mixture.benchmark.benchmark import Benchmark, Report
 from vlmix.mixture.benchmark.values import Values
+from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.io.atomic import disk_errors, write_text
@@ -42,13 +43,16 @@ from vlmix.mixture.selection.subset import Selected, Selection, TooFew, check_op
 from vlmix.train.config import Recipe, parse
 from vlmix.train.evaluate.evaluate import VALUES, Task, Unscored
 from vlmix.train.metrics import read as read_metrics
+from vlmix.train.sweep.environment import machine, now, versions
 from vlmix.train.sweep.report import Result
 from vlmix.train.sweep.report.aggregate import BUILT_IN, FULL
+from vlmix.train.sweep.report.published import published
 from vlmix.train.sweep.report.wording import value as as_text
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
-_GROWING = ("seeds", "ratios", "selections", "embeddings", "files")
-"""What may be added to a sweep that is there: its runs are named by these. A selection that is there stays as it is."""
+_GROWING = ("seeds", "ratios", "selections", "embeddings", "files", "published")
+"""What may be added to a sweep that is there: its runs are named by these, or do not depend on them. A selection that
+is there stays as it is."""
 _ENOUGH = 99
 """Percent of a share's samples that a selection must offer. Published lists are rounded: ICONS' "20 %" of 665,298 rows
 are 133,046, and a fifth is 133,060."""
@@ -145,6 +149,8 @@ class Sweep(Struct, frozen=True, kw_only=True):
     """By the name of the benchmark; in the recipe also by the path of a YAML file of one's own."""
     note: str = ""
     """What a reader of the report must know; it stands above the curve and on the page."""
+    published: bool | tuple[str, ...] = False
+    """Marks in the curve: the scores that papers report, or those of some methods (`report.published`)."""
     eval_batch_size: Annotated[int, Meta(ge=1)] = 16
     """Questions answered together."""
 
@@ -210,6 +216,7 @@ def load(path: Path, benchmark: Callable[[str], Benchmark], overrides: list[str]
         raise VlmixError(f"{path}: a sweep has either a `mixture` or a `build`")
     _check_grid(sweep, path)
     try:
+        published(sweep.published)
         choices(sweep)
         return msgspec.structs.replace(sweep, evaluate=_named(sweep.evaluate, benchmark))
     except VlmixError as error:
@@ -396,6 +403,10 @@ def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backen
         metrics={name: report.metrics for name, report in scored.items()},
         questions={name: report.answered + report.missing for name, report in scored.items()},
         chance={name: report.chance for name, report in scored.items() if report.chance is not None},
+        finished=now(),
+        machine=machine(),
+        versions=versions(),
+        mixture=digest(whole / MANIFEST_NAME),
     )
     write_text(home / "result.json", msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
 

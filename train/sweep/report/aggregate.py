@@ -52,6 +52,12 @@ class Result(Struct, frozen=True, kw_only=True):
     questions: dict[str, int]
     chance: dict[str, float] = {}
     """Benchmark -> what guessing scores, where that is known."""
+    finished: str = ""
+    """When, in UTC: `2026-11-28T19:45:02Z`. This and what follows is "" in results of older versions."""
+    machine: str = ""
+    versions: dict[str, str] = {}
+    mixture: str = ""
+    """SHA-256 of the whole mixture's manifest."""
 
 
 RunValues = Mapping[str, Mapping[str, Values]]
