@@ -297,8 +297,9 @@ def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
     text = write(tmp_path, "Half the data", BOTH, {"recipe": "tiny.yaml", "versions": {"torch": "2.13"}}).read_text()
     root = ElementTree.fromstring(text)
     assert texts(root, "h1") == ["Half the data"]
-    assert "With 10 % of the samples the model keeps 66.2 ± 47.6† % of the score of the full mixture (2 seeds)." in texts(
-        root, "p"
+    assert (
+        "With 10 % of the samples the model keeps 66.2 ± 47.6† % of the score of the full mixture (2 seeds)."
+        in texts(root, "p")
     )
     images = list(root.iter("img"))
     assert len(images) == 2 and all(image.get("alt") and int(image.get("width")) > 300 for image in images)
@@ -309,7 +310,9 @@ def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
     assert len(list(root.iter("table"))) == 5  # scores, subsets, runs, sub-scores, facts
     assert all(head.get("scope") in ("col", "row") for head in root.iter("th"))
     cells = texts(root, "td")
-    assert "66.2 ± 47.6†" in cells and "12.5" in cells and "1.2500" in cells and "tiny.yaml" in cells and "2.13" in cells
+    assert (
+        "66.2 ± 47.6†" in cells and "12.5" in cells and "1.2500" in cells and "tiny.yaml" in cells and "2.13" in cells
+    )
     assert "versions.torch" in texts(root, "th") and "random-0.1-1" in texts(root, "th")
 
 
