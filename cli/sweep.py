@@ -48,7 +48,17 @@ def sweep(
     show.without_bars()
     require()
     from vlmix.train.sweep.report import aggregate, comparison_table, comparisons, table, write
-    from vlmix.train.sweep.sweep import adds_random, finished, load, read_values, run, run_specs, same_as_random
+    from vlmix.train.sweep.report.published import published
+    from vlmix.train.sweep.sweep import (
+        adds_random,
+        finished,
+        left_out,
+        load,
+        read_values,
+        run,
+        run_specs,
+        same_as_random,
+    )
 
     found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
@@ -81,8 +91,13 @@ def sweep(
     if same := same_as_random(parsed, out):
         facts["equal to the random selection"] = ", ".join(same)
         show.note(f"warning: the subsets of these runs equal the random selection: {', '.join(same)}")
+    if skipped := left_out(parsed, out):
+        facts["left out"] = [f"{name}: {why}" for name, why in skipped.items()]
+        show.note(
+            f"{len(skipped)} runs are left out, as they cannot change which share is enough; the report names them"
+        )
     values = read_values(out, rows)
-    report = write(out, parsed.name, rows, facts, parsed.note, values)
+    report = write(out, parsed.name, rows, facts, parsed.note, values, published(parsed.published))
     if as_json:
         show.done("", rows, as_json=True)
         return
@@ -197,7 +212,7 @@ def _facts(parsed: "Sweep") -> dict[str, Any]:
             f"{name} (the first {exam.limit:,} questions)" if exam.limit else name
             for name, exam in parsed.evaluate.items()
         ),
-        "vlmix": VERSION,
+        "reported by": f"vlmix {VERSION}",
     }
 
 

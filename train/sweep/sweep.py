@@ -43,6 +43,7 @@ from vlmix.mixture.selection.subset import Selected, Selection, TooFew, check_op
 from vlmix.train.config import Recipe, parse
 from vlmix.train.evaluate.evaluate import VALUES, Task, Unscored
 from vlmix.train.metrics import read as read_metrics
+from vlmix.train.sweep.early import by_use, needless
 from vlmix.train.sweep.environment import machine, now, versions
 from vlmix.train.sweep.report import Result
 from vlmix.train.sweep.report.aggregate import BUILT_IN, FULL
@@ -50,7 +51,7 @@ from vlmix.train.sweep.report.published import published
 from vlmix.train.sweep.report.wording import value as as_text
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
-_GROWING = ("seeds", "ratios", "selections", "embeddings", "files", "published")
+_GROWING = ("seeds", "ratios", "selections", "embeddings", "files", "published", "stop_early")
 """What may be added to a sweep that is there: its runs are named by these, or do not depend on them. A selection that
 is there stays as it is."""
 _ENOUGH = 99
@@ -151,6 +152,8 @@ class Sweep(Struct, frozen=True, kw_only=True):
     """What a reader of the report must know; it stands above the curve and on the page."""
     published: bool | tuple[str, ...] = False
     """Marks in the curve: the scores that papers report, or those of some methods (`report.published`)."""
+    stop_early: bool = False
+    """Leave out runs that can no longer change which share is enough (`sweep.early`); the report names them."""
     eval_batch_size: Annotated[int, Meta(ge=1)] = 16
     """Questions answered together."""
 
@@ -340,8 +343,10 @@ def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCall
     _claim(sweep, out)
     count = len(left)
     while left:
-        held = []
-        for spec in left:
+        held: list[RunSpec] = []
+        queue = left
+        while queue := _useful(sweep, queue, out):
+            spec, queue = queue[0], queue[1:]
             home = out / "runs" / spec.name
             if (home / "result.json").exists():
                 continue
@@ -362,6 +367,24 @@ def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCall
     text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     write_text(out / RESULTS, text.decode())
     return rows
+
+
+def left_out(sweep: Sweep, out: Path) -> dict[str, str]:
+    """Run -> why it is left out, with `stop_early`."""
+    if not sweep.stop_early:
+        return {}
+    rows = read_rows(out)
+    return needless(run_specs(sweep), rows, read_values(out, rows))
+
+
+def _useful(sweep: Sweep, queue: list[RunSpec], out: Path) -> list[RunSpec]:
+    """The runs of a queue, with `stop_early` those that are still of use, the one that decides soonest first."""
+    if not sweep.stop_early:
+        return queue
+    skipped = left_out(sweep, out)
+    return by_use(
+        [spec for spec in queue if spec.name not in skipped and not (out / "runs" / spec.name / "result.json").exists()]
+    )
 
 
 def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backend) -> None:

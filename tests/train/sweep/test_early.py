@@ -1,0 +1,146 @@
+"""Which runs are left out, on scores that are made up; and a sweep that leaves some out, with a backend of its own."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.mixture.benchmark.made import values_of
+from tests.train.nano import NANO
+from vlmix.builders import known_benchmarks
+from vlmix.mixture.benchmark.benchmark import Report
+from vlmix.mixture.benchmark.values import Values
+from vlmix.train.config import Recipe
+from vlmix.train.evaluate.evaluate import VALUES, Task
+from vlmix.train.sweep.early import by_use, needless
+from vlmix.train.sweep.report.aggregate import Result
+from vlmix.train.sweep.sweep import Backend, EvalConfig, Sweep, left_out, load, run, run_specs
+
+RATIOS = (0.1, 0.3, 0.5, 0.7, 1.0)
+
+
+def sweep(**changes: Any) -> Sweep:
+    plain: dict[str, Any] = {
+        "name": "x", "mixture": "m", "recipe": "tiny", "ratios": RATIOS, "seeds": (0, 1, 2),
+        "evaluate": {"gqa": EvalConfig(data="x")},
+    }  # fmt: skip
+    return Sweep(**plain | changes)
+
+
+def scored(
+    rates: Mapping[tuple[float, int], float], questions: int = 4000
+) -> tuple[list[Any], dict[str, dict[str, Values]]]:
+    """Rows and values of runs by (ratio, seed) that answer so many questions right."""
+    rows, values = [], {}
+    for (ratio, seed), rate in rates.items():
+        name = f"random-{ratio:g}-seed{seed}"
+        found = values_of(np.arange(questions) < rate * questions)
+        rows.append(
+            Result(
+                run=name, grid={}, selection="random", ratio=ratio, seed=seed, samples=1, sources={}, steps=1, loss=1.0,
+                train_seconds=1.0, evaluate_seconds=1.0, scores={"gqa": found.score()}, metrics={}, questions={},
+            )
+        )  # fmt: skip
+        values[name] = {"gqa": found}
+    return rows, values
+
+
+FULL = {(1.0, seed): 0.6 + seed / 1000 for seed in range(3)}
+
+
+def left(rates: Mapping[tuple[float, int], float]) -> dict[str, str]:
+    return needless(run_specs(sweep()), *scored(rates))
+
+
+def test_nothing_is_left_out_before_the_full_mixture_is_done_and_two_seeds_of_a_share() -> None:
+    low = {(0.1, seed): 0.2 for seed in range(2)}
+    assert left({}) == {}
+    assert left({(1.0, 0): 0.6, (1.0, 1): 0.6} | low) == {}, "one seed of the full mixture is open"
+    assert left(FULL | {(0.1, 0): 0.2}) == {}
+
+
+def test_a_share_that_is_far_from_enough_decides_itself_and_the_smaller_ones() -> None:
+    found = left(FULL | {(0.3, seed): 0.3 + seed / 1000 for seed in range(2)})
+    assert found == {
+        "random-0.3-seed2": "30 % is not enough, whatever more seeds say",
+        **{f"random-0.1-seed{seed}": "30 % is not enough" for seed in range(3)},
+    }
+
+
+def test_a_share_that_is_surely_enough_decides_itself_and_the_larger_ones() -> None:
+    found = left(FULL | {(0.5, seed): 0.72 + seed / 1000 for seed in range(2)})
+    assert set(found) == {"random-0.5-seed2", *(f"random-0.7-seed{seed}" for seed in range(3))}
+    assert found["random-0.7-seed0"] == "50 % is enough"
+
+
+def test_a_share_near_the_mark_decides_nothing() -> None:
+    assert left(FULL | {(0.5, seed): 0.59 + seed / 1000 for seed in range(2)}) == {}
+    apart = {(0.5, 0): 0.2, (0.5, 1): 0.55}
+    assert left(FULL | apart) == {}, "seeds that differ by more than questions do"
+
+
+def test_the_middle_of_the_open_shares_comes_first() -> None:
+    specs = run_specs(sweep())
+    assert [spec.ratio for spec in by_use(specs)][:6] == [1.0] * 3 + [0.5] * 3
+    larger = [spec for spec in specs if spec.ratio > 0.5]
+    assert [spec.ratio for spec in by_use(larger)] == [1.0] * 3 + [0.7] * 3
+
+
+@pytest.fixture()
+def plan(mixture: Path, raw: Path, tmp_path: Path) -> Path:
+    recipe = tmp_path / "nano.yaml"
+    recipe.write_text(yaml.safe_dump({**NANO, "batch": {"global_size": 8, "pack_length": 2048, "max_length": 512}}))
+    path = tmp_path / "sweep.yaml"
+    data = {
+        "name": "early", "mixture": str(mixture), "recipe": str(recipe), "ratios": [0.1, 0.2, 0.3, 0.4, 0.5, 1.0],
+        "seeds": [0, 1, 2], "evaluate": {"vqav2": {"data": str(raw)}}, "stop_early": True,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def backend(rate: Callable[[str], float]) -> Backend:
+    """Models that need no training: `rate` of their questions is right."""
+
+    def train(recipe: Recipe) -> int:
+        out = Path(recipe.out)
+        out.mkdir(parents=True)
+        (out / "metrics.jsonl").write_text('{"step": 1, "of": 1, "loss": 1.0}\n')
+        return 0
+
+    def evaluate(model: str, tasks: list[Task], out: Path) -> list[Any]:
+        values = values_of(np.arange(4000) < rate(Path(model).parent.name) * 4000)
+        (out / "vqav2").mkdir(parents=True)
+        values.write(out / "vqav2" / VALUES)
+        return [
+            Report(
+                benchmark="vqav2", split="val", score=values.score(), metrics={}, answered=4000, missing=0,
+                duplicates=0, unknown=0, notes=[],
+            )
+        ]  # fmt: skip
+
+    return Backend(
+        build=lambda *_: None, train=train, evaluate=evaluate,
+        recipe=lambda name: yaml.safe_load(Path(name).read_text()), benchmark=known_benchmarks().__getitem__,
+    )  # fmt: skip
+
+
+def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked(plan: Path, tmp_path: Path) -> None:
+    def rate(name: str) -> float:
+        _, ratio, seed = name.split("-")
+        return (0.6 if float(ratio) >= 0.4 else float(ratio)) + int(seed[4:]) / 2000
+
+    out = tmp_path / "out"
+    benchmark = known_benchmarks().__getitem__
+    parsed = load(plan, benchmark)
+    rows = run(parsed, out, backend(rate))
+    done = {(row.ratio, row.seed) for row in rows}
+    skipped = left_out(parsed, out)
+    assert {(1.0, seed) for seed in range(3)} <= done and len(rows) + len(skipped) == 18
+    smaller = {f"random-{ratio}-seed{seed}" for ratio in (0.1, 0.2) for seed in range(3)}
+    assert skipped.keys() == smaller | {"random-0.3-seed2"}
+    whole = run(load(plan, benchmark, ["stop_early=false"]), out, backend(rate))
+    assert len(whole) == 18, "the same folder, without leaving anything out"

@@ -1,0 +1,95 @@
+"""Runs that can no longer change which share of the mixture is enough.
+
+A sweep asks for the smallest share that keeps `KEEPS` percent of the full mixture's score. A share is decided when the
+99 % interval of its relative score, over two seeds at least, lies on one side of that: 99 % and not 95, as it is looked
+at after every run. More seeds of a share that is decided change nothing, nor do larger shares where one is enough; nor
+smaller ones where one is not, as they lie inside it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlmix.mixture.benchmark.compare import relative
+from vlmix.train.sweep.report.aggregate import FULL, Result, RunValues, grid_key, grouped, is_number, runs_of
+from vlmix.train.sweep.report.wording import KEEPS, share
+
+if TYPE_CHECKING:
+    from vlmix.train.sweep.sweep import RunSpec
+
+_SURE = 0.01
+_SEEDS = 2
+
+Line = tuple[Any, str]
+"""Grid and selection."""
+
+
+def needless(specs: Sequence["RunSpec"], rows: Iterable[Result], values: RunValues) -> dict[str, str]:
+    """Run -> why it need not be done, for those of `specs` that have no row."""
+    rows = list(rows)
+    done = {row.run for row in rows}
+    full_seeds: dict[Any, set[int]] = {}
+    for spec in specs:
+        if spec.ratio == 1:
+            full_seeds.setdefault(grid_key(spec.grid), set()).add(spec.seed)
+    decided = _decided(rows, values, full_seeds)
+    reasons = {}
+    for spec in specs:
+        found = decided.get((grid_key(spec.grid), spec.label), {})
+        if spec.name not in done and spec.ratio < 1 and (reason := _reason(spec.ratio, found)):
+            reasons[spec.name] = reason
+    return reasons
+
+
+def by_use(specs: Sequence["RunSpec"]) -> list["RunSpec"]:
+    """What is left of a sweep in the order that decides soonest: the full mixture first, then of each line the middle
+    of its shares, all its seeds."""
+    open_shares: dict[Line, list[float]] = {}
+    for spec in specs:
+        if spec.ratio < 1:
+            shares = open_shares.setdefault((grid_key(spec.grid), spec.label), [])
+            if spec.ratio not in shares:
+                shares.append(spec.ratio)
+
+    def place(spec: "RunSpec") -> tuple[bool, int]:
+        if spec.ratio == 1:
+            return False, 0
+        shares = sorted(open_shares[grid_key(spec.grid), spec.label])
+        return True, abs(shares.index(spec.ratio) - len(shares) // 2)
+
+    return sorted(specs, key=place)
+
+
+def _decided(
+    rows: list[Result], values: RunValues, full_seeds: Mapping[Any, set[int]]
+) -> dict[Line, dict[float, bool]]:
+    """Line -> share -> whether it is enough, of shares that are decided."""
+    groups = grouped(rows)
+    full = {grid_key(group[0].grid): group for group in groups if group[0].ratio == 1}
+    found: dict[Line, dict[float, bool]] = {}
+    for group in groups:
+        first, key = group[0], grid_key(group[0].grid)
+        reference = full.get(key, [])
+        if first.ratio == 1 or {row.seed for row in reference} < full_seeds.get(key, {None}):
+            continue
+        names = [name for name in first.scores if all(is_number(row.scores.get(name)) for row in (*reference, *group))]
+        sides = [runs_of(side, values, names) for side in (group, reference)]
+        if not names or any(side is None or len(side) < _SEEDS for side in sides):
+            continue
+        part, whole = sides
+        assert part is not None and whole is not None
+        if any(run.values[name].score() <= 0 for run in whole for name in names):
+            continue
+        apart = relative(part, whole, names, less=KEEPS)
+        if apart.p < _SURE:
+            found.setdefault((key, FULL if first.ratio == 1 else first.selection), {})[first.ratio] = apart.value > 0
+    return found
+
+
+def _reason(ratio: float, decided: Mapping[float, bool]) -> str:
+    if ratio in decided:
+        return f"{share(ratio)} {'is' if decided[ratio] else 'is not'} enough, whatever more seeds say"
+    if enough := [each for each, keeps in decided.items() if keeps and each < ratio]:
+        return f"{share(min(enough))} is enough"
+    if less := [each for each, keeps in decided.items() if not keeps and each > ratio]:
+        return f"{share(max(less))} is not enough"
+    return ""
