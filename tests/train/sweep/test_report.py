@@ -11,8 +11,9 @@ from PIL import Image, ImageColor
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.sweep.report import Result, aggregate, headline, require, series, table, write
 from vlmix.train.sweep.report.aggregate import FULL, Spread
-from vlmix.train.sweep.report.page import page
-from vlmix.train.sweep.report.plots import DARK, LIGHT, clean, curve, scores
+from vlmix.train.sweep.report.page import Drawing, page
+from vlmix.train.sweep.report.picture import LIGHT
+from vlmix.train.sweep.report.plots import clean, curve, scores
 from vlmix.train.sweep.report.wording import notes, number
 
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
@@ -241,7 +242,7 @@ def size(png):
 
 def test_the_picture_of_recipes_grows_with_their_number():
     points = aggregate(ladder())
-    assert size(curve(points))[1] > size(curve(points[:1]))[1]
+    assert size(curve(points).png())[1] > size(curve(points[:1]).png())[1]
 
 
 def chunks(png):
@@ -253,18 +254,17 @@ def chunks(png):
 
 
 def test_the_picture_holds_pixels_and_no_metadata():
-    assert chunks(curve(aggregate(BOTH))) <= {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"PLTE"}
+    assert chunks(curve(aggregate(BOTH)).png()) <= {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"PLTE"}
 
 
 def test_the_picture_ignores_settings_of_the_user_and_leaves_them():
     import matplotlib
 
     points = aggregate(BOTH)
-    plain = curve(points)
+    plain = curve(points).png()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
-        assert curve(points) == plain
+        assert curve(points).png() == plain
         assert matplotlib.rcParams["font.size"] == 30
-    assert curve(points, DARK) != plain
 
 
 def test_equal_rows_in_another_order_give_equal_bytes(tmp_path):
@@ -278,15 +278,16 @@ def test_equal_rows_in_another_order_give_equal_bytes(tmp_path):
     other = [msgspec.structs.replace(r, sources=dict(reversed(r.sources.items()))) for r in other]
     for name, given in (("a", rows), ("b", other)):
         write(tmp_path / name, "order", given, {"steps": "same"})
-    for name in ("curve.png", "report.html"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["curve.png", "report.html"]
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    curves = ["curve.pdf", "curve.png", "curve.svg"]
+    assert names == ["comparisons.csv", *curves, "report.html", "table.csv", "table.tex"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert str(tmp_path) not in (tmp_path / "a" / "report.html").read_text()
 
 
 def parsed(rows, title="a sweep", facts=None):
-    picture = b"\x89PNG" + bytes(20)
-    return ElementTree.fromstring(page(title, rows, facts or {}, (picture, picture), None))
+    return ElementTree.fromstring(page(title, rows, facts or {}, Drawing("<svg />", "<svg />"), None))
 
 
 def texts(root, tag):
@@ -301,12 +302,13 @@ def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
         "With 10 % of the samples the model keeps 66.2 ± 47.6† % of the score of the full mixture (2 seeds)."
         in texts(root, "p")
     )
-    images = list(root.iter("img"))
-    assert len(images) == 2 and all(image.get("alt") and int(image.get("width")) > 300 for image in images)
-    assert "random, 10 %: 66.2 ± 47.6† %" in images[0].get("alt")
+    images = [found for found in root.iter("div") if found.find("svg") is not None]
+    assert len(images) == 4 and {image.get("role") for image in images} == {"img"}  # two pictures, wide and narrow
+    assert "random, 10 %: 66.2 ± 47.6† %" in images[0].get("aria-label")
     links = [found.get(name) for found in root.iter() for name in ("src", "srcset", "href") if found.get(name)]
-    assert len(links) == 4 and all(link.startswith("data:image/png;base64,") for link in links)
-    assert not list(root.iter("script")) and "http://" not in text and "https://" not in text and "url(" not in text
+    assert links and all(link.startswith("#") for link in links)
+    assert not list(root.iter("script")) and "http://" not in text and "https://" not in text
+    assert text.count("url(") == text.count("url(#")
     assert len(list(root.iter("table"))) == 5  # scores, subsets, runs, sub-scores, facts
     assert all(head.get("scope") in ("col", "row") for head in root.iter("th"))
     cells = texts(root, "td")
@@ -357,7 +359,7 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
 def test_any_name_can_be_drawn(name):
     assert "\n" not in clean(name, 400) and clean(name)[0] != "_" and len(clean(name)) <= 90
     rows = [row(r, selection=name, grid={"a": name}, scores={name: 5.0}) for r in (0.5, 1.0)] + [row(grid={"a": "b"})]
-    size(curve(aggregate(rows)))
+    size(curve(aggregate(rows)).png())
 
 
 def test_the_composition_shows_each_subset_once_and_the_range_where_seeds_differ():
@@ -397,7 +399,7 @@ def test_subsets_that_depend_on_the_axes_are_shown_for_each():
 
 def test_shares_below_ten_percent_and_many_of_them_are_drawn():
     shares = [0.001, 0.0011, 0.01, 0.1, 0.11, 0.5, 1.0]
-    size(curve(aggregate([row(ratio, scores={"gqa": 60 * ratio}) for ratio in shares])))
+    size(curve(aggregate([row(ratio, scores={"gqa": 60 * ratio}) for ratio in shares])).png())
 
 
 def test_runs_without_any_score_are_listed(tmp_path):

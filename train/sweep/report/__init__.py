@@ -3,11 +3,12 @@
 Same rows and facts, same bytes, in whatever order the runs ended.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write, write_text
+from vlmix.mixture.io.atomic import write_bytes, write_text
 from vlmix.train.sweep.report.aggregate import (
     Point,
     Result,
@@ -19,43 +20,60 @@ from vlmix.train.sweep.report.aggregate import (
     series,
 )
 from vlmix.train.sweep.report.comparisons import Compared, comparisons
-from vlmix.train.sweep.report.page import page
-from vlmix.train.sweep.report.plots import DARK, LIGHT, curve, require, scores
-from vlmix.train.sweep.report.wording import comparison_table, headline, table
+from vlmix.train.sweep.report.page import Drawing, page
+from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, require, scores
+from vlmix.train.sweep.report.published import Published
+from vlmix.train.sweep.report.tables import comparisons_csv, points_csv, points_latex
+from vlmix.train.sweep.report.wording import comparison_table, headline, notes, table
 
-CURVE_NAME = "curve.png"
 REPORT_NAME = "report.html"
 
 
 def write(
-    out: Path, title: str, rows: list[Result], facts: dict[str, Any], note: str = "", values: RunValues | None = None
+    out: Path,
+    title: str,
+    rows: list[Result],
+    facts: dict[str, Any],
+    note: str = "",
+    values: RunValues | None = None,
+    published: Sequence[Published] = (),
 ) -> Path:
-    """Writes `curve.png` and `report.html` into `out`, each whole or not at all, and gives the page's path.
+    """Writes `report.html`, its curve as `curve.png`, `.svg` and `.pdf`, and its tables as `table.csv`, `table.tex` and
+    `comparisons.csv` into `out`, each whole or not at all, and gives the page's path.
 
     `values` are what each question adds to the scores of each run; without them intervals are over seeds alone, and
     nothing is compared.
 
     `facts` are shown in their order, nested ones under dotted names; they must hold no time, host or absolute path,
-    as a page depends on nothing else but `rows`, `values` and the libraries' versions. `note` stands above picture and
-    page.
+    as a page depends on nothing else but `rows`, `values`, `published` and the libraries' versions. `note` stands above
+    picture and page. `published` are marks in the picture of relative scores.
     Raises VlmixError without rows, and without matplotlib or Jinja2.
     """
     if not rows:
         raise VlmixError(f"{out}: there are no finished runs to report on yet; run the sweep first")
     require()
     points = aggregate(rows, values)
-    light = curve(points, LIGHT, note)
-    each_light, each_dark = scores(points, LIGHT), scores(points, DARK)
-    each = (each_light, each_dark) if each_light and each_dark else None
-    text = page(title, ordered(rows), facts, (light, curve(points, DARK, note)), each, note, values)
-    with atomic_write(out / CURVE_NAME) as file:
-        file.write(light)
-    write_text(out / REPORT_NAME, text)
+    main = Drawing(
+        *(curve(points, published, "", sheet).inline(f"curve-{i}-") for i, sheet in enumerate((WIDE, NARROW)))
+    )
+    panels = [picture for sheet in (WIDE, NARROW) if (picture := scores(points, sheet))]
+    each = Drawing(*(picture.inline(f"scores-{i}-") for i, picture in enumerate(panels))) if panels else None
+    picture = curve(points, published, note)
+    files = {"curve.png": picture.png(), "curve.svg": picture.svg(), "curve.pdf": picture.pdf()}
+    texts = {
+        "table.csv": points_csv(points),
+        "table.tex": points_latex(points, list(notes(rows, values))),
+        "comparisons.csv": comparisons_csv(points, comparisons(rows, values or {})),
+        REPORT_NAME: page(title, ordered(rows), facts, main, each, note, values, published),
+    }
+    for name, data in files.items():
+        write_bytes(out / name, data)
+    for name, text in texts.items():
+        write_text(out / name, text)
     return out / REPORT_NAME
 
 
 __all__ = [
-    "CURVE_NAME",
     "REPORT_NAME",
     "Compared",
     "Point",

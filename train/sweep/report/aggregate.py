@@ -104,6 +104,10 @@ class Point(Struct, frozen=True, kw_only=True):
     scores: dict[str, Spread]
     relative: Spread | None
     left_out: list[str]
+    chance: dict[str, float]
+    """Benchmark -> what guessing scores, where the runs say one thing."""
+    relative_chance: float | None
+    """The same relative to the full mixture; None unless it is known for every benchmark of the relative score."""
 
     @property
     def full(self) -> bool:
@@ -145,6 +149,7 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
         reference = full.get(grid_key(first.grid), [])
         means = {name: score.mean for name, score in _scores(reference, known).items()}
         usable = {name: mean for name, mean in means.items() if mean > 0}
+        chance = _chance(group)
         points.append(
             Point(
                 grid=first.grid,
@@ -155,6 +160,8 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
                 scores=_scores(group, known),
                 relative=_relative_spread(group, reference, usable, known),
                 left_out=[name for name in means if name not in usable],
+                chance=chance,
+                relative_chance=_mean_ratio(chance, usable),
             )
         )
     return points
@@ -225,6 +232,20 @@ def benchmarks(points: Iterable[Point]) -> list[str]:
     return sorted({name for point in points for name in point.scores})
 
 
+def chances(points: Iterable[Point]) -> dict[str, float]:
+    """Benchmark -> what guessing scores, where the points say one thing."""
+    said: dict[str, set[float]] = {}
+    for point in points:
+        for name, chance in point.chance.items():
+            said.setdefault(name, set()).add(chance)
+    return {name: chance for name, (chance, *others) in sorted(said.items()) if not others}
+
+
+def relative_chances(points: Iterable[Point]) -> list[float]:
+    """What guessing scores relative to the full mixtures: one number for each that differs, by size."""
+    return sorted({point.relative_chance for point in points if point.relative_chance is not None})
+
+
 def grid_key(grid: dict[str, Any]) -> tuple[tuple[str, bool, float, bytes], ...]:
     """Equal for equal grids; sorts numbers by value and before everything else."""
     return tuple((name, *_value_key(value)) for name, value in sorted(grid.items()))
@@ -276,7 +297,16 @@ def _whole(rows: list[Result], names: Iterable[str]) -> list[Result]:
 
 def _relative(row: Result, full: dict[str, float]) -> float | None:
     """Percent; None where the row lacks one of the benchmarks, as means over different ones do not compare."""
-    scores = {name: score for name, score in row.scores.items() if is_number(score)}
+    return _mean_ratio({name: score for name, score in row.scores.items() if is_number(score)}, full)
+
+
+def _mean_ratio(scores: Mapping[str, float], full: dict[str, float]) -> float | None:
     if not full or not full.keys() <= scores.keys():
         return None
     return 100 * fmean(scores[name] / mean for name, mean in full.items())
+
+
+def _chance(group: list[Result]) -> dict[str, float]:
+    names = sorted({name for row in group for name in row.chance})
+    said = {name: {row.chance[name] for row in group if name in row.chance} for name in names}
+    return {name: chance for name, (chance, *others) in said.items() if not others}

@@ -1,8 +1,7 @@
-"""The report as one HTML page: no script, nothing fetched, well-formed as XML, light or dark as the reader's system is.
-`report.html.j2` is its text; Jinja2 escapes what comes from the runs."""
+"""The report as one HTML page: no script, nothing fetched, well-formed as XML, light or dark as the reader's system is,
+wide or narrow as the window. `report.html.j2` is its text; Jinja2 escapes what comes from the runs."""
 
-from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -18,7 +17,8 @@ from vlmix.train.sweep.report.aggregate import (
     spread,
 )
 from vlmix.train.sweep.report.comparisons import Compared, comparisons
-from vlmix.train.sweep.report.plots import DPI
+from vlmix.train.sweep.report.picture import DARK, LIGHT
+from vlmix.train.sweep.report.published import CAVEAT, Published
 from vlmix.train.sweep.report.wording import (
     NOTHING,
     Namer,
@@ -28,14 +28,20 @@ from vlmix.train.sweep.report.wording import (
     notes,
     number,
     percent,
+    printable,
     real,
     share,
     table,
     value,
 )
 
-Picture = tuple[bytes, bytes]
-"""The PNG for a light page and the one for a dark page."""
+
+class Drawing(NamedTuple):
+    """One picture as `<svg>` elements (see `Picture.inline`)."""
+
+    wide: str
+    narrow: str
+    """For windows of up to 860 pixels."""
 
 
 class Table(NamedTuple):
@@ -52,13 +58,15 @@ def page(
     title: str,
     rows: list[Result],
     facts: dict[str, Any],
-    curve: Picture,
-    scores: Picture | None,
+    curve: Drawing,
+    scores: Drawing | None,
     note: str = "",
     values: RunValues | None = None,
+    published: Sequence[Published] = (),
 ) -> str:
     """The document, with the main picture and that of the single benchmarks."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     points, groups = aggregate(rows, values), grouped(rows)
     compared = comparisons(rows, values or {})
@@ -66,7 +74,7 @@ def page(
         loader=PackageLoader("vlmix.train.sweep.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_printable,
+        finalize=lambda item: printable(item) if type(item) is str else item,  # markup stays as it is
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -76,28 +84,24 @@ def page(
         note=note,
         headline=[*headline(points), *compared_headline(points, compared)],
         relative=is_relative(points),
-        curve=_embedded(curve, _described(points) if is_relative(points) else _each_described(points)),
-        scores=_embedded(scores, _each_described(points)) if scores else None,
+        light=LIGHT.names(),
+        dark=DARK.names(),
+        curve=Drawing(*map(Markup, curve)),
+        described=_described(points) if is_relative(points) else _each_described(points),
+        scores=Drawing(*map(Markup, scores)) if scores else None,
+        each_described=_each_described(points),
+        guessing=any(point.chance for point in points),
+        published=_published(published) if published else None,
+        caveat=CAVEAT,
         score_table=Table("Mean ± half of the 95 % interval", *table(points), len(Namer(points).keys) + 1),
         comparisons=Table("Overall, mean over benchmarks in percent", *comparison_table(points, compared), 2),
         differences=_differences(points, compared),
         composition=_composition(points, groups),
         runs=_runs(points, groups),
         sub_scores=_sub_scores(points, groups),
-        facts=Table("What all runs have in common", ["fact", "value"], list(_flat(facts)), 2) if facts else None,
+        facts=_facts(facts, rows),
         notes=list(notes(rows, values)),
     )
-
-
-def _printable(item: Any) -> Any:
-    """Characters that XML forbids or that turn the direction of writing become spaces; markup stays as it is."""
-    return "".join(c if c.isprintable() else " " for c in item) if type(item) is str else item
-
-
-def _embedded(picture: Picture, alt: str) -> dict[str, Any]:
-    light, dark = (f"data:image/png;base64,{b64encode(png).decode()}" for png in picture)
-    width, height = (int.from_bytes(picture[0][at : at + 4], "big") * 96 // DPI for at in (16, 20))
-    return {"light": light, "dark": dark, "alt": alt, "width": width, "height": height}
 
 
 def _described(points: list[Point]) -> str:
@@ -195,6 +199,31 @@ def _differences(points: list[Point], compared: list[Compared]) -> dict[str, Tab
         )
         for each in compared
     }
+
+
+def _published(published: Sequence[Published]) -> Table:
+    rows = [
+        [each.name, share(each.ratio), f"{'> ' if each.above else ''}{each.relative:.1f}", each.source, each.certainty]
+        for each in published
+    ]
+    header = ["method", "share", "relative %", "source", "how sure the number is"]
+    return Table("Published for parts of LLaVA-1.5's 665K mixture", header, rows, len(header))
+
+
+def _facts(given: dict[str, Any], rows: list[Result]) -> Table | None:
+    """What the sweep says of itself, and what its runs say of where they ran."""
+    days = sorted({row.finished[:10] for row in rows if row.finished})
+    runs = {
+        "finished": " to ".join(sorted({days[0], days[-1]})) if days else "",
+        "machine": "; ".join(sorted({row.machine for row in rows} - {""})),
+        **{
+            name: ", ".join(sorted({row.versions[name] for row in rows if name in row.versions}))
+            for name in sorted({name for row in rows for name in row.versions})
+        },
+        "manifest of the mixture, SHA-256": ", ".join(sorted({row.mixture[:16] for row in rows} - {""})),
+    }
+    facts = given | {f"runs.{name}": fact for name, fact in runs.items() if fact}
+    return Table("The sweep, and what its runs ran on", ["fact", "value"], list(_flat(facts)), 2) if facts else None
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterable[list[str]]:

@@ -1,43 +1,61 @@
-"""The pictures of a report, as PNG. Bytes depend on the points and on matplotlib's version alone: no settings of the
-user, no pyplot, no metadata.
-
-Error bars are 95 % intervals, faint dots the runs, hollow marks single seeds, whose interval is over questions alone.
-"""
+"""What is drawn of a sweep. Error bars are 95 % intervals, faint dots the runs, hollow marks single seeds, whose
+interval is over questions alone, dashed lines what guessing scores, short grey ones published scores."""
 
 import math
 import textwrap
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from io import BytesIO
 from typing import Any, NamedTuple
 
 from vlmix.mixture.extras import missing
-from vlmix.train.sweep.report.aggregate import FULL, Point, Series, Spread, benchmarks, grid_key, is_relative, series
-from vlmix.train.sweep.report.wording import Namer, share
+from vlmix.train.sweep.report.aggregate import (
+    FULL,
+    Point,
+    Series,
+    Spread,
+    benchmarks,
+    chances,
+    grid_key,
+    is_relative,
+    relative_chances,
+    series,
+)
+from vlmix.train.sweep.report.picture import LIGHT, Picture
+from vlmix.train.sweep.report.published import Published
+from vlmix.train.sweep.report.wording import GUESSING, Namer, printable, share, span
 
-DPI = 180  # dots per inch: sharp on screens with two dots a pixel
-_PAGE = 10.5  # inches of width on which 9.5 points still read well in a browser
 _ONE_SEED = "one seed: interval over questions alone"
+_PUBLISHED = "published, on other benchmarks"
+_DASHED = (0, (4, 3))
+_MARK = 13  # points of width of a published score
+_BEHIND = {"facecolor": LIGHT.ground, "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+"""Behind words that lines may pass through."""
 
 
-class Theme(NamedTuple):
-    """Colours on a background. Those of series are Okabe and Ito's, which colour-blind people tell apart, without the
-    yellow and with the pale ones darker on white, the dark ones paler on black."""
+class Sheet(NamedTuple):
+    """What a picture is drawn for: lengths in inches, `font` in points."""
 
-    ground: str
-    ink: str
-    muted: str
-    grid: str
-    series: tuple[str, ...]
+    width: float
+    font: float
+    curve: tuple[float, float]
+    panel: tuple[float, float]
+    """Of one benchmark among several."""
+    label: int
+    """Characters of a name before a panel."""
+
+    def characters(self, width: float) -> float:
+        """How many of them, of mean width, fit."""
+        return 120 * width / self.font
+
+    def tick_distance(self, width: float) -> float:
+        """The least distance between the middles of two ticks, as a share of an axis in a picture of so many inches."""
+        return 2.8 * self.font / (72 * (width - 0.06 * self.font))
 
 
-LIGHT = Theme(
-    "#ffffff", "#1b1f24", "#59636e", "#dfe3e8", ("#0072b2", "#d55e00", "#009e73", "#b3528c", "#b07a00", "#2a9bd6")
-)
-DARK = Theme(
-    "#161b22", "#e6edf3", "#9aa4af", "#30363d", ("#56b4e9", "#ff8f4d", "#2fc9a0", "#e39cc5", "#e8b33f", "#a5d8f5")
-)
+WIDE = Sheet(width=10.5, font=9.5, curve=(7.8, 4.8), panel=(2.6, 2.3), label=30)
+"""For a page or paper, and for browsers, where 9.5 points still read well when it is fitted to 820 pixels."""
+NARROW = Sheet(width=3.5, font=8, curve=(3.5, 3.6), panel=(1.75, 1.6), label=18)
+"""For a telephone: 336 pixels."""
 
 
 class Mark(NamedTuple):
@@ -57,105 +75,126 @@ def require() -> None:
         raise missing(error.name or "matplotlib", "the report of a sweep") from None
 
 
-def curve(points: list[Point], theme: Theme = LIGHT, note: str = "") -> bytes:
-    """The main picture: the relative score over the share of the mixture; as long as nothing is relative, scores over
-    the share; and where there is one share alone, a row of points for each benchmark. `note` stands above it."""
+def curve(points: list[Point], published: Sequence[Published] = (), note: str = "", sheet: Sheet = WIDE) -> Picture:
+    """The main picture: the relative score over the share of the mixture, with `published` scores; as long as nothing
+    is relative, scores over the share; and where there is one share alone, a row of points for each benchmark. `note`
+    stands above the first."""
     if not benchmarks(points):
-        return _render(theme, (6, 1), lambda figure: figure.text(0.5, 0.5, "no scores yet", ha="center", va="center"))
+        height = sheet.font / 10
+        return Picture(
+            sheet.curve[0],
+            height,
+            sheet.font,
+            lambda figure: figure.text(0.5, 0.5, "no scores yet", ha="center", va="center"),
+        )
     if is_relative(points):
-        return _relative(points, theme, note)
-    return _over_share(points, theme) if len(_ratios(points)) > 1 else _rows(points, theme)
+        return _relative(points, published, note, sheet)
+    return _over_share(points, sheet) if len(_ratios(points)) > 1 else _rows(points, sheet)
 
 
-def scores(points: list[Point], theme: Theme = LIGHT) -> bytes | None:
+def scores(points: list[Point], sheet: Sheet = WIDE) -> Picture | None:
     """A panel of scores over the share for each benchmark; None where `curve` has them all."""
-    return _over_share(points, theme) if is_relative(points) and len(benchmarks(points)) > 1 else None
+    return _over_share(points, sheet) if is_relative(points) and len(benchmarks(points)) > 1 else None
 
 
-def _relative(points: list[Point], theme: Theme, note: str) -> bytes:
+def _relative(points: list[Point], published: Sequence[Published], note: str, sheet: Sheet) -> Picture:
     lines = [line for line in series(points) if any(point.relative for point in line.points)]
     points = [point for line in lines for point in line.points]
+    width, height = sheet.curve
+    guessing = relative_chances(points)
 
     def draw(figure: Any) -> None:
         ax = figure.add_subplot()
-        _draw_lines(ax, lines, theme, lambda point: point.relative, tick_distance=0.055, least=5, around=(100,))
-        ax.axhline(100, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        around = [100.0, *(mark.relative for mark in published)]
+        _draw_lines(ax, lines, lambda point: point.relative, width, guessing, sheet, least=5, around=around)
+        ax.axhline(100, color=LIGHT.muted, linewidth=1, zorder=1)
         if note:
-            ax.set_title("\n".join(clean(note, 100, 2).split("\n")), fontsize=9, color=theme.muted, loc="left")
+            shown = clean(note, int(sheet.characters(width - 0.8)), 2)
+            ax.set_title(shown, fontsize=sheet.font - 0.5, color=LIGHT.muted, loc="left")
         ax.set_xlabel("share of the mixture's samples")
         ax.set_ylabel("score relative to the full mixture")
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g} %")
+        _draw_published(ax, published, _ratios(points), sheet)
         if len(lines) == 1:  # means beside the points, right below, where a rising curve leaves room
             means = {point.ratio: point.relative.mean for point in points if point.relative and not point.full}
-            for ratio in _readable(sorted(means), _ratios(points), 0.08):
+            for ratio in _readable(sorted(means), _ratios(points), 1.4 * sheet.tick_distance(width)):
                 at = ratio, means[ratio]
-                ax.annotate(f"{means[ratio]:.1f}", at, (10, -11), textcoords="offset points", fontsize=8.5)
-        _legend(figure, lines, theme)
+                ax.annotate(f"{means[ratio]:.1f}", at, (10, -11), textcoords="offset points", fontsize=sheet.font - 1)
+        _legend(figure, lines, sheet, f"{GUESSING}: {span(guessing)} %" if guessing else "", bool(published))
 
-    return _render(theme, (7.8, 4.8), draw)
+    return Picture(width, height, sheet.font, draw)
 
 
-def _over_share(points: list[Point], theme: Theme) -> bytes:
-    lines, names = series(points), benchmarks(points)
-    columns, rows = _layout(len(names), 2.6)
+def _over_share(points: list[Point], sheet: Sheet) -> Picture:
+    lines, names, guessing = series(points), benchmarks(points), chances(points)
+    panel = sheet.panel
+    columns, rows = _layout(len(names), panel[0], sheet.width)
 
     def draw(figure: Any) -> None:
-        for index, (ax, name) in enumerate(_panels(figure, names, columns)):
-            _draw_lines(ax, lines, theme, partial(_score, name=name), tick_distance=0.16)
+        for index, (ax, name) in enumerate(_panels(figure, names, columns, sheet)):
+            chance = [guessing[name]] if name in guessing else []
+            _draw_lines(ax, lines, partial(_score, name=name), panel[0], chance, sheet)
             if index >= len(names) - columns:
                 ax.set_xlabel("share of the samples")
-        _legend(figure, lines, theme)
+        _legend(figure, lines, sheet, GUESSING if guessing else "")
 
-    return _render(theme, (max(columns * 2.6, 4.6), rows * 2.3 + 0.7), draw)
+    # A single panel is as wide as its legend needs.
+    return Picture(max(columns * panel[0], min(4.6, sheet.width)), rows * panel[1] + 0.7, sheet.font, draw)
 
 
-def _rows(points: list[Point], theme: Theme) -> bytes:
+def _rows(points: list[Point], sheet: Sheet) -> Picture:
     """Points of one share, as in an ablation ladder: a row each, in panels by benchmark."""
-    namer, names = Namer(points), benchmarks(points)
-    labels = [clean(namer.series(point.grid, point.selection), 30, 4) for point in points]
-    label_width = 0.08 * max(len(line) for label in labels for line in label.split("\n"))
-    columns, rows = _layout(len(names), 2.2, label_width)
-    row_height = 0.2 + 0.16 * max(label.count("\n") + 1 for label in labels)
+    namer, names, guessing = Namer(points), benchmarks(points), chances(points)
+    labels = [clean(namer.series(point.grid, point.selection), sheet.label, 4) for point in points]
+    label_width = max(len(line) for label in labels for line in label.split("\n")) / sheet.characters(1)
+    columns, rows = _layout(len(names), 2.2, sheet.width, label_width)
+    row_height = 0.2 + 0.017 * sheet.font * max(label.count("\n") + 1 for label in labels)
 
     def draw(figure: Any) -> None:
-        for index, (ax, name) in enumerate(_panels(figure, names, columns)):
+        for index, (ax, name) in enumerate(_panels(figure, names, columns, sheet)):
             spreads = {row: point.scores[name] for row, point in enumerate(points) if name in point.scores}
             for row, spread in spreads.items():
-                _draw_spread(ax, row, spread, Mark(theme.series[0], "o"), theme, axis="x")
+                _draw_spread(ax, row, spread, Mark(LIGHT.series[0], "o"), axis="x")
             ax.set_yticks(range(len(labels)), labels if index % columns == 0 else [""] * len(labels))
             ax.set_ylim(len(labels) - 0.4, -0.6)
             _limit(ax, spreads.values(), axis="x")
-        if _has_single_seeds(points):
-            figure.legend([_handle(Mark(theme.muted, "o"), theme.ground)], [_ONE_SEED], loc="outside lower center")
+            _draw_arrows(ax, [(row, spread, LIGHT.series[0], 0.0) for row, spread in spreads.items()], axis="x")
+            _draw_guessing(ax, [guessing[name]] if name in guessing else [], sheet, axis="x")
+        entries = [(_handle(Mark(LIGHT.muted, "o"), LIGHT.ground), _ONE_SEED)] if _has_single_seeds(points) else []
+        entries += [(_handle(Mark(LIGHT.muted, "", _DASHED)), GUESSING)] if guessing else []
+        if entries:
+            figure.legend(*zip(*entries), loc="outside lower center", ncols=2 if sheet is WIDE else 1)
 
-    return _render(theme, (max(columns * 2.2 + label_width, 4.6), rows * (0.7 + row_height * len(labels)) + 0.5), draw)
+    width = max(columns * 2.2 + label_width, min(4.6, sheet.width))
+    return Picture(width, rows * (0.7 + row_height * len(labels)) + 0.5, sheet.font, draw)
 
 
 def _draw_lines(
     ax: Any,
     lines: Sequence[Series],
-    theme: Theme,
     score: Callable[[Point], Spread | None],
-    *,
-    tick_distance: float,
+    width: float,
+    guessing: Collection[float],
+    sheet: Sheet,
     **limits: Any,
 ) -> None:
-    """Draws `score` of the series over a share axis, with ticks at the shares that were measured."""
+    """Draws `score` of the series over a share axis, with ticks at the shares that were measured, in a picture or panel
+    of `width` inches."""
     from matplotlib.ticker import NullLocator
 
     ratios = _ratios([point for line in lines for point in line.points])
     shared_marks: dict[Any, tuple[Spread, float]] = {}
-    spreads = []
-    for number, (line, mark) in enumerate(zip(lines, _marks(len(lines), theme))):
+    drawn: list[tuple[float, Spread, str, float]] = []
+    for number, (line, mark) in enumerate(zip(lines, _marks(len(lines)))):
         # Series stand some points of width beside each other, as their error bars would overlap.
         shift = min(6, 18 / len(lines)) * (number - (len(lines) - 1) / 2)
         scored = [(point, spread) for point in line.points if (spread := score(point))]
-        spreads += [spread for _, spread in scored]
         for point, spread in scored:
             if point.full and _shares_full(lines, line):
                 shared_marks.setdefault(grid_key(point.grid), (spread, shift))
             else:
-                _draw_spread(ax, point.ratio, spread, mark, theme, shift=shift)
+                _draw_spread(ax, point.ratio, spread, mark, shift=shift)
+                drawn.append((point.ratio, spread, mark.color, shift))
         ax.plot(
             [point.ratio for point, _ in scored],
             [spread.mean for _, spread in scored],
@@ -166,27 +205,29 @@ def _draw_lines(
             transform=_shifted(ax, shift),
         )
     for spread, shift in shared_marks.values():
-        _draw_spread(ax, 1.0, spread, Mark(theme.ink, "D"), theme, shift=shift if len(shared_marks) > 1 else 0)
+        shift = shift if len(shared_marks) > 1 else 0
+        _draw_spread(ax, 1.0, spread, Mark(LIGHT.ink, "D"), shift=shift)
+        drawn.append((1.0, spread, LIGHT.ink, shift))
     ax.set_xscale("log" if _log(ratios) else "linear")
     ax.set_xlim(*_ends(ratios))
-    ticks = _readable(ratios, ratios, tick_distance)
+    ticks = _readable(ratios, ratios, sheet.tick_distance(width))
     ax.set_xticks(ticks, [share(ratio) for ratio in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    _limit(ax, spreads, **limits)
+    _limit(ax, [spread for _, spread, _, _ in drawn], **limits)
+    _draw_arrows(ax, drawn)
+    _draw_guessing(ax, guessing, sheet)
 
 
-def _draw_spread(
-    ax: Any, place: float, spread: Spread, mark: Mark, theme: Theme, *, axis: str = "y", shift: float = 0.0
-) -> None:
+def _draw_spread(ax: Any, place: float, spread: Spread, mark: Mark, *, axis: str = "y", shift: float = 0.0) -> None:
     """A mean with its 95 % interval as error bar along `axis`, at `place` on the other axis and `shift` points
-    beside it, and the runs as faint dots. A single seed is a hollow mark without either."""
+    beside it, and the runs as faint dots. A single seed is a hollow mark without dots."""
     ax.errorbar(
         *((place, spread.mean) if axis == "y" else (spread.mean, place)),
         **{f"{axis}err": spread.half or None},
         color=mark.color,
         marker=mark.marker,
         markersize=6,
-        markerfacecolor=mark.color if len(spread.by_seed) > 1 else theme.ground,
+        markerfacecolor=mark.color if len(spread.by_seed) > 1 else LIGHT.ground,
         elinewidth=1.5,
         capsize=3,
         capthick=1.5,
@@ -204,61 +245,153 @@ def _draw_spread(
             linestyle="",
             alpha=0.45,
             zorder=2,
+            clip_on=False,
             transform=_shifted(ax, shift + 5) if axis == "y" else _shifted(ax, 0, -6),
         )
+
+
+def _draw_arrows(ax: Any, drawn: Iterable[tuple[float, Spread, str, float]], *, axis: str = "y") -> None:
+    """Arrows at the edge where an interval goes on beyond the picture: of (place, spread, colour, shift)."""
+    edges = getattr(ax, f"get_{axis}lim")()
+    for place, spread, color, shift in drawn:
+        for edge, beyond, marker in (
+            (edges[0], spread.low is not None and spread.low < edges[0], "v" if axis == "y" else "<"),
+            (edges[1], spread.high is not None and spread.high > edges[1], "^" if axis == "y" else ">"),
+        ):
+            if beyond:
+                inside = 3 if edge == edges[0] else -3
+                ax.plot(
+                    *((place, edge) if axis == "y" else (edge, place)),
+                    color=color,
+                    marker=marker,
+                    markersize=6,
+                    markeredgewidth=0,
+                    linestyle="",
+                    zorder=4,
+                    transform=_shifted(ax, shift, inside) if axis == "y" else _shifted(ax, inside),
+                )
+
+
+def _draw_guessing(ax: Any, chances: Iterable[float], sheet: Sheet, *, axis: str = "y") -> None:
+    """A dashed line at each score of guessing; one that is out of the picture is named at its edge."""
+    low, high = getattr(ax, f"get_{axis}lim")()
+    line = ax.axhline if axis == "y" else ax.axvline
+    for chance in chances:
+        if low <= chance <= high:
+            line(chance, color=LIGHT.muted, linewidth=1, linestyle=_DASHED, zorder=1)
+        else:
+            beyond = ("↓" if chance < low else "↑") if axis == "y" else ("←" if chance < low else "→")
+            left, up = axis == "x" and chance < low, axis == "y" and chance > high
+            ax.text(
+                0.01 if left else 0.99,
+                0.98 if up else 0.02,
+                f"{beyond} {GUESSING}: {chance:.1f}",
+                ha="left" if left else "right",
+                va="top" if up else "bottom",
+                color=LIGHT.muted,
+                fontsize=sheet.font - 1,
+                bbox=_BEHIND,
+                zorder=3.5,
+                transform=ax.transAxes,
+            )
+
+
+def _draw_published(ax: Any, published: Sequence[Published], ratios: list[float], sheet: Sheet) -> None:
+    """Short grey lines with their names beside them, at the right unless others follow too soon."""
+    low, high = ax.get_ylim()
+    unit = 72 * 0.75 * sheet.curve[1] / (high - low)  # points, as the axes take three quarters of the height
+    size = sheet.font - 1
+    places = {ratio: _place(ratio, ratios) for ratio in sorted({mark.ratio for mark in published})}
+    for ratio, place in places.items():
+        left = any(0 < other - place < 8 * size / (72 * sheet.curve[0]) for other in places.values())
+        below = math.inf
+        for mark in sorted((m for m in published if m.ratio == ratio), key=lambda m: -m.relative):
+            ax.plot(
+                ratio,
+                mark.relative,
+                marker="_",
+                markersize=_MARK,
+                markeredgewidth=1.8,
+                color=LIGHT.muted,
+                linestyle="",
+                zorder=2.5,
+            )
+            text = min(mark.relative * unit, below - size)  # labels of near marks stand below each other
+            below = text
+            ax.annotate(
+                f"> {mark.name}" if mark.above else mark.name,
+                (ratio, mark.relative),
+                (-9 if left else 9, text - mark.relative * unit),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="center",
+                color=LIGHT.muted,
+                fontsize=size,
+                bbox=_BEHIND,
+                zorder=3.5,  # below the means
+            )
 
 
 def _limit(
     ax: Any, spreads: Iterable[Spread], *, least: float | None = None, around: Sequence[float] = (), axis: str = "y"
 ) -> None:
-    """Limits that hold every run and error bar, and span `least` (default: 5 % of the largest number) at least, so that
-    noise does not look like a slope."""
+    """Limits that hold every run and mean, and span `least` (default: 5 % of the largest number) at least, so that
+    noise does not look like a slope. Intervals of two or three seeds are wide: they may take half as much again at
+    either end, so that the points stay apart. There is nothing below 0 where no score is."""
     from matplotlib.ticker import MaxNLocator
 
-    ends = list(around)
+    numbers, ends = list(around), list(around)
     for spread in spreads:
-        half = spread.half or 0.0
-        ends += [spread.mean - half, spread.mean + half, *spread.by_seed.values()]
-    if not ends:
+        numbers += [spread.mean, *spread.by_seed.values()]
+        ends += [end for end in (spread.low, spread.high) if end is not None]
+    if not numbers:
         return
-    low, high = min(ends), max(ends)
+    low, high = min(numbers), max(numbers)
     least = 0.05 * max(abs(low), abs(high), 1) if least is None else least
-    margin = max(0.07 * (high - low), (least - (high - low)) / 2)
-    floor = 0.0 if low >= 0 and low - margin < 0.25 * (high + margin) else low - margin
-    ax.set(**{f"{axis}lim": (floor, high + margin)})
+    reach = max(high - low, least) / 2
+    bottom, top = max(min([low, *ends]), low - reach), min(max([high, *ends]), high + reach)
+    margin = max(0.07 * (top - bottom), (least - (top - bottom)) / 2)
+    bottom, top = bottom - margin, top + margin
+    if low >= 0 and bottom < 0.25 * top:
+        bottom = 0.0
+    ax.set(**{f"{axis}lim": (bottom, top)})
     getattr(ax, f"{axis}axis").set_major_locator(MaxNLocator(6 if axis == "y" else 3, steps=[1, 2, 5, 10]))
 
 
-def _legend(figure: Any, lines: Sequence[Series], theme: Theme) -> None:
+def _legend(figure: Any, lines: Sequence[Series], sheet: Sheet, guessing: str = "", published: bool = False) -> None:
     points = [point for line in lines for point in line.points]
     namer = Namer(points)
     entries = [
         (_handle(mark), clean(namer.series(line.grid, line.selection)))
-        for line, mark in zip(lines, _marks(len(lines), theme))
+        for line, mark in zip(lines, _marks(len(lines)))
         if line.selection != FULL or not _shares_full(lines, line)
     ]
     if any(line.points[-1].full and _shares_full(lines, line) for line in lines):
-        entries.append((_handle(Mark(theme.ink, "D")), FULL))
+        entries.append((_handle(Mark(LIGHT.ink, "D")), FULL))
     if _has_single_seeds(points):
-        entries.append((_handle(Mark(theme.muted, "o"), theme.ground), _ONE_SEED))
+        entries.append((_handle(Mark(LIGHT.muted, "o"), LIGHT.ground), _ONE_SEED))
+    if guessing:
+        entries.append((_handle(Mark(LIGHT.muted, "", _DASHED)), guessing))
+    if published:
+        entries.append((_handle(Mark(LIGHT.muted, "_"), markersize=_MARK, markeredgewidth=1.8), _PUBLISHED))
     handles, labels = zip(*entries)
     widest = max(len(line) for label in labels for line in label.split("\n"))
-    most = max(1, min(len(labels), int(figure.get_figwidth() * 13 // (widest + 7))))
+    most = max(1, min(len(labels), int(sheet.characters(figure.get_figwidth()) // (widest + 7))))
     columns = math.ceil(len(labels) / math.ceil(len(labels) / most))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _handle(mark: Mark, face: str | None = None) -> Any:
+def _handle(mark: Mark, face: str | None = None, **options: Any) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], **mark._asdict(), markerfacecolor=face or mark.color)
+    return Line2D([], [], **mark._asdict(), markerfacecolor=face or mark.color, **options)
 
 
-def _marks(count: int, theme: Theme) -> list[Mark]:
+def _marks(count: int) -> list[Mark]:
     markers, dashes = "os^vPX*p", ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
-    colors = len(theme.series)
+    colors = len(LIGHT.series)
     return [
-        Mark(theme.series[at % colors], markers[at % len(markers)], dashes[at // colors % len(dashes)])
+        Mark(LIGHT.series[at % colors], markers[at % len(markers)], dashes[at // colors % len(dashes)])
         for at in range(count)
     ]
 
@@ -297,71 +430,40 @@ def _ends(ratios: list[float]) -> tuple[float, float]:
     return (ratios[0] / 1.25, ratios[-1] * 1.2) if _log(ratios) else (0.0, ratios[-1] * 1.06)
 
 
+def _place(ratio: float, ratios: list[float]) -> float:
+    """Of a share on the axis of all `ratios`, from 0 to 1."""
+    low, high = _ends(ratios)
+    return math.log(ratio / low) / math.log(high / low) if _log(ratios) else ratio / high
+
+
 def _readable(chosen: list[float], ratios: list[float], distance: float) -> list[float]:
     """Those of `chosen` that stand at least `distance` (share of the axis of all `ratios`) from each other; the last
     always."""
-    low, high = _ends(ratios)
     kept: list[tuple[float, float]] = []
     for ratio in chosen[-1:] + chosen[:-1]:
-        place = math.log(ratio / low) / math.log(high / low) if _log(ratios) else ratio / high
+        place = _place(ratio, ratios)
         if all(abs(place - other) >= distance for _, other in kept):
             kept.append((ratio, place))
     return sorted(ratio for ratio, _ in kept)
 
 
-def _layout(panels: int, width: float, left: float = 0.0) -> tuple[int, int]:
+def _layout(panels: int, width: float, page: float, left: float = 0.0) -> tuple[int, int]:
     """Columns and rows of `panels` of `width` inches on a page, with `left` inches of names at its left."""
-    rows = math.ceil(panels / max(1, min(4, int((_PAGE - left) / width))))
+    rows = math.ceil(panels / max(1, min(4, int((page - left) / width))))
     return math.ceil(panels / rows), rows
 
 
-def _panels(figure: Any, names: list[str], columns: int) -> list[tuple[Any, str]]:
+def _panels(figure: Any, names: list[str], columns: int, sheet: Sheet) -> list[tuple[Any, str]]:
     """Axes under the headings `names`, row by row."""
     axes = figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).ravel()
     for ax in axes[len(names) :]:
         ax.set_axis_off()
     for ax, name in zip(axes, names):
-        ax.set_title(clean(name, 26), fontsize=10, fontweight="bold", loc="left")
+        ax.set_title(clean(name, 26), fontsize=sheet.font + 0.5, fontweight="bold", loc="left")
     return list(zip(axes, names))
 
 
 def clean(text: str, width: int = 44, most: int = 2) -> str:
     """A name on at most `most` lines of `width` characters, of characters that the font has."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    lines = textwrap.wrap(printable, width, max_lines=most, placeholder="…") or [" "]
+    lines = textwrap.wrap(printable(text), width, max_lines=most, placeholder="…") or [" "]
     return "\n".join(lines) if lines[0][0] != "_" else " " + "\n".join(lines)  # legends drop labels that begin with _
-
-
-def _render(theme: Theme, size: tuple[float, float], draw: Callable[[Any], Any]) -> bytes:
-    """PNG of a figure of `size` inches that `draw` has drawn on."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    png = BytesIO()
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # Names in scripts that the font lacks become boxes; the tables have them as text.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "text.parse_math": False,
-                "font.family": "DejaVu Sans",
-                "font.size": 9.5,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.grid": True,
-                "axes.axisbelow": True,
-                "grid.linewidth": 0.8,
-                "legend.frameon": False,
-                "axes.edgecolor": theme.muted,
-                "grid.color": theme.grid,
-                **dict.fromkeys(["figure.facecolor", "savefig.facecolor", "axes.facecolor"], theme.ground),
-                **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], theme.ink),
-                **dict.fromkeys(["xtick.color", "ytick.color"], theme.muted),
-            }
-        )
-        figure = Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-        draw(figure)
-        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    return png.getvalue()

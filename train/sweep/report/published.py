@@ -31,11 +31,11 @@ class Published(NamedTuple):
 
 PUBLISHED = (
     Published("OFA", 0.15, 98.3, "arXiv 2605.26761", f"{_ABSTRACT}, mean over 10 benchmarks"),
-    Published("COINCIDE", 0.2, 97.4, "arXiv 2406.10995", f"{_MEMORY}; the abstract says `comparable`"),
+    Published("COINCIDE", 0.2, 97.4, "arXiv 2406.10995", f'{_MEMORY}; the abstract says "comparable"'),
     Published("ICONS", 0.2, 98.6, "arXiv 2501.00654", _ABSTRACT),
     Published("random", 0.2, 95.8, "arXiv 2501.00654 (ICONS)", _MEMORY),
-    Published("XMAS", 0.5, 100.0, "arXiv 2510.01454", f"{_ABSTRACT} as `fully preserving`, on 10 benchmarks"),
-    Published("random", 0.5, 98.0, "arXiv 2310.03744 (LLaVA-1.5), section 5.1", "stated as `more than`", above=True),
+    Published("XMAS", 0.5, 100.0, "arXiv 2510.01454", f'{_ABSTRACT} as "fully preserving", on 10 benchmarks'),
+    Published("random", 0.5, 98.0, "arXiv 2310.03744 (LLaVA-1.5), section 5.1", 'stated as "more than"', above=True),
 )
 
 

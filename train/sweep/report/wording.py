@@ -15,15 +15,18 @@ from vlmix.train.sweep.report.aggregate import (
     Spread,
     aggregate,
     benchmarks,
+    chances,
     grid_key,
     grouped,
     is_number,
     is_relative,
+    relative_chances,
     series,
 )
 from vlmix.train.sweep.report.comparisons import Compared
 
 NOTHING = "–"
+GUESSING = "guessing"
 KEEPS = 98.0
 """Percent of the full mixture's score that LLaVA-1.5 keeps with half of its mixture (5.1 of its paper)."""
 
@@ -62,7 +65,7 @@ class Namer:
 
 def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
     """Header and rows. Numbers are mean ± half of the 95 % interval (see `number`); `(2 of 3)` behind a number says how
-    many of the seeds have it; `–`: there is none."""
+    many of the seeds have it; `–`: there is none. The last row is what guessing scores, if that is known."""
     namer, names = Namer(points), benchmarks(points)
     relative = is_relative(points)
     header = [*namer.keys, "selection", "share", "samples", "seeds", *["relative %"] * relative, *names]
@@ -79,6 +82,10 @@ def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
                 *(_of(number, point.seeds) for number in numbers),
             ]
         )
+    if guessing := chances(points):
+        numbers_by_chance = [span(relative_chances(points))] * relative
+        numbers_by_chance += [f"{guessing[name]:.1f}" if name in guessing else NOTHING for name in names]
+        rows.append([GUESSING, *[NOTHING] * (len(namer.keys) + 3), *numbers_by_chance])
     return header, rows
 
 
@@ -234,6 +241,17 @@ def number(spread: Spread | None) -> str:
     # A small interval must not read as none.
     shown = "?" if half is None else f"{half:.1f}" if half >= 0.05 or half == 0 else f"{half:.1g}"
     return f"{spread.mean:.1f} ± {shown}{_MARKS.get(spread.over, '')}"
+
+
+def span(numbers: Sequence[float]) -> str:
+    """`61.2`, or `61.2 to 63.4` of several that are sorted."""
+    ends = {f"{end:.1f}": None for end in (numbers[0], numbers[-1])} if numbers else {NOTHING: None}
+    return " to ".join(ends)
+
+
+def printable(text: str) -> str:
+    """Characters that XML forbids, that end a line or that turn the direction of writing become spaces."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def percent(spread: Spread | None) -> str:
