@@ -12,7 +12,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.intervals import interval
+from vlmix.mixture.benchmark.intervals import available, interval
 from vlmix.mixture.benchmark.judge import Endpoint, Judgements, JudgeRequest, ScoreParser, check, judge, read_judgements
 from vlmix.mixture.benchmark.values import Tallies, Values
 from vlmix.mixture.errors import VlmixError, nearest
@@ -109,6 +109,9 @@ class Matched(NamedTuple):
         if tallies is None:
             return Scored(report)
         values = tallies.values()
+        if not available():  # a machine with what training needs, and no more
+            report.notes.append("no interval: scipy is not installed here; `vlmix score` elsewhere tells it")
+            return Scored(report, values.get(""))
         found = {name: within for name, each in values.items() if (within := interval(each)) is not None}
         if (main := found.pop("", None)) is not None:
             report.interval = (main.low, main.high)
@@ -151,7 +154,7 @@ def percent(hits: float, count: float) -> float:
 
 
 class OwnFiles(Struct, frozen=True):
-    """What a benchmark of one's own is defined by. It names its questions itself, so that no official files are read."""
+    """What defines a benchmark of one's own, which names its questions itself, so that no official files are read."""
 
     recipe: Path
     images: Path

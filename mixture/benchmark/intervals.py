@@ -9,6 +9,7 @@ with clusters as units.
 """
 
 import math
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,11 @@ def interval(values: Values) -> Interval | None:
     tail = _expanded_tail(linear.freedom)
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(float(min(low, score)), float(max(high, score)), "bootstrap", count)
+
+
+def available() -> bool:
+    """Whether there is scipy, which has the quantiles."""
+    return find_spec("scipy") is not None
 
 
 def proportion(hits: float, count: int) -> tuple[float, float]:

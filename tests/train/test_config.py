@@ -40,6 +40,8 @@ def test_every_packaged_training_recipe_and_sweep_parses(recipes: Path) -> None:
         "demo",
         "half",
         "prompts",
+        "resolution-demo",
+        "resolution",
     ]
 
 

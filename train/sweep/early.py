@@ -7,14 +7,11 @@ smaller ones where one is not, as they lie inside it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from vlmix.mixture.benchmark.compare import relative
 from vlmix.train.sweep.report.aggregate import FULL, Result, RunValues, grid_key, grouped, is_number, runs_of
 from vlmix.train.sweep.report.wording import KEEPS, share
-
-if TYPE_CHECKING:
-    from vlmix.train.sweep.sweep import RunSpec
 
 _SURE = 0.01
 _SEEDS = 2
@@ -23,7 +20,25 @@ Line = tuple[Any, str]
 """Grid and selection."""
 
 
-def needless(specs: Sequence["RunSpec"], rows: Iterable[Result], values: RunValues) -> dict[str, str]:
+class Spec(Protocol):
+    """A run of a sweep that may be left out."""
+
+    @property
+    def grid(self) -> dict[str, Any]: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+
+def needless(specs: Sequence[Spec], rows: Iterable[Result], values: RunValues) -> dict[str, str]:
     """Run -> why it need not be done, for those of `specs` that have no row."""
     rows = list(rows)
     done = {row.run for row in rows}
@@ -40,7 +55,7 @@ def needless(specs: Sequence["RunSpec"], rows: Iterable[Result], values: RunValu
     return reasons
 
 
-def by_use(specs: Sequence["RunSpec"]) -> list["RunSpec"]:
+def by_use(specs: Sequence[AnySpec]) -> list[AnySpec]:
     """What is left of a sweep in the order that decides soonest: the full mixture first, then of each line the middle
     of its shares, all its seeds."""
     open_shares: dict[Line, list[float]] = {}
@@ -50,7 +65,7 @@ def by_use(specs: Sequence["RunSpec"]) -> list["RunSpec"]:
             if spec.ratio not in shares:
                 shares.append(spec.ratio)
 
-    def place(spec: "RunSpec") -> tuple[bool, int]:
+    def place(spec: AnySpec) -> tuple[bool, int]:
         if spec.ratio == 1:
             return False, 0
         shares = sorted(open_shares[grid_key(spec.grid), spec.label])

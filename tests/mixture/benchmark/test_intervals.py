@@ -8,7 +8,9 @@ import pytest
 from scipy import stats
 
 from tests.mixture.benchmark.made import values_of
+from vlmix.builders import known_benchmarks
 from vlmix.mixture.benchmark import intervals
+from vlmix.mixture.benchmark.answers import Answer, Answers
 from vlmix.mixture.benchmark.intervals import influence, interval, proportion
 from vlmix.mixture.benchmark.values import Tallies, Values
 from vlmix.mixture.errors import VlmixError
@@ -127,3 +129,19 @@ def test_values_come_back_from_their_file(tmp_path: Path) -> None:
     (tmp_path / "values.parquet").write_bytes(b"PAR1")
     with pytest.raises(VlmixError, match=r"values\.parquet: no values of questions"):
         Values.read(tmp_path / "values.parquet")
+
+
+def test_a_machine_without_scipy_scores_and_says_that_there_is_no_interval(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU machine has what training needs."""
+    gqa = known_benchmarks()["gqa"]
+    question = gqa.questions(raw / "gqa")[0]
+    answers = Answers([Answer(question_id=question.id, text="yes")])
+    whole = gqa.scored(answers, raw / "gqa")
+    monkeypatch.setattr(intervals, "find_spec", lambda name: None)
+    monkeypatch.setitem(__import__("sys").modules, "scipy", None)
+    bare = gqa.scored(answers, raw / "gqa")
+    assert bare.report.interval is None and bare.report.score == whole.report.score
+    assert "no interval: scipy is not installed here" in bare.report.notes[-1]
+    assert bare.values is not None and whole.values is not None and bare.values.table.equals(whole.values.table)
