@@ -1,5 +1,6 @@
 """Sweeps over the miniature mixture, with models that are real and small."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -94,6 +95,10 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     assert len(rows(killed)) == 3
     assert rows(killed) == rows(straight)
     assert (killed / "curve.png").stat().st_size > 1000
+    whole = Path(yaml.safe_load(spec.read_text())["mixture"])
+    digest = hashlib.sha256((whole / "manifest.json").read_bytes()).hexdigest()
+    assert {row["mixture"] for row in rows(killed)} == {digest}
+    assert all(row["machine"] and row["versions"]["torch"] for row in rows(killed))
     small, large = (
         set(open_mixture(straight / "runs" / f"random-{ratio}-seed0" / "subset").column("id").to_pylist())
         for ratio in (0.1, 0.3)
@@ -236,6 +241,7 @@ def test_the_resolutions_of_the_packaged_sweeps_are_those_of_the_training_recipe
         ({"selections": ["s.csv", {"by": "s.csv", "ascending": True}]}, "selections: two are called s.csv"),
         ({"selections": ["random", {}]}, "selections: two are called random"),
         ({"ratios": [0.0]}, "ratios"),
+        ({"published": ["COINCIDES"]}, "published: there is no score of 'COINCIDES'; did you mean 'COINCIDE'"),
     ],
 )
 def test_what_cannot_be_swept_is_told(changes: dict[str, Any], message: str, spec: Path) -> None:
@@ -468,6 +474,7 @@ def test_a_selection_of_a_sweep_that_is_there_keeps_its_meaning(spec: Path, scor
         claim("[clusters]", f"embeddings={ids}")
     copy.write_bytes(scores.read_bytes())
     claim(f"[{{name: best, by: {copy}, column: quality}}]")
+    claim("[random]", "published=[ICONS]")
     with pytest.raises(VlmixError, match="is another sweep: budget was epochs, here it is steps"):
         claim("[random]", "budget=steps")
 
