@@ -66,6 +66,11 @@ class Report(Struct, kw_only=True):
     scorer_version: int = 0
     """Of the benchmark's rules: scores of one version compare."""
 
+    def halves(self) -> dict[str, float]:
+        """Half of each interval's width, by the name of the metric, "" for the score."""
+        known = self.intervals if self.interval is None else {"": self.interval, **self.intervals}
+        return {name: (high - low) / 2 for name, (low, high) in known.items()}
+
 
 class Scored(NamedTuple):
     """A report, and what each question adds to its score, None where the benchmark does not say."""

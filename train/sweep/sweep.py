@@ -424,6 +424,7 @@ def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backen
         evaluate_seconds=round(time.monotonic() - trained, 1),
         scores={name: report.score for name, report in scored.items()},
         metrics={name: report.metrics for name, report in scored.items()},
+        halves={name: report.halves() for name, report in scored.items()},
         questions={name: report.answered + report.missing for name, report in scored.items()},
         chance={name: report.chance for name, report in scored.items() if report.chance is not None},
         finished=now(),

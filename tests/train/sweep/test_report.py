@@ -8,9 +8,10 @@ import msgspec
 import pytest
 from PIL import Image, ImageColor
 
+from tests.mixture.benchmark.made import values_of
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.sweep.report import Result, aggregate, headline, require, series, table, write
-from vlmix.train.sweep.report.aggregate import FULL, Spread
+from vlmix.train.sweep.report.aggregate import FULL, Spread, sub_score
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.picture import LIGHT
 from vlmix.train.sweep.report.plots import clean, curve, scores
@@ -429,3 +430,35 @@ def test_rows_survive_the_way_through_json():
     back = msgspec.json.decode(msgspec.json.encode(rows), type=list[Result])
     assert aggregate(back) == aggregate(rows) and list(notes(back)) == list(notes(rows))
     assert parsed(back) is not None
+
+
+def test_sub_scores_and_single_runs_have_their_interval():
+    """Half widths of two runs over questions are 3 and 5; seeds add t x sd / sqrt(n)."""
+    rows = [
+        row(0.5, seed, metrics={"gqa": {"open": 40.0 + seed}}, halves={"gqa": {"open": 3.0 + 2 * seed, "": 1.5}})
+        for seed in (0, 1)
+    ]
+    both = sub_score(rows, "gqa", "open")
+    assert both.half == pytest.approx((4.0**2 + (T_OF_TWO_SEEDS * 0.5) ** 2) ** 0.5, rel=1e-4)
+    assert both.over == "questions and seeds"
+    alone = sub_score(rows[:1], "gqa", "open")
+    assert (alone.low, alone.high, alone.over) == (37.0, 43.0, "questions")
+    assert sub_score([row()], "gqa", "open").over == "", "results of older versions have no half widths"
+    cells = texts(parsed(rows), "td")
+    assert "60.00 ± 1.50" in cells and number(both) in cells
+
+
+def test_the_headline_says_what_intervals_leave_open():
+    values = {
+        f"random-{ratio:g}-{seed}": {"gqa": values_of([1.0] * right + [0.0] * (400 - right))}
+        for ratio, right in ((0.1, 100), (0.3, 230), (1.0, 240))
+        for seed in (0, 1, 2)
+    }
+    rows = [
+        row(ratio, seed, scores={"gqa": values[f"random-{ratio:g}-{seed}"]["gqa"].score()})
+        for ratio in (0.1, 0.3, 1.0)
+        for seed in (0, 1, 2)
+    ]
+    said = headline(aggregate(rows, values))[-1]
+    assert said.startswith("No smaller share that was measured keeps 98 %")
+    assert "By its interval it may be so of random, 30 % (95.8 ± " in said and "10 %" not in said

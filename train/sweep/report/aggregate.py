@@ -52,6 +52,8 @@ class Result(Struct, frozen=True, kw_only=True):
     questions: dict[str, int]
     chance: dict[str, float] = {}
     """Benchmark -> what guessing scores, where that is known."""
+    halves: dict[str, dict[str, float]] = {}
+    """Benchmark -> sub-score, "" for the score itself -> half of its 95 % interval over questions."""
     finished: str = ""
     """When, in UTC: `2026-11-28T19:45:02Z`. This and what follows is "" in results of older versions."""
     machine: str = ""
@@ -196,6 +198,19 @@ def spread(rows: Iterable[Result], value: Callable[[Result], float | None]) -> S
         return Spread(mean=mean, low=None, high=None, by_seed=means)
     reach = quantile(count - 1) * stdev(means.values()) / math.sqrt(count)
     return Spread(mean=mean, low=mean - reach, high=mean + reach, by_seed=means, over="seeds")
+
+
+def sub_score(rows: Iterable[Result], benchmark: str, metric: str) -> Spread | None:
+    """A sub-score over the seeds of `rows`. Its interval is that over seeds, widened by that of one run over questions,
+    which is a little more than questions add to the mean of several."""
+    rows = list(rows)
+    found = spread(rows, lambda row: row.metrics.get(benchmark, {}).get(metric))
+    over_questions = [row.halves[benchmark][metric] for row in rows if metric in row.halves.get(benchmark, {})]
+    if found is None or not over_questions:
+        return found
+    reach = math.hypot(found.half or 0.0, fmean(over_questions))
+    over = "questions and seeds" if len(found.by_seed) > 1 else "questions"
+    return Spread(mean=found.mean, low=found.mean - reach, high=found.mean + reach, by_seed=found.by_seed, over=over)
 
 
 def runs_of(rows: Sequence[Result], values: RunValues, benchmarks: Iterable[str]) -> list[Run] | None:

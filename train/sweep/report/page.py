@@ -14,7 +14,7 @@ from vlmix.train.sweep.report.aggregate import (
     benchmarks,
     grouped,
     is_relative,
-    spread,
+    sub_score,
 )
 from vlmix.train.sweep.report.comparisons import Compared, comparisons
 from vlmix.train.sweep.report.picture import DARK, LIGHT
@@ -163,12 +163,22 @@ def _runs(points: list[Point], groups: list[list[Result]]) -> Table:
             real(row.loss, 4),
             real(row.train_seconds, 1),
             real(row.evaluate_seconds, 1),
-            *(real(row.scores[name], 2) if name in row.scores else NOTHING for name in names),
+            *(_score(row, name) for name in names),
         ]
         for point, group in zip(points, groups)
         for row in group
     ]
-    return Table("Every run: last loss, wall clock of training and evaluation, scores", header, rows, len(keys) + 2)
+    caption = (
+        "Every run: last loss, wall clock of training and evaluation, scores ± half of the interval over questions"
+    )
+    return Table(caption, header, rows, len(keys) + 2)
+
+
+def _score(row: Result, benchmark: str) -> str:
+    if benchmark not in row.scores:
+        return NOTHING
+    half = row.halves.get(benchmark, {}).get("")
+    return real(row.scores[benchmark], 2) + ("" if half is None else f" ± {half:.2f}")
 
 
 def _sub_scores(points: list[Point], groups: list[list[Result]]) -> dict[str, Table]:
@@ -180,14 +190,9 @@ def _sub_scores(points: list[Point], groups: list[list[Result]]) -> dict[str, Ta
         if metrics:
             asked = {row.questions[name] for row in runs if name in row.questions}
             questions = f", {min(asked):,} questions" if len(asked) == 1 else ""
-            rows = [[metric, *(_sub_score(group, name, metric) for group in groups)] for metric in metrics]
-            tables[name] = Table(f"{name}{questions}: mean ± half of the 95 % interval over seeds alone", header, rows)
+            rows = [[metric, *(number(sub_score(group, name, metric)) for group in groups)] for metric in metrics]
+            tables[name] = Table(f"{name}{questions}: mean ± half of the 95 % interval", header, rows)
     return tables
-
-
-def _sub_score(group: list[Result], name: str, metric: str) -> str:
-    found = spread(group, lambda row: row.metrics.get(name, {}).get(metric))
-    return NOTHING if found is None else number(found).removesuffix("†").removesuffix(" ± ?")
 
 
 def _differences(points: list[Point], compared: list[Compared]) -> dict[str, Table]:

@@ -145,7 +145,16 @@ def _enough(lines: list[Series], namer: Namer) -> str:
         shares = [f"{share(point.ratio)} of the samples ({_surely(point.relative)})" for point in enough]
         smallest.append(shares[0] if shares else "none")
     if set(smallest) == {"none"}:
-        return f"No smaller share that was measured keeps {KEEPS:g} %, LLaVA-1.5's mark for half of its mixture."
+        may = [
+            f"{namer.point(point)} ({percent(point.relative)})"
+            for line in lines
+            for point in line.points
+            if point.relative and point.relative.high is not None and point.relative.high >= KEEPS
+        ]
+        unsure = f" By its interval it may be so of {listed(may)}." if may else ""
+        return (
+            f"No smaller share that was measured keeps {KEEPS:g} %, LLaVA-1.5's mark for half of its mixture.{unsure}"
+        )
     if len(lines) > 1:
         smallest = [f"{namer.series(line.grid, line.selection)}: {text}" for line, text in zip(lines, smallest)]
     return f"The smallest share measured that keeps {KEEPS:g} %: {'; '.join(smallest)}."
