@@ -4,9 +4,10 @@ Every score here is the sum, or the mean, over groups of 100 x Σ value / Σ wei
 of 1, MME two groups for each task, POPE the F1 of each split, which is Σ 2 tp / Σ (2 tp + fp + fn).
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -112,30 +113,15 @@ def score_of(value: Floats, weight: Floats, summed: bool) -> Floats:
     return np.asarray(ratios.sum(-1) if summed else ratios.mean(-1))
 
 
-class Tally:
-    """Rows of one score in the making."""
-
-    def __init__(self) -> None:
-        self._columns: tuple[list[Any], ...] = tuple([] for _ in _SCHEMA)
-
-    def add(
-        self, question: str, cluster: str, value: float, weight: float = 1.0, group: str = "", answered: bool = True
-    ) -> None:
-        """What a question adds: an accuracy adds the share that is right, of weight 1."""
-        for column, cell in zip(self._columns, (question, cluster, group, float(value), float(weight), answered)):
-            column.append(cell)
-
-    def values(self, summed: bool = False) -> Values:
-        """All rows (see `Values`)."""
-        return Values(pa.table(list(self._columns), schema=_SCHEMA), summed)
-
-
 class Tallies:
-    """Tallies by the name of their score, "" for the main one."""
+    """What questions add to several scores, by the name of the score, "" for the main one."""
 
     def __init__(self) -> None:
-        self._named: dict[str, Tally] = {}
+        # Names are kept once: VQAv2 has 214,354 questions, each in four scores.
+        self._names: tuple[dict[str, int], ...] = ({}, {}, {})
+        self._rows: defaultdict[str, list[tuple[int, int, int, float, float, bool]]] = defaultdict(list)
         self._summed: set[str] = set()
+        self._values: dict[str, Values] | None = None
 
     def add(
         self,
@@ -148,8 +134,15 @@ class Tallies:
         group: str = "",
         answered: bool = True,
     ) -> None:
-        """What a question adds to the score `name` (see `Tally.add`)."""
-        self._named.setdefault(name, Tally()).add(question, cluster, value, weight, group, answered)
+        """What a question adds to the score `name`: an accuracy adds the share that is right, of weight 1."""
+        questions, clusters, groups = self._names
+        codes = (
+            questions.setdefault(question, len(questions)),
+            clusters.setdefault(cluster, len(clusters)),
+            groups.setdefault(group, len(groups)),
+        )
+        self._rows[name].append((*codes, value, weight, answered))
+        self._values = None
 
     def add_binary(
         self, name: str, question: str, cluster: str, said: bool, label: bool, *, group: str = "", answered: bool = True
@@ -160,10 +153,19 @@ class Tallies:
     def sum_groups(self, names: Iterable[str]) -> None:
         """These scores are sums over their groups, not means."""
         self._summed |= set(names)
+        self._values = None
 
     def values(self) -> Mapping[str, Values]:
         """By name, in the order of names."""
-        return {name: self._named[name].values(name in self._summed) for name in sorted(self._named)}
+        if self._values is None:
+            names = [pa.array(list(each), pa.string()) for each in self._names]
+            self._values = {}
+            for name in sorted(self._rows):
+                numbers = np.array(self._rows[name], dtype=np.float64).T
+                told = [each.take(pa.array(codes.astype(np.int64))) for each, codes in zip(names, numbers)]
+                columns = [*told, numbers[3], numbers[4], numbers[5].astype(bool)]
+                self._values[name] = Values(pa.table(columns, schema=_SCHEMA), name in self._summed)
+        return self._values
 
     def percents(self, digits: int | None = None) -> dict[str, float]:
         """Scores by name, rounded to `digits` if given, in the order of names."""
