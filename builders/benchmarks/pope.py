@@ -103,7 +103,9 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
     metrics.setdefault(_BY_ID, 0.0)
     if missing := [name for name in OFFSETS if name not in opened]:
         notes.append(f"without {', '.join(missing)}")
-    return matched.report("pope", "+".join(opened), score, metrics, notes, tallies, chance=_CHANCE)
+    scored = matched.report("pope", "+".join(opened), score, metrics, notes, tallies, chance=_CHANCE)
+    # Models are compared question by question, where places that part would make a model wrong by what it leaves out.
+    return scored._replace(values=tallies.values().get(_BY_ID))
 
 
 def _tally(tallies: Tallies, split: str, id: str, row: _Row, text: str) -> None:

@@ -93,6 +93,14 @@ def test_pope_as_lmms_eval_counts_it(pope_folder: Path) -> None:
     assert metrics["lmms-eval/yes ratio"] == 50.0  # of the labels
 
 
+def test_models_are_compared_by_the_questions_of_pope_not_by_places(pope_folder: Path) -> None:
+    """A model that leaves out a question would be wrong from there on."""
+    answers = Answers([Answer(question_id=str(id), text="Yes" if id % 10 < 3 else "No") for id in (2, 3, 4)])
+    scored = known_benchmarks()["pope"].scored(answers, pope_folder, "adversarial")
+    assert scored.values is not None and scored.report.score < 100 == scored.values.score()
+    assert scored.values.ids().to_pylist() == ["2", "3", "4"]
+
+
 def test_pope_compares_by_place_and_tells_where_ids_part(pope_folder: Path) -> None:
     texts = {10_000_001: "Yes", 10_000_003: "No", 10_000_004: "No"}
     report = score("pope", pope_folder, texts, "random")
