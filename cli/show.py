@@ -448,6 +448,7 @@ def how(report: "Score") -> str:
     """How the interval of a score was made."""
     method = {
         "exact": "exact (Clopper-Pearson), as every question stands alone",
+        "effective": "exact (Korn-Graubard), as little is right or little is wrong",
         "bootstrap": "bootstrap",
         "normal": "normal, the bootstrap's limit",
     }[report.interval_method]

@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from vlmix.mixture.benchmark.intervals import (
     LEVEL,
     Influence,
+    closed_interval,
     influence,
-    interval,
+    most_of,
     normal_quantile,
     proportion,
     quantile,
@@ -117,7 +118,9 @@ def mean_score(runs: Sequence[Run], benchmark: str) -> Estimate:
     influences = [influence(run.values[benchmark]) for run in runs]
     terms = [_Term(0, run.seed, benchmark, 1 / len(runs), each) for run, each in zip(runs, influences)]
     hidden = _hidden(influences, runs, benchmark) ** 2
-    return _estimate(float(np.mean([each.score for each in influences])), terms, hidden)
+    estimate = _estimate(float(np.mean([each.score for each in influences])), terms, hidden=hidden)
+    within = closed_interval(runs[0].values[benchmark]) if len(runs) == 1 else None
+    return estimate if within is None else structs.replace(estimate, low=within.low, high=within.high)
 
 
 def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str], *, less: float = 0.0) -> Estimate:
@@ -126,11 +129,12 @@ def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str]
     Every run needs every benchmark, on the same questions, and `full` a score above 0.
     """
     terms: list[_Term] = []
-    ratios, hidden = [], 0.0
+    ratios, hidden, unseen = [], 0.0, 0.0
     for benchmark in benchmarks:
         sides = [[influence(run.values[benchmark]) for run in each] for each in (runs, full)]
         mean, reference = (float(np.mean([each.score for each in side])) for side in sides)
         ratios.append(mean / reference)
+        unseen = max(unseen, 100 * _unseen(full[0].values[benchmark]) / reference / len(benchmarks))
         for number, (each, side, gradient) in enumerate(
             zip((runs, full), sides, (1 / reference, -mean / reference**2))
         ):
@@ -139,7 +143,7 @@ def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str]
                 _Term(number, run.seed, benchmark, 100 * gradient / len(each) / len(benchmarks), effect)
                 for run, effect in zip(each, side)
             ]
-    return _estimate(100 * float(np.mean(ratios)) - less, terms, hidden)
+    return _estimate(100 * float(np.mean(ratios)) - less, terms, unseen=unseen, hidden=hidden)
 
 
 def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference:
@@ -153,7 +157,7 @@ def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference
         for number, (sign, side) in enumerate(((-1, runs[: len(a)]), (1, runs[len(a) :])))
         for run in side
     ]
-    estimate = _estimate(after - before, terms)
+    estimate = _estimate(after - before, terms, unseen=_unseen(runs[0].values[benchmark]))
     return Difference(
         benchmark=benchmark,
         a=before,
@@ -222,32 +226,39 @@ def _common(benchmark: str, runs: Sequence[Run]) -> tuple[list[Run], int]:
 
 
 def _hidden(influences: Sequence[Influence], runs: Sequence[Run], benchmark: str) -> float:
-    """The standard error of a score that is the same on every question, as if all were wrong: half of its exact
-    interval, as the questions themselves show none. 0 of other scores."""
-    if any(each.stderr for each in influences):
+    """The standard error of a score that is the same on every question, as if all were wrong: its exact interval
+    reaches to one side, and the questions themselves show nothing. 0 of other scores."""
+    if any(each.varies for each in influences):
         return 0.0
-    within = interval(runs[0].values[benchmark])
-    return 0.0 if within is None else (within.high - within.low) / 2 / normal_quantile()
+    within = closed_interval(runs[0].values[benchmark])
+    return 0.0 if within is None else (within.high - within.low) / normal_quantile()
 
 
-def _estimate(value: float, terms: Sequence[_Term], hidden: float = 0.0) -> Estimate:
-    """`hidden` is variance over questions that they do not show."""
+def _unseen(values: Values) -> float:
+    """By how much of a score two models may differ that are the same on every question of `values`: so large a share
+    of images may not be among so many, by the exact interval of none."""
+    clusters = len(influence(values).clusters)
+    return most_of(values) * proportion(0, clusters)[1]
+
+
+def _estimate(value: float, terms: Sequence[_Term], *, unseen: float = 0.0, hidden: float = 0.0) -> Estimate:
+    """`unseen` is how far the interval of no difference reaches where questions and seeds show none; `hidden` is
+    variance over questions that they do not show."""
     variance = _variance(terms)
+    alike = variance.reach(LEVEL) <= 1e-12 * max(1.0, abs(value)) and (not hidden or (unseen > 0 and not value))
     variance = variance._replace(questions=variance.questions + hidden)
     reach = variance.reach(LEVEL)
     low, high, p = value - reach, value + reach, _p(value, variance)
-    if value and reach <= 1e-12 * abs(value):
+    if alike and value:
         # Every cluster differs alike. By the sign test over clusters: so many of others may differ the other way.
         clusters = len({cluster for term in terms for cluster in term.influence.clusters})
         low, high = sorted((value * (2 * proportion(clusters, clusters)[0] - 1), value))
         p = min(1.0, 2.0 * 0.5**clusters)
+    elif alike:
+        low, high = -unseen, unseen
+    spread = max(0.0, variance.questions - variance.both) + variance.seeds
     return Estimate(
-        value=value,
-        low=low,
-        high=high,
-        stderr=math.sqrt(max(0.0, variance.questions - variance.both) + variance.seeds),
-        p=p,
-        seeds=variance.num_seeds,
+        value=value, low=low, high=high, stderr=0.0 if alike else math.sqrt(spread), p=p, seeds=variance.num_seeds
     )
 
 

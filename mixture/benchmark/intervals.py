@@ -1,8 +1,10 @@
 """The interval of a score: what other questions of the same kind would have given, with 95 % of them inside.
 
-A proportion of questions that stand alone has the exact interval (Clopper and Pearson). All else is a bootstrap over
-clusters of questions, within strata that share nothing: each draw takes one cluster less than there are, which makes
-its variance that of the sample and not of a slightly narrower one (Rao and Wu 1988), and the quantiles are those of t
+A proportion of questions that stand alone has the exact interval (Clopper and Pearson). A score with little that is
+right, or little that is wrong, has that of as many such questions as would vary by as much (Korn and Graubard 1998): a
+bootstrap would cover 85 % where two in a hundred answers on 40 images are wrong. All else is a bootstrap over clusters
+of questions, within strata that share nothing: each draw takes one cluster less than there are, which makes its
+variance that of the sample and not of a slightly narrower one (Rao and Wu 1988), and the quantiles are those of t
 (Hesterberg 2015, "expanded percentile"), without which intervals of few clusters cover too little. Of many clusters,
 where the bootstrap's distribution is the normal one, its limit stands for it. Standard errors are by linearisation,
 with clusters as units.
@@ -13,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -25,10 +28,13 @@ _SEED = 0
 _CELLS = 2**24  # of the draws that are held at a time
 # From so many clusters, and below this skewness of the score, bootstrap and normal interval agree to a percent.
 _MANY, _SYMMETRIC = 500, 0.05
+# With fewer right or wrong answers than this, each counted by how much it varies with others, a score is a rare one.
+_RARE = 15
 
 
 class Interval(Struct, frozen=True):
-    """The 95 % interval of a score, and how it was made: "exact", "bootstrap" or "normal", over `clusters`."""
+    """The 95 % interval of a score, and how it was made: "exact", "effective" (exact, of as many
+    questions alone as vary by as much), "bootstrap" or "normal", over `clusters`."""
 
     low: float
     high: float
@@ -51,37 +57,39 @@ class Influence(NamedTuple):
         return float(math.sqrt(np.square(self.effect).sum()))
 
     @property
+    def varies(self) -> bool:
+        """Whether clusters differ at all."""
+        return self.stderr > 1e-9 * max(1.0, abs(self.score))
+
+    @property
     def skewness(self) -> float:
         """Of the score over samples of clusters."""
         return float((self.effect**3).sum() / self.stderr**3)
 
 
 def interval(values: Values) -> Interval | None:
-    """The interval of the score of `values`, None without any that counts. Values that do not vary, and those of one
-    cluster, have the exact interval of a proportion over as many clusters: a bootstrap would give them no width."""
+    """The interval of the score of `values`, None without any that counts."""
     totals = _counted(values.totals())
     count = len(totals.clusters)
     if not count:
         return None
-    groups = totals.value.shape[1]
-    most = 100.0 * (groups if values.summed else 1)
-    score = float(score_of(totals.value.sum(0), totals.weight.sum(0), values.summed))
-    if _is_proportion(values, totals):
-        low, high = proportion(float(totals.value.sum()), count)
-        return Interval(100 * low, 100 * high, "exact", count)
     linear = influence(values)
-    if count >= _MANY and linear.stderr and abs(linear.skewness) < _SYMMETRIC:
+    if (closed := _closed(values, totals, linear)) is not None or not linear.varies:
+        return closed
+    if count >= _MANY and abs(linear.skewness) < _SYMMETRIC:
         reach = quantile(linear.freedom) * linear.stderr
-        return Interval(max(0.0, score - reach), min(most, score + reach), "normal", count)
-    drawn = _bootstrap(totals, values.summed)
-    if drawn is None or drawn.std() <= 1e-9 * max(1.0, abs(score)):
-        if not 0 <= score <= most:  # no share of anything
-            return None
-        low, high = proportion(score / most * count, count)
-        return Interval(most * low, most * high, "exact", count)
+        most = most_of(values)
+        return Interval(max(0.0, linear.score - reach), min(most, linear.score + reach), "normal", count)
     tail = _expanded_tail(linear.freedom)
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(min(low, score)), float(max(high, score)), "bootstrap", count)
+    low, high = np.quantile(_bootstrap(totals, values.summed), [tail, 1 - tail])
+    return Interval(float(min(low, linear.score)), float(max(high, linear.score)), "bootstrap", count)
+
+
+def closed_interval(values: Values) -> Interval | None:
+    """The interval of a score where a formula has it, as of all proportions and of what hardly varies, if it is a share
+    of something."""
+    totals = _counted(values.totals())
+    return _closed(values, totals, influence(values)) if totals.clusters else None
 
 
 def available() -> bool:
@@ -89,7 +97,7 @@ def available() -> bool:
     return find_spec("scipy") is not None
 
 
-def proportion(hits: float, count: int) -> tuple[float, float]:
+def proportion(hits: float, count: float) -> tuple[float, float]:
     """Clopper and Pearson's interval of `hits` of `count`, 0..1."""
     special = _special()
     tail = (1 - LEVEL) / 2
@@ -106,6 +114,11 @@ def quantile(freedom: float, level: float = LEVEL) -> float:
 def normal_quantile(level: float = LEVEL) -> float:
     """The same for a known standard error."""
     return float(_special().ndtri((1 + level) / 2))
+
+
+def most_of(values: Values) -> float:
+    """What a model scores that is always right."""
+    return 100.0 * (len(pc.unique(values.table["group"])) if values.summed else 1)
 
 
 def influence(values: Values) -> Influence:
@@ -148,18 +161,39 @@ def _counted(totals: Totals) -> Totals:
     return Totals(clusters, totals.value[kept], totals.weight[kept], totals.stratum[kept])
 
 
-def _is_proportion(values: Values, totals: Totals) -> bool:
+def _closed(values: Values, totals: Totals, linear: Influence) -> Interval | None:
+    """Values that do not vary, and those of one cluster, have the exact interval of a proportion over as many clusters:
+    a bootstrap would give them no width."""
+    count, most = len(totals.clusters), most_of(values)
+    share = linear.score / most
+    if not 0 <= share <= 1:
+        return None
+    if _is_proportion(totals) or not linear.varies:
+        return _of_proportion(share * count, count, most, "exact", count)
+    if np.any(totals.value < 0) or np.any(totals.value > totals.weight):
+        return None
+    size = share * (1 - share) * (most / linear.stderr) ** 2
+    size = min(size * (normal_quantile() / quantile(linear.freedom)) ** 2, values.questions)
+    if size * min(share, 1 - share) >= _RARE:
+        return None
+    return _of_proportion(share * size, size, most, "effective", count)
+
+
+def _of_proportion(hits: float, size: float, most: float, method: str, clusters: int) -> Interval:
+    low, high = proportion(hits, size)
+    return Interval(most * low, most * high, method, clusters)
+
+
+def _is_proportion(totals: Totals) -> bool:
     """Whether the score is the share of questions, each in a cluster of its own, that are right."""
     one = totals.value.shape[1] == 1 and bool((totals.weight == 1).all())
     return one and bool(np.isin(totals.value, (0, 1)).all())
 
 
-def _bootstrap(totals: Totals, summed: bool) -> Floats | None:
-    """Scores [draws], NaN-free; None where no stratum has two clusters."""
+def _bootstrap(totals: Totals, summed: bool) -> Floats:
+    """Scores [draws], NaN-free."""
     rng = np.random.default_rng(_SEED)
     strata = [np.flatnonzero(totals.stratum == number) for number in np.unique(totals.stratum)]
-    if all(len(members) < 2 for members in strata):
-        return None
     value = np.zeros((_DRAWS, totals.value.shape[1]))
     weight = np.zeros_like(value)
     for members in strata:

@@ -102,7 +102,11 @@ class Values:
         """Raises VlmixError for a file that is missing, damaged or another's."""
         try:
             table = pq.read_table(path)
-            return cls(table, (table.schema.metadata or {}).get(b"groups") == b"summed")
+            values = cls(table, (table.schema.metadata or {}).get(b"groups") == b"summed")
+            values.table.validate(full=True)
+            if not all(_whole(column) for column in values.table.columns):
+                raise ValueError("a cell is empty or not finite")
+            return values
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
             raise VlmixError(f"{path}: no values of questions ({error}); evaluate or score again") from None
 
@@ -171,6 +175,12 @@ class Tallies:
         """Scores by name, rounded to `digits` if given, in the order of names."""
         scores = {name: values.score() for name, values in self.values().items()}
         return scores if digits is None else {name: round(score, digits) for name, score in scores.items()}
+
+
+def _whole(column: pa.ChunkedArray) -> bool:
+    """Whether every cell has a value, and every number is finite."""
+    finite = not pa.types.is_floating(column.type) or bool(np.isfinite(column.to_numpy()).all())
+    return not column.null_count and finite
 
 
 def _numbered(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:

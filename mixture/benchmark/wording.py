@@ -17,7 +17,7 @@ def p_value(p: float) -> str:
 def verdict(estimate: Estimate, adjusted: float) -> str:
     """`higher`, `lower`, `no difference shown`, or `equal`."""
     if adjusted >= ALPHA:
-        return "no difference shown" if estimate.value else "equal"
+        return "no difference shown" if estimate.value or estimate.stderr else "equal"
     return "higher" if estimate.value > 0 else "lower"
 
 
@@ -60,7 +60,7 @@ def notes(comparison: Comparison) -> list[str]:
     if fewer := [each for each in comparison.differences if each.questions < each.asked]:
         counts = ", ".join(f"{each.benchmark}: {each.questions:,} of {each.asked:,}" for each in fewer)
         lines.append(f"compared on the questions that all answered ({counts}); scores are those of these questions")
-    if comparison.left_out:
+    if comparison.left_out and len(comparison.differences) > 1:
         lines.append(f"without {', '.join(comparison.left_out)} in the overall difference, where one scores 0")
     if comparison.unshared:
         lines.append(f"only one has {', '.join(comparison.unshared)}")

@@ -8,6 +8,7 @@ from scipy import stats
 
 from tests.mixture.benchmark.made import values_of
 from vlmix.mixture.benchmark.compare import Run, compare, difference, holm, mean_score, overall, relative
+from vlmix.mixture.benchmark.intervals import interval
 from vlmix.mixture.benchmark.wording import difference_table, notes, verdict
 from vlmix.mixture.errors import VlmixError
 
@@ -62,6 +63,28 @@ def test_where_every_question_differs_alike_the_sign_test_decides(count: int) ->
     official = stats.binomtest(count, count).pvalue
     assert found.difference.p == pytest.approx(official)
     assert found.difference.high == 100 and (found.difference.low > 0) == (official < 0.05)
+
+
+def test_models_that_are_the_same_on_every_question_may_differ_on_others() -> None:
+    """As many images of others as none of so many leaves open, by the exact interval."""
+    exact = stats.binomtest(0, 40).proportion_ci(0.95, "exact")
+    for value in ([1.0] * 40, [1.0, 0.0] * 20):
+        for seeds in (1, 3):
+            runs = [run(value, seed) for seed in range(seeds)]
+            found = compare(runs, runs)
+            (only,) = found.differences
+            assert (only.difference.low, only.difference.high) == pytest.approx((-100 * exact.high, 100 * exact.high))
+            assert only.difference.p == 1 and difference_table(found)[1][0][5] == "equal"
+            assert found.overall is not None and found.overall.high == pytest.approx(1e4 * exact.high / only.a)
+    crossed = compare([run([1.0, 0.0] * 20)], [run([0.0, 1.0] * 20)])
+    assert difference_table(crossed)[1][0][5] == "no difference shown", "the same score, and all answers differ"
+
+
+def test_one_seed_of_a_model_has_the_interval_of_its_score() -> None:
+    """Where a formula has it: 1 of 60 answers is wrong, and the interval does not end above 100."""
+    only = run([0.0] + [1.0] * 59)
+    found, within = mean_score([only], "x"), interval(only.values["x"])
+    assert within is not None and (found.low, found.high) == (within.low, within.high) and found.high < 100
 
 
 def test_answers_to_other_questions_are_compared_on_what_both_have_and_it_is_said() -> None:
@@ -121,7 +144,7 @@ def test_a_relative_score_holds_the_spread_of_the_full_mixture() -> None:
 def test_a_model_that_answers_nothing_right_has_an_interval() -> None:
     found = mean_score([run([0.0] * 30, seed) for seed in range(3)], "x")
     exact = stats.binomtest(0, 30).proportion_ci(0.95, "exact")
-    assert found.high == pytest.approx(100 * exact.high / 2)
+    assert found.high == pytest.approx(100 * exact.high)
     assert relative([run([0.0] * 30)], [run([1.0, 0.0] * 15)], ["x"]).high > 5
 
 

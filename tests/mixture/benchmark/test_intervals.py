@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -119,6 +120,37 @@ def test_an_interval_holds_its_score_and_is_the_same_every_time() -> None:
     found = interval(values)
     assert found is not None and found == interval(values)
     assert found.low < values.score() < found.high
+
+
+def test_a_score_with_little_that_is_wrong_has_the_interval_of_korn_and_graubard() -> None:
+    """Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts"
+    (Survey Methodology 24, 1998): 40 images of 5 questions, 3 answers on one image and 1 on another wrong."""
+    wrong = np.zeros((40, 5))
+    wrong[0, :3] = wrong[1, 0] = 1
+    found = interval(values_of(1 - wrong.ravel(), clusters=np.repeat(range(40), 5)))
+    share = 4 / 200
+    variance = 40 / 39 * ((wrong.sum(1) - 5 * share) ** 2).sum() / 200**2
+    size = share * (1 - share) / variance * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 39)) ** 2
+    low, high = (stats.beta.ppf(p, share * size + a, (1 - share) * size + 1 - a) for p, a in ((0.025, 0), (0.975, 1)))
+    assert found is not None and (found.method, found.clusters) == ("effective", 40)
+    assert (found.low, found.high) == pytest.approx((100 - 100 * high, 100 - 100 * low))
+
+
+def test_what_varies_less_than_rounding_does_not_vary() -> None:
+    """0.3 and 0.1 + 0.2 are not the same number."""
+    found = interval(values_of([0.3] * 20 + [0.1 + 0.2] * 20))
+    same = interval(values_of([0.3] * 40))
+    assert found is not None and same is not None and found.method == "exact"
+    assert (found.low, found.high) == pytest.approx((same.low, same.high))
+
+
+@pytest.mark.parametrize("cell", [float("nan"), float("inf"), None])
+def test_a_file_with_a_value_that_is_no_number_is_refused(cell: float | None, tmp_path: Path) -> None:
+    table = values_of([0.5, 1.0]).table
+    at = table.schema.get_field_index("weight")
+    pq.write_table(table.set_column(at, "weight", pa.array([1.0, cell], pa.float64())), tmp_path / "values.parquet")
+    with pytest.raises(VlmixError, match=r"values\.parquet: no values of questions \(a cell is empty or not finite\)"):
+        Values.read(tmp_path / "values.parquet")
 
 
 def test_values_come_back_from_their_file(tmp_path: Path) -> None:
