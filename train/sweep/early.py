@@ -3,14 +3,25 @@
 A sweep asks for the smallest share that keeps `KEEPS` percent of the full mixture's score. A share is decided when the
 99 % interval of its relative score, over two seeds at least, lies on one side of that: 99 % and not 95, as it is looked
 at after every run. More seeds of a share that is decided change nothing, nor do larger shares where one is enough; nor
-smaller ones where one is not, as they lie inside it.
+smaller ones of random samples where one is not, as fewer samples of the same kind are not better. Selections may be:
+what they leave out may do harm. A control stays as long as a selection that is compared with it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vlmix.mixture.benchmark.compare import relative
-from vlmix.train.sweep.report.aggregate import FULL, Result, RunValues, grid_key, grouped, is_number, runs_of
+from vlmix.train.sweep.report.aggregate import (
+    FULL,
+    Result,
+    RunValues,
+    grid_key,
+    grouped,
+    runs_of,
+    scores_of,
+    with_all,
+)
+from vlmix.train.sweep.report.comparisons import CONTROL
 from vlmix.train.sweep.report.wording import KEEPS, share
 
 _SURE = 0.01
@@ -50,9 +61,16 @@ def needless(specs: Sequence[Spec], rows: Iterable[Result], values: RunValues) -
     reasons = {}
     for spec in specs:
         found = decided.get((grid_key(spec.grid), spec.label), {})
-        if spec.name not in done and spec.ratio < 1 and (reason := _reason(spec.ratio, found)):
+        if spec.name not in done and spec.ratio < 1 and (reason := _reason(spec, found)):
             reasons[spec.name] = reason
-    return reasons
+    compared = {_cell(spec) for spec in specs if spec.label != CONTROL and spec.name not in reasons}
+    controls = {spec.name for spec in specs if spec.label == CONTROL and _cell(spec) in compared}
+    return {name: reason for name, reason in reasons.items() if name not in controls}
+
+
+def _cell(spec: Spec) -> tuple[Any, float, int]:
+    """What a selection's run and its control have in common."""
+    return grid_key(spec.grid), spec.ratio, spec.seed
 
 
 def by_use(specs: Sequence[AnySpec]) -> list[AnySpec]:
@@ -86,13 +104,9 @@ def _decided(
         reference = full.get(key, [])
         if first.ratio == 1 or {row.seed for row in reference} < full_seeds.get(key, {None}):
             continue
-        names = [name for name in first.scores if all(is_number(row.scores.get(name)) for row in (*reference, *group))]
-        sides = [runs_of(side, values, names) for side in (group, reference)]
-        if not names or any(side is None or len(side) < _SEEDS for side in sides):
-            continue
-        part, whole = sides
-        assert part is not None and whole is not None
-        if any(run.values[name].score() <= 0 for run in whole for name in names):
+        names = [name for name, score in scores_of(reference, values).items() if score.mean > 0]
+        part, whole = (runs_of(with_all(side, names), values, names) for side in (group, reference))
+        if not names or part is None or whole is None or min(len(part), len(whole)) < _SEEDS:
             continue
         apart = relative(part, whole, names, less=KEEPS)
         if apart.p < _SURE:
@@ -100,11 +114,12 @@ def _decided(
     return found
 
 
-def _reason(ratio: float, decided: Mapping[float, bool]) -> str:
-    if ratio in decided:
-        return f"{share(ratio)} {'is' if decided[ratio] else 'is not'} enough, whatever more seeds say"
-    if enough := [each for each, keeps in decided.items() if keeps and each < ratio]:
+def _reason(spec: Spec, decided: Mapping[float, bool]) -> str:
+    if spec.ratio in decided:
+        return f"{share(spec.ratio)} {'is' if decided[spec.ratio] else 'is not'} enough, whatever more seeds say"
+    if enough := [each for each, keeps in decided.items() if keeps and each < spec.ratio]:
         return f"{share(min(enough))} is enough"
-    if less := [each for each, keeps in decided.items() if not keeps and each > ratio]:
+    less = [each for each, keeps in decided.items() if not keeps and each > spec.ratio]
+    if less and spec.label == CONTROL:
         return f"{share(max(less))} is not enough"
     return ""

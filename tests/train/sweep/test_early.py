@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml
@@ -87,6 +88,30 @@ def test_the_middle_of_the_open_shares_comes_first() -> None:
     assert [spec.ratio for spec in by_use(specs)][:6] == [1.0] * 3 + [0.5] * 3
     larger = [spec for spec in specs if spec.ratio > 0.5]
     assert [spec.ratio for spec in by_use(larger)] == [1.0] * 3 + [0.7] * 3
+
+
+def test_selections_may_be_better_with_less_and_keep_their_controls() -> None:
+    """Half of a mixture with bad samples may not be enough where the best tenth is."""
+    low = FULL | {(0.3, seed): 0.3 + seed / 1000 for seed in range(2)}
+    rows, values = scored(low)
+    more, more_values = scored({each: rate for each, rate in low.items() if each[0] < 1})
+    renamed = [
+        msgspec.structs.replace(row, run=row.run.replace("random", "lengths"), selection="lengths") for row in more
+    ]
+    values |= {name.replace("random", "lengths"): found for name, found in more_values.items()}
+    found = needless(run_specs(sweep(selections=("random", "lengths"))), rows + renamed, values)
+    assert found.keys() == {"random-0.3-seed2", "lengths-0.3-seed2"}, "shares of 10 % are open for both"
+
+
+def test_a_score_that_is_no_number_decides_nothing() -> None:
+    """The report does not count such a run either."""
+    rows, values = scored(FULL | {(0.3, seed): 0.3 + seed / 1000 for seed in range(2)})
+    for row in rows:
+        row.scores["pope"] = 50.0
+        values[row.run]["pope"] = values_of([1.0, 0.0] * 500)
+    assert needless(run_specs(sweep()), rows, values)
+    rows[-1].scores["pope"] = float("nan")
+    assert needless(run_specs(sweep()), rows, values) == {}
 
 
 @pytest.fixture()

@@ -5,7 +5,7 @@ What comes out depends on the rows and values, not on their order.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeGuard
 
@@ -149,7 +149,7 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
     for group in groups:
         first = group[0]
         reference = full.get(grid_key(first.grid), [])
-        means = {name: score.mean for name, score in _scores(reference, known).items()}
+        means = {name: score.mean for name, score in scores_of(reference, known).items()}
         usable = {name: mean for name, mean in means.items() if mean > 0}
         chance = _chance(group)
         points.append(
@@ -159,7 +159,7 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
                 ratio=first.ratio,
                 seeds=len({row.seed for row in group}),
                 samples=round(fmean(row.samples for row in group)),
-                scores=_scores(group, known),
+                scores=scores_of(group, known),
                 relative=_relative_spread(group, reference, usable, known),
                 left_out=[name for name in means if name not in usable],
                 chance=chance,
@@ -226,11 +226,9 @@ def runs_of(rows: Sequence[Result], values: RunValues, benchmarks: Iterable[str]
 
 def with_interval(spread: Spread, estimate: Estimate) -> Spread:
     """The same mean with the interval of an estimate."""
-    reach = (estimate.high - estimate.low) / 2
+    low, high = (spread.mean + end - estimate.value for end in (estimate.low, estimate.high))
     over = "questions and seeds" if estimate.seeds > 1 else "questions"
-    return Spread(
-        mean=spread.mean, low=spread.mean - reach, high=spread.mean + reach, by_seed=spread.by_seed, over=over
-    )
+    return Spread(mean=spread.mean, low=low, high=high, by_seed=spread.by_seed, over=over)
 
 
 def is_number(item: float | None) -> TypeGuard[float]:
@@ -281,7 +279,8 @@ def _selection_key(name: str) -> tuple[int, str]:
     return first.get(name, len(BUILT_IN)), name
 
 
-def _scores(group: list[Result], values: RunValues) -> dict[str, Spread]:
+def scores_of(group: list[Result], values: RunValues) -> dict[str, Spread]:
+    """Benchmark -> the score over the seeds of a point."""
     found = {}
     for name in sorted({name for row in group for name in row.scores}):
         scored = [row for row in group if is_number(row.scores.get(name))]
@@ -300,13 +299,14 @@ def _relative_spread(
     if over_seeds is None or group is reference:
         return None if over_seeds is None else over_seeds.at_its_own()
     counted = [row for row in group if _relative(row, usable) is not None]
-    runs, full = runs_of(counted, values, usable), runs_of(_whole(reference, usable), values, usable)
+    runs, full = runs_of(counted, values, usable), runs_of(with_all(reference, usable), values, usable)
     if runs is None or full is None:
         return over_seeds
     return with_interval(over_seeds, relative_score(runs, full, list(usable)))
 
 
-def _whole(rows: list[Result], names: Iterable[str]) -> list[Result]:
+def with_all(rows: list[Result], names: Collection[str]) -> list[Result]:
+    """The rows that have a score in every one of these benchmarks."""
     return [row for row in rows if all(is_number(row.scores.get(name)) for name in names)]
 
 
