@@ -17,11 +17,13 @@ _SWEEP = "sweep.json"
 
 
 class Pair(NamedTuple):
-    """The names of two models, and how the second differs from the first."""
+    """The names of two models, and how the second differs from the first. `adjusted` is the p of the overall difference
+    for all comparisons of a sweep together, where they are those."""
 
     first: str
     second: str
     comparison: "Comparison"
+    adjusted: float | None = None
 
 
 def compare(
@@ -72,8 +74,9 @@ def compare(
         opinions: Sequence[Path | None] = judgements or [None] * len(paths)
         if len(opinions) != len(paths):
             raise typer.BadParameter(f"{len(paths)} models need {len(paths)} files with --judgements")
-        runs = [_run(path, chosen, annotations, split, given) for path, given in zip(paths, opinions)]
-        pairs = _against_first([str(path) for path in paths], runs)
+        scored = [_run(path, chosen, annotations, split, given) for path, given in zip(paths, opinions)]
+        _check_rules(paths, [rules for _, rules in scored])
+        pairs = _against_first([str(path) for path in paths], [run for run, _ in scored])
     if as_json:
         show.done("", [pair._asdict() for pair in pairs], as_json=True)
         return
@@ -87,8 +90,22 @@ def _against_first(names: Sequence[str], runs: "Sequence[Run]") -> list[Pair]:
     return [Pair(names[0], name, make([runs[0]], [run])) for name, run in zip(names[1:], runs[1:])]
 
 
-def _run(path: Path, benchmark: Any, annotations: Path | None, split: str, judgements: Path | None) -> "Run":
-    """What one model scored: answers are scored, what `vlmix evaluate` left is read."""
+def _check_rules(paths: Sequence[Path], rules: Sequence[dict[str, int]]) -> None:
+    """Raises VlmixError where models were scored by different rules."""
+    for path, other in zip(paths[1:], rules[1:]):
+        for name in sorted(other.keys() & rules[0].keys()):
+            if other[name] != rules[0][name]:
+                raise VlmixError(
+                    f"{name}: {paths[0]} was scored by version {rules[0][name]} of its rules, {path} by version "
+                    f"{other[name]}; score both again with one version of vlmix"
+                )
+
+
+def _run(
+    path: Path, benchmark: Any, annotations: Path | None, split: str, judgements: Path | None
+) -> "tuple[Run, dict[str, int]]":
+    """What one model scored, and by which version of each benchmark's rules: answers are scored, what `vlmix evaluate`
+    left is read."""
     from vlmix.mixture.benchmark.answers import read_answers
     from vlmix.mixture.benchmark.compare import Run
     from vlmix.mixture.benchmark.values import Values
@@ -101,7 +118,7 @@ def _run(path: Path, benchmark: Any, annotations: Path | None, split: str, judge
         report, values = benchmark.scored(answers, annotations, split, opinions)
         if values is None:
             raise VlmixError(f"{report.benchmark} does not say what each question adds to its score; add tallies to it")
-        return Run(0, {report.benchmark: values})
+        return Run(0, {report.benchmark: values}), {report.benchmark: report.scorer_version}
     if (path / _SWEEP).is_file():
         raise VlmixError(f"{path} is a sweep, which compares with sweeps alone; name one of its runs, {path}/runs/…")
     folders = [path, *sorted(path.glob("*/")), *sorted(path.glob("answers/*/"))]
@@ -114,16 +131,30 @@ def _run(path: Path, benchmark: Any, annotations: Path | None, split: str, judge
             else "`vlmix evaluate` answers and scores benchmarks into a folder"
         )
         raise VlmixError(f"{path}: there are no scored questions (values.parquet); {remedy}")
-    return Run(0, {_benchmark_of(folder): Values.read(file) for folder, file in files.items()})
+    found: dict[str, Values] = {}
+    rules = {}
+    for folder, file in files.items():
+        read = Values.read(file)
+        name, version = _scored_as(folder)
+        if name in found:
+            raise VlmixError(
+                f"{path}: several folders hold scores of {name}, one is {folder}; name the one that is meant"
+            )
+        found[name], rules[name] = read, version
+    return Run(0, found), rules
 
 
-def _benchmark_of(folder: Path) -> str:
+def _scored_as(folder: Path) -> tuple[str, int]:
+    """Benchmark and version of its rules, by the report of a folder."""
     import json
 
     try:
-        return str(json.loads((folder / "report.json").read_bytes())["benchmark"])
-    except (OSError, ValueError, KeyError):
-        return folder.name
+        report = json.loads((folder / "report.json").read_bytes())
+        return str(report["benchmark"]), int(report["scorer_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VlmixError(
+            f"{folder}: report.json does not say what was scored ({error!r}); evaluate or score again"
+        ) from None
 
 
 def _sweeps(paths: Sequence[Path]) -> list[Pair]:
@@ -144,7 +175,7 @@ def _sweeps(paths: Sequence[Path]) -> list[Pair]:
         _, rows, values = opened[0]
         namer = Namer(aggregate(rows))
         found = [
-            Pair(namer.point(each.control), namer.point(each.point), each.comparison)
+            Pair(namer.point(each.control), namer.point(each.point), each.comparison, each.adjusted)
             for each in comparisons(rows, values)
         ]
         if not found:

@@ -1,9 +1,11 @@
 """`vlmix compare`, called as a command, on answers to the miniature's questions."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.helpers import vlmix
@@ -30,7 +32,7 @@ def evaluated(folder: Path, raw: Path, benchmark: str, say: Any) -> Path:
     report, values = known_benchmarks()[benchmark].scored(answers, raw / benchmark)
     assert values is not None
     values.write(folder / benchmark / "values.parquet")
-    (folder / benchmark / "report.json").write_text(json.dumps({"benchmark": benchmark, "score": report.score}))
+    (folder / benchmark / "report.json").write_text(msgspec.json.encode(report).decode())
     return folder
 
 
@@ -62,6 +64,22 @@ def test_folders_of_evaluations_are_compared_by_all_their_benchmarks(raw: Path, 
     assert "over questions alone" in shown.stdout
     same = vlmix("compare", *folders[1:])
     assert same.stdout.count("equal") == 3, "two benchmarks and the whole"
+
+
+def test_scores_by_other_rules_are_not_compared(raw: Path, tmp_path: Path) -> None:
+    folders = [evaluated(tmp_path / name, raw, "pope", lambda n: "yes") for name in ("a", "b")]
+    report = folders[1] / "pope" / "report.json"
+    plain = report.read_text()
+    report.write_text(json.dumps(json.loads(plain) | {"scorer_version": 9}))
+    found = vlmix("compare", *folders)
+    assert found.returncode == 1 and "by version 9; score both again" in " ".join(found.stderr.split())
+    report.unlink()
+    found = vlmix("compare", *folders)
+    assert found.returncode == 1 and "report.json does not say what was scored" in " ".join(found.stderr.split())
+    report.write_text(plain)
+    shutil.copytree(folders[1] / "pope", folders[1] / "copy")
+    found = vlmix("compare", *folders)
+    assert found.returncode == 1 and "several folders hold scores of pope" in " ".join(found.stderr.split())
 
 
 @pytest.mark.parametrize(

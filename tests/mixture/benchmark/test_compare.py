@@ -157,6 +157,18 @@ def test_the_overall_difference_is_the_mean_of_relative_ones() -> None:
     assert found.left_out == ["y"] and found.overall is not None and found.overall.value == pytest.approx(50)
 
 
+def test_a_comparison_among_several_is_marked_by_all_of_them() -> None:
+    random = np.random.default_rng(8)
+    a, b = ({name: values_of((random.random(400) < rate) * 1.0) for name in "xy"} for rate in (0.5, 0.6))
+    found = compare([Run(0, a)], [Run(0, b)])
+    assert found.overall is not None and found.overall.p < 0.05
+    assert [difference_table(found, adjusted)[1][-1][5] for adjusted in (None, 0.2)] == [
+        "higher",
+        "no difference shown",
+    ]
+    assert "all comparisons of the sweep" in notes(found, 0.2)[0]
+
+
 def test_holms_adjustment_is_that_of_statsmodels() -> None:
     """statsmodels 0.15, `multipletests(ps, method="holm")[1]`."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
