@@ -132,6 +132,10 @@ def _loaded(name: str, where: str) -> Rate:
     try:
         call: Any = getattr(importlib.import_module(module), function, None)
     except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise VlmixError(
+                f"{where}: metric: there is no module {error.name}; install it, or put its folder on PYTHONPATH"
+            ) from None
         raise VlmixError(f"{where}: metric: {module} cannot be imported: {fault(error)}") from None
     if not callable(call):
         raise VlmixError(f"{where}: metric: {module} has no function {function}")

@@ -22,13 +22,12 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """Where the page's modules are installed."""
-    closeness, plants = blocks("python")
+    """Where the page's module is installed."""
+    _, plants = blocks("python")
     ((group, points),) = re.findall(r"```toml\n\[project.entry-points.\"(.*?)\"\]\n(.*?)```", PAGE, re.DOTALL)
     info = tmp_path / "site" / "plants-1.0.dist-info"
     info.mkdir(parents=True)
     (tmp_path / "site" / "plants.py").write_text(plants)
-    (tmp_path / "site" / "closeness.py").write_text(closeness)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plants\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{group}]\n{points.replace(chr(34), '')}")
     return tmp_path / "site"
@@ -63,11 +62,12 @@ def test_recipes_and_commands_work_as_printed(site: Path, raw: Path, mixture: Pa
     (demo / "mixture").symlink_to(mixture)
     open_mixture(mixture).subset(where="source IN ('vqav2', 'gqa')").save(demo / "questions")
     train(nano(mixture=str(demo / "questions"), out=str(demo / "run"), max_steps=2))
-    for recipe in blocks("yaml"):
-        if name := re.match(r"# (\w+\.yaml)\n", recipe):
-            (tmp_path / name[1]).write_text(recipe)
+    for file in (*blocks("yaml"), *blocks("python")):
+        if name := re.match(r"# (\w+\.(yaml|py))\n", file):
+            (tmp_path / name[1]).write_text(file)
     python = f'{sys.executable} -c "from vlmix.cli.main import main; main()"'
     commands = "\n".join(block.replace(" gqa ", " ") for block in blocks("sh")[:-1])  # which takes a minute
+    commands = commands.replace("PYTHONPATH=.", "PYTHONPATH=.:$PYTHONPATH")  # where this vlmix is
     script = f'set -e\nvlmix() {{ {python} "$@"; }}\n{commands}'
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{site}:{ROOT}", "COLUMNS": "200"}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -325,6 +325,7 @@ def test_a_function_may_be_the_metric(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "site").mkdir()
     (tmp_path / "site/own_metric.py").write_text(FUNCTIONS)
     (tmp_path / "site/own_broken.py").write_text("raise SystemExit(3)")
+    (tmp_path / "site/own_needs.py").write_text("import own_absent")
     monkeypatch.syspath_prepend(tmp_path / "site")
     recipe = {"allow_code": True, "metric": "own_metric:length"}
     assert score(own(tmp_path, ROWS, **recipe), "re", "yes", "x").score == pytest.approx(100 * (2 / 3 + 1) / 3)
@@ -335,7 +336,9 @@ def test_a_function_may_be_the_metric(tmp_path: Path, monkeypatch: pytest.Monkey
         "own_metric:percent": "question 0: own_metric:percent returned 100, expected a number from 0 to 1",
         "own_metric:none": "own_metric has no function none",
         "own_broken:f": "own_broken cannot be imported: SystemExit: 3",
-        "own_absent:f": "own_absent cannot be imported: ModuleNotFoundError: No module named 'own_absent'",
+        "own_needs:f": "own_needs cannot be imported: ModuleNotFoundError: No module named 'own_absent'",
+        "own_absent:f": "there is no module own_absent; install it, or put its folder on PYTHONPATH",
+        "own_metric.absent:f": "there is no module own_metric.absent; install it",
     }.items():
         with pytest.raises(VlmixError, match=message):
             score(own(tmp_path, ROWS, allow_code=True, metric=name), "red", None, None)
