@@ -241,9 +241,15 @@ def _named(evaluate: dict[str, EvalConfig], benchmark: Callable[[str], Benchmark
             raise VlmixError(f"evaluate.{key}: it names its questions itself; leave `data` out")
         if one.name in found:
             raise VlmixError(f"evaluate: two benchmarks are called {one.name}; give one of them another `name`")
-        own = () if one.own is None else (key, *(str(file) for file in one.own.inputs[1:]))
+        own = () if one.own is None else (key, *(_beside(Path(key), file) for file in one.own.inputs[1:]))
         found[one.name] = msgspec.structs.replace(exam, own=own)
     return found
+
+
+def _beside(recipe: Path, file: Path) -> str:
+    """A file that `recipe` reads, by a path that starts where the recipe's does, so that folders may move."""
+    base = recipe.absolute().parent
+    return str(recipe.parent / file.relative_to(base)) if file.is_relative_to(base) else str(file)
 
 
 def _check_grid(sweep: Sweep, path: Path) -> None:

@@ -85,6 +85,21 @@ def test_answers_about_another_picture_are_not_mixed_in(model: Path, questions: 
         ask()
 
 
+def test_a_sweep_may_move_with_its_questions(
+    questions: Path, mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {"name": "own", "mixture": str(mixture), "recipe": "nano.yaml", "evaluate": {"sub/held-out.yaml": {}}}
+    for place in ("before", "after"):
+        (tmp_path / place / "sub").mkdir(parents=True)
+        (tmp_path / place / "mixture").symlink_to(mixture)
+        write(tmp_path / place / "sub", "held-out", questions="../mixture")
+        (tmp_path / place / "sweep.yaml").write_text(yaml.safe_dump(plain))
+        monkeypatch.chdir(tmp_path / place)
+        _claim(load(Path("sweep.yaml"), benchmark_named), tmp_path / "out")
+    files = json.loads((tmp_path / "out/sweep.json").read_text())["files"]
+    assert list(files) == ["sub/held-out.yaml", "sub/../mixture/manifest.json"]
+
+
 def test_a_table_that_cannot_be_asked_ends_before_training(questions: Path, mixture: Path, tmp_path: Path) -> None:
     (questions / "nano.yaml").write_text(yaml.safe_dump(NANO))
     plain = {"name": "own", "mixture": str(mixture), "recipe": str(questions / "nano.yaml"), "ratios": [1.0]}
