@@ -48,7 +48,7 @@ def _vizwiz_image(name: str) -> str:
 
 
 def _vizwiz_match(answers: Answers, rows: list[_VizWizRow], path: Path) -> Matched:
-    names = {row.image: str(number) for number, row in enumerate(rows)}
+    names = {row.image: id for number, row in enumerate(rows) if answers.asks(id := str(number))}
     ids = dict.fromkeys(names.values())
     return match(answers, ids, path, lambda row: names.get(row.question_id, row.question_id))
 

@@ -452,6 +452,14 @@ def test_vizwiz_tells_people_apart_by_position(vizwiz: Path) -> None:
     assert score("vizwiz", vizwiz, {"VizWiz_val_00000001.jpg": "soda can"}).score == 50.0
 
 
+def test_vizwiz_of_the_first_questions_misses_none_of_the_others(vizwiz: Path) -> None:
+    first = answers({0: "Unanswerable"})
+    first.asked = frozenset(["0"])
+    report = known_benchmarks()["vizwiz"].score(first, vizwiz)
+    assert (report.score, report.answered, report.missing) == (100.0, 1, 0)
+    assert not any("missing" in note for note in report.notes)
+
+
 def test_vizwiz_questions_and_submission(vizwiz: Path, tmp_path: Path) -> None:
     question = known_benchmarks()["vizwiz"].questions(vizwiz)[1]
     assert question.id == "1"
