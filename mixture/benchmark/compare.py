@@ -20,6 +20,7 @@ from msgspec import Struct, structs
 from vlmix.mixture.benchmark.intervals import (
     LEVEL,
     Influence,
+    bounds,
     closed_interval,
     influence,
     most_of,
@@ -120,7 +121,9 @@ def mean_score(runs: Sequence[Run], benchmark: str) -> Estimate:
     hidden = _hidden(influences, runs, benchmark) ** 2
     estimate = _estimate(float(np.mean([each.score for each in influences])), terms, hidden=hidden)
     within = closed_interval(runs[0].values[benchmark]) if len(runs) == 1 else None
-    return estimate if within is None else structs.replace(estimate, low=within.low, high=within.high)
+    if within is not None:
+        return structs.replace(estimate, low=within.low, high=within.high)
+    return _bounded(estimate, *bounds(runs[0].values[benchmark]))
 
 
 def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str], *, less: float = 0.0) -> Estimate:
@@ -143,7 +146,9 @@ def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str]
                 _Term(number, run.seed, benchmark, 100 * gradient / len(each) / len(benchmarks), effect)
                 for run, effect in zip(each, side)
             ]
-    return _estimate(100 * float(np.mean(ratios)) - less, terms, unseen=unseen, hidden=hidden)
+    estimate = _estimate(100 * float(np.mean(ratios)) - less, terms, unseen=unseen, hidden=hidden)
+    lowest = min(bounds(run.values[benchmark])[0] for run in runs for benchmark in benchmarks)
+    return _bounded(estimate, lowest - less, math.inf)
 
 
 def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference:
@@ -158,6 +163,8 @@ def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference
         for run in side
     ]
     estimate = _estimate(after - before, terms, unseen=_unseen(runs[0].values[benchmark]))
+    lowest, highest = bounds(runs[0].values[benchmark])
+    estimate = _bounded(estimate, lowest - highest, highest - lowest)
     return Difference(
         benchmark=benchmark,
         a=before,
@@ -167,6 +174,11 @@ def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference
         asked=asked,
         needed=_needed(estimate.value, _variance(terms), questions),
     )
+
+
+def _bounded(estimate: Estimate, lowest: float, highest: float) -> Estimate:
+    """The part of an interval that there is: of two seeds it may reach far beyond what can be scored."""
+    return structs.replace(estimate, low=max(lowest, estimate.low), high=min(highest, estimate.high))
 
 
 def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:

@@ -121,6 +121,13 @@ def most_of(values: Values) -> float:
     return 100.0 * (len(pc.unique(values.table["group"])) if values.summed else 1)
 
 
+def bounds(values: Values) -> tuple[float, float]:
+    """The lowest and the highest score there is; infinite where values are no shares of their weights."""
+    value, weight = (values.table[name].to_numpy() for name in ("value", "weight"))
+    shares = bool(((value >= 0) & (value <= weight)).all())
+    return (0.0, most_of(values)) if shares else (-math.inf, math.inf)
+
+
 def influence(values: Values) -> Influence:
     """The linearised score: of a sum of ratios, each cluster's (value - ratio x weight) / Σ weight."""
     totals = _counted(values.totals())

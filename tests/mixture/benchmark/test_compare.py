@@ -185,3 +185,15 @@ def test_the_unpaired_case_is_welchs() -> None:
     scores = [[mean_score([each], "x").value for each in side] for side in (a, b)]
     expected = math.hypot(*(stats.sem(side) for side in scores))
     assert difference("x", a, b).difference.stderr == pytest.approx(expected, rel=0.05)
+
+
+def test_an_interval_ends_where_scores_end() -> None:
+    """Two seeds far apart reach beyond 0 and 100 by t; a ratio of grades may be above 100."""
+    apart = [run([1.0] * right + [0.0] * (50 - right), seed) for seed, right in enumerate((20, 40))]
+    found = mean_score(apart, "x")
+    assert (found.low, found.high) == (0.0, 100.0)
+    shaken = difference("x", apart, [Run(1 - each.seed, each.values) for each in apart]).difference
+    assert (shaken.low, shaken.high) == (-100.0, 100.0)
+    grades = [run([9.0] * right + [2.0] * (50 - right), seed, weight=[5.0] * 50) for seed, right in enumerate((20, 40))]
+    assert mean_score(grades, "x").high > 200
+    assert relative(apart, [run([1.0, 0.0] * 25, seed) for seed in range(2)], ["x"]).low == 0.0

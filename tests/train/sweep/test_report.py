@@ -15,7 +15,7 @@ from vlmix.train.sweep.report.aggregate import FULL, Spread, sub_score
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.picture import LIGHT
 from vlmix.train.sweep.report.plots import clean, curve, scores
-from vlmix.train.sweep.report.wording import notes, number
+from vlmix.train.sweep.report.wording import notes, number, percent
 
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
 
@@ -462,3 +462,9 @@ def test_the_headline_says_what_intervals_leave_open():
     said = headline(aggregate(rows, values))[-1]
     assert said.startswith("No smaller share that was measured keeps 98 %")
     assert "By its interval it may be so of random, 30 % (95.8 ± " in said and "10 %" not in said
+
+
+def test_an_interval_that_reaches_further_to_one_side_is_written_with_its_ends():
+    lopsided = Spread(mean=2.0, low=0.0, high=9.1, by_seed={0: 2.0}, over="questions")
+    assert number(lopsided) == "2.0 [0.0, 9.1]*" and percent(lopsided) == "2.0 [0.0, 9.1]* %"
+    assert number(Spread(mean=2.0, low=0.0, high=4.1, by_seed={})) == "2.0 ± 2.0", "a bit"

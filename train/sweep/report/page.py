@@ -200,7 +200,7 @@ def _differences(points: list[Point], compared: list[Compared]) -> dict[str, Tab
     namer = Namer(points)
     return {
         f"{namer.point(each.point)} against {namer.point(each.control)}": Table(
-            "By benchmark", *difference_table(each.comparison)
+            "By benchmark", *difference_table(each.comparison, each.adjusted)
         )
         for each in compared
     }

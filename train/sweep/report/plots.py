@@ -223,7 +223,7 @@ def _draw_spread(ax: Any, place: float, spread: Spread, mark: Mark, *, axis: str
     beside it, and the runs as faint dots. A single seed is a hollow mark without dots."""
     ax.errorbar(
         *((place, spread.mean) if axis == "y" else (spread.mean, place)),
-        **{f"{axis}err": spread.half or None},
+        **{f"{axis}err": _reaches(spread)},
         color=mark.color,
         marker=mark.marker,
         markersize=6,
@@ -248,6 +248,13 @@ def _draw_spread(ax: Any, place: float, spread: Spread, mark: Mark, *, axis: str
             clip_on=False,
             transform=_shifted(ax, shift + 5) if axis == "y" else _shifted(ax, 0, -6),
         )
+
+
+def _reaches(spread: Spread) -> list[list[float]] | None:
+    """How far an error bar goes down and up; None for no bar."""
+    if not spread.half or spread.low is None or spread.high is None:
+        return None
+    return [[max(0.0, spread.mean - spread.low)], [max(0.0, spread.high - spread.mean)]]
 
 
 def _draw_arrows(ax: Any, drawn: Iterable[tuple[float, Spread, str, float]], *, axis: str = "y") -> None:

@@ -240,16 +240,19 @@ def _run(row: Result, asked: set[str], reference: Point | None) -> Iterator[str]
 
 
 def number(spread: Spread | None) -> str:
-    """`61.2 ± 3.1`, the mean and half of its 95 % interval; `61.2 ± 3.1*` over questions alone, `61.2 ± 3.1†` over
-    seeds alone, `61.2 ± ?` where neither is known, `100.0` of the reference itself."""
+    """`61.2 ± 3.1`, the mean and half of its 95 % interval, or `2.0 [0.0, 9.1]` of an interval that reaches further to
+    one side; with `*` over questions alone, with `†` over seeds alone; `61.2 ± ?` where neither is known, `100.0` of
+    the reference itself."""
     if spread is None:
         return NOTHING
     if spread.over == "definition":
         return f"{spread.mean:.1f}"
-    half = spread.half
+    half, mark = spread.half, _MARKS.get(spread.over, "")
+    if half and abs(spread.high + spread.low - 2 * spread.mean) > half / 5:  # type: ignore[operator]
+        return f"{spread.mean:.1f} [{spread.low:.1f}, {spread.high:.1f}]{mark}"
     # A small interval must not read as none.
     shown = "?" if half is None else f"{half:.1f}" if half >= 0.05 or half == 0 else f"{half:.1g}"
-    return f"{spread.mean:.1f} ± {shown}{_MARKS.get(spread.over, '')}"
+    return f"{spread.mean:.1f} ± {shown}{mark}"
 
 
 def span(numbers: Sequence[float]) -> str:
