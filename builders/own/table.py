@@ -90,6 +90,8 @@ class _Columns:
         rows = RowsOptions(path=recipe.questions, form="qa", fields=named, ids=recipe.ids)
         self.tables = [Table(path, rows.image_columns) for path in files]
         there = list(dict.fromkeys(name for table in self.tables for name in table.columns))
+        if not there:  # a CSV file with nothing but a header
+            raise _nothing_in(files)
         self.of = layout_of(self.tables, rows, where).reading.columns
         if not self.options and "choices" not in self.of:
             self.options = tuple(_leading(there))
@@ -124,8 +126,12 @@ def _rows(recipe: OwnRecipe, columns: _Columns, files: Sequence[Path]) -> list[_
                 for number, at, cells, images in zip(batch.numbers, batch.places, values, batch.images)
             ]
     if not rows:
-        raise VlmixError(f"{', '.join(map(str, files))}: there are no questions in it")
+        raise _nothing_in(files)
     return rows
+
+
+def _nothing_in(files: Sequence[Path]) -> VlmixError:
+    return VlmixError(f"{', '.join(map(str, files))}: there are no questions in it")
 
 
 def _chosen(recipe: OwnRecipe, rows: list[_Row], where: str) -> list[_Row]:

@@ -93,10 +93,11 @@ def recognise(
         return read("qa", "question", "answer", "choices", "correct")
     if form in (None, "captions") and "caption" in found and has_images:
         return read("captions", "caption")
+    forms = "`texts`, `conversations`, `messages`, a question with an answer, or images with a `caption`"
+    what, expected = ("questions", "a question with an answer") if form == "qa" else (form or "conversations", forms)
     raise VlmixError(
-        f"{where}: no {form or 'conversations'} are recognised in the columns {', '.join(columns) or '(none)'}; "
-        "expected is `texts`, `conversations`, `messages`, a question with an answer, or images with a `caption`. Name "
-        "the columns: `fields: {question: COLUMN, answer: COLUMN}`"
+        f"{where}: no {what} are recognised in the columns {', '.join(columns) or '(none)'}; expected is {expected}. "
+        "Name the columns: `fields: {question: COLUMN, answer: COLUMN}`"
     )
 
 

@@ -116,7 +116,7 @@ def test_a_table_that_cannot_be_asked_ends_before_training(questions: Path, mixt
     (questions / "beside.jsonl").write_text("{}\n")
     with pytest.raises(VlmixError, match="beside.jsonl changed since this sweep started"):
         _claim(sweep, tmp_path / "out")
-    with pytest.raises(VlmixError, match=r"beside.jsonl: no .* are recognised|row 0"):
+    with pytest.raises(VlmixError, match="beside.jsonl: there are no questions in it"):
         run(sweep, tmp_path / "other", _backend(1))
     assert not (tmp_path / "other").exists()
     for exams, message in {
