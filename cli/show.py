@@ -447,7 +447,7 @@ def within(interval: "tuple[float, float] | None") -> str:
 def how(report: "Score") -> str:
     """How the interval of a score was made."""
     method = {
-        "exact": "exact (Clopper-Pearson), as every question stands alone",
+        "exact": "exact (Clopper-Pearson)",
         "effective": "exact (Korn-Graubard), as little is right or little is wrong",
         "bootstrap": "bootstrap",
         "normal": "normal, the bootstrap's limit",

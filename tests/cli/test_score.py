@@ -44,6 +44,17 @@ def test_the_table_has_scores_counts_and_notes(raw: Path, answered: Path) -> Non
     assert "missing answers count as empty ones" in shown.stdout
 
 
+def test_how_an_interval_was_made_is_said(raw: Path, tmp_path: Path) -> None:
+    """All wrong: the exact interval of none of as many images, although the questions share them."""
+    asked = known_benchmarks()["pope"].questions(raw / "pope")
+    rows = [{"question_id": question.id, "prompt": question.text, "text": "No"} for question in asked]
+    (tmp_path / "no.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = score("pope", "--answers", tmp_path / "no.jsonl", "--annotations", raw / "pope").stdout
+    images = len({question.image for question in asked})
+    assert images < len(asked) and f"0.00 [0.00, {100 * (1 - 0.025 ** (1 / images)):.2f}]" in shown
+    assert f"interval over {images} images or questions that stand alone: exact (Clopper-Pearson)\n" in shown
+
+
 def test_json_is_the_report(raw: Path, answered: Path) -> None:
     shown = json.loads(score("vqav2", "--answers", answered, "--annotations", raw / "vqav2", "--json").stdout)
     assert shown["benchmark"] == "vqav2"
