@@ -105,11 +105,9 @@ def rate(
         text = matched.texts.get(item.id, "")
         answered = item.id in matched.texts
         score = crowd.accuracy(processed[text])
-        for tally in ("", *item.groups):
-            tallies.add(tally, item.id, item.image, score, answered=answered)
-        tallies.add("raw text", item.id, item.image, crowd.accuracy(text), answered=answered)
-        for tally, metric in (more or {}).items():
-            tallies.add(tally, item.id, item.image, metric(item, processed[text]), answered=answered)
+        shares = [("", score), *((group, score) for group in item.groups), ("raw text", crowd.accuracy(text))]
+        shares += [(name, metric(item, processed[text])) for name, metric in (more or {}).items()]
+        tallies.add_shares(shares, item.id, item.image, answered)
     metrics = tallies.percents(DIGITS)
     if matched.missing:
         notes.append("missing answers count as empty ones; the official evaluator refuses such a file")

@@ -69,7 +69,7 @@ class Influence(NamedTuple):
 
 def interval(values: Values) -> Interval | None:
     """The interval of the score of `values`, None without any that counts."""
-    totals = _counted(values.totals())
+    totals = _counted(values.totals)
     count = len(totals.clusters)
     if not count:
         return None
@@ -88,7 +88,7 @@ def interval(values: Values) -> Interval | None:
 def closed_interval(values: Values) -> Interval | None:
     """The interval of a score where a formula has it, as of all proportions and of what hardly varies, if it is a share
     of something."""
-    totals = _counted(values.totals())
+    totals = _counted(values.totals)
     return _closed(values, totals, influence(values)) if totals.clusters else None
 
 
@@ -130,7 +130,7 @@ def bounds(values: Values) -> tuple[float, float]:
 
 def influence(values: Values) -> Influence:
     """The linearised score: of a sum of ratios, each cluster's (value - ratio x weight) / Σ weight."""
-    totals = _counted(values.totals())
+    totals = _counted(values.totals)
     value, weight = totals.value.sum(0), totals.weight.sum(0)
     ratio = np.divide(value, weight, out=np.zeros_like(value), where=weight > 0)
     parts = np.divide(totals.value - ratio * totals.weight, weight, out=np.zeros_like(totals.value), where=weight > 0)

@@ -4,8 +4,10 @@ Every score here is the sum, or the mean, over groups of 100 x Σ value / Σ wei
 of 1, MME two groups for each task, POPE the F1 of each split, which is Σ 2 tp / Σ (2 tp + fp + fn).
 """
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +75,9 @@ class Values:
         """The rows of some questions alone."""
         return Values(self.table.filter(pc.is_in(self.table["question"], questions)), self.summed)
 
+    @cached_property
     def totals(self) -> Totals:
+        """Sums by cluster and group."""
         clusters, cluster = _numbered(self.table["cluster"])
         groups, group = _numbered(self.table["group"])
         place = cluster * len(groups) + group
@@ -88,7 +92,7 @@ class Values:
 
     def score(self) -> float:
         """On the published scale; 0 where nothing has a weight."""
-        totals = self.totals()
+        totals = self.totals
         return float(score_of(totals.value.sum(0), totals.weight.sum(0), self.summed))
 
     def write(self, path: Path) -> None:
@@ -121,9 +125,9 @@ class Tallies:
     """What questions add to several scores, by the name of the score, "" for the main one."""
 
     def __init__(self) -> None:
-        # Names are kept once: VQAv2 has 214,354 questions, each in four scores.
+        # Names are kept once, rows as numbers: VQAv2 has 214,354 questions, each in four scores.
         self._names: tuple[dict[str, int], ...] = ({}, {}, {})
-        self._rows: defaultdict[str, list[tuple[int, int, int, float, float, bool]]] = defaultdict(list)
+        self._rows: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
         self._summed: set[str] = set()
         self._values: dict[str, Values] | None = None
 
@@ -139,14 +143,25 @@ class Tallies:
         answered: bool = True,
     ) -> None:
         """What a question adds to the score `name`: an accuracy adds the share that is right, of weight 1."""
+        self._rows[name].extend((*self._codes(question, cluster, group), value, weight, answered))
+        self._values = None
+
+    def add_shares(
+        self, shares: Iterable[tuple[str, float]], question: str, cluster: str, answered: bool = True
+    ) -> None:
+        """What a question adds to several accuracies, (name, share that is right) each."""
+        codes = self._codes(question, cluster, "")
+        for name, share in shares:
+            self._rows[name].extend((*codes, share, 1.0, answered))
+        self._values = None
+
+    def _codes(self, question: str, cluster: str, group: str) -> tuple[int, int, int]:
         questions, clusters, groups = self._names
-        codes = (
+        return (
             questions.setdefault(question, len(questions)),
             clusters.setdefault(cluster, len(clusters)),
             groups.setdefault(group, len(groups)),
         )
-        self._rows[name].append((*codes, value, weight, answered))
-        self._values = None
 
     def add_binary(
         self, name: str, question: str, cluster: str, said: bool, label: bool, *, group: str = "", answered: bool = True
@@ -165,7 +180,7 @@ class Tallies:
             names = [pa.array(list(each), pa.string()) for each in self._names]
             self._values = {}
             for name in sorted(self._rows):
-                numbers = np.array(self._rows[name], dtype=np.float64).T
+                numbers = np.frombuffer(self._rows[name]).reshape(-1, len(_SCHEMA)).T.copy()
                 told = [each.take(pa.array(codes.astype(np.int64))) for each, codes in zip(names, numbers)]
                 columns = [*told, numbers[3], numbers[4], numbers[5].astype(bool)]
                 self._values[name] = Values(pa.table(columns, schema=_SCHEMA), name in self._summed)
