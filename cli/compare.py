@@ -163,7 +163,7 @@ def _sweeps(paths: Sequence[Path]) -> list[Pair]:
     from vlmix.train.sweep.report import aggregate, comparisons
     from vlmix.train.sweep.report.aggregate import grid_key, grouped, runs_of
     from vlmix.train.sweep.report.wording import Namer
-    from vlmix.train.sweep.sweep import read_rows, read_values
+    from vlmix.train.sweep.sweep import first_grid, read_rows, read_values, recorded_grid
 
     opened = []
     for path in paths:
@@ -176,7 +176,7 @@ def _sweeps(paths: Sequence[Path]) -> list[Pair]:
         namer = Namer(aggregate(rows))
         found = [
             Pair(namer.point(each.control), namer.point(each.point), each.comparison, each.adjusted)
-            for each in comparisons(rows, values)
+            for each in comparisons(rows, values, first_grid(recorded_grid(paths[0])))
         ]
         if not found:
             raise VlmixError(

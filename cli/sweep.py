@@ -52,6 +52,7 @@ def sweep(
     from vlmix.train.sweep.sweep import (
         adds_random,
         finished,
+        first_grid,
         left_out,
         load,
         read_values,
@@ -97,13 +98,14 @@ def sweep(
             f"{len(skipped)} runs are left out, as they cannot change which share is enough; the report names them"
         )
     values = read_values(out, rows)
-    report = write(out, parsed.name, rows, facts, parsed.note, values, published(parsed.published))
+    first = first_grid(parsed.grid)
+    report = write(out, parsed.name, rows, facts, parsed.note, values, published(parsed.published), first)
     if as_json:
         show.done("", rows, as_json=True)
         return
     points = aggregate(rows, values)
     show.rows(*table(points))
-    if compared := comparisons(rows, values):
+    if compared := comparisons(rows, values, first):
         show.rows(*comparison_table(points, compared))
     show.done(f"report: {report}", None, as_json=False)
 

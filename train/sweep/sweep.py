@@ -303,6 +303,11 @@ def choices(sweep: Sweep) -> list[Choice]:
     return list(named.values())
 
 
+def first_grid(grid: dict[str, Any]) -> dict[str, Any]:
+    """The first values of a grid, or their names: what the other values are compared with."""
+    return {axis: next(iter(values)) for axis, values in grid.items()}
+
+
 def adds_random(sweep: Sweep) -> bool:
     """Whether a sweep has the random selection only because it is the control."""
     subsets = any(ratio < 1 for ratio in sweep.ratios)
@@ -665,6 +670,12 @@ def described(choice: Choice, shown: Callable[[Any], Any] = lambda value: value)
 def finished(out: Path, names: Collection[str]) -> int:
     """How many of the runs have their result in a folder."""
     return sum((out / "runs" / name / "result.json").exists() for name in names)
+
+
+def recorded_grid(out: Path) -> dict[str, Any]:
+    """The grid of the sweep in a folder."""
+    grid: dict[str, Any] = json.loads((out / SPEC).read_text())["grid"]
+    return grid
 
 
 def read_rows(out: Path) -> list[Result]:

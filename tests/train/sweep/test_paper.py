@@ -3,6 +3,8 @@
 import csv
 import html
 import io
+import itertools
+import json
 import os
 import platform
 import re
@@ -24,9 +26,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
+from tests.helpers import vlmix
 from tests.train.sweep.test_report import BOTH, HOSTILE, ladder, row, texts
 from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError
+from vlmix.train.evaluate.evaluate import VALUES
 from vlmix.train.sweep import environment
 from vlmix.train.sweep.report import Result, aggregate, comparisons, table, write
 from vlmix.train.sweep.report.page import page
@@ -34,6 +38,7 @@ from vlmix.train.sweep.report.picture import DARK, LIGHT
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, scores
 from vlmix.train.sweep.report.published import PUBLISHED, published
 from vlmix.train.sweep.report.tables import comparisons_csv, latex, points_csv, points_latex
+from vlmix.train.sweep.sweep import first_grid
 
 CURVES = [
     row(r, s, selection=how, scores={"gqa": 60 * r**0.1 + s, "pope": 80 * r**0.1 - s}, chance={"pope": 50.0})
@@ -241,6 +246,25 @@ def test_the_csv_of_comparisons_has_a_line_for_each_benchmark_and_one_overall():
     estimate = compared[0].comparison.differences[0]
     assert (first["p"], first["needed"]) == (estimate.difference.p, estimate.needed)
     assert (overall["adjusted_p"], overall["needed"]) == (compared[0].adjusted, None)
+
+
+@pytest.mark.processes
+def test_every_recipe_is_compared_with_the_first_that_the_grid_names(tmp_path):
+    grid = {"optim.lr": [3e-3, 1e-3, 2e-3], "size": {"small": {"x": 1}, "large": {"x": 2}}}
+    rows, known = [], {}
+    for number, (lr, size) in enumerate(itertools.product(*grid.values())):
+        rows.append(row(grid={"optim.lr": lr, "size": size}, run=f"run{number}", scores={"gqa": 50.0}))
+        known[f"run{number}"] = {"gqa": values(number, 0.5)}
+        home = tmp_path / "runs" / f"run{number}"
+        (home / "answers" / "gqa").mkdir(parents=True)
+        known[f"run{number}"]["gqa"].write(home / "answers" / "gqa" / VALUES)
+        (home / "result.json").write_bytes(msgspec.json.encode(rows[-1]))
+    (tmp_path / "sweep.json").write_text(json.dumps({"grid": grid}))
+    write(tmp_path, "x", rows, {}, values=known, first=first_grid(grid))
+    compared = pl.read_csv(tmp_path / "comparisons.csv")
+    assert set(compared["with"]) == {"lr=0.003, size=small, full mixture"} and len(set(compared["compared"])) == 5
+    shown = vlmix("compare", tmp_path).stdout
+    assert " ".join(shown.split()).count("compared with lr=0.003, size=small, full mixture") == 5
 
 
 def test_without_comparisons_the_file_has_its_header_alone():

@@ -37,6 +37,7 @@ def write(
     note: str = "",
     values: RunValues | None = None,
     published: Sequence[Published] = (),
+    first: dict[str, Any] | None = None,
 ) -> Path:
     """Writes `report.html`, its curve as `curve.png`, `.svg` and `.pdf`, and its tables as `table.csv`, `table.tex` and
     `comparisons.csv` into `out`, each whole or not at all, and gives the page's path.
@@ -46,7 +47,8 @@ def write(
 
     `facts` are shown in their order, nested ones under dotted names; they must hold no time, host or absolute path,
     as a page depends on nothing else but `rows`, `values`, `published` and the libraries' versions. `note` stands above
-    picture and page. `published` are marks in the picture of relative scores.
+    picture and page. `published` are marks in the picture of relative scores. `first` is the grid that the others are
+    compared with (see `comparisons`).
     Raises VlmixError without rows, and without matplotlib or Jinja2.
     """
     if not rows:
@@ -63,8 +65,8 @@ def write(
     texts = {
         "table.csv": points_csv(points),
         "table.tex": points_latex(points, list(notes(rows, values))),
-        "comparisons.csv": comparisons_csv(points, comparisons(rows, values or {})),
-        REPORT_NAME: page(title, ordered(rows), facts, main, each, note, values, published),
+        "comparisons.csv": comparisons_csv(points, comparisons(rows, values or {}, first)),
+        REPORT_NAME: page(title, ordered(rows), facts, main, each, note, values, published, first),
     }
     for name, data in files.items():
         write_bytes(out / name, data)

@@ -1,6 +1,6 @@
 """Points against their control: random samples of the same share, or the first values of the grid."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlmix.mixture.benchmark.compare import ALPHA, Comparison, compare, holm
 from vlmix.train.sweep.report.aggregate import (
@@ -33,21 +33,21 @@ class Compared(NamedTuple):
         return self.adjusted < ALPHA
 
 
-def comparisons(rows: list[Result], values: RunValues) -> list[Compared]:
+def comparisons(rows: list[Result], values: RunValues, first: dict[str, Any] | None = None) -> list[Compared]:
     """Every point that has a control whose questions are at hand: a selection against random samples of its grid and
-    share; and every grid, in its order, against the first at the same selection and share."""
+    share; and every grid against `first` at the same selection and share, by default the first of the table."""
     points, groups = aggregate(rows, values), grouped(rows)
     places = {
         (grid_key(point.grid), point.selection, point.ratio): (point, group) for point, group in zip(points, groups)
     }
-    first = min((grid_key(point.grid) for point in points), default=None)
+    base = min((grid_key(point.grid) for point in points), default=None) if first is None else grid_key(first)
     found = []
     for (grid, selection, ratio), (point, group) in places.items():
         controls = []
         if selection not in (FULL, CONTROL):
             controls.append((grid, CONTROL, ratio))
-        if grid != first and first is not None:
-            controls.append((first, selection, ratio))
+        if grid != base and base is not None:
+            controls.append((base, selection, ratio))
         for place in controls:
             if place not in places:
                 continue

@@ -63,13 +63,14 @@ def page(
     note: str = "",
     values: RunValues | None = None,
     published: Sequence[Published] = (),
+    first: dict[str, Any] | None = None,
 ) -> str:
     """The document, with the main picture and that of the single benchmarks."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     points, groups = aggregate(rows, values), grouped(rows)
-    compared = comparisons(rows, values or {})
+    compared = comparisons(rows, values or {}, first)
     environment = Environment(
         loader=PackageLoader("vlmix.train.sweep.report", "."),
         autoescape=True,
