@@ -448,7 +448,7 @@ def how(report: "Score") -> str:
     """How the interval of a score was made."""
     method = {
         "exact": "exact (Clopper-Pearson)",
-        "effective": "exact (Korn-Graubard), as little is right or little is wrong",
+        "effective": "exact (Korn-Graubard), as few answers are right or few are wrong",
         "bootstrap": "bootstrap",
         "normal": "normal, the bootstrap's limit",
     }[report.interval_method]
