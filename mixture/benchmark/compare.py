@@ -231,10 +231,34 @@ def _common(benchmark: str, runs: Sequence[Run]) -> tuple[list[Run], int]:
             shared = shared.filter(pc.is_in(shared, other))
     if not len(shared):
         raise VlmixError(f"{benchmark}: no question was answered by all; compare answers to the same questions")
+    _check_same(benchmark, [run.values[benchmark].table for run in runs], shared)
     asked = len(pc.unique(pa.concat_arrays([run.values[benchmark].ids() for run in runs])))
     if len(shared) == asked:
         return list(runs), asked
     return [Run(run.seed, {**run.values, benchmark: run.values[benchmark].of(shared)}) for run in runs], asked
+
+
+def _check_same(benchmark: str, tables: Sequence[pa.Table], shared: pa.Array) -> None:
+    """Raises VlmixError for a question that has its image, or what else it shares with others, in one table, and
+    another one in another: it is another question, of the same id."""
+    columns = ["question", "cluster"]
+    places = [table.select(columns) for table in tables]
+    for other in places[1:]:
+        if other.equals(places[0]):
+            continue
+        one, two = (
+            each.filter(pc.is_in(each["question"], shared))
+            .group_by(columns)
+            .aggregate([])
+            .sort_by([(name, "ascending") for name in columns])
+            for each in (places[0], other)
+        )
+        if differ := [pair for pair in zip(one.to_pylist(), two.to_pylist()) if pair[0] != pair[1]]:
+            (id, was), (_, here) = ([pair[name] for name in columns] for pair in differ[0])
+            raise VlmixError(
+                f"{benchmark}: question {id} is about {was} in one and about {here} in another, so it is not the same "
+                "question; answer and score the same questions with both"
+            )
 
 
 def _hidden(influences: Sequence[Influence], runs: Sequence[Run], benchmark: str) -> float:

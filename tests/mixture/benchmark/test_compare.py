@@ -99,6 +99,18 @@ def test_answers_to_other_questions_are_compared_on_what_both_have_and_it_is_sai
         compare([a], [run([1.0], questions="z")])
 
 
+def test_other_questions_of_the_same_ids_are_told() -> None:
+    """As of two tables whose rows are numbered."""
+    one = Run(0, {"x": values_of([1, 0, 1], ["a.jpg", "b.jpg", "b.jpg"])})
+    two = Run(0, {"x": values_of([1, 1, 1], ["a.jpg", "b.jpg", "c.jpg"])})
+    with pytest.raises(
+        VlmixError, match="x: question 2 is about b.jpg in one and about c.jpg in another, so it is not"
+    ):
+        compare([one], [two])
+    moved = Run(0, {"x": values_of([0, 1], ["b.jpg", "a.jpg"], questions=[1, 0])})
+    assert compare([one], [moved]).differences[0].questions == 2, "the order is no matter"
+
+
 def test_models_without_a_common_benchmark_are_told() -> None:
     with pytest.raises(VlmixError, match="nothing to compare: one has x, the other y"):
         compare([run([1.0])], [Run(0, {"y": values_of([1.0])})])
