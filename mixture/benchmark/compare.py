@@ -162,7 +162,8 @@ def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference
         for number, (sign, side) in enumerate(((-1, runs[: len(a)]), (1, runs[len(a) :])))
         for run in side
     ]
-    estimate = _estimate(after - before, terms, unseen=_unseen(runs[0].values[benchmark]))
+    apart = after - before if abs(after - before) > 1e-9 * max(before, after) else 0.0  # means of the same numbers
+    estimate = _estimate(apart, terms, unseen=_unseen(runs[0].values[benchmark]))
     lowest, highest = bounds(runs[0].values[benchmark])
     estimate = _bounded(estimate, lowest - highest, highest - lowest)
     return Difference(

@@ -209,3 +209,11 @@ def test_an_interval_ends_where_scores_end() -> None:
     grades = [run([9.0] * right + [2.0] * (50 - right), seed, weight=[5.0] * 50) for seed, right in enumerate((20, 40))]
     assert mean_score(grades, "x").high > 200
     assert relative(apart, [run([1.0, 0.0] * 25, seed) for seed in range(2)], ["x"]).low == 0.0
+
+
+def test_means_of_the_same_scores_in_another_order_are_no_difference() -> None:
+    scores = [[1.0] * right + [0.0] * (7 - right) for right in (1, 2, 4)]
+    a = [run(each, seed) for seed, each in enumerate(scores)]
+    b = [run(each, seed) for seed, each in enumerate([scores[2], scores[0], scores[1]])]
+    found = difference("x", a, b)
+    assert (found.difference.value, found.difference.p, found.needed) == (0.0, 1.0, 0)
