@@ -160,10 +160,11 @@ def _scored_as(folder: Path) -> tuple[str, int]:
 def _sweeps(paths: Sequence[Path]) -> list[Pair]:
     """One sweep: its comparisons with controls. Several: the points that each shares with the first."""
     from vlmix.mixture.benchmark.compare import compare as make
+    from vlmix.train.sweep.folder import read_rows, read_values, recorded_grid
+    from vlmix.train.sweep.recipe import first_grid
     from vlmix.train.sweep.report import aggregate, comparisons
     from vlmix.train.sweep.report.aggregate import grid_key, grouped, runs_of
     from vlmix.train.sweep.report.wording import Namer
-    from vlmix.train.sweep.sweep import first_grid, read_rows, read_values, recorded_grid
 
     opened = []
     for path in paths:

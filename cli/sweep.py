@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from vlmix.mixture.benchmark.benchmark import Report
     from vlmix.train.config import Recipe
     from vlmix.train.evaluate.evaluate import Task, Unscored
-    from vlmix.train.sweep.sweep import Backend, Build, Sweep
+    from vlmix.train.sweep.recipe import Build, Sweep
+    from vlmix.train.sweep.sweep import Backend
 
 
 def sweep(
@@ -47,19 +48,12 @@ def sweep(
     again to resume; several machines that share the folder divide the runs."""
     show.without_bars()
     require()
+    from vlmix.train.sweep.folder import finished, read_values
+    from vlmix.train.sweep.recipe import adds_random, first_grid, load, run_specs
     from vlmix.train.sweep.report import aggregate, comparison_table, comparisons, table, write
     from vlmix.train.sweep.report.published import published
-    from vlmix.train.sweep.sweep import (
-        adds_random,
-        finished,
-        first_grid,
-        left_out,
-        load,
-        read_values,
-        run,
-        run_specs,
-        same_as_random,
-    )
+    from vlmix.train.sweep.subsets import same_as_random
+    from vlmix.train.sweep.sweep import left_out, run
 
     found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
@@ -198,7 +192,7 @@ def _plain(name: str) -> Any:
 
 def _facts(parsed: "Sweep") -> dict[str, Any]:
     from vlmix.mixture.version import VERSION
-    from vlmix.train.sweep.sweep import adds_random, choices, described
+    from vlmix.train.sweep.recipe import adds_random, choices, described
 
     every = {choice.name: described(choice, _bare) for choice in choices(parsed)}
     selections = {name: text for name, text in every.items() if text != f"by: {name}"}

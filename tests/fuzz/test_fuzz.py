@@ -252,7 +252,7 @@ def test_selection_files(ending: str, mixture: Path, tmp_path: Path) -> None:
 
 def test_recipes(recipes: Path, tmp_path: Path) -> None:
     from vlmix.train.config import load as load_training
-    from vlmix.train.sweep.sweep import load as load_sweep
+    from vlmix.train.sweep.recipe import load as load_sweep
 
     damage = Damage("recipes")
     places = files_of(recipes, ".yaml")

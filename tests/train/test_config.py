@@ -10,7 +10,7 @@ from vlmix.builders import benchmark_named
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.config import Recipe, load, parse
 from vlmix.train.loop import lr_factor
-from vlmix.train.sweep.sweep import load as load_sweep
+from vlmix.train.sweep.recipe import load as load_sweep
 
 
 def test_every_packaged_training_recipe_and_sweep_parses(recipes: Path) -> None:

@@ -8,9 +8,10 @@ what they leave out may do harm. A control stays as long as a selection that is 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from vlmix.mixture.benchmark.compare import relative
+from vlmix.train.sweep.recipe import RunSpec
 from vlmix.train.sweep.report.aggregate import (
     FULL,
     Result,
@@ -31,25 +32,7 @@ Line = tuple[Any, str]
 """Grid and selection."""
 
 
-class Spec(Protocol):
-    """A run of a sweep that may be left out."""
-
-    @property
-    def grid(self) -> dict[str, Any]: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def ratio(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-
-
-AnySpec = TypeVar("AnySpec", bound=Spec)
-
-
-def needless(specs: Sequence[Spec], rows: Iterable[Result], values: RunValues) -> dict[str, str]:
+def needless(specs: Sequence[RunSpec], rows: Iterable[Result], values: RunValues) -> dict[str, str]:
     """Run -> why it need not be done, for those of `specs` that have no row."""
     rows = list(rows)
     done = {row.run for row in rows}
@@ -68,12 +51,12 @@ def needless(specs: Sequence[Spec], rows: Iterable[Result], values: RunValues) -
     return {name: reason for name, reason in reasons.items() if name not in controls}
 
 
-def _cell(spec: Spec) -> tuple[Any, float, int]:
+def _cell(spec: RunSpec) -> tuple[Any, float, int]:
     """What a selection's run and its control have in common."""
     return grid_key(spec.grid), spec.ratio, spec.seed
 
 
-def by_use(specs: Sequence[AnySpec]) -> list[AnySpec]:
+def by_use(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """What is left of a sweep in the order that decides soonest: the full mixture first, then of each line the middle
     of its shares, all its seeds."""
     open_shares: dict[Line, list[float]] = {}
@@ -83,7 +66,7 @@ def by_use(specs: Sequence[AnySpec]) -> list[AnySpec]:
             if spec.ratio not in shares:
                 shares.append(spec.ratio)
 
-    def place(spec: AnySpec) -> tuple[bool, int]:
+    def place(spec: RunSpec) -> tuple[bool, int]:
         if spec.ratio == 1:
             return False, 0
         shares = sorted(open_shares[grid_key(spec.grid), spec.label])
@@ -114,7 +97,7 @@ def _decided(
     return found
 
 
-def _reason(spec: Spec, decided: Mapping[float, bool]) -> str:
+def _reason(spec: RunSpec, decided: Mapping[float, bool]) -> str:
     if spec.ratio in decided:
         return f"{share(spec.ratio)} {'is' if decided[spec.ratio] else 'is not'} enough, whatever more seeds say"
     if enough := [each for each, keeps in decided.items() if keeps and each < spec.ratio]:

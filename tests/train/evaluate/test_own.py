@@ -21,7 +21,9 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.evaluate.evaluate import Task, evaluate
 from vlmix.train.run import train
-from vlmix.train.sweep.sweep import EvalConfig, _claim, load, run
+from vlmix.train.sweep.folder import claim
+from vlmix.train.sweep.recipe import EvalConfig, load
+from vlmix.train.sweep.sweep import run
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_a_sweep_may_move_with_its_questions(
         write(tmp_path / place / "sub", "held-out", questions="../mixture")
         (tmp_path / place / "sweep.yaml").write_text(yaml.safe_dump(plain))
         monkeypatch.chdir(tmp_path / place)
-        _claim(load(Path("sweep.yaml"), benchmark_named), tmp_path / "out")
+        claim(load(Path("sweep.yaml"), benchmark_named), tmp_path / "out")
     files = json.loads((tmp_path / "out/sweep.json").read_text())["files"]
     assert list(files) == ["sub/held-out.yaml", "sub/../mixture/manifest.json"]
 
@@ -112,10 +114,10 @@ def test_a_table_that_cannot_be_asked_ends_before_training(questions: Path, mixt
     sweep = loaded({file: {"limit": 2}})
     table = str(questions / "beside.jsonl")
     assert sweep.evaluate == {"beside": EvalConfig(limit=2, own=(file, table))}
-    _claim(sweep, tmp_path / "out")
+    claim(sweep, tmp_path / "out")
     (questions / "beside.jsonl").write_text("{}\n")
     with pytest.raises(VlmixError, match="beside.jsonl changed since this sweep started"):
-        _claim(sweep, tmp_path / "out")
+        claim(sweep, tmp_path / "out")
     with pytest.raises(VlmixError, match="beside.jsonl: there are no questions in it"):
         run(sweep, tmp_path / "other", _backend(1))
     assert not (tmp_path / "other").exists()

@@ -17,8 +17,9 @@ from vlmix.mixture.benchmark.values import Values
 from vlmix.train.config import Recipe
 from vlmix.train.evaluate.evaluate import VALUES, Task
 from vlmix.train.sweep.early import by_use, needless
+from vlmix.train.sweep.recipe import EvalConfig, Sweep, load, run_specs
 from vlmix.train.sweep.report.aggregate import Result
-from vlmix.train.sweep.sweep import Backend, EvalConfig, Sweep, left_out, load, run, run_specs
+from vlmix.train.sweep.sweep import Backend, left_out, run
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 1.0)
 

@@ -32,13 +32,13 @@ from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.evaluate.evaluate import VALUES
 from vlmix.train.sweep import environment
+from vlmix.train.sweep.recipe import first_grid
 from vlmix.train.sweep.report import Result, aggregate, comparisons, table, write
 from vlmix.train.sweep.report.page import page
 from vlmix.train.sweep.report.picture import DARK, LIGHT
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, scores
 from vlmix.train.sweep.report.published import PUBLISHED, published
 from vlmix.train.sweep.report.tables import comparisons_csv, latex, points_csv, points_latex
-from vlmix.train.sweep.sweep import first_grid
 
 CURVES = [
     row(r, s, selection=how, scores={"gqa": 60 * r**0.1 + s, "pope": 80 * r**0.1 - s}, chance={"pope": 50.0})

@@ -26,24 +26,11 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.strict_yaml import RECIPES
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.config import parse
+from vlmix.train.sweep.folder import claim
+from vlmix.train.sweep.recipe import Build, Choice, EvalConfig, RunSpec, Sweep, adds_random, choices, load, run_specs
 from vlmix.train.sweep.report import Result
-from vlmix.train.sweep.sweep import (
-    Build,
-    Choice,
-    EvalConfig,
-    RunSpec,
-    Sweep,
-    _claim,
-    _mixture,
-    _recipe,
-    _subset,
-    adds_random,
-    choices,
-    load,
-    run,
-    run_specs,
-    same_as_random,
-)
+from vlmix.train.sweep.subsets import same_as_random, write_subset
+from vlmix.train.sweep.sweep import _mixture, _recipe, run
 
 
 @pytest.fixture()
@@ -300,11 +287,11 @@ def test_a_file_of_scores_that_changed_is_told(spec: Path, tmp_path: Path) -> No
     scores, out = tmp_path / "scores.json", tmp_path / "out"
     sweep = load(spec, benchmark_named, [f"selections=[{scores}]"])
     scores.write_text("{}")
-    _claim(sweep, out)
-    _claim(sweep, out)
+    claim(sweep, out)
+    claim(sweep, out)
     scores.write_text("{ }")
     with pytest.raises(VlmixError, match="scores.json changed since this sweep started"):
-        _claim(sweep, out)
+        claim(sweep, out)
 
 
 @pytest.fixture()
@@ -327,7 +314,7 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
     assert set(found) == {"random", "scores.csv:quality", "scores.csv:length", "scores.csv:flat"}
     ids = {}
     for label, spec in found.items():
-        view = _subset(sweep, spec, mixture, tmp_path / "out/runs" / spec.name / "subset")
+        view = write_subset(spec, mixture, tmp_path / "out/runs" / spec.name / "subset")
         ids[label] = open_mixture(view).column("id").to_pylist()
     for column in ("quality", "length"):
         command = "subsample", mixture, "--by", scores, "--column", column, "--ratio", "0.1", "--seed", "0"
@@ -366,7 +353,7 @@ def test_selections_without_their_scores_are_refused_before_the_first_run(
 def _ids(spec: Path, mixture: Path, out: Path, selections: str, ratios: str) -> dict[tuple[str, float], list[str]]:
     """(selection, ratio) -> the ids of its subset, sorted."""
     sweep = load(spec, benchmark_named, [f"selections={selections}", f"ratios={ratios}"])
-    views = {(each.label, each.ratio): _subset(sweep, each, mixture, out / each.name) for each in run_specs(sweep)}
+    views = {(each.label, each.ratio): write_subset(each, mixture, out / each.name) for each in run_specs(sweep)}
     return {key: sorted(open_mixture(view).column("id").to_pylist()) for key, view in views.items()}
 
 
@@ -457,26 +444,26 @@ def test_a_selection_of_a_sweep_that_is_there_keeps_its_meaning(spec: Path, scor
     """Its runs have its name: others of that name would be taken for them. Others may be added and left out."""
     out, copy, ids = tmp_path / "out", tmp_path / "copy.csv", tmp_path / "ids.txt"
 
-    def claim(selections: str, *changes: str) -> None:
-        _claim(load(spec, benchmark_named, [f"selections={selections}", *changes]), out)
+    def claimed(selections: str, *changes: str) -> None:
+        claim(load(spec, benchmark_named, [f"selections={selections}", *changes]), out)
 
     best = f"{{name: best, by: {scores}, column: quality}}"
-    claim(f"[random, {best}]")
-    claim(f"[{best}, lengths]")
-    claim("[lengths]")
-    claim("[clusters]", f"embeddings={scores}")
+    claimed(f"[random, {best}]")
+    claimed(f"[{best}, lengths]")
+    claimed("[lengths]")
+    claimed("[clusters]", f"embeddings={scores}")
     for other in ("column: length", "column: quality, ascending: true", "column: quality, where: num_rounds < 3"):
         message = "is another sweep: selection best was {by: .*scores.csv, column: quality}, here it is {by"
         with pytest.raises(VlmixError, match=message):
-            claim(f"[{{name: best, by: {scores}, {other}}}]")
+            claimed(f"[{{name: best, by: {scores}, {other}}}]")
     ids.write_text("a\n")
     with pytest.raises(VlmixError, match="selection clusters was .*scores.csv}, here it is .*ids.txt}"):
-        claim("[clusters]", f"embeddings={ids}")
+        claimed("[clusters]", f"embeddings={ids}")
     copy.write_bytes(scores.read_bytes())
-    claim(f"[{{name: best, by: {copy}, column: quality}}]")
-    claim("[random]", "published=[ICONS]")
+    claimed(f"[{{name: best, by: {copy}, column: quality}}]")
+    claimed("[random]", "published=[ICONS]")
     with pytest.raises(VlmixError, match="is another sweep: budget was epochs, here it is steps"):
-        claim("[random]", "budget=steps")
+        claimed("[random]", "budget=steps")
 
 
 def test_a_sweep_without_names_of_its_selections_is_resumed(spec: Path, scores: Path, tmp_path: Path) -> None:
@@ -490,13 +477,13 @@ def test_a_sweep_without_names_of_its_selections_is_resumed(spec: Path, scores: 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
     same = f"selections=[{{by: {scores}, column: quality}}, lengths]"
-    _claim(load(spec, benchmark_named, [same]), tmp_path / "out")
+    claim(load(spec, benchmark_named, [same]), tmp_path / "out")
     recorded = msgspec.json.decode((tmp_path / "out" / "sweep.json").read_bytes())["selections"]
     assert [each["name"] for each in recorded] == ["random", "scores.csv:quality", "lengths", "ids.txt"]
 
     (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
     with pytest.raises(VlmixError, match="its runs by ids.txt are shares of that list"):
-        _claim(load(spec, benchmark_named, [f"selections=[{ids}]"]), tmp_path / "out")
+        claim(load(spec, benchmark_named, [f"selections=[{ids}]"]), tmp_path / "out")
 
 
 def test_a_control_with_the_worst_scores_is_one_line(spec: Path, scores: Path, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""A sweep's folder: which sweep it belongs to, and what its finished runs left.
+
+SWEEP/
+  sweep.json               what is swept; another sweep is refused
+  mixtures/<digest>/       mixtures built for keys of the mixture recipe
+  runs/<name>/subset       the view of the mixture for the run
+  runs/<name>/run          the training run, answers/ its answers, result.json its row
+  results.jsonl and what `report.write` writes
+"""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vlmix.mixture.benchmark.values import Values
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io import strict_yaml as strict
+from vlmix.mixture.io.atomic import disk_errors, write_text
+from vlmix.mixture.io.digests import sha256 as digest
+from vlmix.mixture.io.locks import exclusive_lock
+from vlmix.mixture.selection.score_file import read_listing
+from vlmix.train.evaluate.evaluate import VALUES
+from vlmix.train.sweep.recipe import Choice, Sweep, choices, described
+from vlmix.train.sweep.report.aggregate import BUILT_IN, Result
+
+RESULTS, SPEC = "results.jsonl", "sweep.json"
+_GROWING = ("seeds", "ratios", "selections", "embeddings", "files", "published", "stop_early")
+"""What may be added to a sweep that is there: its runs are named by these, or do not depend on them. A selection that
+is there stays as it is."""
+
+
+def claim(sweep: Sweep, out: Path) -> None:
+    """Make the folder this sweep's."""
+    plain, chosen = json.loads(msgspec.json.encode(sweep)), choices(sweep)
+    plain["selections"] = msgspec.to_builtins(chosen)
+    read = [file for choice in chosen for file in choice.files]
+    read += [file for exam in sweep.evaluate.values() for file in exam.own]
+    plain["files"] = {file: digest(Path(file)) for file in read}
+    path = out / SPEC
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out, wait=True):
+        if not path.exists():
+            if any(out.iterdir()):
+                raise VlmixError(f"{out} is not empty and no sweep; choose another --out")
+            write_text(path, json.dumps(plain, indent=1) + "\n")
+            return
+        before = json.loads(path.read_text())
+        former, listed = before.get("files", {}), before.get("selections", [])
+        # Converted, it has the keys that came since, with their defaults.
+        earlier = strict.convert({key: value for key, value in before.items() if key != "files"}, Sweep, str(path))
+        before = json.loads(msgspec.json.encode(earlier))
+        for file, was in former.items():
+            if plain["files"].get(file, was) != was:
+                raise VlmixError(f"{out}: {file} changed since this sweep started; choose another --out")
+        plain["files"] = {**former, **plain["files"]}
+        known = {choice.name: choice for choice in choices(earlier)}
+        _check_same_selections(known, chosen, plain["files"], out)
+        _check_lists(listed, chosen, out)
+        plain["selections"] = msgspec.to_builtins(list({**known, **{each.name: each for each in chosen}}.values()))
+        same = {key: value for key, value in before.items() if key not in _GROWING}
+        if same == {key: value for key, value in plain.items() if key not in _GROWING}:
+            write_text(path, json.dumps(plain, indent=1) + "\n")
+            return
+    keys = (plain.keys() | before.keys()) - set(_GROWING)
+    if other := sorted(key for key in keys if plain.get(key) != before.get(key)):
+        differences = "; ".join(f"{key} was {before.get(key)}, here it is {plain.get(key)}" for key in other[:3])
+        raise VlmixError(f"{out} is another sweep: {differences}. Choose another --out")
+
+
+def _check_same_selections(known: dict[str, Choice], chosen: list[Choice], files: dict[str, str], out: Path) -> None:
+    """Raises VlmixError for a selection that has the name of an earlier one and is another. Files are the same if their
+    contents are."""
+
+    def meaning(choice: Choice) -> Choice:
+        embeddings = choice.embeddings and files.get(choice.embeddings, choice.embeddings)
+        return msgspec.structs.replace(choice, by=files.get(choice.by, choice.by), embeddings=embeddings)
+
+    for choice in chosen:
+        was = known.get(choice.name, choice)
+        if meaning(was) != meaning(choice):
+            raise VlmixError(
+                f"{out} is another sweep: selection {choice.name} was {{{described(was)}}}, here it is "
+                f"{{{described(choice)}}}. Give it another name, or choose another --out"
+            )
+
+
+def _check_lists(listed: list[Any], chosen: list[Choice], out: Path) -> None:
+    """Raises VlmixError for a list of ids in a sweep that recorded no names: it took shares of the list then."""
+    plain = [{"by": each} if isinstance(each, str) else each for each in listed]
+    unnamed = {each["by"] for each in plain if "name" not in each} - {*BUILT_IN}
+    for choice in chosen:
+        if choice.by in unnamed and not read_listing(Path(choice.by), choice.column).scored:
+            raise VlmixError(
+                f"{out}: its runs by {choice.name} are shares of that list, and a share is one of the whole mixture; "
+                "choose another --out"
+            )
+
+
+def run_folder(out: Path, run: str) -> Path:
+    """Where a run's subset, model, answers and row are."""
+    return out / "runs" / run
+
+
+def row_file(out: Path, run: str) -> Path:
+    """The row of a run that has finished."""
+    return run_folder(out, run) / "result.json"
+
+
+def subset_folder(out: Path, run: str) -> Path:
+    """The view of the mixture that a run trains on."""
+    return run_folder(out, run) / "subset"
+
+
+def finished(out: Path, names: Collection[str]) -> int:
+    """How many of the runs have their result in a folder."""
+    return sum(row_file(out, name).exists() for name in names)
+
+
+def recorded_grid(out: Path) -> dict[str, Any]:
+    """The grid of the sweep in a folder."""
+    grid: dict[str, Any] = json.loads((out / SPEC).read_text())["grid"]
+    return grid
+
+
+def read_rows(out: Path) -> list[Result]:
+    """The rows of all finished runs in a sweep's folder."""
+    files = sorted((out / "runs").glob("*/result.json"))
+    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
+    return sorted(rows, key=lambda row: (json.dumps(row.grid), row.selection, row.ratio, row.seed))
+
+
+def read_values(out: Path, rows: Sequence[Result]) -> dict[str, dict[str, Values]]:
+    """Run -> benchmark -> what each question adds to the score, for the runs of a sweep's folder."""
+    return {
+        row.run: {
+            name: Values.read(path)
+            for name in row.scores
+            if (path := run_folder(out, row.run) / "answers" / name / VALUES).exists()
+        }
+        for row in rows
+    }
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[bool]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder, wait) as mine:
+        yield mine
