@@ -76,15 +76,14 @@ def _scorer(
         items, notes = ask()
         items = [item for item in items if answers.asks(item.question.id)]
         matched = match(answers, dict.fromkeys(item.question.id for item in items), files.path)
-        kinds = Counter(group.partition("/")[0] for group in {group for item in items for group in item.groups})
+        kinds = Counter(column for column, _ in {group for item in items for group in item.groups})
         tallies = Tallies()
         for item in items:
             id = item.question.id
             text = matched.texts.get(id)
             value = 0.0 if text is None else metric.rate(text, item)
-            groups = [group for group in item.groups if kinds[group.partition("/")[0]] > 1]
-            for name in ("", *groups):
-                tallies.add(name, id, item.cluster, value, answered=text is not None)
+            names = ["", *(f"{column}/{group}" for column, group in item.groups if kinds[column] > 1)]
+            tallies.add_shares([(name, value) for name in names], id, item.cluster, text is not None)
         metrics = tallies.percents()
         options = [len(item.options) for item in items]
         chance = percent(sum(1 / count for count in options), len(options)) if all(options) else None

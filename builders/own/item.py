@@ -8,11 +8,12 @@ from vlmix.mixture.benchmark.benchmark import Question
 
 class Item(NamedTuple):
     """`answers` are the accepted ones; of a question with `options` the letter of the right one. `cluster` is what it
-    shares with others, `groups` are the sub-scores that it counts in, `row` is what its source says."""
+    shares with others, `groups` are the sub-scores that it counts in, (column, value) each, `row` is what its source
+    says."""
 
     question: Question
     answers: tuple[str, ...]
     cluster: str
-    groups: tuple[str, ...] = ()
+    groups: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
     row: Mapping[str, Any] = {}

@@ -108,7 +108,7 @@ def _items(recipe: OwnRecipe, mixture: Mixture, where: str) -> tuple[list[Item],
                         Question(id, image, text, item_bytes),
                         (turns[2 * number + 1],),
                         str(said[str(cluster)] or said["id"]),
-                        (f"{category}/{said[str(category)]}",) if said[str(category)] is not None else (),
+                        ((str(category), str(said[str(category)])),) if said[str(category)] is not None else (),
                         row={**said, "round": number, "response_format": format},
                     )
                 )

@@ -73,7 +73,7 @@ def read(recipe: OwnRecipe, files: Sequence[Path], images: Path, where: str) -> 
         text = _text(row, columns, recipe, choices, correct)
         image = hashes.get(index, image)
         cluster = _plain(row.values.get(columns.cluster)) or image or id
-        groups = [f"{name}/{value}" for name in columns.category if (value := _plain(row.values.get(name)))]
+        groups = [(name, value) for name in columns.category if (value := _plain(row.values.get(name)))]
         question = Question(id, image, text, partial(_bytes, row.container, row.at) if inside else None)
         said = {**row.values, **{name: image for name in row.container.columns[:1] if image and not inside}}
         items.append(Item(question, answers, cluster, tuple(groups), choices, said))

@@ -199,6 +199,12 @@ def test_where_and_fields_choose_rows_and_columns(tmp_path: Path) -> None:
     )
 
 
+def test_categories_are_told_apart_whatever_is_in_their_names(tmp_path: Path) -> None:
+    rows = [{**row, "q/type": "open", "q/topic": topic, "q": "x/y"} for row, topic in zip(ROWS, ("a/b", "c", "c"))]
+    benchmark = own(tmp_path, rows, fields={"category": ["q/type", "q/topic", "q"]})
+    assert score(benchmark, "red", "yes", "4").metrics == {"q/topic/a/b": 100, "q/topic/c": 50}
+
+
 def jpeg(color: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), color).save(file, "JPEG")
