@@ -36,14 +36,14 @@ _OPTION_COLUMNS = "ABCDEFGHIJ"
 
 
 class _Row(NamedTuple):
-    """A row where it stands, its values without images, and its images."""
+    """A row where it stands, its values without images, and its images with their columns."""
 
     place: str
     number: int
     container: Container
     at: int
     values: dict[str, Any]
-    images: list[ImageItem]
+    images: list[tuple[str, ImageItem]]
 
     def wrong(self, what: str) -> VlmixError:
         return VlmixError(f"{self.place}: row {self.number}: {what}")
@@ -69,13 +69,13 @@ def read(recipe: OwnRecipe, files: Sequence[Path], images: Path, where: str) -> 
     for index, (row, id) in enumerate(zip(rows, ids)):
         choices, correct = options.get(index, ((), 0))
         answers = (LETTERS[correct],) if choices else _answers(row, columns, recipe.metric)
-        image, inside = _image(row, images, recipe.images)
+        path, inside = _image(row, images, recipe.images)
         text = _text(row, columns, recipe, choices, correct)
-        image = hashes.get(index, image)
+        image = hashes.get(index, path)
         cluster = _plain(row.values.get(columns.cluster)) or image or id
         groups = [(name, value) for name in columns.category if (value := _plain(row.values.get(name)))]
         question = Question(id, image, text, partial(_bytes, row.container, row.at) if inside else None)
-        said = {**row.values, **{name: image for name in row.container.columns[:1] if image and not inside}}
+        said = {**row.values, **({row.images[0][0]: path} if path else {})}
         items.append(Item(question, answers, cluster, tuple(groups), choices, said))
     return items
 
@@ -121,10 +121,9 @@ def _rows(recipe: OwnRecipe, columns: _Columns, files: Sequence[Path]) -> list[_
             for number, broken in batch.broken:
                 raise VlmixError(f"{table.path}: row {number}: {broken.detail}; correct the file or take it out")
             values = [dict(zip(batch.columns, cells)) for cells in zip(*batch.columns.values())]
-            rows += [
-                _Row(str(table.path), number, container, at, cells, images)
-                for number, at, cells, images in zip(batch.numbers, batch.places, values, batch.images)
-            ]
+            for index, (number, at, cells) in enumerate(zip(batch.numbers, batch.places, values)):
+                images = [(name, item) for name, lists in batch.image_columns.items() for item in lists[index]]
+                rows.append(_Row(str(table.path), number, container, at, cells, images))
     if not rows:
         raise _nothing_in(files)
     return rows
@@ -325,7 +324,7 @@ def _image(row: _Row, root: Path, named: str) -> tuple[str, bool]:
         raise row.wrong(f"it has {count} images, and a question has one; `fields: {{image: COLUMN}}` names it")
     if not row.images:
         return "", False
-    item = row.images[0]
+    _, item = row.images[0]
     if item is None:
         raise row.wrong("its image is null or not an image")
     if item == INSIDE:
@@ -346,7 +345,7 @@ def _hashes(rows: Sequence[_Row]) -> dict[int, str]:
     """Of the images inside rows, so that questions about the same picture are known."""
     of_container: dict[Container, dict[int, int]] = {}
     for index, row in enumerate(rows):
-        if row.images == [INSIDE]:
+        if [item for _, item in row.images] == [INSIDE]:
             of_container.setdefault(row.container, {})[row.at] = index
     return {
         places[at]: xxh3_128_hexdigest(b"".join(images))

@@ -117,13 +117,6 @@ def values(column: pa.Array) -> list[Any]:
         raise
 
 
-def side_by_side(images: list[list[list[ImageItem]]], rows: int) -> list[list[ImageItem]]:
-    """The images of each row, of several columns."""
-    if len(images) == 1:
-        return images[0]
-    return [[item for column in images for item in column[row]] for row in range(rows)]
-
-
 def image_fields(schema: pa.Schema) -> tuple[str, ...]:
     """The columns of images: those with bytes, or else with text under a name that says so."""
     fields = [field for field in schema if field.name not in MEDIA]

@@ -24,7 +24,6 @@ from vlmix.mixture.io.rows.columns import (
     image_lists,
     leaf_columns,
     opened_parquet,
-    side_by_side,
     type_name,
     values,
 )
@@ -42,13 +41,21 @@ _SAMPLE = 50  # rows from which forms and columns are recognised
 @dataclass
 class Batch:
     """Some rows: their numbers in the file, their places (see `Container`), the values of their columns without images,
-    their images, and what of the file could not be read as rows, by its number."""
+    those of their columns of images, and what of the file could not be read as rows, by its number."""
 
     numbers: list[int]
     places: list[int]
     columns: dict[str, list[Any]]
-    images: list[list[ImageItem]]
+    image_columns: dict[str, list[list[ImageItem]]]
     broken: list[tuple[int, Broken]] = field(default_factory=list)
+
+    @cached_property
+    def images(self) -> list[list[ImageItem]]:
+        """The images of each row, of all columns."""
+        columns = list(self.image_columns.values())
+        if len(columns) == 1:
+            return columns[0]
+        return [[item for column in columns for item in column[row]] for row in range(len(self.places))]
 
 
 class Table:
@@ -81,7 +88,7 @@ class Table:
     def sample(self) -> Batch:
         """The first rows, with all columns."""
         with _damage(self.path):
-            nothing = Batch([], [], {name: [] for name in self.columns}, [])
+            nothing = Batch([], [], {name: [] for name in self.columns}, {})
             return next(iter(self._batches(self.columns, _SAMPLE)), nothing)
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
@@ -158,9 +165,9 @@ class Table:
         start = 0
         for batch in file.iter_batches(size, columns=wanted):
             columns = {name: values(batch.column(name)) for name in names}
-            images = [image_lists(batch.column(name), self._inside[name]) for name in self.image_columns]
+            images = {name: image_lists(batch.column(name), self._inside[name]) for name in self.image_columns}
             places = list(range(start, start + len(batch)))
-            yield Batch(places, places, columns, side_by_side(images, len(batch)))
+            yield Batch(places, places, columns, images)
             start += len(batch)
 
     def _arrow(self, names: Sequence[str], size: int) -> Iterator[Batch]:
@@ -171,15 +178,15 @@ class Table:
             for at in range(0, len(whole), size):
                 batch = whole.slice(at, size)
                 columns = {name: values(batch.column(name)) for name in names}
-                images = [image_lists(batch.column(name), None) for name in self.image_columns]
+                images = {name: image_lists(batch.column(name), None) for name in self.image_columns}
                 places = list(range(start, start + len(batch)))
-                yield Batch(places, places, columns, side_by_side(images, len(batch)))
+                yield Batch(places, places, columns, images)
                 start += len(batch)
 
     def _plain(self, names: Sequence[str], size: int) -> Iterator[Batch]:
         numbered = ((number, place, row) for number, (place, row) in enumerate(self._rows()))
         while rows := list(islice(numbered, size)):
-            batch = Batch([], [], {name: [] for name in names}, [])
+            batch = Batch([], [], {name: [] for name in names}, {name: [] for name in self.image_columns})
             for number, place, row in rows:
                 if isinstance(row, Broken):
                     batch.broken.append((number, row))
@@ -188,10 +195,8 @@ class Table:
                 batch.places.append(place)
                 for name in names:
                     batch.columns[name].append(row.get(name))
-                if self.kind == "tar":
-                    batch.images.append(row[IMAGES])
-                else:
-                    batch.images.append([item for name in self.image_columns for item in image_items(row.get(name))])
+                for name, images in batch.image_columns.items():
+                    images.append(row[name] if self.kind == "tar" else image_items(row.get(name)))
             yield batch
 
     def _rows(self) -> Iterator[tuple[int, Row]]:

@@ -327,6 +327,8 @@ def nothing(prediction, answers, row):
     pass
 def percent(prediction, answers, row):
     return 100
+def held_by(prediction, answers, row):
+    return row.get(prediction) == answers[0]
 """
 
 
@@ -351,6 +353,20 @@ def test_a_function_may_be_the_metric(tmp_path: Path, monkeypatch: pytest.Monkey
     }.items():
         with pytest.raises(VlmixError, match=message):
             score(own(tmp_path, ROWS, allow_code=True, metric=name), "red", None, None)
+
+
+def test_a_function_is_given_the_image_in_the_column_that_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "held_by.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    images = {"image_1": [None, "b.jpg"], "image_2": ["./a.jpg", None]}
+    table = pa.table({"question": ["a?", "b?"], "answer": ["a.jpg", "b.jpg"], **images})
+    pq.write_table(table, tmp_path / "plants.parquet")
+    for rows in (None, table.to_pylist()):
+        questions = "plants.json" if rows else "plants.parquet"
+        benchmark = own(tmp_path, rows, questions=questions, allow_code=True, metric="held_by:held_by")
+        assert score(benchmark, "image_2", "image_1").score == 100
 
 
 def test_rounds_of_a_mixture_are_questions_but_for_those_of_the_samples_trained_on(
