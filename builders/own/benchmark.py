@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from vlmix.builders.own import samples, table
-from vlmix.builders.own.item import Item
+from vlmix.builders.own.item import Asked
 from vlmix.builders.own.metrics import Metric, metric_named
 from vlmix.builders.own.recipe import OwnRecipe
 from vlmix.mixture.benchmark.answers import Answers
@@ -43,18 +43,12 @@ def read(path: Path, allow_code: bool = False) -> Benchmark:
     if (mixture / MANIFEST_NAME).is_file():
         without = None if recipe.without is None else base / Path(recipe.without).expanduser()
         inputs = [folder / MANIFEST_NAME for folder in (mixture, without) if folder is not None]
-
-        def ask() -> tuple[list[Item], list[str]]:
-            return samples.read(recipe, mixture, without, where)
+        ask = cache(partial(samples.read, recipe, mixture, without, where))
     else:
         if recipe.without is not None:
             raise VlmixError(f"{where}: without goes with a mixture; of a table, `where` chooses the rows")
         inputs = table.find(recipe, base)
-
-        def ask() -> tuple[list[Item], list[str]]:
-            return table.read(recipe, inputs, images, where), []
-
-    ask = cache(ask)
+        ask = cache(partial(table.read, recipe, inputs, images, where))
     return Benchmark(
         name=recipe.name,
         title=recipe.title or recipe.name,
@@ -62,7 +56,7 @@ def read(path: Path, allow_code: bool = False) -> Benchmark:
         homepage="",
         files=tuple(RawFile(file.name, "questions") for file in inputs),
         splits=(),
-        read_questions=lambda files, split: [item.question for item in ask()[0]],
+        read_questions=lambda files, split: [item.question for item in ask().items],
         score_answers=_scorer(recipe, metric, ask),
         max_new_tokens=recipe.max_new_tokens,
         own=OwnFiles(path, images, (path, *inputs)),
@@ -70,7 +64,7 @@ def read(path: Path, allow_code: bool = False) -> Benchmark:
 
 
 def _scorer(
-    recipe: OwnRecipe, metric: Metric, ask: Callable[[], tuple[list[Item], list[str]]]
+    recipe: OwnRecipe, metric: Metric, ask: Callable[[], Asked]
 ) -> Callable[[Answers, OfficialFiles, str], Scored]:
     def score(answers: Answers, files: OfficialFiles, split: str) -> Scored:
         items, notes = ask()

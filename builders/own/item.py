@@ -1,4 +1,4 @@
-"""A question of one's own benchmark, with what is needed to score it."""
+"""A question of one's own benchmark, with what is needed to score it, and all of them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,3 +17,10 @@ class Item(NamedTuple):
     groups: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
     row: Mapping[str, Any] = {}
+
+
+class Asked(NamedTuple):
+    """The questions of a benchmark, and what a report should say about them."""
+
+    items: list[Item]
+    notes: list[str]

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlmix.builders.llava_rows import split_image
-from vlmix.builders.own.item import Item
+from vlmix.builders.own.item import Asked, Item
 from vlmix.builders.own.recipe import OwnRecipe
 from vlmix.mixture.benchmark.benchmark import Question
 from vlmix.mixture.errors import VlmixError
@@ -22,13 +22,6 @@ from vlmix.mixture.render import OPTION_LETTER, SHORT_ANSWER
 _PROMPTS = {"short_answer": SHORT_ANSWER, "choice": OPTION_LETTER}
 """Response formats that have one right answer, and LLaVA's prompts for them."""
 _LEFT_OUT = ("prompt", "ids")
-
-
-class Asked(NamedTuple):
-    """The questions, and what a report should say about them."""
-
-    items: list[Item]
-    notes: list[str]
 
 
 def read(recipe: OwnRecipe, folder: Path, without: Path | None, where: str) -> Asked:

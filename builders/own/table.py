@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from xxhash import xxh3_128_hexdigest
 
 from vlmix.builders.llava_rows import split_image
-from vlmix.builders.own.item import Item
+from vlmix.builders.own.item import Asked, Item
 from vlmix.builders.own.metrics import FEWEST_HUMANS
 from vlmix.builders.own.recipe import OwnRecipe
 from vlmix.builders.rows.layout import layout_of
@@ -55,13 +55,13 @@ def find(recipe: OwnRecipe, base: Path) -> list[Path]:
     return find_tables(str(base / Path(where).expanduser()), [])
 
 
-def read(recipe: OwnRecipe, files: Sequence[Path], images: Path, where: str) -> list[Item]:
+def read(recipe: OwnRecipe, files: Sequence[Path], images: Path, where: str) -> Asked:
     """The questions of `files`, in their order. `images` is the root of images beside the rows; `where` begins errors
     about the recipe. Raises VlmixError for a row that cannot be asked or scored."""
     if unknown := sorted(recipe.fields.keys() - set(ROLES)):
         raise VlmixError(f"{where}: `fields` names {unknown[0]!r}; what a row may say is {', '.join(ROLES)}")
     columns = _Columns(recipe, files, where)
-    rows = _chosen(recipe, _rows(recipe, columns, files), where)
+    rows = _chosen(recipe, _rows(columns, files), where)
     ids = _ids(rows, columns, several=len(files) > 1)
     options = _options(rows, columns, where) if recipe.metric == "choice" else {}
     hashes = _hashes(rows)
@@ -77,7 +77,7 @@ def read(recipe: OwnRecipe, files: Sequence[Path], images: Path, where: str) -> 
         question = Question(id, image, text, partial(_bytes, row.container, row.at) if inside else None)
         said = {**row.values, **({row.images[0][0]: path} if path else {})}
         items.append(Item(question, answers, cluster, tuple(groups), choices, said))
-    return items
+    return Asked(items, [])
 
 
 class _Columns:
@@ -113,7 +113,7 @@ def _leading(names: Sequence[str]) -> list[str]:
     return letters if len(letters) > 1 and letters == list(_OPTION_COLUMNS[: len(letters)]) else []
 
 
-def _rows(recipe: OwnRecipe, columns: _Columns, files: Sequence[Path]) -> list[_Row]:
+def _rows(columns: _Columns, files: Sequence[Path]) -> list[_Row]:
     rows = []
     for table in columns.tables:
         container = table.container()
