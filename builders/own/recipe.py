@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from vlmix.mixture.errors import VlmixError
+
 
 class OwnRecipe(Struct, frozen=True, kw_only=True):
     """Paths are relative to the file."""
@@ -32,3 +34,10 @@ class OwnRecipe(Struct, frozen=True, kw_only=True):
     """Longest answer."""
     note: str = ""
     """For the report."""
+
+    def column(self, role: str, default: str, where: str) -> str:
+        """The column that `fields` names for `role`. Raises VlmixError, which `where` begins, where it names several."""
+        name = self.fields.get(role, default)
+        if not isinstance(name, str):
+            raise VlmixError(f"{where}: `fields` has several columns for {role}; name one")
+        return name

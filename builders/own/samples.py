@@ -1,5 +1,6 @@
 """A mixture's samples as questions: each round with a short answer or the letter of an option is one."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,8 @@ def _without(mixture: Mixture, whole: Mixture, other: Path, where: str) -> Mixtu
 
 def _items(recipe: OwnRecipe, mixture: Mixture, where: str) -> tuple[list[Item], int]:
     """The questions in the mixture's order, and how many samples were left out for their images."""
-    names = {role: recipe.fields.get(role) for role in ("category", "cluster")}
-    for role, name in names.items():
-        if isinstance(name, tuple):
-            raise VlmixError(f"{where}: `fields` has several columns for {role}; name one")
-    category, cluster = names["category"] or "source", names["cluster"] or "image"
-    columns = {name: mixture.column(str(name)) for name in ("id", "source", "image", category, cluster)}
+    category, cluster = recipe.column("category", "source", where), recipe.column("cluster", "image", where)
+    columns = {name: mixture.column(name) for name in ("id", "source", "image", category, cluster)}
     count = mixture.column("num_images").to_numpy()
     llava = mixture.root_manifest.recipe.get("prompts") == "llava"
     stored = bool(mixture.root_manifest.shards)
@@ -79,33 +76,36 @@ def _items(recipe: OwnRecipe, mixture: Mixture, where: str) -> tuple[list[Item],
     for (positions, texts), (_, formats) in zip(mixture.texts(), mixture.response_formats()):
         plain = {name: _at(column, positions) for name, column in columns.items()}
         for index, (position, turns, of) in enumerate(zip(positions.tolist(), texts, formats)):
-            first, place = split_image(turns[0])
             if not any(format in _PROMPTS for format in of):
                 continue
-            if count[position] > 1 or place == "inline":
+            if count[position] > 1 or split_image(turns[0])[1] == "inline":
                 left_out += 1
                 continue
-            said = {str(name): values[index] for name, values in plain.items()}
-            image = said["image"]
-            item_bytes = partial(_stored, mixture, position) if image and stored else None
-            found = of_sample.setdefault(position, [])
-            for number, format in enumerate(of):
-                text = turns[2 * number] if number else first
-                if format not in _PROMPTS or IMAGE_TOKEN in text:
-                    continue
-                if llava and not text.endswith(_PROMPTS[format]):  # which stands in the first round of its format alone
-                    text = f"{text}\n{_PROMPTS[format]}"
-                id = f"{said['id']}#{number}"
-                found.append(
-                    Item(
-                        Question(id, image, text, item_bytes),
-                        (turns[2 * number + 1],),
-                        str(said[str(cluster)] or said["id"]),
-                        ((str(category), str(said[str(category)])),) if said[str(category)] is not None else (),
-                        row={**said, "round": number, "response_format": format},
-                    )
+            said = {name: values[index] for name, values in plain.items()}
+            jpeg = partial(_stored, mixture, position) if said["image"] and stored else None
+            of_sample[position] = [
+                Item(
+                    Question(f"{said['id']}#{number}", said["image"], text, jpeg),
+                    (turns[2 * number + 1],),
+                    str(said[cluster] or said["id"]),
+                    ((category, str(said[category])),) if said[category] is not None else (),
+                    row={**said, "round": number, "response_format": of[number]},
                 )
+                for number, text in _rounds(turns, of, llava)
+            ]
     return [item for position in sorted(of_sample) for item in of_sample[position]], left_out
+
+
+def _rounds(turns: Sequence[str], formats: Sequence[str], llava: bool) -> Iterator[tuple[int, str]]:
+    """The rounds of a sample that can be asked: number and question, with the prompt of its format where the mixture
+    has LLaVA's."""
+    for number, format in enumerate(formats):
+        text = turns[2 * number] if number else split_image(turns[0])[0]
+        if format not in _PROMPTS or IMAGE_TOKEN in text:
+            continue
+        if llava and not text.endswith(_PROMPTS[format]):  # which stands in the first round of its format alone
+            text = f"{text}\n{_PROMPTS[format]}"
+        yield number, text
 
 
 def _at(column: pa.ChunkedArray, positions: NDArray[np.int64]) -> list[Any]:

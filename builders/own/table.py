@@ -84,9 +84,8 @@ class _Columns:
     """Which column of the tables holds what."""
 
     def __init__(self, recipe: OwnRecipe, files: Sequence[Path], where: str) -> None:
-        named = dict(recipe.fields)
+        named = {role: column for role, column in recipe.fields.items() if role in _OF_ROWS}
         self.options = named.pop("choices") if isinstance(named.get("choices"), tuple) else ()
-        own = {role: named.pop(role, role) for role in ("category", "cluster")}
         rows = RowsOptions(path=recipe.questions, form="qa", fields=named, ids=recipe.ids)
         self.tables = [Table(path, rows.image_columns) for path in files]
         there = list(dict.fromkeys(name for table in self.tables for name in table.columns))
@@ -95,11 +94,10 @@ class _Columns:
         self.of = layout_of(self.tables, rows, where).reading.columns
         if not self.options and "choices" not in self.of:
             self.options = tuple(_leading(there))
-        self.category = (own["category"],) if isinstance(own["category"], str) else own["category"]
+        category = recipe.fields.get("category", "category")
+        self.category = (category,) if isinstance(category, str) else category
         """Sub-scores by each of these."""
-        if not isinstance(own["cluster"], str):
-            raise VlmixError(f"{where}: `fields` has several columns for cluster; name one")
-        self.cluster = own["cluster"]
+        self.cluster = recipe.column("cluster", "cluster", where)
         for role, names in (("category", self.category), ("cluster", (self.cluster,)), ("choices", self.options)):
             for name in names if role in recipe.fields else ():
                 if name not in there:
