@@ -36,7 +36,7 @@ class OwnRecipe(Struct, frozen=True, kw_only=True):
     """For the report."""
 
     def column(self, role: str, default: str, where: str) -> str:
-        """The column that `fields` names for `role`. Raises VlmixError, which `where` begins, where it names several."""
+        """The column that `fields` names for `role`. Raises VlmixError, which `where` begins, if it names several."""
         name = self.fields.get(role, default)
         if not isinstance(name, str):
             raise VlmixError(f"{where}: `fields` has several columns for {role}; name one")
