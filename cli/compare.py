@@ -17,13 +17,11 @@ _SWEEP = "sweep.json"
 
 
 class Pair(NamedTuple):
-    """The names of two models, and how the second differs from the first. `adjusted` is the p of the overall difference
-    for all comparisons of a sweep together, where they are those."""
+    """The names of two models, and how the second differs from the first."""
 
     first: str
     second: str
     comparison: "Comparison"
-    adjusted: float | None = None
 
 
 def compare(
@@ -159,11 +157,9 @@ def _scored_as(folder: Path) -> tuple[str, int]:
 
 def _sweeps(paths: Sequence[Path]) -> list[Pair]:
     """One sweep: its comparisons with controls. Several: the points that each shares with the first."""
-    from vlmix.mixture.benchmark.compare import compare as make
     from vlmix.train.sweep.folder import read_rows, read_values, recorded_grid
     from vlmix.train.sweep.recipe import first_grid
-    from vlmix.train.sweep.report import aggregate, comparisons
-    from vlmix.train.sweep.report.aggregate import grid_key, grouped, runs_of
+    from vlmix.train.sweep.report import in_common, summarise
     from vlmix.train.sweep.report.wording import Namer
 
     opened = []
@@ -171,34 +167,20 @@ def _sweeps(paths: Sequence[Path]) -> list[Pair]:
         rows = read_rows(path)
         if not rows:
             raise VlmixError(f"{path}: no run of this sweep is finished; run the sweep first")
-        opened.append((path, rows, read_values(path, rows)))
+        values = read_values(path, rows)
+        opened.append((summarise(rows, values, first_grid(recorded_grid(path))), values))
+    namers = [Namer(summary.points) for summary, _ in opened]
     if len(opened) == 1:
-        _, rows, values = opened[0]
-        namer = Namer(aggregate(rows))
-        found = [
-            Pair(namer.point(each.control), namer.point(each.point), each.comparison, each.adjusted)
-            for each in comparisons(rows, values, first_grid(recorded_grid(paths[0])))
-        ]
-        if not found:
+        (namer,), compared = namers, opened[0][0].compared
+        if not compared:
             raise VlmixError(
                 f"{paths[0]}: nothing to compare: the sweep has one selection and one recipe; name another sweep, too"
             )
-        return found
-    sides = []
-    for path, rows, values in opened:
-        points, groups = aggregate(rows), grouped(rows)
-        namer = Namer(points)
-        side = {}
-        for point, group in zip(points, groups):
-            runs = runs_of(group, values, point.scores)
-            if runs is not None and point.scores:
-                side[grid_key(point.grid), point.selection, point.ratio] = (f"{path}: {namer.point(point)}", runs)
-        sides.append(side)
+        return [Pair(namer.point(each.control), namer.point(each.point), each.comparison) for each in compared]
     pairs = [
-        Pair(sides[0][place][0], name, make(sides[0][place][1], runs))
-        for side in sides[1:]
-        for place, (name, runs) in side.items()
-        if place in sides[0]
+        Pair(f"{paths[0]}: {namers[0].point(each.control)}", f"{path}: {namer.point(each.point)}", each.comparison)
+        for path, namer, sweep in zip(paths[1:], namers[1:], opened[1:])
+        for each in in_common(*opened[0], *sweep)
     ]
     if not pairs:
         raise VlmixError(f"{' and '.join(map(str, paths))} share no recipe, selection and share; nothing to compare")

@@ -455,13 +455,13 @@ def how(report: "Score") -> str:
     return f"interval over {report.clusters:,} images or questions that stand alone: {method}"
 
 
-def compared(first: str, second: str, comparison: "Comparison", adjusted: float | None) -> None:
+def compared(first: str, second: str, comparison: "Comparison") -> None:
     """How the second of two models differs from the first (see `benchmark.wording`)."""
     from vlmix.mixture.benchmark.wording import difference_table, notes
 
     _say(f"{second}, compared with {first}")
-    rows(*difference_table(comparison, adjusted))
-    for text in notes(comparison, adjusted):
+    rows(*difference_table(comparison))
+    for text in notes(comparison):
         _say(f"  {text}")
 
 

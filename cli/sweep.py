@@ -50,7 +50,7 @@ def sweep(
     require()
     from vlmix.train.sweep.folder import finished, read_values
     from vlmix.train.sweep.recipe import adds_random, first_grid, load, run_specs
-    from vlmix.train.sweep.report import aggregate, comparison_table, comparisons, table, write
+    from vlmix.train.sweep.report import comparison_table, summarise, table, write
     from vlmix.train.sweep.report.published import published
     from vlmix.train.sweep.subsets import same_as_random
     from vlmix.train.sweep.sweep import left_out, run
@@ -91,16 +91,14 @@ def sweep(
         show.note(
             f"{len(skipped)} runs are left out, as they cannot change which share is enough; the report names them"
         )
-    values = read_values(out, rows)
-    first = first_grid(parsed.grid)
-    report = write(out, parsed.name, rows, facts, parsed.note, values, published(parsed.published), first)
+    summary = summarise(rows, read_values(out, rows), first_grid(parsed.grid))
+    report = write(out, parsed.name, summary, facts, parsed.note, published(parsed.published))
     if as_json:
         show.done("", rows, as_json=True)
         return
-    points = aggregate(rows, values)
-    show.rows(*table(points))
-    if compared := comparisons(rows, values, first):
-        show.rows(*comparison_table(points, compared))
+    show.rows(*table(summary.points))
+    if summary.compared:
+        show.rows(*comparison_table(summary.points, summary.compared))
     show.done(f"report: {report}", None, as_json=False)
 
 

@@ -16,7 +16,7 @@ from vlmix.builders.own.recipe import OwnRecipe
 from vlmix.builders.rows.layout import layout_of
 from vlmix.builders.rows.options import RowsOptions
 from vlmix.builders.rows.parsed import text_of
-from vlmix.builders.rows.questions import correct_option, listed_options
+from vlmix.builders.rows.questions import correct_option, listed_answers, listed_options, place_of_letter
 from vlmix.mixture.benchmark.benchmark import Question
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.hub import HUB, download
@@ -24,15 +24,14 @@ from vlmix.mixture.io.rows.containers import Container, pieces, read_images
 from vlmix.mixture.io.rows.files import find_tables
 from vlmix.mixture.io.rows.images import INSIDE, ImageItem
 from vlmix.mixture.io.rows.table import Table
-from vlmix.mixture.io.rows.text import loaded, number_columns
+from vlmix.mixture.io.rows.text import number_columns
 from vlmix.mixture.record import IMAGE_TOKEN, Conversation, Round, is_blank, unsafe_path
 from vlmix.mixture.render import LETTERS, render
 
 _OF_ROWS = ("id", "question", "answer", "choices", "correct", "image")
 ROLES = (*_OF_ROWS, "category", "cluster")
 """What `fields` may name."""
-_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
-_OPTION_COLUMNS = "ABCDEFGHIJ"
+_OPTION_COLUMNS = LETTERS[:10]
 
 
 class _Row(NamedTuple):
@@ -223,9 +222,7 @@ def _filled(prompt: str, values: Mapping[str, Any], row: _Row) -> str:
 def _answers(row: _Row, columns: _Columns, metric: str) -> tuple[str, ...]:
     """The accepted answers of a row."""
     name = columns.of.get("answer", "")
-    value = row.values.get(name)
-    if name.endswith("s") and (several := loaded(value)) is not None:  # elsewhere it is an answer that looks like one
-        value = several
+    value = listed_answers(row.values.get(name), name)
     listed = value if isinstance(value, list) else [value]
     texts = [_answer(one.get("answer") if isinstance(one, dict) else one, row, name) for one in listed]
     if not texts or (metric != "vqa" and any(is_blank(text) for text in texts)):
@@ -306,10 +303,8 @@ def _readings(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> dic
         readings["label"] = labels.index(text)
     if same := [number for number, choice in enumerate(choices) if choice == text]:
         readings |= {"text": same[0], "again": same[-1]}
-    if letter := _LETTER.fullmatch(text):
-        letters = list(labels) or LETTERS[: len(choices)]
-        if letter[1].upper() in letters:
-            readings["letter"] = letters.index(letter[1].upper())
+    if (place := place_of_letter(text, labels, len(choices))) is not None:
+        readings["letter"] = place
     if re.fullmatch(r"\d{1,2}", text) and int(text) < len(choices):
         readings["number"] = int(text)
     return readings

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from string import ascii_uppercase
 from typing import Any
 
 from vlmix.builders.rows.parsed import Parsed, Problem, bad, placed, text_of
 from vlmix.builders.text import majority
 from vlmix.mixture.io.rows.text import loaded
 from vlmix.mixture.record import IMAGE_TOKEN, ResponseFormat, Round, is_blank
+from vlmix.mixture.render import LETTERS
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 
@@ -35,7 +35,7 @@ def questions(
             return bad("bad_choice", f"choice {choices.index('') + 1} of {len(choices)} is empty")
         index = row.get(column.get("correct", ""))
         correct = correct_option(index, answer, choices, labels)
-        if correct is None or len(choices) > 26:
+        if correct is None or len(choices) > len(LETTERS):
             if _is_place(answer) and text_of(answer) in choices:
                 return bad(
                     "bad_choice",
@@ -50,8 +50,7 @@ def questions(
         if tokens := question.count(IMAGE_TOKEN):
             return bad("image_token", f"the question has {tokens} {IMAGE_TOKEN}; images stand in front of choices")
         return Parsed({0: Round(question, choices[correct], "choice", choices, correct)}, extra={"form": "qa"})
-    if _is_plural(column.get("answer", "")):
-        answer = answer if (several := loaded(answer)) is None else several
+    answer = listed_answers(answer, column.get("answer", ""))
     if isinstance(answer, bool):
         return bad("bad_answer", f"its answer is {str(answer).lower()}; write it as text, such as yes or no")
     if isinstance(answer, list) and any(_is_place(one) or isinstance(one, float) for one in answer):
@@ -59,9 +58,10 @@ def questions(
     return placed([(question, _answer(answer))], images, {"form": "qa"}, response_format)
 
 
-def _is_plural(column: str) -> bool:
-    """Whether a column's text may be a printed list of answers; elsewhere it is an answer that looks like one."""
-    return column.endswith("s")
+def listed_answers(value: Any, column: str) -> Any:
+    """The list of answers that a text stands for, in a column with a plural name; elsewhere it is an answer that looks
+    like one. What is no list comes back as it is."""
+    return value if not column.endswith("s") or (listed := loaded(value)) is None else listed
 
 
 def listed_options(value: Any) -> tuple[list[str], list[Any]]:
@@ -105,13 +105,19 @@ def correct_option(index: Any, answer: Any, choices: Sequence[str], labels: Sequ
         for listed in (labels, choices):
             if value in listed:
                 return listed.index(value)
-        if letter := _LETTER.fullmatch(value.strip()):
-            letters = labels or list(ascii_uppercase[: len(choices)])
-            if (said := letter[1].upper()) in letters:
-                return letters.index(said)
+        if (place := place_of_letter(value, labels, len(choices))) is not None:
+            return place
         if digits < len(choices):
             return digits
     return None
+
+
+def place_of_letter(text: str, labels: Sequence[str], count: int) -> int | None:
+    """Which of `count` choices a letter means, such as B, (b) or B., by their labels if they have any; None: it is no
+    letter of theirs."""
+    letter = _LETTER.fullmatch(text.strip())
+    letters = labels or LETTERS[:count]
+    return letters.index(letter[1].upper()) if letter and letter[1].upper() in letters else None
 
 
 def _answer(value: Any) -> str | None:

@@ -58,14 +58,16 @@ class Estimate(Struct, frozen=True, kw_only=True):
 class Difference(Struct, frozen=True, kw_only=True):
     """Score `b` minus score `a` on the `questions` that all runs answered, of `asked`.
 
-    `needed` is how many such questions would tell a difference of this size in 8 of 10 cases, None if no number would,
-    as seeds differ by more, and 0 if there is no difference.
+    `adjusted` is its p among the differences that it is shown with (see `holm`), by which it is marked. `needed` is how
+    many such questions would tell a difference of this size in 8 of 10 cases, None if no number would, as seeds differ
+    by more, and 0 if there is no difference.
     """
 
     benchmark: str
     a: float
     b: float
     difference: Estimate
+    adjusted: float
     questions: int
     asked: int
     needed: int | None
@@ -74,16 +76,16 @@ class Difference(Struct, frozen=True, kw_only=True):
 class Comparison(Struct, frozen=True, kw_only=True):
     """Two models on all benchmarks that both have, by name.
 
-    `adjusted` are the differences' p for the table as a whole (see `holm`), by which they are marked. `overall` is the
-    mean relative difference in percent over benchmarks in which both score above 0, None without one; `left_out` are
-    the others, `unshared` benchmarks that one model has alone.
+    `overall` is the mean relative difference in percent over benchmarks in which both score above 0, None without one;
+    `left_out` are the others, `unshared` benchmarks that one model has alone. `overall_adjusted` is the p of `overall`
+    among several comparisons, None for one alone.
     """
 
     differences: list[Difference]
-    adjusted: list[float]
     overall: Estimate | None
     left_out: list[str]
     unshared: list[str]
+    overall_adjusted: float | None = None
 
 
 class _Term(NamedTuple):
@@ -119,7 +121,7 @@ def mean_score(runs: Sequence[Run], benchmark: str) -> Estimate:
     influences = [influence(run.values[benchmark]) for run in runs]
     terms = [_Term(0, run.seed, benchmark, 1 / len(runs), each) for run, each in zip(runs, influences)]
     hidden = _hidden(influences, runs, benchmark) ** 2
-    estimate = _estimate(float(np.mean([each.score for each in influences])), terms, hidden=hidden)
+    estimate = _estimate(float(np.mean([each.score for each in influences])), terms, _variance(terms), hidden=hidden)
     within = closed_interval(runs[0].values[benchmark]) if len(runs) == 1 else None
     if within is not None:
         return structs.replace(estimate, low=within.low, high=within.high)
@@ -146,7 +148,7 @@ def relative(runs: Sequence[Run], full: Sequence[Run], benchmarks: Sequence[str]
                 _Term(number, run.seed, benchmark, 100 * gradient / len(each) / len(benchmarks), effect)
                 for run, effect in zip(each, side)
             ]
-    estimate = _estimate(100 * float(np.mean(ratios)) - less, terms, unseen=unseen, hidden=hidden)
+    estimate = _estimate(100 * float(np.mean(ratios)) - less, terms, _variance(terms), unseen=unseen, hidden=hidden)
     lowest = min(bounds(run.values[benchmark])[0] for run in runs for benchmark in benchmarks)
     return _bounded(estimate, lowest - less, math.inf)
 
@@ -155,25 +157,32 @@ def difference(benchmark: str, a: Sequence[Run], b: Sequence[Run]) -> Difference
     """How the model of the runs `b` differs from that of `a` in one benchmark. Raises VlmixError if they have no
     question in common."""
     runs, asked = _common(benchmark, [*a, *b])
-    questions = runs[0].values[benchmark].questions
-    before, after = (mean_score(side, benchmark).value for side in (runs[: len(a)], runs[len(a) :]))
+    return _difference(benchmark, runs[: len(a)], runs[len(a) :], asked)
+
+
+def _difference(benchmark: str, a: Sequence[Run], b: Sequence[Run], asked: int) -> Difference:
+    """The same of runs on the same questions."""
+    values = a[0].values[benchmark]
+    sides = [[influence(run.values[benchmark]) for run in side] for side in (a, b)]
+    before, after = (float(np.mean([each.score for each in side])) for side in sides)
     terms = [
-        _Term(number, run.seed, benchmark, sign / len(side), influence(run.values[benchmark]))
-        for number, (sign, side) in enumerate(((-1, runs[: len(a)]), (1, runs[len(a) :])))
-        for run in side
+        _Term(number, run.seed, benchmark, sign / len(runs), effect)
+        for number, (sign, runs, effects) in enumerate(zip((-1, 1), (a, b), sides))
+        for run, effect in zip(runs, effects)
     ]
+    variance = _variance(terms)
     apart = after - before if abs(after - before) > 1e-9 * max(before, after) else 0.0  # means of the same numbers
-    estimate = _estimate(apart, terms, unseen=_unseen(runs[0].values[benchmark]))
-    lowest, highest = bounds(runs[0].values[benchmark])
-    estimate = _bounded(estimate, lowest - highest, highest - lowest)
+    lowest, highest = bounds(values)
+    estimate = _bounded(_estimate(apart, terms, variance, unseen=_unseen(values)), lowest - highest, highest - lowest)
     return Difference(
         benchmark=benchmark,
         a=before,
         b=after,
         difference=estimate,
-        questions=questions,
+        adjusted=estimate.p,
+        questions=values.questions,
         asked=asked,
-        needed=_needed(estimate.value, _variance(terms), questions),
+        needed=_needed(apart, variance, values.questions),
     )
 
 
@@ -189,12 +198,16 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
     shared = sorted(names[0] & names[1])
     if not shared:
         raise VlmixError(f"nothing to compare: one has {_listed(names[0])}, the other {_listed(names[1])}")
-    differences = [difference(name, a, b) for name in shared]
+    runs, asked = [*a, *b], {}
+    for name in shared:
+        runs, asked[name] = _common(name, runs)
+    a, b = runs[: len(a)], runs[len(a) :]
+    differences = [_difference(name, a, b, asked[name]) for name in shared]
+    adjusted = holm([each.difference.p for each in differences])
     positive = [each.benchmark for each in differences if each.a > 0 and each.b > 0]
     return Comparison(
-        differences=differences,
-        adjusted=holm([each.difference.p for each in differences]),
-        overall=overall(a, b, positive) if positive else None,
+        differences=[structs.replace(each, adjusted=p) for each, p in zip(differences, adjusted)],
+        overall=relative(b, a, positive, less=100.0) if positive else None,
         left_out=[name for name in shared if name not in positive],
         unshared=sorted(names[0] ^ names[1]),
     )
@@ -213,14 +226,6 @@ def holm(ps: Sequence[float]) -> list[float]:
         most = max(most, min(1.0, (len(ps) - place) * ps[number]))
         adjusted[number] = most
     return adjusted
-
-
-def overall(a: Sequence[Run], b: Sequence[Run], benchmarks: Sequence[str]) -> Estimate:
-    """By how many percent `b` scores higher than `a`, mean over benchmarks, on questions that all runs answered."""
-    runs = [*a, *b]
-    for benchmark in benchmarks:
-        runs, _ = _common(benchmark, runs)
-    return relative(runs[len(a) :], runs[: len(a)], benchmarks, less=100.0)
 
 
 def _common(benchmark: str, runs: Sequence[Run]) -> tuple[list[Run], int]:
@@ -278,10 +283,11 @@ def _unseen(values: Values) -> float:
     return most_of(values) * proportion(0, clusters)[1]
 
 
-def _estimate(value: float, terms: Sequence[_Term], *, unseen: float = 0.0, hidden: float = 0.0) -> Estimate:
+def _estimate(
+    value: float, terms: Sequence[_Term], variance: _Variance, *, unseen: float = 0.0, hidden: float = 0.0
+) -> Estimate:
     """`unseen` is how far the interval of no difference reaches where questions and seeds show none; `hidden` is
     variance over questions that they do not show."""
-    variance = _variance(terms)
     alike = variance.reach(LEVEL) <= 1e-12 * max(1.0, abs(value)) and (not hidden or (unseen > 0 and not value))
     variance = variance._replace(questions=variance.questions + hidden)
     reach = variance.reach(LEVEL)

@@ -28,12 +28,11 @@ def needed(count: int | None, questions: int) -> str:
     return "" if count <= questions else f"{count:,}"
 
 
-def difference_table(comparison: Comparison, adjusted: float | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, a benchmark each, and the overall difference in percent. That is marked by `adjusted`, its p for
-    several comparisons together, if there is one."""
+def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, a benchmark each, and the overall difference in percent."""
     header = ["benchmark", "first", "second", "difference", "p", "verdict", "questions", "needed"]
     rows = []
-    for each, p in zip(comparison.differences, comparison.adjusted):
+    for each in comparison.differences:
         asked = f"{each.questions:,}" + (f" of {each.asked:,}" if each.questions < each.asked else "")
         rows.append(
             [
@@ -42,21 +41,21 @@ def difference_table(comparison: Comparison, adjusted: float | None = None) -> t
                 f"{each.b:,.2f}",
                 signed(each.difference, 2),
                 p_value(each.difference.p),
-                verdict(each.difference, p),
+                verdict(each.difference, each.adjusted),
                 asked,
                 needed(each.needed, each.questions),
             ]
         )
     if comparison.overall is not None and len(comparison.differences) > 1:
-        whole = comparison.overall
+        whole, adjusted = comparison.overall, comparison.overall_adjusted
         marked = verdict(whole, whole.p if adjusted is None else adjusted)
         rows.append(["overall, %", "", "", signed(whole, 2), p_value(whole.p), marked, "", ""])
     return header, rows
 
 
-def notes(comparison: Comparison, adjusted: float | None = None) -> list[str]:
-    """What a reader must know of a comparison (`adjusted` as for `difference_table`)."""
-    more = "" if adjusted is None else ", the overall one all comparisons of the sweep"
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know of a comparison."""
+    more = "" if comparison.overall_adjusted is None else ", the overall one all comparisons of the sweep"
     lines = [f"± is half of the 95 % interval; a verdict counts all benchmarks of the table (Holm){more}"]
     if any(each.difference.seeds < 2 for each in comparison.differences):
         lines.append("one seed: the interval is over questions alone; how much seeds differ is unknown")

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from msgspec import structs
 from scipy import stats
 
 from tests.mixture.benchmark.made import values_of
-from vlmix.mixture.benchmark.compare import Run, compare, difference, holm, mean_score, overall, relative
+from vlmix.mixture.benchmark.compare import Run, compare, difference, holm, mean_score, relative
 from vlmix.mixture.benchmark.intervals import interval
 from vlmix.mixture.benchmark.wording import difference_table, notes, verdict
 from vlmix.mixture.errors import VlmixError
@@ -163,7 +164,8 @@ def test_a_model_that_answers_nothing_right_has_an_interval() -> None:
 def test_the_overall_difference_is_the_mean_of_relative_ones() -> None:
     a = Run(0, {"x": values_of([1.0, 0.0] * 50), "y": values_of([1.0, 1.0, 0.0, 0.0] * 25, summed=True)})
     b = Run(0, {"x": values_of([1.0, 1.0, 1.0, 0.0] * 25), "y": values_of([1.0, 0.0] * 50, summed=True)})
-    assert overall([a], [b], ["x", "y"]).value == pytest.approx((50 + 0) / 2)
+    whole = compare([a], [b]).overall
+    assert whole is not None and whole.value == pytest.approx((50 + 0) / 2)
     zero = Run(0, {**b.values, "y": values_of([0.0] * 100)})
     found = compare([a], [zero])
     assert found.left_out == ["y"] and found.overall is not None and found.overall.value == pytest.approx(50)
@@ -174,11 +176,9 @@ def test_a_comparison_among_several_is_marked_by_all_of_them() -> None:
     a, b = ({name: values_of((random.random(400) < rate) * 1.0) for name in "xy"} for rate in (0.5, 0.6))
     found = compare([Run(0, a)], [Run(0, b)])
     assert found.overall is not None and found.overall.p < 0.05
-    assert [difference_table(found, adjusted)[1][-1][5] for adjusted in (None, 0.2)] == [
-        "higher",
-        "no difference shown",
-    ]
-    assert "all comparisons of the sweep" in notes(found, 0.2)[0]
+    among = structs.replace(found, overall_adjusted=0.2)
+    assert [difference_table(each)[1][-1][5] for each in (found, among)] == ["higher", "no difference shown"]
+    assert "all comparisons of the sweep" in notes(among)[0] and "sweep" not in notes(found)[0]
 
 
 def test_holms_adjustment_is_that_of_statsmodels() -> None:

@@ -33,7 +33,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.train.evaluate.evaluate import VALUES
 from vlmix.train.sweep import environment
 from vlmix.train.sweep.recipe import first_grid
-from vlmix.train.sweep.report import Result, aggregate, comparisons, table, write
+from vlmix.train.sweep.report import Result, aggregate, summarise, table, write
 from vlmix.train.sweep.report.page import page
 from vlmix.train.sweep.report.picture import DARK, LIGHT
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, scores
@@ -58,12 +58,12 @@ def hostile():
 
 
 def test_another_process_on_another_day_writes_the_same_bytes(tmp_path):
-    here = write(tmp_path / "here", "x", CURVES, {}, "a note", None, published(True)).parent
+    here = write(tmp_path / "here", "x", summarise(CURVES), {}, "a note", published(True)).parent
     script = (
-        "import sys, msgspec; from pathlib import Path; from vlmix.train.sweep.report import Result, write\n"
+        "import sys, msgspec; from pathlib import Path; from vlmix.train.sweep.report import Result, summarise, write\n"
         "from vlmix.train.sweep.report.published import published\n"
         "rows = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Result])\n"
-        "write(Path(sys.argv[1]), 'x', rows, {}, 'a note', None, published(True))"
+        "write(Path(sys.argv[1]), 'x', summarise(rows), {}, 'a note', published(True))"
     )
     other = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1000000000", "TZ": "Asia/Tokyo"}
     command = [sys.executable, "-c", script, str(tmp_path / "there")]
@@ -90,7 +90,7 @@ def svgs(root):
 
 
 def test_drawings_of_a_page_have_ids_of_their_own_and_no_colours_of_their_own(tmp_path):
-    text = write(tmp_path, "x", CURVES, {}, "", None, published(True)).read_text()
+    text = write(tmp_path, "x", summarise(CURVES), {}, "", published(True)).read_text()
     root = ElementTree.fromstring(text)
     assert len(svgs(root)) == 4  # curve and benchmarks, wide and narrow
     ids = [element.get("id") for element in root.iter() if element.get("id")]
@@ -107,7 +107,7 @@ def test_drawings_of_a_page_have_ids_of_their_own_and_no_colours_of_their_own(tm
 
 
 def test_hostile_names_in_a_drawing_are_text(tmp_path):
-    root = ElementTree.fromstring(write(tmp_path, HOSTILE, hostile(), {}, "", None, published(True)).read_text())
+    root = ElementTree.fromstring(write(tmp_path, HOSTILE, summarise(hostile()), {}, "", published(True)).read_text())
     drawn = [text for svg in svgs(root) for text in texts(svg, "text")]
     assert any("<script>alert('1')</script> &" in text for text in drawn)
     assert not list(root.iter("script"))
@@ -164,7 +164,7 @@ def measured(tmp_path, report, width):
 @pytest.mark.parametrize("rows", [CURVES, ladder(), hostile()], ids=["curves", "ladder", "hostile"])
 def test_a_page_fits_windows_of_360_pixels_and_wider(tmp_path, rows):
     facts = {"overrides": "a-long-word" * 30}
-    report = write(tmp_path / "report", "a title of " + "one" * 40, rows, facts, "", None, published(True))
+    report = write(tmp_path / "report", "a title of " + "one" * 40, summarise(rows), facts, "", published(True))
     drawings = len(svgs(ElementTree.fromstring(report.read_text()))) // 2
     for width in (360, 600, 861, 1200):
         found = measured(tmp_path, report, width)
@@ -175,7 +175,7 @@ def test_a_page_fits_windows_of_360_pixels_and_wider(tmp_path, rows):
 @BROWSER
 @pytest.mark.slow
 def test_the_measure_finds_what_does_not_fit(tmp_path):
-    report = write(tmp_path / "report", "x", CURVES, {})
+    report = write(tmp_path / "report", "x", summarise(CURVES), {})
     report.write_text(report.read_text().replace("</main>", '<p style="width: 500px">wide</p></main>'))
     assert measured(tmp_path, report, 360)["width"] > 360
 
@@ -183,7 +183,7 @@ def test_the_measure_finds_what_does_not_fit(tmp_path):
 @BROWSER
 @pytest.mark.slow
 def test_one_drawing_serves_light_and_dark_pages(tmp_path):
-    report = write(tmp_path / "report", "x", CURVES, {})
+    report = write(tmp_path / "report", "x", summarise(CURVES), {})
     for theme, scheme in ((LIGHT, 1), (DARK, 0)):
         shot = tmp_path / "shot.png"
         setting = f"--blink-settings=preferredColorScheme={scheme}"
@@ -232,7 +232,7 @@ def test_the_csv_of_points_is_plain_numbers():
 
 def test_the_csv_of_comparisons_has_a_line_for_each_benchmark_and_one_overall():
     rows, known = answered()
-    points, compared = aggregate(rows, known), comparisons(rows, known)
+    _, points, _, compared = summarise(rows, known)
     frame = pl.read_csv(io.StringIO(comparisons_csv(points, compared)))
     assert (
         frame["compared"].to_list() == ['worst, of "all", 50 %'] * 2 and frame["with"].to_list() == ["random, 50 %"] * 2
@@ -245,7 +245,7 @@ def test_the_csv_of_comparisons_has_a_line_for_each_benchmark_and_one_overall():
     assert first["low"] < first["difference"] < first["high"] and first["questions"] == 40
     estimate = compared[0].comparison.differences[0]
     assert (first["p"], first["needed"]) == (estimate.difference.p, estimate.needed)
-    assert (overall["adjusted_p"], overall["needed"]) == (compared[0].adjusted, None)
+    assert (overall["adjusted_p"], overall["needed"]) == (compared[0].comparison.overall_adjusted, None)
 
 
 @pytest.mark.processes
@@ -260,7 +260,7 @@ def test_every_recipe_is_compared_with_the_first_that_the_grid_names(tmp_path):
         known[f"run{number}"]["gqa"].write(home / "answers" / "gqa" / VALUES)
         (home / "result.json").write_bytes(msgspec.json.encode(rows[-1]))
     (tmp_path / "sweep.json").write_text(json.dumps({"grid": grid}))
-    write(tmp_path, "x", rows, {}, values=known, first=first_grid(grid))
+    write(tmp_path, "x", summarise(rows, known, first_grid(grid)), {})
     compared = pl.read_csv(tmp_path / "comparisons.csv")
     assert set(compared["with"]) == {"lr=0.003, size=small, full mixture"} and len(set(compared["compared"])) == 5
     shown = vlmix("compare", tmp_path).stdout
@@ -412,13 +412,13 @@ def test_published_scores_are_marks_in_the_relative_picture_alone():
 
 def test_published_scores_have_their_sources_in_the_page(tmp_path):
     root = ElementTree.fromstring(
-        write(tmp_path, "x", CURVES, {}, "", None, published(["random", "ICONS"])).read_text()
+        write(tmp_path, "x", summarise(CURVES), {}, "", published(["random", "ICONS"])).read_text()
     )
     cells = texts(root, "td")
     assert "arXiv 2501.00654" in cells and "> 98.0" in cells and "stated in the abstract" in cells
     assert not any("2605.26761" in cell for cell in cells)
     assert any("no comparison" in text for text in texts(root, "p"))
-    plain = write(tmp_path, "x", CURVES, {}).read_text()
+    plain = write(tmp_path, "x", summarise(CURVES), {}).read_text()
     assert "Published" not in plain and "arXiv" not in plain
 
 
@@ -431,7 +431,7 @@ def test_published_scores_are_chosen_by_name():
 
 
 def facts_of(rows, given=None):
-    root = ElementTree.fromstring(page("x", rows, given or {}, ("<svg />", "<svg />"), None))
+    root = ElementTree.fromstring(page("x", summarise(rows), given or {}, ("<svg />", "<svg />"), None))
     tables = {"".join(each.find("caption").itertext()): each for each in root.iter("table")}
     (found,) = [each for caption, each in tables.items() if caption.startswith("The sweep, and what")] or [None]
     return {} if found is None else dict(["".join(c.itertext()) for c in line] for line in found.find("tbody"))

@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 
 from tests.mixture.benchmark.made import values_of
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.sweep.report import Result, aggregate, headline, require, series, table, write
+from vlmix.train.sweep.report import Result, aggregate, headline, require, series, summarise, table, write
 from vlmix.train.sweep.report.aggregate import FULL, Spread, sub_score
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.picture import LIGHT
@@ -38,6 +38,10 @@ def row(ratio=1.0, seed=0, selection="random", grid=None, **changes):
         "questions": {"gqa": 100},
     }
     return Result(**given | changes)
+
+
+def said(rows):
+    return list(notes(summarise(rows)))
 
 
 def at(points, ratio, selection="random"):
@@ -115,7 +119,7 @@ def test_one_seed_has_no_spread_and_says_so_everywhere():
         "With 10 % of the samples the model keeps 75.0 % of the score of the full mixture "
         "(1 seed, so how much seeds differ is unknown)."
     )
-    assert any(note.startswith("± ?: there is one seed") for note in notes(rows))
+    assert any(note.startswith("± ?: there is one seed") for note in said(rows))
 
 
 def test_a_small_spread_is_not_written_as_none():
@@ -130,14 +134,14 @@ def test_without_a_full_run_scores_are_absolute():
     assert [point.relative for point in points] == [None, None]
     assert table(points)[0] == ["selection", "share", "samples", "seeds", "gqa"]
     assert headline(points) == ["No smaller share can be compared with the full mixture yet: the scores are absolute."]
-    assert "There is no run on the full mixture yet, so nothing is relative to it." in notes(rows)
+    assert "There is no run on the full mixture yet, so nothing is relative to it." in said(rows)
 
 
 def test_a_benchmark_in_which_the_full_mixture_scores_nothing_is_left_out_and_named():
     rows = [row(scores={"gqa": 60.0, "mme": 0.0}), row(0.5, scores={"gqa": 30.0, "mme": 5.0})]
     point = at(aggregate(rows), 0.5)
     assert point.left_out == ["mme"] and point.relative.mean == 50.0 and point.scores["mme"].mean == 5.0
-    (note,) = [note for note in notes(rows) if note.startswith("mme cannot be relative")]
+    (note,) = [note for note in said(rows) if note.startswith("mme cannot be relative")]
     assert "the full mixture scores 0" in note
     only = aggregate([row(scores={"mme": 0.0}), row(0.5, scores={"mme": 5.0})])
     assert at(only, 0.5).relative is None and at(only, 1.0).relative is None
@@ -156,7 +160,7 @@ def test_a_run_that_lacks_a_benchmark_counts_where_it_has_scores_but_not_in_the_
         "30.0 ± ? (1 of 2)",
         "62.0 ± 25.4†",
     ]
-    shown = list(notes(rows))
+    shown = said(rows)
     assert "random-0.1-1 has no score in gqa yet." in shown
     assert any(note.startswith("random-0.1-1 does not count in the relative score") for note in shown)
 
@@ -164,30 +168,32 @@ def test_a_run_that_lacks_a_benchmark_counts_where_it_has_scores_but_not_in_the_
 def test_a_benchmark_that_no_full_run_has_stays_out_of_the_relative_score():
     rows = [row(), row(0.5, scores={"gqa": 30.0, "pope": 80.0})]
     assert at(aggregate(rows), 0.5).relative.mean == 50.0
-    assert "random-0.5-0: no run on the full mixture has pope, which is left out of the relative score." in notes(rows)
+    assert "random-0.5-0: no run on the full mixture has pope, which is left out of the relative score." in notes(
+        summarise(rows)
+    )
 
 
 def test_a_score_that_is_not_a_number_counts_as_missing(tmp_path):
     rows = [row(), row(0.5, loss=math.nan, scores={"gqa": math.nan})]
     point = at(aggregate(rows), 0.5)
     assert point.scores == {} and point.relative is None
-    shown = list(notes(rows))
+    shown = said(rows)
     assert "random-0.5-0: the score in gqa is not a number and counts as missing." in shown
     assert "random-0.5-0: the last loss is not a number; the training diverged." in shown
-    assert write(tmp_path, "diverged", rows, {}).read_text().count("not a number") >= 4
+    assert write(tmp_path, "diverged", summarise(rows), {}).read_text().count("not a number") >= 4
 
 
 def test_runs_of_one_point_and_seed_count_once():
     rows = [row(0.5, 0, scores={"gqa": 10.0}), row(0.5, 0, run="again", scores={"gqa": 20.0}), row(0.5, 1), row(1.0)]
     point = at(aggregate(rows), 0.5)
     assert point.seeds == 2 and point.scores["gqa"].by_seed == {0: 15.0, 1: 60.0}
-    assert any(note.startswith("again and random-0.5-0 are runs of one point and one seed") for note in notes(rows))
+    assert any(note.startswith("again and random-0.5-0 are runs of one point and one seed") for note in said(rows))
 
 
 def test_runs_that_were_asked_other_numbers_of_questions_are_told():
     rows = [row(), row(0.5, questions={"gqa": 12578})]
     assert any(
-        note.startswith("gqa: runs were asked different numbers of questions (100 and 12,578)") for note in notes(rows)
+        note.startswith("gqa: runs were asked different numbers of questions (100 and 12,578)") for note in said(rows)
     )
 
 
@@ -278,7 +284,7 @@ def test_equal_rows_in_another_order_give_equal_bytes(tmp_path):
     other = random.Random(0).sample(rows, len(rows))
     other = [msgspec.structs.replace(r, sources=dict(reversed(r.sources.items()))) for r in other]
     for name, given in (("a", rows), ("b", other)):
-        write(tmp_path / name, "order", given, {"steps": "same"})
+        write(tmp_path / name, "order", summarise(given), {"steps": "same"})
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     curves = ["curve.pdf", "curve.png", "curve.svg"]
     assert names == ["comparisons.csv", *curves, "report.html", "table.csv", "table.tex"]
@@ -288,7 +294,7 @@ def test_equal_rows_in_another_order_give_equal_bytes(tmp_path):
 
 
 def parsed(rows, title="a sweep", facts=None):
-    return ElementTree.fromstring(page(title, rows, facts or {}, Drawing("<svg />", "<svg />"), None))
+    return ElementTree.fromstring(page(title, summarise(rows), facts or {}, Drawing("<svg />", "<svg />"), None))
 
 
 def texts(root, tag):
@@ -296,7 +302,9 @@ def texts(root, tag):
 
 
 def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
-    text = write(tmp_path, "Half the data", BOTH, {"recipe": "tiny.yaml", "versions": {"torch": "2.13"}}).read_text()
+    text = write(
+        tmp_path, "Half the data", summarise(BOTH), {"recipe": "tiny.yaml", "versions": {"torch": "2.13"}}
+    ).read_text()
     root = ElementTree.fromstring(text)
     assert texts(root, "h1") == ["Half the data"]
     assert (
@@ -322,7 +330,10 @@ def test_the_page_stands_alone_with_picture_and_tables(tmp_path):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium here")
 def test_a_browser_shows_the_picture_and_the_bars(tmp_path):
     report = write(
-        tmp_path / "report", "in a browser", [*BOTH, row(0.1, selection="lengths", scores=BOTH[2].scores)], {}
+        tmp_path / "report",
+        "in a browser",
+        summarise([*BOTH, row(0.1, selection="lengths", scores=BOTH[2].scores)]),
+        {},
     )
     shot, profile = tmp_path / "shot.png", tmp_path / "profile"
     command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1800"]
@@ -348,7 +359,9 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
         )
         for r in (0.5, 1.0)
     ] + [row(grid={HOSTILE: "other"})]
-    text = write(tmp_path, HOSTILE, rows, {HOSTILE: [HOSTILE], "more": {HOSTILE: {"deep": HOSTILE}}}).read_text()
+    text = write(
+        tmp_path, HOSTILE, summarise(rows), {HOSTILE: [HOSTILE], "more": {HOSTILE: {"deep": HOSTILE}}}
+    ).read_text()
     root = ElementTree.fromstring(text)
     assert not list(root.iter("script")) and "\x1b" not in text and "\u202e" not in text
     shown = "<script>alert('1')</script> & \"$x_1$\" [31m "
@@ -405,20 +418,20 @@ def test_shares_below_ten_percent_and_many_of_them_are_drawn():
 
 def test_runs_without_any_score_are_listed(tmp_path):
     rows = [row(0.5, scores={}, metrics={}), row(1.0, scores={}, metrics={})]
-    text = write(tmp_path, "early", rows, {}).read_text()
+    text = write(tmp_path, "early", summarise(rows), {}).read_text()
     assert "No run has been evaluated yet." in text and "random-0.5-0" in text
     ElementTree.fromstring(text)
 
 
 def test_a_report_without_runs_is_refused(tmp_path):
     with pytest.raises(VlmixError, match="no finished runs"):
-        write(tmp_path, "none", [], {})
+        write(tmp_path, "none", summarise([]), {})
     assert not list(tmp_path.iterdir())
 
 
 def test_without_matplotlib_the_remedy_is_told_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    for call in (require, lambda: write(tmp_path, "bare", BOTH, {})):
+    for call in (require, lambda: write(tmp_path, "bare", summarise(BOTH), {})):
         with pytest.raises(VlmixError, match=r"pip install 'jinja2>=3.1' 'matplotlib>=3"):
             call()
     assert not list(tmp_path.iterdir())
@@ -428,7 +441,7 @@ def test_without_matplotlib_the_remedy_is_told_and_nothing_is_written(tmp_path, 
 def test_rows_survive_the_way_through_json():
     rows = [*BOTH, row(0.5, loss=math.nan, scores={"gqa": math.nan}, metrics={"gqa": {"open": math.inf}})]
     back = msgspec.json.decode(msgspec.json.encode(rows), type=list[Result])
-    assert aggregate(back) == aggregate(rows) and list(notes(back)) == list(notes(rows))
+    assert aggregate(back) == aggregate(rows) and said(back) == said(rows)
     assert parsed(back) is not None
 
 
@@ -459,9 +472,9 @@ def test_the_headline_says_what_intervals_leave_open():
         for ratio in (0.1, 0.3, 1.0)
         for seed in (0, 1, 2)
     ]
-    said = headline(aggregate(rows, values))[-1]
-    assert said.startswith("No smaller share that was measured keeps 98 %")
-    assert "By its interval it may be so of random, 30 % (95.8 ± " in said and "10 %" not in said
+    sentence = headline(aggregate(rows, values))[-1]
+    assert sentence.startswith("No smaller share that was measured keeps 98 %")
+    assert "By its interval it may be so of random, 30 % (95.8 ± " in sentence and "10 %" not in sentence
 
 
 def test_an_interval_that_reaches_further_to_one_side_is_written_with_its_ends():

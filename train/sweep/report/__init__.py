@@ -16,10 +16,9 @@ from vlmix.train.sweep.report.aggregate import (
     Series,
     Spread,
     aggregate,
-    ordered,
     series,
 )
-from vlmix.train.sweep.report.comparisons import Compared, comparisons
+from vlmix.train.sweep.report.comparisons import Compared, Summary, in_common, summarise
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, require, scores
 from vlmix.train.sweep.report.published import Published
@@ -32,29 +31,23 @@ REPORT_NAME = "report.html"
 def write(
     out: Path,
     title: str,
-    rows: list[Result],
+    summary: Summary,
     facts: dict[str, Any],
     note: str = "",
-    values: RunValues | None = None,
     published: Sequence[Published] = (),
-    first: dict[str, Any] | None = None,
 ) -> Path:
     """Writes `report.html`, its curve as `curve.png`, `.svg` and `.pdf`, and its tables as `table.csv`, `table.tex` and
     `comparisons.csv` into `out`, each whole or not at all, and gives the page's path.
 
-    `values` are what each question adds to the scores of each run; without them intervals are over seeds alone, and
-    nothing is compared.
-
     `facts` are shown in their order, nested ones under dotted names; they must hold no time, host or absolute path,
-    as a page depends on nothing else but `rows`, `values`, `published` and the libraries' versions. `note` stands above
-    picture and page. `published` are marks in the picture of relative scores. `first` is the grid that the others are
-    compared with (see `comparisons`).
+    as a page depends on nothing else but `summary`, `published` and the libraries' versions. `note` stands above
+    picture and page. `published` are marks in the picture of relative scores.
     Raises VlmixError without rows, and without matplotlib or Jinja2.
     """
-    if not rows:
+    if not summary.rows:
         raise VlmixError(f"{out}: there are no finished runs to report on yet; run the sweep first")
     require()
-    points = aggregate(rows, values)
+    points = summary.points
     main = Drawing(
         *(curve(points, published, "", sheet).inline(f"curve-{i}-") for i, sheet in enumerate((WIDE, NARROW)))
     )
@@ -64,9 +57,9 @@ def write(
     files = {"curve.png": picture.png(), "curve.svg": picture.svg(), "curve.pdf": picture.pdf()}
     texts = {
         "table.csv": points_csv(points),
-        "table.tex": points_latex(points, list(notes(rows, values))),
-        "comparisons.csv": comparisons_csv(points, comparisons(rows, values or {}, first)),
-        REPORT_NAME: page(title, ordered(rows), facts, main, each, note, values, published, first),
+        "table.tex": points_latex(points, list(notes(summary))),
+        "comparisons.csv": comparisons_csv(points, summary.compared),
+        REPORT_NAME: page(title, summary, facts, main, each, note, published),
     }
     for name, data in files.items():
         write_bytes(out / name, data)
@@ -83,12 +76,14 @@ __all__ = [
     "RunValues",
     "Series",
     "Spread",
+    "Summary",
     "aggregate",
     "comparison_table",
-    "comparisons",
     "headline",
+    "in_common",
     "require",
     "series",
+    "summarise",
     "table",
     "write",
 ]

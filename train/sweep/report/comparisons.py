@@ -1,8 +1,11 @@
-"""Points against their control: random samples of the same share, or the first values of the grid."""
+"""A sweep's points, and each against its control: random samples of the same share, or the first values of the grid."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vlmix.mixture.benchmark.compare import ALPHA, Comparison, compare, holm
+from msgspec import structs
+
+from vlmix.mixture.benchmark.compare import ALPHA, Comparison, Run, compare, holm
 from vlmix.train.sweep.report.aggregate import (
     FULL,
     Point,
@@ -11,36 +14,66 @@ from vlmix.train.sweep.report.aggregate import (
     aggregate,
     grid_key,
     grouped,
-    is_number,
+    ordered,
     runs_of,
+    with_all,
 )
 
 CONTROL = "random"
 
 
 class Compared(NamedTuple):
-    """A point against its control. `adjusted` is the p of the overall difference for all comparisons of the sweep
-    together."""
+    """A point against its control. The comparison's `overall_adjusted` is the p of the overall difference among all
+    comparisons of the sweep."""
 
     point: Point
     control: Point
     comparison: Comparison
-    adjusted: float
 
     @property
     def shown(self) -> bool:
         """Whether there is a difference overall."""
-        return self.adjusted < ALPHA
+        adjusted = self.comparison.overall_adjusted
+        return adjusted is not None and adjusted < ALPHA
 
 
-def comparisons(rows: list[Result], values: RunValues, first: dict[str, Any] | None = None) -> list[Compared]:
-    """Every point that has a control whose questions are at hand: a selection against random samples of its grid and
-    share; and every grid against `first` at the same selection and share, by default the first of the table."""
+class Summary(NamedTuple):
+    """What the runs of a sweep say: `rows` in the order of reports, each point with its group of rows, and every point
+    that has a control against it."""
+
+    rows: list[Result]
+    points: list[Point]
+    groups: list[list[Result]]
+    compared: list[Compared]
+
+
+def summarise(rows: Sequence[Result], values: RunValues | None = None, first: dict[str, Any] | None = None) -> Summary:
+    """`values` are what each question adds to the scores of each run; without them intervals are over seeds alone, and
+    nothing is compared. `first` is the grid that others are compared with, by default the first of the table."""
     points, groups = aggregate(rows, values), grouped(rows)
-    places = {
-        (grid_key(point.grid), point.selection, point.ratio): (point, group) for point, group in zip(points, groups)
-    }
-    base = min((grid_key(point.grid) for point in points), default=None) if first is None else grid_key(first)
+    return Summary(ordered(rows), points, groups, _compared(points, groups, values or {}, first))
+
+
+def in_common(one: Summary, values: RunValues, other: Summary, other_values: RunValues) -> list[Compared]:
+    """The points that two sweeps share, the other's against the one's."""
+    found = []
+    places = _places(other.points, other.groups)
+    for place, (control, reference) in _places(one.points, one.groups).items():
+        if place in places:
+            point, group = places[place]
+            sides = _sides(control, reference, values, point, group, other_values)
+            if sides is not None:
+                found.append(Compared(point, control, compare(*sides)))
+    return found
+
+
+def _compared(
+    points: list[Point], groups: list[list[Result]], values: RunValues, first: dict[str, Any] | None
+) -> list[Compared]:
+    """A selection against random samples of its grid and share; every grid against `first` at the same selection and
+    share."""
+    places = _places(points, groups)
+    base = min((grid for grid, _, _ in places), default=None) if first is None else grid_key(first)
     found = []
     for (grid, selection, ratio), (point, group) in places.items():
         controls = []
@@ -49,16 +82,31 @@ def comparisons(rows: list[Result], values: RunValues, first: dict[str, Any] | N
         if grid != base and base is not None:
             controls.append((base, selection, ratio))
         for place in controls:
-            if place not in places:
-                continue
-            control, reference = places[place]
-            names = [name for name in point.scores if name in control.scores]
-            sides = [runs_of([row for row in side if _has(row, names)], values, names) for side in (reference, group)]
-            if names and sides[0] is not None and sides[1] is not None:
-                found.append((point, control, compare(sides[0], sides[1])))
-    ps = [1.0 if each.overall is None else each.overall.p for _, _, each in found]
-    return [Compared(*each, adjusted) for each, adjusted in zip(found, holm(ps))]
+            if place in places:
+                sides = _sides(*places[place], values, point, group, values)
+                if sides is not None:
+                    found.append(Compared(point, places[place][0], compare(*sides)))
+    ps = [1.0 if each.comparison.overall is None else each.comparison.overall.p for each in found]
+    return [
+        each._replace(comparison=structs.replace(each.comparison, overall_adjusted=p))
+        for each, p in zip(found, holm(ps))
+    ]
 
 
-def _has(row: Result, names: list[str]) -> bool:
-    return all(is_number(row.scores.get(name)) for name in names)
+def _places(
+    points: list[Point], groups: list[list[Result]]
+) -> dict[tuple[Any, str, float], tuple[Point, list[Result]]]:
+    """(grid, selection, ratio) -> point and its rows."""
+    return {
+        (grid_key(point.grid), point.selection, point.ratio): (point, group) for point, group in zip(points, groups)
+    }
+
+
+def _sides(
+    control: Point, reference: list[Result], values: RunValues, point: Point, group: list[Result], own: RunValues
+) -> tuple[list[Run], list[Run]] | None:
+    """The runs of a control and of a point, in the benchmarks that both have; None where their questions are not at
+    hand."""
+    names = [name for name in point.scores if name in control.scores]
+    one, two = runs_of(with_all(reference, names), values, names), runs_of(with_all(group, names), own, names)
+    return None if not names or one is None or two is None else (one, two)

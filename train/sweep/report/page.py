@@ -9,14 +9,11 @@ from vlmix.mixture.benchmark.wording import difference_table
 from vlmix.train.sweep.report.aggregate import (
     Point,
     Result,
-    RunValues,
-    aggregate,
     benchmarks,
-    grouped,
     is_relative,
     sub_score,
 )
-from vlmix.train.sweep.report.comparisons import Compared, comparisons
+from vlmix.train.sweep.report.comparisons import Compared, Summary
 from vlmix.train.sweep.report.picture import DARK, LIGHT
 from vlmix.train.sweep.report.published import CAVEAT, Published
 from vlmix.train.sweep.report.wording import (
@@ -56,21 +53,18 @@ class Table(NamedTuple):
 
 def page(
     title: str,
-    rows: list[Result],
+    summary: Summary,
     facts: dict[str, Any],
     curve: Drawing,
     scores: Drawing | None,
     note: str = "",
-    values: RunValues | None = None,
     published: Sequence[Published] = (),
-    first: dict[str, Any] | None = None,
 ) -> str:
     """The document, with the main picture and that of the single benchmarks."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    points, groups = aggregate(rows, values), grouped(rows)
-    compared = comparisons(rows, values or {}, first)
+    rows, points, groups, compared = summary
     environment = Environment(
         loader=PackageLoader("vlmix.train.sweep.report", "."),
         autoescape=True,
@@ -101,7 +95,7 @@ def page(
         runs=_runs(points, groups),
         sub_scores=_sub_scores(points, groups),
         facts=_facts(facts, rows),
-        notes=list(notes(rows, values)),
+        notes=list(notes(summary)),
     )
 
 
@@ -201,7 +195,7 @@ def _differences(points: list[Point], compared: list[Compared]) -> dict[str, Tab
     namer = Namer(points)
     return {
         f"{namer.point(each.point)} against {namer.point(each.control)}": Table(
-            "By benchmark", *difference_table(each.comparison, each.adjusted)
+            "By benchmark", *difference_table(each.comparison)
         )
         for each in compared
     }

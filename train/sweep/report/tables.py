@@ -62,11 +62,11 @@ def comparisons_csv(points: list[Point], compared: Iterable[Compared]) -> str:
     for each in compared:
         who = [namer.point(each.point), namer.point(each.control)]
         comparison = each.comparison
-        for one, adjusted in zip(comparison.differences, comparison.adjusted):
-            numbers = [one.a, one.b, *_estimate(one.difference), adjusted, one.questions, one.needed]
+        for one in comparison.differences:
+            numbers = [one.a, one.b, *_estimate(one.difference), one.adjusted, one.questions, one.needed]
             lines.append([*who, one.benchmark, "points", *numbers])
         if comparison.overall is not None:
-            numbers = [None, None, *_estimate(comparison.overall), each.adjusted, None, None]
+            numbers = [None, None, *_estimate(comparison.overall), comparison.overall_adjusted, None, None]
             lines.append([*who, "overall", "percent", *numbers])
     header = ["compared", "with", "benchmark", "unit", "with_score", "compared_score", "difference", "low", "high", "p"]
     return _csv([*header, "adjusted_p", "questions", "needed"], lines)

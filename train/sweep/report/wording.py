@@ -5,25 +5,23 @@ from typing import Any
 
 import msgspec
 
+from vlmix.mixture.benchmark.compare import Comparison
 from vlmix.mixture.benchmark.wording import p_value, signed, verdict
 from vlmix.train.sweep.report.aggregate import (
     FULL,
     Point,
     Result,
-    RunValues,
     Series,
     Spread,
-    aggregate,
     benchmarks,
     chances,
     grid_key,
-    grouped,
     is_number,
     is_relative,
     relative_chances,
     series,
 )
-from vlmix.train.sweep.report.comparisons import Compared
+from vlmix.train.sweep.report.comparisons import Compared, Summary
 
 NOTHING = "–"
 GUESSING = "guessing"
@@ -104,11 +102,17 @@ def comparison_table(points: list[Point], compared: list[Compared]) -> tuple[lis
     """Header and rows: every point with a control, and the overall difference in percent."""
     namer = Namer(points)
     rows = []
-    for point, control, comparison, adjusted in compared:
+    for point, control, comparison in compared:
         whole = comparison.overall
-        cells = [NOTHING] * 3 if whole is None else [signed(whole), p_value(whole.p), verdict(whole, adjusted)]
+        cells = [NOTHING] * 3 if whole is None else [signed(whole), p_value(whole.p), _verdict(comparison)]
         rows.append([namer.point(point), namer.point(control), *cells])
     return ["compared", "with", "difference %", "p", "verdict"], rows
+
+
+def _verdict(comparison: Comparison) -> str:
+    whole, adjusted = comparison.overall, comparison.overall_adjusted
+    assert whole is not None and adjusted is not None
+    return verdict(whole, adjusted)
 
 
 def compared_headline(points: list[Point], compared: list[Compared]) -> list[str]:
@@ -183,10 +187,9 @@ def _absolute(points: list[Point], namer: Namer) -> list[str]:
     return [f"{len(points)} variants on {where}: {'; '.join(highest)}."]
 
 
-def notes(rows: Iterable[Result], values: RunValues | None = None) -> Iterator[str]:
+def notes(summary: Summary) -> Iterator[str]:
     """Sentences for the foot of a report; none where all is complete and sound."""
-    groups = grouped(rows)
-    points = aggregate((row for group in groups for row in group), values)
+    points, groups = summary.points, summary.groups
     full = {grid_key(point.grid): point for point in points if point.full}
     yield from _references(points, full)
     asked = set(benchmarks(points))
