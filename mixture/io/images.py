@@ -151,7 +151,9 @@ def decoded(data: bytes, side: int | None = None) -> Image.Image:
                 if excess is None:
                     if side is not None:
                         image.thumbnail((side, side))  # a JPEG is decoded at a size near that one
-                    return image.convert("RGB")
+                    plain = image.convert("RGB")
+                    plain.info.clear()  # comments and profiles, of any length, which Pillow would save again
+                    return plain
     except MemoryError:
         excess = "not enough memory to decode it"
     except Exception as error:  # see `probe_bytes`
@@ -162,9 +164,8 @@ def decoded(data: bytes, side: int | None = None) -> Image.Image:
 def thumbnail(data: bytes, side: int) -> bytes:
     """A JPEG of the image in stored bytes that holds its pixels alone, neither side longer than `side` pixels. Raises
     VlmixError as `decoded` does."""
-    image, out = decoded(data, side), io.BytesIO()
-    image.info.clear()  # Pillow writes a comment and a profile again, of any length
-    image.save(out, "JPEG", quality=80)
+    out = io.BytesIO()
+    decoded(data, side).save(out, "JPEG", quality=80)
     return out.getvalue()
 
 
