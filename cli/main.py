@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from vlmix.cli import lookup, recipes, show
 from vlmix.cli.boundary import guarded
+from vlmix.cli.browse import browse
 from vlmix.cli.compare import compare
 from vlmix.cli.evaluate import evaluate
 from vlmix.cli.peek import peek
@@ -180,6 +181,15 @@ def inspect(
         show.licenses(opened.manifest, as_json)
     else:
         show.manifest(Path(mixture), opened.manifest, as_json)
+
+
+command(
+    "browse",
+    DATA,
+    "mixture --out pages",
+    "tenth --out pages",
+    'mixture --where "num_images > 1" --samples 500 --out pages',
+)(browse)
 
 
 @command("verify", DATA, "mixture", "mixture --workers 16")
