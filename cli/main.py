@@ -161,17 +161,37 @@ def build(
     show.manifest(out, manifest, as_json)
 
 
-@command("inspect", DATA, "mixture", "mixture --id gqa/2317133", "mixture --rejects")
+@command(
+    "inspect",
+    DATA,
+    "mixture",
+    "mixture --id gqa/2317133",
+    'mixture --source gqa --where "num_rounds > 3" --limit 5',
+    "mixture --rejects",
+)
 def inspect(
     mixture: MixtureArg,
     id: Annotated[str | None, typer.Option("--id", help="Show the sample with this id.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Show samples of this source. Repeatable.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Show samples that match this SQL condition over columns of samples.parquet.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Show at most so many samples (default: 10).", min=1)] = None,
+    offset: Annotated[int | None, typer.Option(help="Begin after so many samples (default: 0).", min=0)] = None,
     rejects: Annotated[bool, typer.Option("--rejects", help="Show what was dropped, by reason.")] = False,
     licenses: Annotated[bool, typer.Option("--licenses", help="Show the licenses of the sources.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show the composition of a mixture, one of its samples, what was dropped, or licenses."""
+    """Show the composition of a mixture, some of its samples in mixture order, what was dropped, or licenses."""
     from vlmix.mixture.mixture import open as open_mixture
 
+    given = {"--source": source or None, "--where": where, "--limit": limit, "--offset": offset}
+    some = [name for name, value in given.items() if value is not None]
+    one = [
+        name for name, value in (("--id", id is not None), ("--rejects", rejects), ("--licenses", licenses)) if value
+    ]
+    if len(one) > 1 or (one and some):
+        raise typer.BadParameter(f"{' and '.join([*one, *some])} do not go together")
     opened = open_mixture(mixture)
     if id is not None:
         show.one(opened, id, as_json)
@@ -179,6 +199,8 @@ def inspect(
         show.rejects(opened, as_json)
     elif licenses:
         show.licenses(opened.manifest, as_json)
+    elif some:
+        show.samples(opened, source or [], where, 10 if limit is None else limit, offset or 0, as_json)
     else:
         show.manifest(Path(mixture), opened.manifest, as_json)
 
