@@ -19,7 +19,7 @@ from vlmix.mixture.dataset.manifest import REJECTS_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import source_columns
 from vlmix.mixture.dataset.view import index_schema
-from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.storage import Local
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import CAPTION, GROUNDING, OCR_LINE, OPTION_LETTER, REGION_CAPTION, SHORT_ANSWER
@@ -38,6 +38,7 @@ _SIDES = (0, 128, 224, 336, 448, 512, 641, 801, 1025, 1537, 2049)
 _BOXES = (0, 1, 2, 3, 5, 9, 17, 33)
 _MERGED = 40  # row groups whose counts are kept apart before they are added up
 _FEW_VALUES = 12
+_LONGEST_LABEL = 40
 
 
 @dataclass
@@ -225,27 +226,27 @@ def _trimmed(title: str, labels: list[str], counts: list[list[int]], of: str) ->
 
 def _of_column(name: str, all_facts: Sequence[Facts]) -> Histogram:
     """A source's column: each value where there are few, else ten bins of one width, and how many samples have none."""
-    parts = [facts.columns.get(name, pl.Series(name, [None] * facts.samples)) for facts in all_facts]
-    valued = [part.drop_nulls() for part in parts]
-    joined = pl.concat([part for part in valued if len(part)]) if any(map(len, valued)) else pl.Series(name, [])
-    absent = [len(part) - len(kept) for part, kept in zip(parts, valued)]
-    if joined.dtype.is_numeric() and joined.n_unique() > _FEW_VALUES:
-        finite = [part.cast(pl.Float64).filter(part.cast(pl.Float64).is_finite()).to_numpy() for part in valued]
-        together = np.concatenate(finite)
-        low, high = float(together.min()), float(together.max())
-        edges = np.linspace(low, high, 11)
-        counts = [np.histogram(part, bins=edges)[0].tolist() for part in finite]
-        labels = [f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges)]
+    held = [facts.columns[name].drop_nulls() for facts in all_facts if name in facts.columns]
+    kind = held[0].dtype if len({part.dtype for part in held}) == 1 else pl.String
+    joined = pl.concat([part.cast(kind) for part in held])
+    valued = [facts.columns.get(name, joined.clear()).drop_nulls().cast(kind) for facts in all_facts]
+    finite = joined.filter(joined.is_finite()) if kind.is_numeric() else joined
+    if kind.is_numeric() and finite.n_unique() > _FEW_VALUES:
+        edges = np.linspace(float(finite.min()), float(finite.max()), 11)  # type: ignore[arg-type]
+        counts = [np.histogram(part.filter(part.is_finite()).to_numpy(), bins=edges)[0].tolist() for part in valued]
+        labels = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
     else:
-        common = joined.value_counts(sort=True).head(_FEW_VALUES)[name].to_list() if len(joined) else []
-        values = sorted(common) if joined.dtype.is_numeric() else common
+        common = pl.DataFrame({"value": joined}).group_by("value").len()
+        values = common.sort(["len", "value"], descending=[True, False])["value"].head(_FEW_VALUES).to_list()
+        values = sorted(values) if kind.is_numeric() else values
         counts = [[int((part == value).sum()) for value in values] for part in valued]
-        labels = [str(value) for value in values]
-        rest = [len(part) - sum(own) for part, own in zip(valued, counts)]
-        if any(rest):
-            labels, counts = [*labels, "other values"], [[*own, more] for own, more in zip(counts, rest)]
-    if any(absent):
-        labels, counts = [*labels, "no value"], [[*own, none] for own, none in zip(counts, absent)]
+        labels = [abridged(str(value), _LONGEST_LABEL) for value in values]
+    for label, more in (
+        ("other values", [len(part) - sum(own) for part, own in zip(valued, counts)]),
+        ("no value", [facts.samples - len(part) for facts, part in zip(all_facts, valued)]),
+    ):
+        if any(more):
+            labels, counts = [*labels, label], [[*own, one] for own, one in zip(counts, more)]
     return Histogram(name, labels, counts)
 
 
