@@ -367,12 +367,13 @@ def demo(
     workers: WorkersOpt = _CORES,
     epochs: Annotated[int, typer.Option(help="Epochs that each model is trained for.", min=1)] = 12,
 ) -> None:
-    """Sample, build, verify, subsample, train, evaluate and sweep, on the miniature releases."""
+    """Sample, build, verify, subsample, train, evaluate, sweep and browse, on the miniature releases."""
     if out.exists():
         raise VlmixError(f"{out} exists already; remove it or name another folder")
     require_sweep()
     show.without_bars()
     raw, full, part, run, at = out / "raw", out / "mixture", out / "questions", out / "run", out / "sweep"
+    tenth, pages = out / "tenth", out / "pages"
     # Each step is the command that a user would type.
     show.step(f"vlmix sample {raw}")
     sample(raw)
@@ -395,6 +396,10 @@ def demo(
     each = f"overrides.epochs={epochs}"
     show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --jobs {min(workers, 6)}')
     sweep("demo", [f"mixture={part}", examined, each], at, jobs=min(workers, 6))
+    show.step(f"vlmix subsample {full} --ratio 10% --out {tenth}")
+    subsample(full, tenth, ratio="10%", workers=workers)
+    show.step(f"vlmix browse {full} {tenth} --out {pages}")
+    browse([str(full), str(tenth)], pages, workers=workers)
 
 
 command("sources", LOOKUP, "", "vqav2")(lookup.sources)

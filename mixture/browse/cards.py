@@ -1,7 +1,8 @@
 """A sample as the pages show it, from its row of the index."""
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -27,13 +28,16 @@ _ENLARGED = 560
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box of round `round` (from 0) in pixels of its picture."""
+    """A box of round `round` (from 0) in pixels of its picture. Of `layers` equal ones, as rounds ask for the same box
+    both ways, it is number `layer`: their dashes take turns, so that each round's colour shows."""
 
     round: int
     x: float
     y: float
     width: float
     height: float
+    layer: int = 0
+    layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -200,12 +204,18 @@ def _boxes(row: dict[str, Any], values: list[str]) -> list[tuple[int, DrawnBox]]
         places = [(0, at // 2, box) for at, value in enumerate(values) for box in boxes_in(value, width, height)]
     else:
         return []
-    found = []
+    found: list[tuple[int, DrawnBox]] = []
     for image, number, box in places:
         size = (images[image]["width"], images[image]["height"]) if 0 <= image < len(images) else (0, 0)
         if (inside := clip(box, *size)) is not None:
             found.append((image, _drawn(number, inside)))
-    return found
+    equal = [(image, drawn.x, drawn.y, drawn.width, drawn.height) for image, drawn in found]
+    counts, seen = Counter(equal), Counter[tuple[float, ...]]()
+    layered = []
+    for key, (image, drawn) in zip(equal, found):
+        layered.append((image, replace(drawn, layer=seen[key], layers=counts[key])))
+        seen[key] += 1
+    return layered
 
 
 def _drawn(number: int, box: Box) -> DrawnBox:

@@ -24,7 +24,7 @@ from vlmix.mixture.browse.facts import (
     rejects_of,
 )
 from vlmix.mixture.browse.pictures import SIDE, Picture, stored_bytes, write_pictures
-from vlmix.mixture.browse.sides import Side, in_common, share_of_root, whole
+from vlmix.mixture.browse.sides import Side, common_whole, overlaps, short_name, whole
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.view import index_of, read_rows
 from vlmix.mixture.errors import VlmixError, nearest
@@ -142,21 +142,23 @@ def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, po
     _write_galleries(environment, partial, galleries, common)
     shown = _write_samples(environment, partial, galleries, common, progress)
     roots = {side.mixture.root.name: side.mixture for side in sides}
+    composition = _composition(sides, all_facts)
+    order = {name: at for at, (name, _, _) in enumerate(composition)}
     index = environment.get_template("index.html.j2").render(
         **common,
-        title=" and ".join(dict.fromkeys(side.name for side in sides)),
-        root=_last(sides[0].mixture.root.name) if share_of_root(sides) else "",
+        title=_title(sides),
+        root="" if (root := common_whole(sides)) is None else short_name(root),
         facts=all_facts,
-        composition=_composition(sides, all_facts),
+        composition=composition,
         infos=_infos(sides),
-        galleries=galleries,
+        galleries=sorted(galleries, key=lambda gallery: order[gallery.source]),
         histograms=histograms(all_facts),
         leaders=[
             {title: [(cards[number][at], value) for at, value in rows] for title, rows in found.items()}
             for number, found in enumerate(leaders)
         ],
         rejects=[(_last(name), _shown(rejects_of(mixture))) for name, mixture in roots.items()],
-        overlap=in_common(sides[0].mixture, sides[1].mixture) if _two_apart(sides) else None,
+        overlaps=overlaps(sides),
         longest=LONGEST_COUNTED,
         pages=len(shown),
         up="",
@@ -335,7 +337,7 @@ def _composition(
     of = [{row["source"]: row for row in facts.sources} for facts in all_facts]
     names = list(dict.fromkeys(name for side in sides for name in whole(side.mixture).sources))
     names = [name for name in names if any(name in rows for rows in of)]
-    totals = whole(sides[0].mixture).sources if share_of_root(sides) else {}
+    totals = {} if (root := common_whole(sides)) is None else root.sources
     return [(name, totals.get(name, 0), [rows.get(name) for rows in of]) for name in names]
 
 
@@ -366,8 +368,10 @@ def _shown(groups: list[RejectGroup] | None) -> list[dict[str, Any]] | None:
     ]
 
 
-def _two_apart(sides: Sequence[Side]) -> bool:
-    return len(sides) == 2 and not any(side.name == "left out" for side in sides)
+def _title(sides: Sequence[Side]) -> str:
+    names = [side.name.removeprefix("selected: ") for side in sides if not side.left]
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{listed}, and what is left out" if sides[-1].left else listed
 
 
 def _last(name: str) -> str:

@@ -13,8 +13,8 @@ from vlmix.mixture.io.images import decoded, image_xxh3
 from vlmix.mixture.io.pool import Pool, Progress, silent
 
 FOLDER = "pictures"
-SIDE, QUALITY = 448, 45
-"""Of a reduced picture: its longer side in pixels, and its JPEG quality. A photograph has about 15 KB."""
+SIDE, QUALITY = 384, 45
+"""Of a reduced picture: its longer side in pixels, and its JPEG quality. A photograph has about 12 KB."""
 SMALL = 24_000
 """Bytes up to which a stored picture stands in the gallery itself."""
 CHUNK = 32  # samples that a worker reads at a time

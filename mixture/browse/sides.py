@@ -14,11 +14,14 @@ MOST_SIDES = 8
 
 @dataclass(frozen=True)
 class Side:
-    """One of them, under a name that no other has. `about` says how it was made, "" for a mixture that is whole."""
+    """One of them, under a name that no other has. `about` says how it was made, "" for a mixture that is whole; `of`
+    is what it is a part of, None for no part. `left` is true of what the other sides leave."""
 
     name: str
     mixture: Reader
     about: str = ""
+    of: Reader | None = None
+    left: bool = False
 
 
 def sides_of(opened: Sequence[Reader]) -> list[Side]:
@@ -31,27 +34,38 @@ def sides_of(opened: Sequence[Reader]) -> list[Side]:
         views = [one for one, other in ((first, second), (second, first)) if _is_view_of(one, other)]
         opened = views or opened
     if len(opened) == 1:
-        return selected_and_left([(_short(opened[0]), opened[0], "")]) if _is_view(opened[0]) else _alone(opened[0])
+        only = opened[0]
+        return (
+            selected_and_left([(short_name(only), only)], whole(only))
+            if _is_view(only)
+            else [Side(short_name(only), only)]
+        )
     if len(opened) > MOST_SIDES:
         raise VlmixError(f"{len(opened)} mixtures: at most {MOST_SIDES} are shown beside each other")
-    names = [_short(one) for one in opened]
+    names = [short_name(one) for one in opened]
     return [
         Side(name if names.count(name) == 1 else f"{name} ({chr(65 + at)})", one, _selection(one))
         for at, (name, one) in enumerate(zip(names, opened))
     ]
 
 
-def selected_and_left(parts: Sequence[tuple[str, Reader, str]]) -> list[Side]:
-    """(name, part, how it was made) of parts of one root as sides, and as the last one what none of them has."""
-    root = whole(parts[0][1])
-    taken = np.zeros(len(root), dtype=bool)
-    for _, part, _ in parts:
+def selected_and_left(parts: Sequence[tuple[str, Reader]], of: Reader) -> list[Side]:
+    """(name, part) of parts of the mixture or view `of` as sides, and as the last one what none of them has.
+
+    Raises VlmixError for more than MOST_SIDES, and for a part of something else.
+    """
+    if len(parts) >= MOST_SIDES:
+        raise VlmixError(f"{len(parts)} subsets: at most {MOST_SIDES - 1} are shown beside what they left")
+    taken = np.zeros(of.root_manifest.samples, dtype=bool)
+    for name, part in parts:
+        if part.root_manifest.sha256 != of.root_manifest.sha256:
+            raise VlmixError(f"{name} is no part of {of.folder.name}, or of what that was before it was built anew")
         taken[part.rows] = True
-    left = np.flatnonzero(~taken)
-    sides = [Side(f"selected: {name}" if len(parts) == 1 else name, part, about) for name, part, about in parts]
-    sides = [Side(side.name, side.mixture, side.about or _selection(side.mixture)) for side in sides]
+    left = np.flatnonzero(~taken[of.rows])
+    sides = [Side(f"selected: {name}" if len(parts) == 1 else name, part, _selection(part), of) for name, part in parts]
     if len(left):
-        sides.append(Side("left out", root.select(left), f"the samples of {_short(root)} that were not selected"))
+        about = f"the samples of {short_name(of)} that were not selected"
+        sides.append(Side("left out", of.select(left), about, of, left=True))
     return sides
 
 
@@ -60,9 +74,17 @@ def whole(mixture: Reader) -> Reader:
     return type(mixture)(mixture.root, mixture.root_manifest, mixture.root, mixture.root_manifest, None)
 
 
-def share_of_root(sides: Sequence[Side]) -> bool:
-    """Whether all sides are parts of one folder, so that shares of it can be shown."""
-    return len(sides) > 1 and len({side.mixture.root.name for side in sides}) == 1
+def common_whole(sides: Sequence[Side]) -> Reader | None:
+    """What all of several sides are parts of; None if there is no such thing."""
+    if len(sides) == 1 or len({side.mixture.root_manifest.sha256 for side in sides}) > 1:
+        return None
+    return sides[0].of or whole(sides[0].mixture)
+
+
+def overlaps(sides: Sequence[Side]) -> list[tuple[str, str, int]]:
+    """(first side, another, ids that both have) for all sides but what they left."""
+    first, *others = sides
+    return [(first.name, other.name, in_common(first.mixture, other.mixture)) for other in others if not other.left]
 
 
 def in_common(one: Reader, other: Reader) -> int:
@@ -71,11 +93,7 @@ def in_common(one: Reader, other: Reader) -> int:
     return len(mine.join(others, on="id", how="semi"))
 
 
-def _alone(mixture: Reader) -> list[Side]:
-    return [Side(_short(mixture), mixture)]
-
-
-def _short(mixture: Reader) -> str:
+def short_name(mixture: Reader) -> str:
     return mixture.folder.name.rstrip("/").rpartition("/")[2] or mixture.manifest.name
 
 
@@ -87,10 +105,16 @@ def _is_view_of(one: Reader, other: Reader) -> bool:
     return _is_view(one) and not _is_view(other) and one.root_manifest.sha256 == other.manifest.sha256
 
 
+_SAID = ("total", "sources", "where", "by", "column", "threshold", "embeddings", "clusters", "seed")
+
+
 def _selection(mixture: Reader) -> str:
-    """How a subset was selected, in words: the keys of its selections that say something."""
+    """How a subset was selected, in words; one step after the other."""
     steps = []
     for entry in mixture.manifest.selections:
-        said = [f"{key} {value}" for key, value in entry.items() if value not in (None, {}, False, "") and key != "of"]
-        steps.append(f"of {entry.get('of', '?')}: {', '.join(said)}")
-    return "; then ".join(steps)
+        said = [f"{100 * entry['ratio']:g} %"] if entry.get("ratio") else []
+        said += [f"{key} {entry[key]}" for key in _SAID if entry.get(key) not in (None, {})]
+        said += ["the lowest first"] if entry.get("ascending") else []
+        said += ["not stratified"] if entry.get("stratify") is False else []
+        steps.append(", ".join(said))
+    return "; then ".join(step for step in steps if step)

@@ -276,13 +276,38 @@ def test_a_view_stands_beside_what_it_left(tenth: Path, tmp_path: Path) -> None:
 
 def test_two_mixtures_stand_side_by_side(mixture: Path, hostile: Path, tenth: Path, tmp_path: Path) -> None:
     text = Parsed(written(tmp_path / "a", mixture, hostile, samples=2) / "index.html").text
-    assert "0 ids are in both" in text and "mixture (A)" in text and "mixture (B)" in text
+    assert (
+        "0 ids are both in mixture (A) and in mixture (B)" in text and "mixture (A)" in text and "mixture (B)" in text
+    )
     whole = open_mixture(tenth / "mixture")
     save_view(whole.subset(total=100), tmp_path / "other", [])
     both = sides_of([open_mixture(tenth / "tenth"), open_mixture(tmp_path / "other")])
     browse(both, tmp_path / "b", Options(samples=2))
     common = len(set(index(tenth / "tenth")["id"]) & set(index(tmp_path / "other")["id"]))
-    assert f"{common} ids are in both" in Parsed(tmp_path / "b/index.html").text
+    assert f"{common} ids are both in tenth and in other" in Parsed(tmp_path / "b/index.html").text
+
+
+def test_a_sweep_shows_its_selections_at_one_share(tenth: Path, tmp_path: Path) -> None:
+    whole, runs = open_mixture(tenth / "mixture"), tenth / "sweep/runs"
+    parts = {
+        ("random", 0.1): whole.subset(ratio=0.1),
+        ("lengths", 0.1): whole.subset(ratio=0.1, by="lengths"),
+        ("random", 0.3): whole.subset(ratio=0.3),
+    }
+    rows = [{"run": f"{name}-{share}", "selection": name, "ratio": share, "seed": 0} for name, share in parts]
+    for row, part in zip(rows, parts.values()):
+        (runs / row["run"]).mkdir(parents=True)
+        save_view(part, runs / row["run"] / "subset", [])
+    (tenth / "sweep/results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tenth / "sweep/sweep.json").write_text(json.dumps({"mixture": "mixture"}))
+    assert vlmix("browse", tenth / "sweep", "--samples", 1, "--out", tmp_path / "pages").returncode == 0
+    text = Parsed(tmp_path / "pages/index.html").text
+    one, two = (set(parts[name, 0.1].column("id").to_pylist()) for name in ("random", "lengths"))
+    left = len(whole) - len(one | two)
+    assert f"random 10 %: {len(one)} samples" in text and f"left out: {left} samples" in text
+    assert f"{len(one & two)} ids are both in random 10 % and in lengths 10 %" in text
+    done = vlmix("browse", tenth / "sweep", "--share", "20%", "--out", tmp_path / "more")
+    assert done.returncode == 1 and "the sweep has 0.1, 0.3" in done.stderr
 
 
 def test_ids_and_conditions_choose_the_pages(mixture: Path, tmp_path: Path) -> None:
@@ -334,7 +359,7 @@ def test_reduced_pictures_are_small_and_boxes_stay_in_stored_pixels(tmp_path: Pa
     known = known_sources()
     recipe = parse({"name": "big", "sources": {"llava_json": {"path": "rows.json"}}}, known, "test")
     build(recipe, known, tmp_path / "raw", tmp_path / "mixture", images=[tmp_path])
-    for how, size in (("reduced", (448, 252)), ("stored", (1600, 900))):
+    for how, size in (("reduced", (384, 216)), ("stored", (1600, 900))):
         pages = written(tmp_path / how, tmp_path / "mixture", pictures=how)
         tags = Parsed(next((pages / "samples").iterdir())).tags
         image = next(a for tag, a in tags if tag == "img")
