@@ -1,9 +1,11 @@
 """Pictures of the pages: files named by their bytes, so that a picture that several samples share is written once."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -32,6 +34,8 @@ class Job(Struct, frozen=True):
     """Samples of one root, by row, whose pictures go below `out`: with `stored`, their stored bytes as well."""
 
     root: str
+    manifest: str
+    """Its sha256."""
     rows: list[int]
     out: Path
     stored: bool
@@ -42,8 +46,8 @@ def write_pictures(
 ) -> dict[int, list[Picture]]:
     """Row of the root -> the pictures of its sample, which are files below `out` from now on."""
     (out / FOLDER).mkdir(exist_ok=True)
-    place = str(root.local_root)
-    jobs = [Job(place, rows[at : at + CHUNK].tolist(), out, stored) for at in range(0, len(rows), CHUNK)]
+    place, manifest = str(root.local_root), root.manifest.sha256
+    jobs = [Job(place, manifest, rows[at : at + CHUNK].tolist(), out, stored) for at in range(0, len(rows), CHUNK)]
     made: dict[int, list[Picture]] = {}
     progress("pictures", 0, len(rows))
     for _, done in pool.map(write_some, jobs):
@@ -54,8 +58,14 @@ def write_pictures(
 
 def write_some(job: Job) -> dict[int, list[Picture]]:
     """What `write_pictures` gives, for one job; runs in a worker."""
-    reader = Reader.open(job.root)
+    reader = _opened(job.root, job.manifest)
     return {row: _of_sample(reader, row, job) for row in job.rows}
+
+
+@lru_cache(maxsize=1)
+def _opened(root: str, manifest: str) -> Reader:
+    """A worker reads the places of all samples once: they are most of an index."""
+    return Reader.open(root)
 
 
 def _of_sample(reader: Reader, row: int, job: Job) -> list[Picture]:
@@ -90,7 +100,5 @@ def stored_bytes(root: Reader, rows: NDArray[np.int64]) -> int:
     chosen = np.zeros(len(counts), dtype=bool)
     chosen[rows] = True
     mine = np.repeat(chosen, counts)
-    import pyarrow as pa
-
     kept = pa.array(mine)
     return sum(dict(zip(hashes.filter(kept).to_pylist(), sizes.filter(kept).to_pylist())).values())
