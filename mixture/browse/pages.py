@@ -188,7 +188,10 @@ def _passing(sides: Sequence[Side], options: Options) -> list[Indices]:
             known = sides[0].mixture.column("id").to_pylist()
             stem = missing[0].partition("#")[0]
             alike = [id for id in known if id.startswith(stem) or id.endswith(f"/{missing[0]}")][:5]
-            raise VlmixError(f"no sample has the id {missing[0]!r}" + (nearest(missing[0], alike) if alike else ""))
+            raise VlmixError(
+                f"no sample has the id {missing[0]!r}"
+                + (nearest(missing[0], alike) if alike else f"; ids are like {known[0]!r}")
+            )
         passing = [np.intersect1d(mine, list(ids.values())).astype(np.int64) for mine, ids in zip(passing, found)]
         if not any(map(len, passing)):
             raise VlmixError(f"none of the samples that --id names matches --where {options.where!r}; drop one of them")

@@ -316,7 +316,7 @@ def test_ids_and_conditions_choose_the_pages(mixture: Path, tmp_path: Path) -> N
     assert {r["text"].partition("\n")[0] for page in galleries(pages) for r in records(page)} == set(ids)
     pages = written(tmp_path / "where", mixture, where="num_rounds > 10")
     assert all(r["rounds"] > 10 for page in galleries(pages) for r in records(page))
-    with pytest.raises(VlmixError, match="no sample has the id 'vqav2/nothing'"):
+    with pytest.raises(VlmixError, match="no sample has the id 'vqav2/nothing'; ids are like"):
         written(tmp_path / "x", mixture, ids=["vqav2/nothing"])
     with pytest.raises(VlmixError, match="no sample matches"):
         written(tmp_path / "x", mixture, where="num_rounds > 1000")
