@@ -16,7 +16,7 @@ from vlmix.mixture.io.pool import Pool, Progress, silent
 
 FOLDER = "pictures"
 SIDE, QUALITY = 384, 45
-"""Of a reduced picture: its longer side in pixels, and its JPEG quality. A photograph has about 12 KB."""
+"""Of a reduced picture: its longer side in pixels, and its JPEG quality. A photograph has about 13 KB."""
 SMALL = 24_000
 """Bytes up to which a stored picture stands in the gallery itself."""
 CHUNK = 32  # samples that a worker reads at a time
