@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from vlmix.cli import lookup, recipes, show
 from vlmix.cli.boundary import guarded
+from vlmix.cli.browse import browse
 from vlmix.cli.compare import compare
 from vlmix.cli.evaluate import evaluate
 from vlmix.cli.peek import peek
@@ -160,17 +161,37 @@ def build(
     show.manifest(out, manifest, as_json)
 
 
-@command("inspect", DATA, "mixture", "mixture --id gqa/2317133", "mixture --rejects")
+@command(
+    "inspect",
+    DATA,
+    "mixture",
+    "mixture --id gqa/2317133",
+    'mixture --source gqa --where "num_rounds > 3" --limit 5',
+    "mixture --rejects",
+)
 def inspect(
     mixture: MixtureArg,
     id: Annotated[str | None, typer.Option("--id", help="Show the sample with this id.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Show samples of this source. Repeatable.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Show samples that match this SQL condition over columns of samples.parquet.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Show at most so many samples (default: 10).", min=1)] = None,
+    offset: Annotated[int | None, typer.Option(help="Begin after so many samples (default: 0).", min=0)] = None,
     rejects: Annotated[bool, typer.Option("--rejects", help="Show what was dropped, by reason.")] = False,
     licenses: Annotated[bool, typer.Option("--licenses", help="Show the licenses of the sources.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show the composition of a mixture, one of its samples, what was dropped, or licenses."""
+    """Show the composition of a mixture, some of its samples in mixture order, what was dropped, or licenses."""
     from vlmix.mixture.mixture import open as open_mixture
 
+    given = {"--source": source or None, "--where": where, "--limit": limit, "--offset": offset}
+    some = [name for name, value in given.items() if value is not None]
+    one = [
+        name for name, value in (("--id", id is not None), ("--rejects", rejects), ("--licenses", licenses)) if value
+    ]
+    if len(one) > 1 or (one and some):
+        raise typer.BadParameter(f"{' and '.join([*one, *some])} do not go together")
     opened = open_mixture(mixture)
     if id is not None:
         show.one(opened, id, as_json)
@@ -178,8 +199,19 @@ def inspect(
         show.rejects(opened, as_json)
     elif licenses:
         show.licenses(opened.manifest, as_json)
+    elif some:
+        show.samples(opened, source or [], where, 10 if limit is None else limit, offset or 0, as_json)
     else:
         show.manifest(Path(mixture), opened.manifest, as_json)
+
+
+command(
+    "browse",
+    DATA,
+    "mixture --out pages",
+    "tenth --out pages",
+    'mixture --where "num_images > 1" --samples 500 --out pages',
+)(browse)
 
 
 @command("verify", DATA, "mixture", "mixture --workers 16")
@@ -335,12 +367,13 @@ def demo(
     workers: WorkersOpt = _CORES,
     epochs: Annotated[int, typer.Option(help="Epochs that each model is trained for.", min=1)] = 12,
 ) -> None:
-    """Sample, build, verify, subsample, train, evaluate and sweep, on the miniature releases."""
+    """Sample, build, verify, subsample, train, evaluate, sweep and browse, on the miniature releases."""
     if out.exists():
         raise VlmixError(f"{out} exists already; remove it or name another folder")
     require_sweep()
     show.without_bars()
     raw, full, part, run, at = out / "raw", out / "mixture", out / "questions", out / "run", out / "sweep"
+    tenth, pages = out / "tenth", out / "pages"
     # Each step is the command that a user would type.
     show.step(f"vlmix sample {raw}")
     sample(raw)
@@ -363,6 +396,10 @@ def demo(
     each = f"overrides.epochs={epochs}"
     show.step(f'vlmix sweep demo mixture={part} "{examined}" {each} --out {at} --jobs {min(workers, 6)}')
     sweep("demo", [f"mixture={part}", examined, each], at, jobs=min(workers, 6))
+    show.step(f"vlmix subsample {full} --ratio 10% --out {tenth}")
+    subsample(full, tenth, ratio="10%", workers=workers)
+    show.step(f"vlmix browse {full} {tenth} --out {pages}")
+    browse([str(full), str(tenth)], pages, workers=workers)
 
 
 command("sources", LOOKUP, "", "vqav2")(lookup.sources)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 200)
 _err = Console(stderr=True)
 _LONGEST_LINE = 4000
+_LONGEST_TURN = 4000
 
 
 @contextmanager
@@ -375,23 +377,75 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
     if as_json:
         _json(row)
         return
-    for name in (
-        "id",
-        "source",
-        "shard",
-        "key",
-    ):
-        _out.print(plain(f"{name:>13}  {row[name]}", lines=False))
+    _sample(row)
+
+
+def samples(mixture: "Mixture", sources: list[str], where: str | None, limit: int, offset: int, as_json: bool) -> None:
+    """The samples of these sources, or of all, that match a condition: `limit` of them after the first `offset`. On a
+    terminal they go through its pager."""
+    from vlmix.mixture.dataset.view import index_of, read_rows
+    from vlmix.mixture.filters import matching
+
+    for name in sources:
+        if name not in mixture.sources:
+            raise VlmixError(f"{mixture.folder.name} has no source {name!r}{nearest(name, mixture.sources)}")
+    chosen = np.isin(mixture.column("source").to_numpy(), sources) if sources else np.ones(len(mixture), dtype=bool)
+    if where is not None:
+        chosen &= matching(index_of(mixture, images=False), where, "where")
+    positions = np.flatnonzero(chosen)
+    of = f" of {' and '.join(sources)}" if sources else ""
+    if not len(positions):
+        raise VlmixError(f"{mixture.folder.name}: no sample{of} matches `where` {abridged(where or '')!r}; loosen it")
+    if offset >= len(positions):
+        raise VlmixError(f"--offset {offset}: there are only {len(positions):,} such samples{of}")
+    shown = positions[offset : offset + limit]
+    rows = read_rows(mixture.local_root, mixture.rows[shown].tolist())
+    if as_json:
+        _json(list(rows))
+        return
+    matched = "" if where is None else f" that match {abridged(where)}"
+    with _paged():
+        for number, row in enumerate(rows, offset + 1):
+            _say(f"── {number:,} of {len(positions):,} ──")
+            _sample(row, _LONGEST_TURN)
+            _say("")
+        end = offset + len(shown)
+        more = f"; --offset {end} shows the next" if end < len(positions) else ""
+        _say(f"{offset + 1:,} to {end:,} of {len(positions):,} samples{of}{matched}{more}")
+
+
+@contextmanager
+def _paged() -> Iterator[None]:
+    """Sends what is printed through the user's pager if stdout is a terminal."""
+    if not _out.is_terminal:
+        yield
+        return
+    os.environ.setdefault("LESS", "FRX")  # as git does: what fits on one screen is simply printed
+    with _out.pager():
+        yield
+
+
+def _sample(row: dict[str, Any], longest: int | None = None) -> None:
+    """A row of samples.parquet; of each turn the first `longest` characters."""
+
+    def say(text: str, style: str = "", *, lines: bool = True) -> None:
+        _out.print(plain(text, style, lines=lines), soft_wrap=not _out.is_terminal)  # in a pipe, lines are as stored
+
+    for name in ("id", "source", "shard", "key"):
+        say(f"{name:>13}  {row[name]}", lines=False)
     for image in row["images"]:
         about = f"{image['width']}x{image['height']}, {image['size']:,} bytes, {image['xxh3']}, {image['transform']}"
-        _out.print(plain(f"{'image':>13}  {image['path']} {about}", lines=False))
+        say(f"{'image':>13}  {image['path']} {about}", lines=False)
     for number, turn in enumerate(row["conversations"]):
         if number % 2 == 0:
-            _out.print(plain(f"\n[{number // 2}] {row['response_formats'][number // 2]}", "dim"))
-        _say(f"{turn['from']:>6}: {turn['value']}")
+            say(f"\n[{number // 2}] {row['response_formats'][number // 2]}", "dim")
+        text = turn["value"][:longest]
+        say(f"{turn['from']:>6}: {text}")
+        if cut := len(turn["value"]) - len(text):
+            say(f"        … {cut:,} more characters; --id shows all")
     for box in row["boxes"]:
         of = f" in image {box['image']}" if box["image"] else ""
-        _say(f"   box of [{box['round']}]{of}: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
+        say(f"   box of [{box['round']}]{of}: {box['x1']:g}, {box['y1']:g}, {box['x2']:g}, {box['y2']:g} pixels")
 
 
 def batches(order: "Schedule", rows: "list[Share]", as_json: bool) -> None:

@@ -1,6 +1,12 @@
 """Pixel boxes, and their text on the padded square (reference: the released 665K rows)."""
 
+import re
+
 from vlmix.mixture.record import Box
+
+SQUARE_TEXT = r"\[([01]\.\d+), ([01]\.\d+), ([01]\.\d+), ([01]\.\d+)\]"
+"""A box as `square_text` writes it."""
+_SQUARE_TEXT = re.compile(SQUARE_TEXT)
 
 
 def square_text(box: Box, width: int, height: int) -> str:
@@ -16,6 +22,20 @@ def square_text(box: Box, width: int, height: int) -> str:
     return repr(
         [round((x1 + dx) / side, 2), round((y1 + dy) / side, 2), round((x2 + dx) / side, 2), round((y2 + dy) / side, 2)]
     )
+
+
+def from_square(box: Box, width: int, height: int) -> Box:
+    """The way back: `box` on the padded square, 0..1, in pixels of the unpadded `width` x `height` image."""
+    side = max(width, height)
+    dx, dy = (side - width) // 2, (side - height) // 2
+    x1, y1, x2, y2 = box
+    return x1 * side - dx, y1 * side - dy, x2 * side - dx, y2 * side - dy
+
+
+def boxes_in(text: str, width: int, height: int) -> list[Box]:
+    """The boxes that `text` names as `square_text` writes them, in pixels of the `width` x `height` image."""
+    found = (tuple(map(float, each)) for each in _SQUARE_TEXT.findall(text))
+    return [from_square((x1, y1, x2, y2), width, height) for x1, y1, x2, y2 in found]
 
 
 def clip(box: Box, width: int, height: int) -> Box | None:

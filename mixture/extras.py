@@ -16,7 +16,7 @@ _EXTRAS = {
     "huggingface_hub": "rows",
     "gguf": "smol",
     "onnx": "smol",
-    "jinja2": "sweep",
+    "jinja2": "browse",
     "matplotlib": "sweep",
 }
 

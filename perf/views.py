@@ -178,7 +178,7 @@ def _manifest(folder: Path, scale: float) -> None:
     size = recipe.samples_per_shard
     # The selection takes its numbers from the index; these stand for what a build would have counted.
     infos = {name: SourceInfo(license="none", homepage="", counts=Counts(n, n, n, n, n)) for name, n in counts.items()}
-    shards = [Shard(shard_path(i // size), min(size, total - i), 300_000_000, "0" * 64) for i in range(0, total, size)]
+    shards = [Shard(shard_path(i // size), min(size, total - i), 600_000_000, "0" * 64) for i in range(0, total, size)]
     manifest = Manifest(
         kind="mixture",
         name=recipe.name,

@@ -29,6 +29,7 @@ RULES: dict[str, set[str]] = {
     "mixture.dataset": {"mixture.*base", "mixture.io"},
     "mixture.selection": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.export": {"mixture.*base", "mixture.io", "mixture.dataset"},
+    "mixture.browse": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.build": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.benchmark": {"mixture.*base", "mixture.io"},
     "mixture.mixture": {"mixture.*base", "mixture.dataset", "mixture.selection", "mixture.schedule"},

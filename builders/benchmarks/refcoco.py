@@ -10,7 +10,7 @@ from vlmix.builders.schemas.refcoco import Instances, Ref
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
-from vlmix.mixture.boxes import clip
+from vlmix.mixture.boxes import clip, from_square
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.pickles import load_plain
 from vlmix.mixture.record import Box
@@ -45,10 +45,8 @@ def box_in(text: str, width: int, height: int) -> Box | None:
     found = _BOX.search(text)
     if found is None:
         return None
-    side = max(width, height)
-    dx, dy = (side - width) // 2, (side - height) // 2
-    x1, y1, x2, y2 = (float(number) * side for number in found.groups())
-    return x1 - dx, y1 - dy, x2 - dx, y2 - dy
+    x1, y1, x2, y2 = map(float, found.groups())
+    return from_square((x1, y1, x2, y2), width, height)
 
 
 def iou(one: Box, other: Box) -> float:

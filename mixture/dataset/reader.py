@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset import notebook
-from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Manifest
+from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.schema import SAMPLES, VIEW, SampleJson, columns_problem
 from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError, abridged
@@ -60,7 +60,12 @@ class Sample(SampleJson, frozen=True):
         return f"<Sample {self.id!r}: image {image}; {len(self.conversations)} turns: {abridged(first, 60)!r} …>"
 
     def _repr_html_(self) -> str:
-        return notebook.sample_html(self.id, self.conversations, self.jpegs, self.images)
+        return notebook.sample_html(self, self.jpegs)
+
+    def show(self) -> None:
+        """Look at it: a notebook displays it; elsewhere its rounds are printed and its first images opened in the
+        viewer that Pillow finds, as `PIL.Image.Image.show` does. Long texts are cut, and say so."""
+        notebook.show(self, self.jpegs)
 
 
 class RawSample(Struct, frozen=True):
@@ -130,7 +135,26 @@ class Reader(Sequence[Sample]):
         return self.manifest.samples if self.positions is None else len(self.positions)
 
     def _repr_html_(self) -> str:
-        return notebook.mixture_html(repr(self)[1:-1], self.sources)
+        shards = self.root_manifest.shards
+        where = f"{len(shards):,} shards, {sum(shard.bytes for shard in shards) / 1e6:,.1f} MB"
+        where = where if shards else "no shards, as it holds annotations only"
+        if self.manifest.parent is not None:
+            where = f"a view of {self.root.name}, which has {where}"
+        whole = {name: info.counts for name, info in self.manifest.sources.items()}
+        return notebook.mixture_html(repr(self)[1:-1], where, whole if self.positions is None else self._counts())
+
+    def _counts(self) -> dict[str, Counts]:
+        """What each source gives to this part, by the columns of the index."""
+        names = {"repeat": "samples_per_epoch", "num_rounds": "rounds", "num_words": "words", "num_images": "images"}
+        table = pa.table({name: self._part(name) for name in ("source", *names)}).group_by("source")
+        sums = table.aggregate([("repeat", "count"), *((name, "sum") for name in names)]).to_pylist()
+        counts = {
+            row["source"]: Counts(
+                samples=row["repeat_count"], **{said: int(row[f"{name}_sum"]) for name, said in names.items()}
+            )
+            for row in sums
+        }
+        return {name: counts[name] for name in [*self.manifest.sources, *counts] if name in counts}
 
     @property
     def sources(self) -> dict[str, int]:

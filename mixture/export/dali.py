@@ -9,10 +9,10 @@ samples have no `jpg`: `missing_component_behavior="empty"`. OUT is still a vlmi
 
 from pathlib import Path
 
-from vlmix.mixture.export._folder import new_folder
 from vlmix.mixture.export._rows import open_whole, row_count
 from vlmix.mixture.export._tars import Tar, place
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.staging import new_folder
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from vlmix.mixture.dataset import manifest as manifests
-from vlmix.mixture.export._folder import new_folder, write_json, write_yaml
+from vlmix.mixture.export._folder import write_json, write_yaml
 from vlmix.mixture.export._rows import open_whole, row_count
 from vlmix.mixture.export._tars import Tar, place
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.staging import new_folder
 
 VERSION = "7.4.1"
 _NAMES = uuid.uuid5(uuid.NAMESPACE_URL, "vlmix:energon")

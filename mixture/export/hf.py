@@ -22,9 +22,9 @@ from vlmix.mixture.dataset.card import opening
 from vlmix.mixture.dataset.manifest import Manifest
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import SAMPLES
-from vlmix.mixture.export._folder import new_folder
 from vlmix.mixture.export._rows import open_whole, own_columns, placed_turns, write_tables
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.staging import new_folder
 
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 _KEPT = ["id", "source", "width", "height", "num_words", "conversations", "response_formats", "boxes"]

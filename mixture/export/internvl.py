@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.export._folder import IMAGES, json_text, new_folder, write_json
+from vlmix.mixture.export._folder import IMAGES, json_text, write_json
 from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, write_sources
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.record import IMAGE_TOKEN
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmix.mixture.export._folder import IMAGES, new_folder, write_json
+from vlmix.mixture.export._folder import IMAGES, write_json
 from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, write_tables
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.staging import new_folder
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
 SCHEMA = pa.schema(

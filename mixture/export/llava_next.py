@@ -14,9 +14,10 @@ before the export. A sample with `repeat` n is n rows.
 from pathlib import Path
 from typing import Any
 
-from vlmix.mixture.export._folder import IMAGES, json_text, new_folder, write_yaml
+from vlmix.mixture.export._folder import IMAGES, json_text, write_yaml
 from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, write_sources
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.staging import new_folder
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:

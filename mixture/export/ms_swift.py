@@ -20,9 +20,10 @@ from typing import Any
 
 from vlmix.mixture.boxes import square_text
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.export._folder import IMAGES, json_text, new_folder
+from vlmix.mixture.export._folder import IMAGES, json_text
 from vlmix.mixture.export._rows import LooseImages, messages, open_whole, row_count, rows, spaced, texts
 from vlmix.mixture.io.pool import Progress, silent
+from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.record import Box
 from vlmix.mixture.render import GROUNDING
 

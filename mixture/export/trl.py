@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmix.mixture.export._folder import new_folder
 from vlmix.mixture.export._rows import blocks, leading_images, messages, open_whole, rows, texts, write_tables
 from vlmix.mixture.export.hf import IMAGES, embedded, featured
 from vlmix.mixture.io.pool import Progress, silent
+from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.record import IMAGE_TOKEN
 
 BLOCKS = pa.list_(pa.struct({"type": pa.string(), "text": pa.string()}))

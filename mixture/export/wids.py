@@ -10,10 +10,11 @@ index's own folder. A url may stand several times, so where samples have unlike 
 
 from pathlib import Path
 
-from vlmix.mixture.export._folder import new_folder, write_json
+from vlmix.mixture.export._folder import write_json
 from vlmix.mixture.export._rows import open_whole, row_count
 from vlmix.mixture.export._tars import place
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.staging import new_folder
 
 
 def write(folder: str | Path, out: Path, progress: Progress) -> int:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 from xxhash import xxh3_128_hexdigest
 
+from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.digests import Stamp, stamp
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, 300 MB of RGB
@@ -128,6 +129,44 @@ def probe_bytes(data: bytes, facts: ImageInfo, max_pixels: int = MAX_PIXELS) -> 
     except Exception as error:  # Pillow raises whatever the broken bytes lead to: OSError, SyntaxError, struct.error …
         return bad("image_damaged", f"{type(error).__name__}: {error}")
     return facts
+
+
+def decoded(data: bytes, side: int | None = None) -> Image.Image:
+    """The image in stored bytes, as RGB; with `side`, made smaller until neither side is longer than that many pixels.
+
+    Raises VlmixError, which says why and not where, for bytes that do not decode or are past the bounds above.
+    """
+    if len(data) > MAX_BYTES:
+        raise VlmixError(f"{len(data)} bytes, at most {MAX_BYTES} are read")
+    if excess := too_complex(data):
+        raise VlmixError(excess)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                width, height = image.size
+                excess = too_much_decoding(image, data)
+                if width * height > MAX_PIXELS:
+                    excess = f"{width}x{height} pixels, at most {MAX_PIXELS} are decoded"
+                if excess is None:
+                    if side is not None:
+                        image.thumbnail((side, side))  # a JPEG is decoded at a size near that one
+                    plain = image.convert("RGB")
+                    plain.info.clear()  # comments and profiles, of any length, which Pillow would save again
+                    return plain
+    except MemoryError:
+        excess = "not enough memory to decode it"
+    except Exception as error:  # see `probe_bytes`
+        excess = abridged(f"{type(error).__name__}: {error}")
+    raise VlmixError(excess)
+
+
+def thumbnail(data: bytes, side: int) -> bytes:
+    """A JPEG of the image in stored bytes that holds its pixels alone, neither side longer than `side` pixels. Raises
+    VlmixError as `decoded` does."""
+    out = io.BytesIO()
+    decoded(data, side).save(out, "JPEG", quality=80)
+    return out.getvalue()
 
 
 def too_complex(data: bytes) -> str | None:

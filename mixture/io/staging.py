@@ -42,3 +42,24 @@ def staging_folder(out: Path) -> Iterator[tuple[Path, Path]]:
             if not any(path.is_file() for path in partial.rglob("*")):
                 shutil.rmtree(partial, ignore_errors=True)  # nothing was made that a next run could use
             raise
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name `out` when the block ends well. What a killed run left in `OUT.partial` is
+    removed by the next one."""
+    with staging_folder(out) as (partial, work), disk_errors(out):
+        _empty(partial, work)
+        try:
+            yield partial
+        except BaseException:
+            _empty(partial, work)
+            raise
+
+
+def _empty(folder: Path, but: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry != but:
+            shutil.rmtree(entry)
+        elif entry != but:
+            entry.unlink()

@@ -61,6 +61,20 @@ def test_a_sample_is_shown_as_it_is_stored(hostile: Path, capsys: pytest.Capture
     assert json.loads(printed(capsys))["conversations"][1]["value"] == f"first\n\tsecond {HOSTILE}"
 
 
+def test_samples_are_shown_as_they_are_stored(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    id = open_mixture(hostile).column("id").to_pylist()[0]
+    main.inspect(str(hostile), where="num_rounds = 1")
+    text = printed(capsys)
+    assert f"q {SHOWN}\n" in text and f"second {SHOWN}\n" in text
+    main.inspect(str(hostile), limit=5, as_json=True)
+    (row,) = json.loads(printed(capsys))
+    assert row["id"] == id and row["conversations"][1]["value"] == f"first\n\tsecond {HOSTILE}"
+    with pytest.raises(VlmixError) as error:
+        main.inspect(str(hostile), source=[HOSTILE])
+    show.line(str(error.value))
+    assert "has no source" in printed(capsys)
+
+
 def test_rejects_are_shown_as_they_are_stored(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main.inspect(str(hostile), rejects=True)
     assert f"lost{SHOWN}" in printed(capsys)

@@ -152,7 +152,7 @@ def test_the_reader_gives_all_images_in_order(own: Path, several: Path) -> None:
         assert list(sample.jpegs) == files and sample.jpeg == (files[0] if files else None)
         assert [image.size for image in sample.images_pil()] == [(i.width, i.height) for i in sample.images]
         assert ("and 3 more" in repr(sample)) == (len(files) == 4)
-        assert sample._repr_html_().count("<image ") == len(files)
+        assert sample._repr_html_().count("<img ") == len(files)
     assert opened.samples.filter(pl.col("num_images") >= 2).collect().height == 16
     assert opened.subset(where="num_images >= 2", ratio=0.5).column("num_images").to_pylist().count(1) == 0
     extra = opened.lengths(100) - opened.lengths()

@@ -16,7 +16,7 @@ from vlmix.mixture.build.images import plan_storage, scaled, stored_bytes
 from vlmix.mixture.dataset.verify import _image_problem
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
-from vlmix.mixture.io.images import MAX_SCANNED, ImageInfo, image_xxh3, probe, too_much_decoding
+from vlmix.mixture.io.images import MAX_SCANNED, ImageInfo, decoded, image_xxh3, probe, thumbnail, too_much_decoding
 from vlmix.mixture.record import Conversation, ImageRef, Round
 
 ROOT = Path(__file__).parents[3]
@@ -374,3 +374,34 @@ def test_no_real_photograph_is_too_complex(real: Path) -> None:
     found = [path for path in real.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     assert len(found) > 20
     assert not [path for path in found if probe(path).problem == "image_too_complex"]
+
+
+def test_a_thumbnail_shows_the_image_and_holds_nothing_else() -> None:
+    out = io.BytesIO()
+    picture(2000, 1000).save(out, "JPEG", quality=95, comment=b"secret" * 9000)
+    small = thumbnail(out.getvalue(), 100)
+    with Image.open(io.BytesIO(small)) as image:
+        assert (image.format, image.size) == ("JPEG", (100, 50))
+        for at, color in ((20, (255, 0, 0)), (80, (0, 0, 255))):
+            assert max(abs(a - b) for a, b in zip(image.getpixel((at, 25)), color)) < 12  # type: ignore[arg-type]
+    assert b"secret" not in small and len(small) < 2000
+    assert decoded(out.getvalue()).size == (2000, 1000)
+    assert decoded(jpeg((40, 30)), 100).size == (40, 30), "none is made larger"
+    assert decoded(jpeg((9000, 12)), 100).size == (100, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "cannot identify"),
+        (b"\x1b]0;t\x07 no image", "cannot identify"),
+        (jpeg((400, 300), quality=95)[:700], "truncated"),
+        (png()[:40], "truncated|cannot identify"),
+        (with_chunks(20_000), "more than 10000 chunks"),
+        (tiff(9400, 60), "over all strips"),
+    ],
+)
+def test_what_has_no_thumbnail_says_why(data: bytes, why: str) -> None:
+    with pytest.raises(VlmixError, match=why) as error:
+        thumbnail(data, 100)
+    assert str(error.value).isprintable()

@@ -1,0 +1,111 @@
+"""`vlmix browse`: a mixture as pages to look at."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from vlmix.cli import show
+from vlmix.mixture.errors import VlmixError, nearest
+
+if TYPE_CHECKING:
+    from vlmix.mixture.browse.sides import Side
+
+_SWEEP, _RESULTS = "sweep.json", "results.jsonl"
+_PICTURES = ("auto", "stored", "reduced")
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def browse(
+    mixtures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MIXTURE...",
+            help="A mixture; a view, which is shown beside what it left of its root; several, side by side; or the "
+            "folder of a sweep: its selections.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the pages.")],
+    samples: Annotated[int, typer.Option(help="Samples of each source that have a page.", min=0)] = 200,
+    id: Annotated[list[str] | None, typer.Option("--id", help="Show these samples alone. Repeatable.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition over columns of samples.parquet, for the samples with a page.")
+    ] = None,
+    pictures: Annotated[
+        str,
+        typer.Option(help="stored: the stored bytes; reduced: of at most 384 pixels; auto: stored if they are few."),
+    ] = "auto",
+    share: Annotated[
+        str | None, typer.Option(help="Of a sweep: the subsets of this share, 0.1 or 10% (default: its smallest).")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = _CORES,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write pages to look at: composition, histograms, galleries with filters and search, every sample with its boxes.
+    They open from disk, without a server."""
+    from vlmix.mixture.browse.pages import Options
+    from vlmix.mixture.browse.pages import browse as write
+    from vlmix.mixture.browse.sides import sides_of
+    from vlmix.mixture.mixture import open as open_mixture
+
+    require()
+    if pictures not in _PICTURES:
+        raise VlmixError(f"--pictures {pictures!r}{nearest(pictures, _PICTURES)}")
+    options = Options(samples=samples, ids=id or [], where=where, pictures=pictures)  # type: ignore[arg-type]
+    if len(mixtures) == 1 and (Path(mixtures[0]) / _SWEEP).is_file():
+        sides = _of_sweep(Path(mixtures[0]), share)
+    elif share is not None:
+        raise VlmixError("--share goes with the folder of a sweep")
+    else:
+        sides = sides_of([open_mixture(one) for one in mixtures])
+    with show.progress() as progress:
+        report = write(sides, out, options, workers=workers, progress=progress)
+    said = f"{report.page}: {report.samples:,} samples, {report.galleries} galleries, {report.bytes / 1e6:.1f} MB"
+    if report.reduced:
+        said += "; pictures are reduced, --pictures stored copies them"
+    if report.undecoded:
+        said += f"; {report.undecoded:,} pictures cannot be shown, their pages say why"
+    show.done(said, msgspec.to_builtins(report), as_json)
+
+
+def _of_sweep(folder: Path, wanted: str | None) -> "list[Side]":
+    """The subsets of a sweep at one share, one of each selection, with the first of its seeds and grid."""
+    from vlmix.mixture.browse.sides import selected_and_left, whole
+    from vlmix.mixture.mixture import open as open_mixture
+    from vlmix.mixture.selection.subset import parse_ratio
+
+    try:
+        sweep = json.loads((folder / _SWEEP).read_text())
+        rows = [json.loads(line) for line in (folder / _RESULTS).read_text().splitlines()]
+        rows = [row for row in rows if (folder / "runs" / row["run"] / "subset").is_dir()]
+        shares = sorted({row["ratio"] for row in rows})
+        names = list(dict.fromkeys(row["selection"] for row in rows))
+    except FileNotFoundError:
+        raise VlmixError(f"{folder}: the sweep has no {_RESULTS} yet: none of its runs is done") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise VlmixError(f"{folder}: its {_SWEEP} or {_RESULTS} is damaged: {error}") from None
+    if not rows:
+        raise VlmixError(f"{folder}: none of its runs has a subset; name a mixture or a view instead")
+    ratio = shares[0] if wanted is None else parse_ratio(wanted)
+    if ratio not in shares:
+        raise VlmixError(f"--share {wanted}: the sweep has {', '.join(f'{share:g}' for share in shares)}")
+    firsts = [next((r for r in rows if (r["selection"], r["ratio"]) == (name, ratio)), None) for name in names]
+    parts = [
+        (f"{row['selection']} {100 * ratio:g} %", open_mixture(folder / "runs" / row["run"] / "subset"))
+        for row in firsts
+        if row is not None
+    ]
+    places = [
+        Path(sweep.get("mixture") or "."),
+        *(place / sweep.get("mixture", "") for place in folder.absolute().parents),
+    ]
+    found = next((place for place in places if (place / "manifest.json").is_file()), None)
+    return selected_and_left(parts, whole(parts[0][1]) if found is None else open_mixture(found))
+
+
+def require() -> None:
+    """Fail where what pages need is not installed."""
+    import jinja2  # noqa: F401
