@@ -64,6 +64,14 @@ def test_nothing_is_left_out_before_the_full_mixture_is_done_and_two_seeds_of_a_
     assert left(FULL | {(0.1, 0): 0.2}) == {}
 
 
+def test_seeds_that_a_sweep_no_longer_has_stand_for_none_of_its_own() -> None:
+    low = {(0.1, seed): 0.2 for seed in range(2)}
+    assert left({(1.0, 0): 0.6, (1.0, 1): 0.6, (1.0, 9): 0.6} | low) == {}, "seed 2 of the full mixture is open"
+    assert left(FULL | {(0.1, 8): 0.2, (0.1, 9): 0.2}) == {}, "no seed of the share is done"
+    assert left(FULL | {(0.2, seed): 0.2 for seed in range(2)}) == {}, "the report does not show this share"
+    assert left(FULL | {(1.0, 9): 0.6} | low).keys() == {"random-0.1-seed2"}, "all of its own are done"
+
+
 def test_a_share_that_is_far_from_enough_decides_itself_and_the_smaller_ones() -> None:
     found = left(FULL | {(0.3, seed): 0.3 + seed / 1000 for seed in range(2)})
     assert found == {
@@ -168,5 +176,7 @@ def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked
     assert {(1.0, seed) for seed in range(3)} <= done and len(rows) + len(skipped) == 18
     smaller = {f"random-{ratio}-seed{seed}" for ratio in (0.1, 0.2) for seed in range(3)}
     assert skipped.keys() == smaller | {"random-0.3-seed2"}
+    others = load(plan, benchmark, ["seeds=[3,4,5]"])
+    assert left_out(others, out) == {}, "none of its runs is done"
     whole = run(load(plan, benchmark, ["stop_early=false"]), out, backend(rate))
     assert len(whole) == 18, "the same folder, without leaving anything out"
