@@ -20,6 +20,9 @@ from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.pool import Progress
 
+REPORT_NAME = "report.json"
+"""Of the file that holds a `Report`."""
+
 
 class Question(Struct, frozen=True):
     """One question to a model. `id` is unique in a benchmark's split.

@@ -9,13 +9,14 @@ SWEEP/
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import strict_yaml as strict
@@ -23,7 +24,6 @@ from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.digests import sha256 as digest
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.selection.score_file import read_listing
-from vlmix.train.evaluate.evaluate import VALUES
 from vlmix.train.sweep.recipe import Choice, Sweep, choices, described
 from vlmix.train.sweep.report.aggregate import BUILT_IN, Result
 
@@ -127,20 +127,20 @@ def recorded_grid(out: Path) -> dict[str, Any]:
     return grid
 
 
-def read_rows(out: Path) -> list[Result]:
-    """The rows of all finished runs in a sweep's folder."""
-    files = sorted((out / "runs").glob("*/result.json"))
-    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
+def read_rows(out: Path, names: Collection[str] | None = None) -> list[Result]:
+    """The rows of the finished runs in a sweep's folder, or of those among them with these names."""
+    files = (out / "runs").glob("*/result.json") if names is None else (row_file(out, name) for name in names)
+    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in sorted(files) if file.exists()]
     return sorted(rows, key=lambda row: (json.dumps(row.grid), row.selection, row.ratio, row.seed))
 
 
-def read_values(out: Path, rows: Sequence[Result]) -> dict[str, dict[str, Values]]:
+def read_values(out: Path, rows: Iterable[Result]) -> dict[str, dict[str, Values]]:
     """Run -> benchmark -> what each question adds to the score, for the runs of a sweep's folder."""
     return {
         row.run: {
             name: Values.read(path)
             for name in row.scores
-            if (path := run_folder(out, row.run) / "answers" / name / VALUES).exists()
+            if (path := run_folder(out, row.run) / "answers" / name / VALUES_NAME).exists()
         }
         for row in rows
     }

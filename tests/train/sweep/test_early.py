@@ -13,10 +13,12 @@ from tests.mixture.benchmark.made import values_of
 from tests.train.nano import NANO
 from vlmix.builders import known_benchmarks
 from vlmix.mixture.benchmark.benchmark import Report
+from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
 from vlmix.train.config import Recipe
-from vlmix.train.evaluate.evaluate import VALUES, Task
+from vlmix.train.evaluate.evaluate import Task
 from vlmix.train.sweep.early import by_use, needless
+from vlmix.train.sweep.folder import read_rows, read_values
 from vlmix.train.sweep.recipe import EvalConfig, Sweep, load, run_specs
 from vlmix.train.sweep.report.aggregate import Result
 from vlmix.train.sweep.sweep import Backend, left_out, run
@@ -148,7 +150,7 @@ def backend(rate: Callable[[str], float]) -> Backend:
     def evaluate(model: str, tasks: list[Task], out: Path) -> list[Any]:
         values = values_of(np.arange(4000) < rate(Path(model).parent.name) * 4000)
         (out / "vqav2").mkdir(parents=True)
-        values.write(out / "vqav2" / VALUES)
+        values.write(out / "vqav2" / VALUES_NAME)
         return [
             Report(
                 benchmark="vqav2", split="val", score=values.score(), metrics={}, answered=4000, missing=0,
@@ -162,7 +164,9 @@ def backend(rate: Callable[[str], float]) -> Backend:
     )  # fmt: skip
 
 
-def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked(plan: Path, tmp_path: Path) -> None:
+def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def rate(name: str) -> float:
         _, ratio, seed = name.split("-")
         return (0.6 if float(ratio) >= 0.4 else float(ratio)) + int(seed[4:]) / 2000
@@ -170,13 +174,18 @@ def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked
     out = tmp_path / "out"
     benchmark = known_benchmarks().__getitem__
     parsed = load(plan, benchmark)
-    rows = run(parsed, out, backend(rate))
+    read, shown = [], []
+    whole_read = Values.read
+    monkeypatch.setattr(Values, "read", lambda path: read.append(path) or whole_read(path))
+    rows = run(parsed, out, backend(rate), lambda *each: shown.append(each))
+    assert len(read) == len({*read}) == len(rows), "what a run left is read once"
+    assert shown[0][1:] == (0, 18) and shown[-1][1:] == (len(rows), len(rows)), "runs that are left out are not awaited"
     done = {(row.ratio, row.seed) for row in rows}
-    skipped = left_out(parsed, out)
+    skipped = left_out(parsed, rows, read_values(out, rows))
     assert {(1.0, seed) for seed in range(3)} <= done and len(rows) + len(skipped) == 18
     smaller = {f"random-{ratio}-seed{seed}" for ratio in (0.1, 0.2) for seed in range(3)}
     assert skipped.keys() == smaller | {"random-0.3-seed2"}
     others = load(plan, benchmark, ["seeds=[3,4,5]"])
-    assert left_out(others, out) == {}, "none of its runs is done"
+    assert left_out(others, read_rows(out), read_values(out, read_rows(out))) == {}, "none of its runs is done"
     whole = run(load(plan, benchmark, ["stop_early=false"]), out, backend(rate))
     assert len(whole) == 18, "the same folder, without leaving anything out"

@@ -28,9 +28,9 @@ from PIL import Image, ImageColor
 
 from tests.helpers import vlmix
 from tests.train.sweep.test_report import BOTH, HOSTILE, ladder, row, texts
+from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.evaluate.evaluate import VALUES
 from vlmix.train.sweep import environment
 from vlmix.train.sweep.recipe import first_grid
 from vlmix.train.sweep.report import Result, aggregate, summarise, table, write
@@ -73,13 +73,13 @@ def test_another_process_on_another_day_writes_the_same_bytes(tmp_path):
 
 
 def test_the_pdf_embeds_truetype_and_no_date():
-    pdf = curve(aggregate(CURVES), published(True), "混合物").pdf()
+    pdf = curve(aggregate(CURVES), published(True), "混合物").files("pdf")["pdf"]
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf
     assert b"/Type3" not in pdf and b"Date" not in pdf and b"/Producer" not in pdf
 
 
 def test_the_svg_file_needs_no_font_and_has_the_figure_s_size():
-    root = ElementTree.fromstring(curve(aggregate(hostile())).svg())
+    root = ElementTree.fromstring(curve(aggregate(hostile())).files("svg")["svg"])
     tags = {element.tag.rpartition("}")[2] for element in root.iter()}
     assert "path" in tags and not tags & {"text", "script", "image", "date"}
     assert root.get("viewBox") == f"0 0 {72 * WIDE.curve[0]:g} {72 * WIDE.curve[1]:g}"
@@ -257,7 +257,7 @@ def test_every_recipe_is_compared_with_the_first_that_the_grid_names(tmp_path):
         known[f"run{number}"] = {"gqa": values(number, 0.5)}
         home = tmp_path / "runs" / f"run{number}"
         (home / "answers" / "gqa").mkdir(parents=True)
-        known[f"run{number}"]["gqa"].write(home / "answers" / "gqa" / VALUES)
+        known[f"run{number}"]["gqa"].write(home / "answers" / "gqa" / VALUES_NAME)
         (home / "result.json").write_bytes(msgspec.json.encode(rows[-1]))
     (tmp_path / "sweep.json").write_text(json.dumps({"grid": grid}))
     write(tmp_path, "x", summarise(rows, known, first_grid(grid)), {})

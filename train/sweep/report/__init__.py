@@ -53,8 +53,7 @@ def write(
     )
     panels = [picture for sheet in (WIDE, NARROW) if (picture := scores(points, sheet))]
     each = Drawing(*(picture.inline(f"scores-{i}-") for i, picture in enumerate(panels))) if panels else None
-    picture = curve(points, published, note)
-    files = {"curve.png": picture.png(), "curve.svg": picture.svg(), "curve.pdf": picture.pdf()}
+    files = {f"curve.{kind}": data for kind, data in curve(points, published, note).files("png", "svg", "pdf").items()}
     texts = {
         "table.csv": points_csv(points),
         "table.tex": points_latex(points, list(notes(summary))),

@@ -144,12 +144,13 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
     """
     known = values or {}
     groups = grouped(rows)
-    full = {grid_key(group[0].grid): group for group in groups if group[0].ratio == 1}
+    scored = [(group, scores_of(group, known)) for group in groups]
+    full = {grid_key(group[0].grid): (group, scores) for group, scores in scored if group[0].ratio == 1}
     points = []
-    for group in groups:
+    for group, scores in scored:
         first = group[0]
-        reference = full.get(grid_key(first.grid), [])
-        means = {name: score.mean for name, score in scores_of(reference, known).items()}
+        reference, whole = full.get(grid_key(first.grid), ([], {}))
+        means = {name: score.mean for name, score in whole.items()}
         usable = {name: mean for name, mean in means.items() if mean > 0}
         chance = _chance(group)
         points.append(
@@ -159,7 +160,7 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
                 ratio=first.ratio,
                 seeds=len({row.seed for row in group}),
                 samples=round(fmean(row.samples for row in group)),
-                scores=scores_of(group, known),
+                scores=scores,
                 relative=_relative_spread(group, reference, usable, known),
                 left_out=[name for name in means if name not in usable],
                 chance=chance,
