@@ -46,6 +46,7 @@ def scored(
             Result(
                 run=name, grid={}, selection="random", ratio=ratio, seed=seed, samples=1, sources={}, steps=1, loss=1.0,
                 train_seconds=1.0, evaluate_seconds=1.0, scores={"gqa": found.score()}, metrics={}, questions={},
+                finished="2026-11-28T19:45:02Z", machine="2 x A", versions={}, mixture="0123456789abcdef",
             )
         )  # fmt: skip
         values[name] = {"gqa": found}

@@ -36,6 +36,10 @@ def row(ratio=1.0, seed=0, selection="random", grid=None, **changes):
         "scores": {"gqa": 60.0},
         "metrics": {"gqa": {"open": 40.0}},
         "questions": {"gqa": 100},
+        "finished": "2026-11-28T19:45:02Z",
+        "machine": "2 x A",
+        "versions": {"torch": "2.9"},
+        "mixture": "0123456789abcdef" * 4,
     }
     return Result(**given | changes)
 

@@ -21,6 +21,7 @@ import yaml
 
 from tests.helpers import VLMIX, vlmix_here
 from tests.train.nano import NANO
+from tests.train.sweep.test_early import backend as untrained
 from vlmix.cli.sweep import _backend
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.strict_yaml import RECIPES
@@ -62,7 +63,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not list(killed.glob("runs/*/result.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
@@ -467,27 +468,10 @@ def test_a_selection_of_a_sweep_that_is_there_keeps_its_meaning(spec: Path, scor
         claimed("[random]", "budget=steps")
 
 
-def test_a_sweep_without_names_of_its_selections_is_resumed(spec: Path, scores: Path, tmp_path: Path) -> None:
-    """As it was recorded before selections had names. Then a list gave shares of itself."""
-    ids = tmp_path / "ids.txt"
-    ids.write_text("a\nb\n")
-    given = [{"by": str(scores), "column": "quality"}, "lengths", str(ids)]
-    sweep = load(spec, benchmark_named)
-    plain = msgspec.to_builtins(sweep) | {"selections": given, "files": {}}
-    del plain["note"]
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
-    same = f"selections=[{{by: {scores}, column: quality}}, lengths]"
-    claim(load(spec, benchmark_named, [same]), tmp_path / "out")
-    recorded = msgspec.json.decode((tmp_path / "out" / "sweep.json").read_bytes())["selections"]
-    assert [each["name"] for each in recorded] == ["random", "scores.csv:quality", "lengths", "ids.txt"]
-
-    (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
-    with pytest.raises(VlmixError, match="its runs by ids.txt are shares of that list"):
-        claim(load(spec, benchmark_named, [f"selections=[{ids}]"]), tmp_path / "out")
-
-
-def test_a_control_with_the_worst_scores_is_one_line(spec: Path, scores: Path, tmp_path: Path) -> None:
+def test_a_control_with_the_worst_scores_is_one_line(
+    spec: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmix.cli.sweep._backend", lambda *_: untrained(lambda name: 0.5))
     worst = f"selections=[{{name: worst, by: {scores}, column: quality, ascending: true}}]"
     done = vlmix_here("sweep", spec, worst, "ratios=[0.1]", "--out", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr

@@ -54,11 +54,11 @@ class Result(Struct, frozen=True, kw_only=True):
     """Benchmark -> what guessing scores, where that is known."""
     halves: dict[str, dict[str, float]] = {}
     """Benchmark -> sub-score, "" for the score itself -> half of its 95 % interval over questions."""
-    finished: str = ""
-    """When, in UTC: `2026-11-28T19:45:02Z`. This and what follows is "" in results of older versions."""
-    machine: str = ""
-    versions: dict[str, str] = {}
-    mixture: str = ""
+    finished: str
+    """When, in UTC: `2026-11-28T19:45:02Z`."""
+    machine: str
+    versions: dict[str, str]
+    mixture: str
     """SHA-256 of the whole mixture's manifest."""
 
 
