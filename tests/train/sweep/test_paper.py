@@ -430,6 +430,17 @@ def test_published_scores_are_chosen_by_name():
     assert all(each.source and each.certainty and 0 < each.ratio < 1 for each in PUBLISHED)
 
 
+def test_the_page_on_sweeps_lists_the_published_scores_of_the_code():
+    told = []
+    for line in (Path(__file__).parents[3] / "docs/sweeps.md").read_text().splitlines():
+        if " arXiv " in line and line.startswith("| `"):
+            name, ratio, relative, source, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            number = float(relative.removeprefix("> "))
+            told.append((name.strip("`"), float(ratio.removesuffix(" %")) / 100, number, source, relative[0] == ">"))
+    coded = [(each.name, each.ratio, each.relative, each.source, each.above) for each in PUBLISHED]
+    assert sorted(told) == sorted(coded)
+
+
 def facts_of(rows, given=None):
     root = ElementTree.fromstring(page("x", summarise(rows), given or {}, ("<svg />", "<svg />"), None))
     tables = {"".join(each.find("caption").itertext()): each for each in root.iter("table")}
