@@ -494,7 +494,7 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
 
 
 def within(interval: "tuple[float, float] | None") -> str:
-    """`[58.0, 64.4]`."""
+    """`[58.00, 64.40]`."""
     return "" if interval is None else f"[{interval[0]:,.2f}, {interval[1]:,.2f}]"
 
 

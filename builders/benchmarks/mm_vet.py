@@ -1,4 +1,7 @@
-"""MM-Vet: open questions, graded by a language model from 0 to 1."""
+"""MM-Vet: open questions, graded by a language model from 0 to 1.
+
+The judge's instructions are part of the benchmark and stand here word for word: its `mm-vet_evaluator.py` (Apache-2.0).
+"""
 
 from pathlib import Path
 

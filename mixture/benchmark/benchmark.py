@@ -47,9 +47,9 @@ class Report(Struct, kw_only=True):
     beyond the first of a question, and rows for no question. `notes` say by which convention, and what was odd.
 
     `interval` holds the score that other questions of the same kind would have given in 95 of 100 cases, `intervals`
-    the same for metrics; how it was made is in `interval_method` ("exact", "bootstrap", "normal"), over `clusters`,
-    which are images where questions share one (see `benchmark.intervals`). `chance` is what guessing scores, where that
-    is known.
+    the same for metrics; how it was made is in `interval_method` ("exact", "effective", "bootstrap", "normal"), over
+    `clusters`, which are images where questions share one (see `benchmark.intervals`). `chance` is what guessing
+    scores, where that is known.
     """
 
     benchmark: str
