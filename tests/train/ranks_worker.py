@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.train.nano import nano
+from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.batches import Collator, MicroBatch
 from vlmix.train.config import Recipe
@@ -50,16 +51,12 @@ def make(recipe: Recipe, tokenizer) -> tuple[TrainableVLM, dict[str, torch.Tenso
     return model, {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def check(name: str, recipe: Recipe, folder: str, me: Ranks) -> None:
-    mixture = open_mixture(folder)
-    samples = [mixture[i] for i in range(len(mixture))]
-    images = [sample for sample in samples if sample.image][:6]
-    texts = [sample for sample in samples if not sample.image][:6]
+def check(name: str, recipe: Recipe, images: list[Sample], texts: list[Sample], me: Ranks) -> None:
     values = [turn.value for sample in images + texts for turn in sample.conversations]
     tokenizer = train_tokenizer(values, 400)
     whole, weights = make(recipe, tokenizer)
     encoder = Encoder(tokenizer, template("vicuna", tokenizer))
-    sources = sorted({sample.source for sample in samples})
+    sources = sorted({sample.source for sample in images + texts})
     collate = Collator(encoder, whole.vision, recipe.batch, sources, 0)
     # Rank 1 sees text alone, then nothing at all, while rank 0 sees images; then the other way round.
     plan = [
@@ -89,8 +86,13 @@ def check(name: str, recipe: Recipe, folder: str, me: Ranks) -> None:
 
 
 if __name__ == "__main__":
+    mixture = open_mixture(sys.argv[1])
+    shown = mixture.column("image").to_pylist()
+    images, texts = (
+        [mixture[i] for i, name in enumerate(shown) if bool(name) == with_image][:6] for with_image in (True, False)
+    )
     with init_distributed() as me:
         for name, changes in CASES.items():
-            check(name, nano(**changes), sys.argv[1], me)
+            check(name, nano(**changes), images, texts, me)
         if me.is_main:
             Path(sys.argv[2]).write_text("\n".join(CASES))
