@@ -13,6 +13,7 @@ from typing import Any
 from vlmix.mixture.benchmark.compare import relative
 from vlmix.train.sweep.recipe import RunSpec
 from vlmix.train.sweep.report.aggregate import (
+    RANDOM,
     Result,
     RunValues,
     grid_key,
@@ -21,7 +22,6 @@ from vlmix.train.sweep.report.aggregate import (
     scores_of,
     with_all,
 )
-from vlmix.train.sweep.report.comparisons import CONTROL
 from vlmix.train.sweep.report.wording import KEEPS, share
 
 _SURE = 0.01
@@ -47,8 +47,8 @@ def needless(specs: Sequence[RunSpec], rows: Iterable[Result], values: RunValues
         found = decided.get((grid_key(spec.grid), spec.label), {})
         if spec.name not in done and spec.ratio < 1 and (reason := _reason(spec, found)):
             reasons[spec.name] = reason
-    compared = {_cell(spec) for spec in specs if spec.label != CONTROL and spec.name not in reasons}
-    controls = {spec.name for spec in specs if spec.label == CONTROL and _cell(spec) in compared}
+    compared = {_cell(spec) for spec in specs if spec.label != RANDOM and spec.name not in reasons}
+    controls = {spec.name for spec in specs if spec.label == RANDOM and _cell(spec) in compared}
     return {name: reason for name, reason in reasons.items() if name not in controls}
 
 
@@ -103,6 +103,6 @@ def _reason(spec: RunSpec, decided: Mapping[float, bool]) -> str:
     if enough := [each for each, keeps in decided.items() if keeps and each < spec.ratio]:
         return f"{share(min(enough))} is enough"
     less = [each for each, keeps in decided.items() if not keeps and each > spec.ratio]
-    if less and spec.label == CONTROL:
+    if less and spec.label == RANDOM:
         return f"{share(max(less))} is not enough"
     return ""

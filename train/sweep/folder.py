@@ -2,7 +2,7 @@
 
 SWEEP/
   sweep.json               what is swept; another sweep is refused
-  mixtures/<digest>/       mixtures built for keys of the mixture recipe
+  mixtures/<key>/          mixtures built for keys of the mixture recipe
   runs/<name>/subset       the view of the mixture for the run
   runs/<name>/run          the training run, answers/ its answers, result.json its row
   results.jsonl and what `report.write` writes

@@ -244,8 +244,8 @@ def _mixture(sweep: Sweep, spec: RunSpec, out: Path, backend: Backend) -> Path:
         return Path(sweep.mixture)
     settings = grid_settings(sweep, spec)
     changes = {key.removeprefix("mixture."): value for key, value in settings.items() if key.startswith("mixture.")}
-    digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
-    folder = out / "mixtures" / digest
+    key = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
+    folder = out / "mixtures" / key
     with locked(folder, wait=True):
         if not (folder / "mixture").is_dir():
             backend.build(sweep.build, changes, folder / "mixture")

@@ -33,7 +33,8 @@ from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError
 from vlmix.train.sweep import environment
 from vlmix.train.sweep.recipe import first_grid
-from vlmix.train.sweep.report import aggregate, summarise, table, write
+from vlmix.train.sweep.report import summarise, table, write
+from vlmix.train.sweep.report.aggregate import aggregate
 from vlmix.train.sweep.report.page import page
 from vlmix.train.sweep.report.picture import DARK, LIGHT
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, scores
@@ -60,7 +61,8 @@ def hostile():
 def test_another_process_on_another_day_writes_the_same_bytes(tmp_path):
     here = write(tmp_path / "here", "x", summarise(CURVES), {}, "a note", published(True)).parent
     script = (
-        "import sys, msgspec; from pathlib import Path; from vlmix.train.sweep.report import Result, summarise, write\n"
+        "import sys, msgspec; from pathlib import Path; from vlmix.train.sweep.report import summarise, write\n"
+        "from vlmix.train.sweep.report.aggregate import Result\n"
         "from vlmix.train.sweep.report.published import published\n"
         "rows = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Result])\n"
         "write(Path(sys.argv[1]), 'x', summarise(rows), {}, 'a note', published(True))"

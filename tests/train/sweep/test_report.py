@@ -10,12 +10,12 @@ from PIL import Image, ImageColor
 
 from tests.mixture.benchmark.made import values_of
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.sweep.report import Result, aggregate, headline, require, series, summarise, table, write
-from vlmix.train.sweep.report.aggregate import FULL, Spread, sub_score
+from vlmix.train.sweep.report import require, summarise, table, write
+from vlmix.train.sweep.report.aggregate import FULL, Result, Spread, aggregate, series, sub_score
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.picture import LIGHT
 from vlmix.train.sweep.report.plots import clean, curve, scores
-from vlmix.train.sweep.report.wording import notes, number, percent
+from vlmix.train.sweep.report.wording import headline, notes, number, percent
 
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
 

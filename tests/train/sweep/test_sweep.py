@@ -29,7 +29,7 @@ from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.config import parse
 from vlmix.train.sweep.folder import claim
 from vlmix.train.sweep.recipe import Build, Choice, EvalConfig, RunSpec, Sweep, adds_random, choices, load, run_specs
-from vlmix.train.sweep.report import Result
+from vlmix.train.sweep.report.aggregate import Result
 from vlmix.train.sweep.subsets import same_as_random, write_subset
 from vlmix.train.sweep.sweep import _mixture, _recipe, run
 

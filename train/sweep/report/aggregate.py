@@ -20,7 +20,10 @@ from vlmix.mixture.benchmark.values import Values
 FULL = "full mixture"
 """`selection` of the points of the full mixture, which serves every selection of its grid values."""
 
-BUILT_IN = ("random", "lengths", "clusters")
+RANDOM = "random"
+"""The selection that others are compared with."""
+
+BUILT_IN = (RANDOM, "lengths", "clusters")
 """Selections that need no file of scores or ids."""
 
 
