@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from tests.helpers import hashes, vlmix
+from tests.helpers import hashes, vlmix_here
 from tests.mixture.browse.browser import CHROMIUM, Browser
 from vlmix.builders import known_sources
 from vlmix.mixture.browse.cards import SEARCHED, script_json
@@ -304,13 +304,16 @@ def test_a_sweep_shows_its_selections_at_one_share(tenth: Path, tmp_path: Path) 
         save_view(part, runs / row["run"] / "subset", [])
     (tenth / "sweep/results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tenth / "sweep/sweep.json").write_text(json.dumps({"mixture": "mixture"}))
-    assert vlmix("browse", tenth / "sweep", "--samples", 1, "--out", tmp_path / "pages").returncode == 0
+    assert (
+        vlmix_here("browse", tenth / "sweep", "--samples", 1, "--out", tmp_path / "pages", "--workers", 1).returncode
+        == 0
+    )
     text = Parsed(tmp_path / "pages/index.html").text
     one, two = (set(parts[name, 0.1].column("id").to_pylist()) for name in ("random", "lengths"))
     left = len(whole) - len(one | two)
     assert f"random 10 %: {len(one)} samples" in text and f"left out: {left} samples" in text
     assert f"{len(one & two)} ids are both in random 10 % and in lengths 10 %" in text
-    done = vlmix("browse", tenth / "sweep", "--share", "20%", "--out", tmp_path / "more")
+    done = vlmix_here("browse", tenth / "sweep", "--share", "20%", "--out", tmp_path / "more", "--workers", 1)
     assert done.returncode == 1 and "the sweep has 0.1, 0.3" in done.stderr
 
 
@@ -378,6 +381,18 @@ def test_reduced_pictures_are_small_and_boxes_stay_in_stored_pixels(tmp_path: Pa
         assert [box[k] for k in ("x", "y", "width", "height")] == ["400.0", "130.0", "400.0", "320.0"]
 
 
+def test_a_shard_that_is_gone_costs_pictures_alone_and_tells_nothing_of_the_machine(
+    tenth: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(tenth / "mixture", folder)
+    for shard in folder.glob("train/*.tar"):
+        shard.unlink()
+    pages = [page.read_text() for page in written(tmp_path / "pages", folder, samples=2).rglob("*.html")]
+    assert any("missing" in page for page in pages)
+    assert not any(str(tmp_path) in page for page in pages)
+
+
 def test_annotations_alone_have_pages(raw: Path, tmp_path: Path) -> None:
     known = known_sources()
     recipe = parse({"name": "gqa", "sources": {"gqa": {}}}, known, "test")
@@ -388,14 +403,14 @@ def test_annotations_alone_have_pages(raw: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_wrote_and_what_is_wrong(tenth: Path, tmp_path: Path) -> None:
-    done = vlmix("browse", tenth / "tenth", "--out", tmp_path / "pages", "--samples", 2, "--json")
+    done = vlmix_here("browse", tenth / "tenth", "--out", tmp_path / "pages", "--samples", 2, "--json", "--workers", 1)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["bytes"] == sum(p.stat().st_size for p in (tmp_path / "pages").rglob("*") if p.is_file())
     shutil.copytree(tenth / "tenth", tmp_path / "orphan")
-    done = vlmix("browse", tmp_path / "orphan", "--out", tmp_path / "more")
+    done = vlmix_here("browse", tmp_path / "orphan", "--out", tmp_path / "more", "--workers", 1)
     assert done.returncode == 1 and "which is gone" in done.stderr and done.stderr.count("\n") == 1
-    done = vlmix("browse", tmp_path / "nothing", "--out", tmp_path / "more")
+    done = vlmix_here("browse", tmp_path / "nothing", "--out", tmp_path / "more", "--workers", 1)
     assert done.returncode == 1 and "is not a mixture" in done.stderr and done.stderr.count("\n") == 1
 
 
