@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,25 @@ def test_two_ranks_have_the_gradients_of_one_process_also_where_one_sees_no_imag
 ) -> None:
     """Real processes over gloo: uneven answers, accumulation, a rank with text alone, an empty micro-batch."""
     done = tmp_path / "done"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.train.ranks_worker", str(mixture), str(done)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment
-    )
-    assert found.returncode == 0, found.stderr[-4000:]
+    command = [sys.executable, "-m", "tests.train.ranks_worker", str(mixture), str(done)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # What torchrun tells its ranks.
+    told = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    try:
+        errors = [rank.communicate(timeout=200)[1] for rank in ranks]
+    finally:
+        for rank in ranks:  # one waits for ever for the other
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)[-4000:]
     assert done.read_text().split("\n") == list(CASES)
