@@ -19,7 +19,7 @@ from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
 from vlmix.cli.sweep import embed, sweep
 from vlmix.cli.sweep import require as require_sweep
-from vlmix.cli.train import train
+from vlmix.cli.train import export_model, train
 from vlmix.mixture.errors import VlmixError
 
 app = typer.Typer(
@@ -342,6 +342,7 @@ def export(
 
 
 command("train", MODELS, "tiny mixture=mixture out=run", "llava-1.5-7b mixture=MIX665K --nproc 8")(train)
+command("export-model", MODELS, "run", "run --step 500 --out model", "run --best")(export_model)
 command(
     "evaluate",
     MODELS,

@@ -30,21 +30,45 @@ def train(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="mixture=MIXTURE out=RUN optim.lr=1e-4 …")
     ] = None,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let a benchmark's YAML file name a function as its metric.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the run's folder and its last metrics.")] = False,
 ) -> None:
     """Train a model on a mixture. If interrupted, run it again to resume."""
+    show.without_bars()
     parsed = load(recipe, changes)
     if nproc > 1 and not launched():
-        launch(nproc, ["train", recipe, *(changes or [])])
+        launch(nproc, ["train", recipe, *(changes or []), *(["--allow-code"] if allow_code else [])])
     else:
+        from vlmix.builders import benchmark_named
         from vlmix.train.run import train as run
 
         with reporting(parsed.name) as report:
-            stopped = run(parsed, report)
+            stopped = run(parsed, report, lambda name: benchmark_named(name, allow_code))
         if stopped:
             raise typer.Exit(128 + stopped)
     if not launched():
         _summary(parsed, as_json)
+
+
+def export_model(
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint of this step; the last one by default.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint, by the recipe's checkpoint.best.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New folder of the model; RUN/exports/step-… by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a checkpoint of a run as a Hugging Face folder."""
+    if best and step is not None:
+        raise typer.BadParameter("--step and --best name two checkpoints; take one")
+    show.without_bars()
+    from vlmix.train.run import export_model as write
+
+    written = write(run, step, best, out)
+    show.done(f"wrote {written}", {"out": str(written)}, as_json)
 
 
 def load(name: str, changes: list[str] | None) -> "Recipe":
@@ -125,16 +149,35 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
             show.note("; ".join(parts))
         elif event == "resumed":
             show.note(f"resumes from step {facts['step']}")
+        elif event == "seen":
+            show.note(
+                f"{facts['samples']:,} of the {facts['of']:,} samples of {facts['mixture']} show a picture that is "
+                "trained on"
+            )
         elif event == "step":
             progress(facts)
+        elif event == "measured":
+            _measured(facts)
         elif event == "unreadable":
             show.note(f"images that did not decode: {', '.join(facts['samples'][:5])}")
         elif event == "stopped":
             show.note(f"stopped after step {facts['step']} of {facts['of']}; run the same command again to resume")
-        elif event == "done":
+        elif event in ("profiled", "done"):
             show.note(f"wrote {facts['out']}")
 
     return report
+
+
+def _measured(facts: dict[str, Any]) -> None:
+    if (loss := facts.get("validation")) is not None:
+        show.note(f"step {facts['step']:,}: validation loss {_within(loss, 'loss', 3)}, {loss['samples']:,} samples")
+    for name, score in facts.get("evaluate", {}).items():
+        show.note(f"step {facts['step']:,}: {name} {_within(score, 'score', 2)}, {score['questions']:,} questions")
+
+
+def _within(facts: dict[str, Any], name: str, digits: int) -> str:
+    value = f"{facts[name]:.{digits}f}"
+    return value if "low" not in facts else f"{value} [{facts['low']:.{digits}f}, {facts['high']:.{digits}f}]"
 
 
 def _millions(count: int) -> str:

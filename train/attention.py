@@ -16,10 +16,11 @@ from transformers import AttentionInterface
 
 NAME = "vlmix"
 
-# Its arguments changed: `is_causal` in torch 2.10, `window_size` and `scale` later.
+# Its arguments changed: `is_causal` in torch 2.10, `window_size`, `scale` and `enable_gqa` later.
 _KNOWN = inspect.signature(varlen_attn).parameters
 _CAUSAL: dict[str, Any] = {"is_causal": True} if "is_causal" in _KNOWN else {"window_size": (-1, 0)}
 _SCALES = "scale" in _KNOWN
+_GROUPS = "enable_gqa" in _KNOWN
 
 
 def register() -> str:
@@ -42,11 +43,12 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """[B, T, H, D] of query [B, H, T, D], key and value [B, K, T, D], K dividing H.
 
-    `cu_seq_lens_q` [S + 1] int32: bounds of the samples packed into a batch of one; `max_length_q`: the longest.
+    `cu_seq_lens_q` [S + 1] int32: bounds of the samples packed into a batch of one, where `placed` puts them;
+    `max_length_q`: the longest.
     """
     if cu_seq_lens_q is None:
         out = _causal(query, key, value, scaling)
-    elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    elif _has_kernel(query):
         return _varlen(query, key, value, scaling, cu_seq_lens_q, int(max_length_q or 0)), None
     else:
         bounds = cu_seq_lens_q.tolist()
@@ -55,6 +57,16 @@ def attend(
         ]
         out = torch.cat(parts, dim=2)
     return out.transpose(1, 2).contiguous(), None
+
+
+def placed(bounds: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | None:
+    """The bounds of packed samples, given on the CPU, for the attention over `hidden`: on its device where the kernel
+    for ragged batches reads them, on the CPU where every layer reads them as numbers, so that none waits for a GPU."""
+    return bounds.to(hidden.device, non_blocking=True) if bounds is not None and _has_kernel(hidden) else bounds
+
+
+def _has_kernel(states: torch.Tensor) -> bool:
+    return states.is_cuda and states.dtype in (torch.bfloat16, torch.float16)
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
@@ -71,18 +83,18 @@ def _varlen(
     bounds: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    """torch's flash kernel for ragged batches. Heads that share keys are repeated, as not every version groups them."""
+    """torch's flash kernel for ragged batches. Where it does not group heads itself, shared keys are repeated."""
     more = dict(_CAUSAL)
     if scaling is not None and _SCALES:
         more["scale"] = scaling
     elif scaling is not None:
         query = query * (scaling * query.shape[-1] ** 0.5)
     groups = query.shape[1] // key.shape[1]
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, _repeat(key, groups), _repeat(value, groups)))
+    if groups > 1 and _GROUPS:
+        more["enable_gqa"] = True
+    elif groups > 1:
+        key, value = (heads.repeat_interleave(groups, dim=1) for heads in (key, value))
+    q, k, v = (heads[0].transpose(0, 1).contiguous() for heads in (query, key, value))
     out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **more)
     assert isinstance(out, torch.Tensor)
     return out[None]
-
-
-def _repeat(heads: torch.Tensor, groups: int) -> torch.Tensor:
-    return heads if groups == 1 else heads.repeat_interleave(groups, dim=1)

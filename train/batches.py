@@ -44,6 +44,8 @@ class MicroBatch:
     """[K] int64: place in B * T of the token before each target."""
     sample_index: torch.Tensor
     """[K] int64: the sample of each target, 0 to S - 1."""
+    image_positions: torch.Tensor
+    """[F] int64: place in B * T of each image token, in order."""
     images: torch.Tensor
     """[V, 3, side, side] uint8: the tiles of all images, in order."""
     image_sizes: list[tuple[int, int]]
@@ -51,7 +53,7 @@ class MicroBatch:
     tiles_per_image: list[int]
     """[I] tiles of each image."""
     cu_seqlens: torch.Tensor | None
-    """[S + 1] int32 where packed: where samples begin and end."""
+    """[S + 1] int32 where packed: where samples begin and end. It stays on the CPU (`attention.placed`)."""
     max_seqlen: int
     """Tokens of the longest sample."""
     samples: list[str]
@@ -60,12 +62,16 @@ class MicroBatch:
     """[S] int64: number of each sample's source."""
     lengths: NDArray[np.int64]
     """[S] tokens of each sample."""
-    image_tokens: int
     unreadable: list[str] = field(default_factory=list)
     """Samples with an image that did not decode: it shows nothing, and they have no target tokens."""
 
+    @property
+    def image_tokens(self) -> int:
+        return len(self.image_positions)
+
     def to(self, device: torch.device) -> "MicroBatch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return dataclasses.replace(moved, cu_seqlens=self.cu_seqlens)
 
     def pin_memory(self) -> "MicroBatch":
         return self._each(torch.Tensor.pin_memory)
@@ -85,6 +91,10 @@ class Collator:
     def __init__(self, encoder: Encoder, vision: ImageGeometry, batch: Batch, sources: Sequence[str], pad: int) -> None:
         self.encoder, self.vision, self.batch, self.pad = encoder, vision, batch, pad
         self.sources = {name: number for number, name in enumerate(sources)}
+
+    def of(self, sources: Sequence[str]) -> "Collator":
+        """The same for samples of other sources."""
+        return Collator(self.encoder, self.vision, self.batch, sources, self.pad)
 
     def encode(self, sample: Sample) -> Encoded:
         """Ids of a sample, cut to batch.max_length. Raises VlmixError where the cut would take some of an image."""
@@ -129,6 +139,7 @@ class Collator:
             targets=torch.from_numpy(np.concatenate(targets)),
             target_positions=torch.from_numpy(np.concatenate(sites)),
             sample_index=torch.from_numpy(np.concatenate(owners)),
+            image_positions=torch.from_numpy(np.flatnonzero(ids == self.encoder.image_id)),
             images=torch.cat(tiles) if tiles else torch.empty((0, 3, side, side), dtype=torch.uint8),
             image_sizes=sizes,
             tiles_per_image=[len(tile) for tile in tiles],
@@ -137,7 +148,6 @@ class Collator:
             samples=[sample.id for sample in samples],
             sources=torch.tensor([self.sources[sample.source] for sample in samples], dtype=torch.int64),
             lengths=lengths if samples else lengths[:0],
-            image_tokens=int(sum((tokens.ids == self.encoder.image_id).sum() for tokens in encoded)),
             unreadable=unreadable,
         )
 
@@ -213,9 +223,9 @@ class Lengths:
     fits: NDArray[np.bool_]
     """Whether their images fit into batch.max_length. A sample whose images do not cannot be trained on."""
 
-    def fitting(self) -> "Lengths":
-        """Of the samples that fit alone."""
-        return Lengths(*(column[self.fits] for column in vars(self).values()))
+    def of(self, samples: NDArray[np.bool_]) -> "Lengths":
+        """Of some samples alone."""
+        return Lengths(*(column[samples] for column in vars(self).values()))
 
 
 def lengths(mixture: Mixture, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:

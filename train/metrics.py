@@ -33,6 +33,19 @@ class Metrics:
                 for name, value in _flat(row):
                     self._board.add_scalar(name, value, row["step"])
 
+    def amend(self, step: int, facts: dict[str, Any]) -> None:
+        """Add facts to the row of a step, which is the last one."""
+        rows = read(self.path.parent)
+        if not rows or rows[-1]["step"] != step:
+            raise VlmixError(f"{self.path}: its last row is not of step {step}, which its checkpoint is of")
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in [*rows[:-1], rows[-1] | facts]))
+        with disk_errors(self.path):
+            self._file.close()
+            self._file = self.path.open("a", encoding="utf-8")
+            if self._board is not None:
+                for name, value in _flat(facts):
+                    self._board.add_scalar(name, value, step)
+
     def close(self) -> None:
         self._file.close()
         if self._board is not None:

@@ -5,7 +5,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -22,6 +21,7 @@ from vlmix.mixture.extras import missing
 from vlmix.train import attention
 from vlmix.train.batches import MicroBatch
 from vlmix.train.config import Lora, Part, Recipe
+from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.images import CLIP_MEAN, CLIP_STD, ImageGeometry, normalise
 from vlmix.train.probe import _check_lm, _lm_errors, _unused
 from vlmix.train.tokens import IMAGE, add_image_token, with_prefix
@@ -166,6 +166,7 @@ class TrainableVLM(nn.Module):
         hf, vision = parts.model, parts.vision
         self.hf, self.vision, self.has_cls = hf, vision, parts.has_cls
         self.parts: frozenset[Part] = frozenset(recipe.trainable)
+        self.loss_chunk = recipe.loss_chunk
         name = attention.register()
         hf.model.language_model.set_attn_implementation(name)
         hf.requires_grad_(False)
@@ -223,26 +224,29 @@ class TrainableVLM(nn.Module):
     def forward(self, micro: MicroBatch) -> torch.Tensor:
         """[S] fp32: the sum of the losses of each sample's trained tokens. A micro-batch without any gives zeros that
         can be differentiated, so that every rank runs the same passes."""
+        hidden, head = self.target_states(micro), self.hf.lm_head
+        # The head's weight is used, not called: within this forward, FSDP has it whole.
+        losses = chunked_cross_entropy(hidden, head.weight, head.bias, micro.targets, self.loss_chunk)
+        return losses.new_zeros(len(micro.samples)).index_add(0, micro.sample_index, losses)
+
+    def target_states(self, micro: MicroBatch) -> torch.Tensor:
+        """[K, width]: the LM's last hidden state before each target token. The head runs for these alone, which for
+        short answers are a few tokens in hundreds."""
         embeds = self.hf.get_input_embeddings()(micro.input_ids)
         features = self._features(micro, embeds.dtype)
         if len(micro.images):
-            at = (micro.input_ids == self.hf.config.image_token_id)[..., None]
-            embeds = embeds.masked_scatter(at, features)
+            shape = embeds.shape
+            embeds = embeds.flatten(0, 1).index_copy(0, micro.image_positions, features).view(shape)
         else:
             embeds = embeds + 0.0 * features.sum()
-        hidden = self.hf.model.language_model(
+        hidden: torch.Tensor = self.hf.model.language_model(
             inputs_embeds=embeds,
             position_ids=micro.position_ids,
             use_cache=False,
-            cu_seq_lens_q=micro.cu_seqlens,
+            cu_seq_lens_q=attention.placed(micro.cu_seqlens, embeds),
             max_length_q=micro.max_seqlen,
         ).last_hidden_state
-        # The head runs where something is learnt, which for short answers is a few tokens in hundreds.
-        logits = self.hf.lm_head(hidden.flatten(0, 1)[micro.target_positions]).float()
-        losses: torch.Tensor = cross_entropy(logits, micro.targets, reduction="none")
-        per_sample = losses.new_zeros(len(micro.samples)).index_add(0, micro.sample_index, losses)
-        total: torch.Tensor = per_sample + 0.0 * logits.sum()
-        return total
+        return hidden.flatten(0, 1).index_select(0, micro.target_positions)
 
     def _features(self, micro: MicroBatch, dtype: torch.dtype) -> torch.Tensor:
         """[F, width]: the connector's output for all image tokens; of zeros where there is no image."""
