@@ -274,11 +274,9 @@ def test_lengths_are_those_of_the_micro_batches(opened: Mixture, encoder: Encode
 
 def logits(model: TrainableVLM, micro: MicroBatch) -> torch.Tensor:
     """[K, vocabulary]: what the trainer's own pass predicts for each target."""
-    kept: list[torch.Tensor] = []
-    handle = model.hf.lm_head.register_forward_hook(lambda module, arguments, out: kept.append(out.detach()))
-    model(micro)
-    handle.remove()
-    return kept[0]
+    with torch.no_grad():
+        found: torch.Tensor = model.hf.lm_head(model.target_states(micro))
+    return found
 
 
 HEADS = {"the same": 4, "two for four": 2, "one for four": 1}
