@@ -29,6 +29,7 @@ from vlmix.train.config import Recipe
 from vlmix.train.flops import Flops, peak
 from vlmix.train.loader import make_loader
 from vlmix.train.metrics import Metrics
+from vlmix.train.mixtures import inspect_hint, verify_hint
 from vlmix.train.model import TrainableVLM
 from vlmix.train.parallel import Ranks, before_backward, reduces_each
 from vlmix.train.profiler import Profiler
@@ -122,9 +123,8 @@ class Loop:
             state = structs.replace(state, step=step + 1, counted=state.counted | counted, unreadable=unreadable)
             interval = self.recipe.checkpoint.interval
             save = bool((interval and state.step % interval == 0) or state.step == steps or count["stops"])
-            due = (
-                [] if count["stops"] else self._due(state.step, steps)
-            )  # a run that is to stop measures when it resumes
+            # A run that is to stop measures when it resumes.
+            due = [] if count["stops"] and state.step < steps else self._due(state.step, steps)
             if state.step % self.recipe.log_interval == 0 or save or due:  # a resumed run begins a new row, too
                 row = self._row(state, data.order, norm, window)
                 state, measured, is_better = self._measured(state, due)
@@ -273,7 +273,7 @@ class Loop:
             self.me.abort(
                 VlmixError(
                     f"{len(every)} images did not decode so far, the last of {', '.join(every[-5:])}; "
-                    f"`vlmix verify {self.recipe.mixture}` lists the damage, a larger max_bad_images skips them"
+                    f"{verify_hint(self.recipe, [*every[-5:]])} lists the damage, a larger max_bad_images skips them"
                 )
             )
         return every
@@ -285,7 +285,7 @@ class Loop:
         what = f"the loss of {', '.join(bad[:8])}" if bad else f"a gradient over {', '.join(everyone[:8])}"
         return VlmixError(
             f"step {step + 1}: {what} is not finite; nothing was updated. Lower optim.lr, or look at the samples with "
-            f"`vlmix inspect {self.recipe.mixture} --id ID`; what was saved before stays"
+            f"{inspect_hint(self.recipe, (bad or everyone)[0])}; what was saved before stays"
         )
 
     @contextlib.contextmanager

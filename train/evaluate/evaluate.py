@@ -111,9 +111,9 @@ def evaluate_on(
 def check(task: Task) -> None:
     """Raises VlmixError where a task cannot be asked or scored: no questions, a judge, no labels, no first image."""
     benchmark = task.benchmark
-    questions = benchmark.questions(task.folder, task.split)
     if benchmark.needs_judge:
         raise VlmixError(f"{benchmark.name}: a judge says what answers are worth; ask the finished model instead")
+    questions = benchmark.questions(task.folder, task.split)
     if not questions:
         raise VlmixError(f"{benchmark.name}: no questions in {task.folder}")
     first = questions[0]
