@@ -7,21 +7,41 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from tests.train.ranks_worker import CASES
+from tests.train.nano import nano
+from tests.train.ranks_worker import CASES, COPIES
+from vlmix.mixture.errors import VlmixError
+from vlmix.train.parallel import shard_size
 
 ROOT = Path(__file__).parents[2]
+
+
+def ranks(count: int, mixture: Path, done: Path) -> list[str]:
+    """The cases that real processes over gloo went through."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["-m", "tests.train.ranks_worker", str(mixture), str(done)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    return done.read_text().split("\n")
 
 
 def test_two_ranks_have_the_gradients_of_one_process_also_where_one_sees_no_image(
     mixture: Path, tmp_path: Path
 ) -> None:
-    """Real processes over gloo: uneven answers, accumulation, a rank with text alone, an empty micro-batch."""
-    done = tmp_path / "done"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.train.ranks_worker", str(mixture), str(done)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment
-    )
-    assert found.returncode == 0, found.stderr[-4000:]
-    assert done.read_text().split("\n") == list(CASES)
+    """Uneven answers, accumulation, a rank with text alone, an empty micro-batch."""
+    assert ranks(2, mixture, tmp_path / "done") == list(CASES)
+
+
+@pytest.mark.slow
+def test_two_copies_on_four_ranks_train_as_one_process_and_resume_as_one_copy(mixture: Path, tmp_path: Path) -> None:
+    """A 2 x 2 mesh: gradients, a step, and its checkpoint on other meshes."""
+    assert ranks(4, mixture, tmp_path / "done") == list(COPIES)
+
+
+def test_ranks_that_do_not_make_up_whole_copies_are_refused() -> None:
+    assert [shard_size(nano(shard_size=size), 8) for size in (0, 1, 4, 8)] == [8, 1, 4, 8]
+    for size in (3, 16):
+        with pytest.raises(VlmixError, match=f"shard_size {size}: 8 processes cannot be divided"):
+            shard_size(nano(shard_size=size), 8)
