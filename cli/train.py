@@ -132,6 +132,13 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
                 f"{facts['mixture']}: {facts['samples']:,} samples, {facts['tokens']:,} tokens, "
                 f"{facts['target_tokens']:,} of them target tokens; {facts['steps']:,} steps"
             )
+            for mixture in facts.get("mixtures", []):
+                _share(mixture, facts["steps"])
+            for common in facts.get("common", []):
+                show.note(
+                    f"{' and '.join(common['names'])} have {common['samples']:,} samples in common, which are trained "
+                    "on as samples of both"
+                )
             if facts["skipped_samples"]:
                 show.note(
                     f"{facts['skipped_samples']:,} samples are skipped: their images do not fit into batch.max_length; "
@@ -166,6 +173,17 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
             show.note(f"wrote {facts['out']}")
 
     return report
+
+
+def _share(mixture: dict[str, Any], steps: int) -> None:
+    if not mixture["trained_samples"]:
+        show.note(f"{mixture['name']}: none of its samples comes in {steps:,} steps; raise its weight")
+        return
+    share = f"weight {mixture['weight']:g}" if "weight" in mixture else f"repeat {mixture['repeat']:g}"
+    show.note(
+        f"{mixture['name']}: {share}, {mixture['samples']:,} samples, {mixture['trained_samples']:,} are trained on: "
+        f"{mixture['epochs']:,.2f} epochs"
+    )
 
 
 def _measured(facts: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -208,6 +208,11 @@ def blend(mixtures: Mapping[str, Any]) -> Blend:
     return Blend(opened, shares)
 
 
+def open_samples(mixture: str | Path | Mapping[str, Any]) -> Samples:
+    """A mixture by its place, or several with what each gives."""
+    return blend(mixture) if isinstance(mixture, Mapping) else open_mixture(mixture)
+
+
 def parts_of(samples: Samples) -> list[Mixture]:
     """The mixtures that samples come from."""
     return [samples] if isinstance(samples, Mixture) else list(samples.mixtures.values())
@@ -242,8 +247,8 @@ def parse_shares(mixtures: Mapping[str, Any], where: str) -> Shares:
 def names_of(folders: Sequence[str | Path]) -> list[str]:
     """What mixtures at these places are called: by their folders, with as many of the folders above as tell them
     apart. Raises VlmixError for the same place twice."""
-    paths = [str(folder).partition("://")[2] if "://" in str(folder) else os.path.abspath(folder) for folder in folders]
-    parts = [[part for part in path.split("/") if part] or ["root"] for path in paths]
+    paths = [str(folder).partition("://")[2] if "://" in str(folder) else Path(folder).absolute() for folder in folders]
+    parts = [_steps(str(path)) for path in paths]
     taken = [1] * len(parts)
     while True:
         names = ["/".join(part[-count:]) for part, count in zip(parts, taken)]
@@ -257,12 +262,21 @@ def names_of(folders: Sequence[str | Path]) -> list[str]:
             taken[number] += 1
 
 
-def origin(mixtures: str | Mapping[str, Any], id: str) -> tuple[str, str]:
-    """The place of the mixture that a sample's id belongs to, and its id there. `mixtures` is a place, or places with
-    weights, whose ids begin with names."""
-    if isinstance(mixtures, str):
-        return mixtures, id
-    named = sorted(zip(names_of(list(mixtures)), mixtures), key=lambda pair: -len(pair[0]))
+def _steps(path: str) -> list[str]:
+    """The folders of a path, without `.` and `..`. Links keep their names, as they are what people type."""
+    return [part for part in posixpath.normpath(path).split("/") if part] or ["root"]
+
+
+def places(mixture: str | Mapping[str, Any]) -> list[str]:
+    """The places that a recipe's `mixture` names."""
+    return [mixture] if isinstance(mixture, str) else list(mixture)
+
+
+def origin(mixture: str | Mapping[str, Any], id: str) -> tuple[str, str]:
+    """The place, of those that a recipe's `mixture` names, that a sample is from, and its id there."""
+    if isinstance(mixture, str):
+        return mixture, id
+    named = sorted(zip(names_of(list(mixture)), mixture), key=lambda pair: -len(pair[0]))
     return next((place, id.removeprefix(f"{name}/")) for name, place in named if id.startswith(f"{name}/"))
 
 

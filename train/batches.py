@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.record import ImageRef
 from vlmix.mixture.schedule.packing import Positions
 from vlmix.mixture.schedule.schedule import Schedule
@@ -188,7 +188,7 @@ class MicroBatchDataset(Dataset["list[MicroBatch] | VlmixError"]):
     """Item k: the micro-batches of one rank in step k. An error that a user can act on comes as an item, so that it
     crosses the border of a worker process as it is."""
 
-    def __init__(self, mixture: Mixture, order: Schedule, collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, mixture: Samples, order: Schedule, collator: Collator, rank: int, world: int) -> None:
         self.mixture, self.order, self.collator = mixture, order, collator
         self.rank, self.world = rank, world
 
@@ -228,7 +228,7 @@ class Lengths:
         return Lengths(*(column[samples] for column in vars(self).values()))
 
 
-def lengths(mixture: Mixture, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:
+def lengths(mixture: Samples, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:
     """One pass over all texts of a mixture."""
     counts, (widths, heights) = mixture.image_fields("width", "height")
     image_tokens = [vision.tokens(width, height) for width, height in zip(widths.to_pylist(), heights.to_pylist())]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from vlmix.mixture.blend import parse_shares
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import strict_yaml as strict
 
@@ -139,8 +140,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """A parsed training recipe."""
 
     name: str
-    mixture: str = ""
-    """The mixture: a folder, a view or a URL."""
+    mixture: str | dict[str, Any] = ""
+    """A folder, a view or a URL; or several with weights, {mix665k: 0.8, mine: 0.2}, or with how often an epoch goes
+    through each, {mix665k: {repeat: 1}, mine: {repeat: 2}}."""
     out: str = ""
     """Folder of the run; runs/NAME by default."""
     seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
@@ -207,6 +209,10 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
         raise VlmixError(f"{where}: a training recipe is a mapping with `model`, `template`, `trainable` and `optim`")
     _check(data, Recipe, where)
     recipe: Recipe = strict.convert(data, Recipe, where)
+    if isinstance(recipe.mixture, dict):
+        parse_shares(recipe.mixture, f"{where}: mixture")
+        if len(recipe.mixture) == 1:
+            recipe = msgspec.structs.replace(recipe, mixture=next(iter(recipe.mixture)))
     if not recipe.trainable or len(set(recipe.trainable)) != len(recipe.trainable):
         raise VlmixError(f"{where}: `trainable` names what is trained, each once: connector, lm, vision_tower")
     if recipe.lora and "lm" not in recipe.trainable:

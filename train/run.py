@@ -14,22 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlmix.mixture.benchmark.benchmark import Benchmark
-from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.blend import Samples, digest, open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_text
 from vlmix.mixture.io.locks import exclusive_lock
-from vlmix.mixture.mixture import Mixture
-from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.mixture.version import ORDER_VERSION, VERSION
-from vlmix.train import validation
+from vlmix.train import mixtures, validation
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import Checkpoints, State, checkpoints_in, read_state, restore_weights
@@ -149,7 +146,7 @@ class _Run:
 
     def _go(self) -> int:
         recipe, me = self.recipe, self.me
-        whole_mixture: Mixture = me.run_on_all(lambda: open_mixture(recipe.mixture))
+        whole_mixture: Samples = me.run_on_all(lambda: open_samples(recipe.mixture))
         identity = _identity(recipe, whole_mixture)
         offered, validated = me.run_on_all(lambda: self._split(whole_mixture))
         checkpoints = Checkpoints(self.folder / CHECKPOINTS, recipe.checkpoint.keep, me)
@@ -195,7 +192,7 @@ class _Run:
         return 0
 
     def _prepare(self) -> None:
-        _check_data(open_mixture(self.recipe.mixture), self.recipe)
+        mixtures.check(open_samples(self.recipe.mixture), self.recipe)
         shard_size(self.recipe, self.me.world)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +204,7 @@ class _Run:
         if not mine:
             raise VlmixError(f"{self.folder} is being written by another run; wait for it or choose another out=")
 
-    def _order(self, mixture: Mixture, found: Lengths) -> Schedule:
+    def _order(self, mixture: Samples, found: Lengths) -> Schedule:
         batch = self.recipe.batch
         order = mixture.schedule(
             batch.global_size,
@@ -219,7 +216,7 @@ class _Run:
         order.rank_batch(0, self.me.rank, self.me.world)  # the batch has to be a multiple of the ranks
         return order
 
-    def _model(self, mixture: Mixture | None, begun: bool):  # type: ignore[no-untyped-def]
+    def _model(self, mixture: Samples | None, begun: bool):  # type: ignore[no-untyped-def]
         """The model, on every rank; its weights on the first one alone."""
         recipe, me = self.recipe, self.me
         home = self.folder / "tokenizer"
@@ -244,14 +241,14 @@ class _Run:
         whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if me.is_main else {}
         return model, tokenizer, layout, whole
 
-    def _lengths(self, mixture: Mixture, encoder: Encoder, vision: ImageGeometry) -> Lengths:
+    def _lengths(self, mixture: Samples, encoder: Encoder, vision: ImageGeometry) -> Lengths:
         """Token lengths, measured by the first rank and kept in the run's folder for the next start."""
         path = self.folder / "lengths.npz"
 
         def first() -> None:
             words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
             eyes = [vision.side, vision.patch, vision.tile_grids]
-            settings = [VERSION, "fits", _digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
+            settings = [VERSION, "fits", digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
             key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 if np.load(path)["key"] == key:
@@ -264,7 +261,7 @@ class _Run:
         kept = np.load(path)
         return Lengths(kept["tokens"], kept["targets"], kept["untruncated"], kept["fits"])
 
-    def _fitting(self, mixture: Mixture, found: Lengths) -> Mixture:
+    def _fitting(self, mixture: Samples, found: Lengths) -> Samples:
         """The samples whose images fit into batch.max_length. The others are listed in the run's folder."""
         if found.fits.all():
             self.me.run_on_main(lambda: (self.folder / SKIPPED).unlink(missing_ok=True))
@@ -273,8 +270,8 @@ class _Run:
         if not found.fits.any():
             self.me.abort(
                 VlmixError(
-                    f"{self.recipe.mixture}: no sample's images fit into batch.max_length {length}; raise it (the "
-                    f"shortest sample has {found.untruncated.min()} tokens)"
+                    f"{mixtures.named(self.recipe)}: no sample's images fit into batch.max_length {length}; raise it "
+                    f"(the shortest sample has {found.untruncated.min()} tokens)"
                 )
             )
 
@@ -282,16 +279,17 @@ class _Run:
             names, lines = mixture.column("id"), []
             for position in np.flatnonzero(~found.fits).tolist():
                 tokens = int(found.untruncated[position])
-                row = {"id": names[position].as_py(), "reason": "too_long", "tokens": tokens, "max_length": length}
+                sample = mixtures.skipped(self.recipe, names[position].as_py())
+                row = {**sample, "reason": "too_long", "tokens": tokens, "max_length": length}
                 lines.append(json.dumps(row) + "\n")
             write_text(self.folder / SKIPPED, "".join(lines))
 
         self.me.run_on_main(first)
         return mixture.select(np.flatnonzero(found.fits))
 
-    def _tell_data(self, mixture: Mixture, skipped: int, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
+    def _tell_data(self, mixture: Samples, skipped: int, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
         facts: dict[str, Any] = {
-            "mixture": mixture.manifest.name,
+            "mixture": mixtures.name_of(mixture),
             "samples": len(mixture),
             "skipped_samples": skipped,
             "steps": steps,
@@ -300,11 +298,12 @@ class _Run:
             "target_tokens": int(found.targets.sum()),
             "cut_samples": int((found.untruncated > found.tokens).sum()),
             "untrained_samples": int((found.targets == 0).sum()),
+            **mixtures.facts(mixture, order, steps),
         }
         if not facts["target_tokens"]:
             self.me.abort(
                 VlmixError(
-                    f"{self.recipe.mixture}: none of its tokens would train; all answers are empty or cut off by "
+                    f"{mixtures.named(self.recipe)}: no token would train; all answers are empty or cut off by "
                     f"batch.max_length {self.recipe.batch.max_length}"
                 )
             )
@@ -336,7 +335,7 @@ class _Run:
                 f"{(free + there) / 1e9:,.1f} GB there; free some space, lower checkpoint.keep, or choose another out="
             )
 
-    def _split(self, mixture: Mixture) -> tuple[Mixture, Mixture | None]:
+    def _split(self, mixture: Samples) -> tuple[Samples, Samples | None]:
         """What is trained on, and what validates."""
         config = self.recipe.validation
         if config is None:
@@ -348,7 +347,7 @@ class _Run:
             self.report("seen", {"mixture": config.mixture, "samples": seen, "of": len(other)})
         return mixture, other
 
-    def _measures(self, validated: Mixture | None, collator: Collator, export: _Export) -> list[Measure]:
+    def _measures(self, validated: Samples | None, collator: Collator, export: _Export) -> list[Measure]:
         recipe, me = self.recipe, self.me
         found: list[Measure] = []
         if validated is not None:
@@ -376,16 +375,6 @@ class _Run:
         )
 
 
-def _check_data(mixture: Mixture, recipe: Recipe) -> None:
-    images = np.array(mixture.column("image").to_pylist()) != ""
-    if mixture.root_manifest.kind == "annotations":
-        raise VlmixError(f"{recipe.mixture} was built with --annotations-only: it has no shards to train on")
-    if recipe.template == "plain" and not images.all():
-        first = mixture.column("id")[int(np.argmin(images))].as_py()
-        some = "no images at all" if not images.any() else f"samples without an image, such as {first}"
-        raise VlmixError(f"{recipe.mixture} has {some}; stage one (template: plain) needs one in every sample")
-
-
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
     """Whole or not at all: a resumed run reads it."""
     partial = home.with_suffix(".partial")
@@ -400,7 +389,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _own_tokenizer(recipe: Recipe, mixture: Mixture | None, home: Path | None) -> PreTrainedTokenizerBase | None:
+def _own_tokenizer(recipe: Recipe, mixture: Samples | None, home: Path | None) -> PreTrainedTokenizerBase | None:
     """For an LM from scratch: the one at `home`, of a begun run, else that of the recipe, or one to be trained on the
     mixture."""
     if isinstance(recipe.model.lm, str):
@@ -414,7 +403,7 @@ def _own_tokenizer(recipe: Recipe, mixture: Mixture | None, home: Path | None) -
     return train_tokenizer(texts, recipe.model.tokenizer)
 
 
-def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
+def _identity(recipe: Recipe, mixture: Samples) -> dict[str, str]:
     """What a checkpoint must agree with to be resumed."""
     plain = {key: value for key, value in recipe.resolved().items() if key not in (*_FREE, *_MEASURES, "mixture")}
     if recipe.validation and recipe.validation.holdout is not None:
@@ -425,12 +414,7 @@ def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
         flat |= {f"{key}.{inner}".rstrip("."): json.dumps(part, sort_keys=True) for inner, part in section.items()}
     for key in _KNOBS:
         flat.pop(key, None)
-    return flat | {"mixture": _digest(mixture), "order": str(ORDER_VERSION)}
-
-
-def _digest(mixture: Mixture) -> str:
-    index = mixture.root_manifest.checksums.get(manifests.SAMPLES_NAME, "")  # a view's own has no texts
-    return hashlib.sha256(msgspec.json.encode([index, mixture.rows.tolist()])).hexdigest()
+    return flat | {"mixture": digest(mixture), "order": str(ORDER_VERSION), **mixtures.shares(recipe)}
 
 
 def _latest(checkpoints: Checkpoints, identity: dict[str, str], folder: Path) -> tuple[Path, State] | None:

@@ -10,6 +10,7 @@ import torch
 
 from vlmix.mixture.benchmark.intervals import available, influence, quantile
 from vlmix.mixture.benchmark.values import Values
+from vlmix.mixture.blend import Samples, parts_of
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.holdout import held_out, picture_groups
 from vlmix.mixture.keyed import keyed_order
@@ -25,10 +26,10 @@ from vlmix.train.model import TrainableVLM
 from vlmix.train.parallel import Ranks
 
 
-def split(mixture: Mixture, config: Config) -> tuple[Mixture, Mixture]:
+def split(mixture: Samples, config: Config) -> tuple[Samples, Samples]:
     """What is trained on, and what is held out of it. Raises VlmixError for a hold-out that is empty, or that takes all
     of a source."""
-    held = held_out([mixture], config.holdout or 0.0, config.seed)[0]
+    held = np.concatenate(held_out(parts_of(mixture), config.holdout or 0.0, config.seed))
     if not held.any():
         raise VlmixError(
             f"validation.holdout {config.holdout} holds out none of the {len(mixture):,} samples; raise it"
@@ -42,19 +43,19 @@ def split(mixture: Mixture, config: Config) -> tuple[Mixture, Mixture]:
     return kept, out
 
 
-def other(trained: Mixture, config: Config) -> tuple[Mixture, int]:
+def other(trained: Samples, config: Config) -> tuple[Mixture, int]:
     """The mixture that a recipe validates on, and how many of its samples show a picture that is trained on. Raises
     VlmixError if it has no shards, or prompts of another style."""
     mixture = open_mixture(config.mixture)
     if mixture.root_manifest.kind == "annotations":
         raise VlmixError(f"validation.mixture {config.mixture} was built with --annotations-only: it has no shards")
-    styles = [each.root_manifest.recipe.get("prompts") for each in (trained, mixture)]
-    if styles[0] != styles[1]:
+    style, *styles = (each.root_manifest.recipe.get("prompts") for each in (mixture, *parts_of(trained)))
+    if style not in styles:
         raise VlmixError(
-            f"validation.mixture {config.mixture} has prompts of the style {styles[1]}, what is trained on of "
-            f"{styles[0]}; build one of them anew with the other's"
+            f"validation.mixture {config.mixture} has prompts of the style {style}, what is trained on of "
+            f"{' and '.join(map(str, styles))}; build one of them anew with the other's"
         )
-    groups = picture_groups([trained, mixture]).of
+    groups = picture_groups([*parts_of(trained), mixture]).of
     return mixture, int(np.isin(groups[len(trained) :], groups[: len(trained)]).sum())
 
 
@@ -74,7 +75,7 @@ class Validation:
 
     name = "validation"
 
-    def __init__(self, mixture: Mixture, recipe: Recipe, collator: Collator, me: Ranks) -> None:
+    def __init__(self, mixture: Samples, recipe: Recipe, collator: Collator, me: Ranks) -> None:
         """Raises VlmixError where none of them can be measured."""
         config = recipe.validation
         assert config is not None
@@ -91,7 +92,7 @@ class Validation:
                 f"validation: {len(self.mixture)} samples can be measured on {me.world} ranks; hold out more, or raise "
                 "batch.max_length"
             )
-        groups = picture_groups([self.mixture])
+        groups = picture_groups(parts_of(self.mixture))
         self.clusters = dict(zip(self.mixture.column("id").to_pylist(), groups.of.tolist()))
         self.order = Schedule(
             self.mixture.rows,

@@ -121,14 +121,13 @@ class BlendSchedule(Schedule):
     def samples_before(self, step: int) -> NDArray[np.int64]:
         """[P] how many samples of each mixture come in the steps before `step`, repetitions counted."""
         by_kind = self._kinds(step)
-        counts = [self._bounds(kind, int(by_kind[kind]), 0)[0] for kind in (_TEXT, _IMAGE)]
-        return counts[0] + counts[1]
+        text, image = (self._bounds(kind, int(by_kind[kind]), 0)[0] for kind in (_TEXT, _IMAGE))
+        return np.asarray(text + image, dtype=np.int64)
 
     @property
     def samples_per_epoch(self) -> NDArray[np.int64]:
         """[P] how many samples an epoch of each mixture has."""
-        sizes = np.array([[sequence.size for sequence in kind] for kind in self._sequences], dtype=np.int64)
-        return sizes[_TEXT] + sizes[_IMAGE]
+        return np.array([text.size + image.size for text, image in zip(*self._sequences)], dtype=np.int64)
 
     def _kinds(self, step: int) -> NDArray[np.int64]:
         """[modality] how many of the steps before `step` are of each."""

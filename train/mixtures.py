@@ -1,0 +1,75 @@
+"""What a run trains on: one mixture, or several with weights (`mixture.blend`)."""
+
+import json
+import shlex
+from typing import Any
+
+import numpy as np
+
+from vlmix.mixture.blend import Blend, Samples, origin, parts_of, places
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.schedule.blend import BlendSchedule
+from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.train.config import Recipe
+
+
+def check(samples: Samples, recipe: Recipe) -> None:
+    """Raise VlmixError for a mixture that cannot be trained on, by name."""
+    for place, mixture in zip(places(recipe.mixture), parts_of(samples)):
+        images = np.array(mixture.column("image").to_pylist()) != ""
+        if mixture.root_manifest.kind == "annotations":
+            raise VlmixError(f"{place} was built with --annotations-only: it has no shards to train on")
+        if recipe.template == "plain" and not images.all():
+            first = mixture.column("id")[int(np.argmin(images))].as_py()
+            some = "no images at all" if not images.any() else f"samples without an image, such as {first}"
+            raise VlmixError(f"{place} has {some}; stage one (template: plain) needs one in every sample")
+
+
+def named(recipe: Recipe) -> str:
+    return " and ".join(places(recipe.mixture))
+
+
+def name_of(samples: Samples) -> str:
+    return " + ".join(samples.mixtures) if isinstance(samples, Blend) else samples.manifest.name
+
+
+def shares(recipe: Recipe) -> dict[str, str]:
+    """What a run's identity says of several mixtures, in their order."""
+    return {} if isinstance(recipe.mixture, str) else {"shares": json.dumps(list(recipe.mixture.values()))}
+
+
+def skipped(recipe: Recipe, id: str) -> dict[str, str]:
+    """How `skipped.jsonl` names a sample."""
+    place, own = origin(recipe.mixture, id)
+    return {"id": own} if isinstance(recipe.mixture, str) else {"mixture": place, "id": own}
+
+
+def facts(samples: Samples, order: Schedule, steps: int) -> dict[str, Any]:
+    """Of several mixtures: what each gives to a training of `steps` steps; and the samples that two have in common."""
+    if not isinstance(samples, Blend) or not isinstance(order, BlendSchedule):
+        return {}
+    trained = order.samples_before(steps)
+    each = [
+        {
+            "name": name,
+            samples.shares.kind: samples.shares.values[number],
+            "samples": len(mixture),
+            "trained_samples": int(trained[number]),
+            "epochs": round(int(trained[number]) / int(order.samples_per_epoch[number]), 4),
+        }
+        for number, (name, mixture) in enumerate(samples.mixtures.items())
+    ]
+    common = [{"names": [one, other], "samples": both} for one, other, both in samples.overlaps()]
+    return {"mixtures": each, **({"common": common} if common else {})}
+
+
+def verify_hint(recipe: Recipe, ids: list[str]) -> str:
+    """The command that looks for damage where samples are from."""
+    damaged = dict.fromkeys(origin(recipe.mixture, id)[0] for id in ids)
+    return " and ".join(f"`vlmix verify {place}`" for place in damaged)
+
+
+def inspect_hint(recipe: Recipe, id: str) -> str:
+    """The command that shows a sample."""
+    place, own = origin(recipe.mixture, id)
+    return f"`vlmix inspect {place} --id {shlex.quote(own)}`"
