@@ -26,7 +26,7 @@ RULES: dict[str, set[str]] = {
     "mixture.schedule.packing": {"mixture.errors"},
     "mixture.schedule.schedule": {"mixture.errors", "mixture.hashing", "mixture.schedule.packing"},
     "mixture.schedule.blend": {"mixture.errors", "mixture.hashing", "mixture.keyed", "mixture.schedule"},
-    "mixture.schedule.listing": {"mixture.errors", "mixture.dataset", "mixture.schedule"},
+    "mixture.schedule.listing": {"mixture.errors", "mixture.schedule"},
     "mixture.dataset": {"mixture.*base", "mixture.io"},
     "mixture.selection": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.export": {"mixture.*base", "mixture.io", "mixture.dataset"},

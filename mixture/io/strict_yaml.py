@@ -70,7 +70,7 @@ def _read(path: Path) -> Any:
         raise VlmixError(f"recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise VlmixError(f"recipe {path}: not a text file") from None
-    return _yaml(text, str(path))
+    return value(text, str(path))
 
 
 FORMER_KEYS = {
@@ -165,7 +165,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _yaml(text: str, where: str) -> Any:
+def value(text: str, where: str) -> Any:
+    """Plain data of a YAML text. Raises VlmixError for what is none."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -212,4 +213,4 @@ def _override(data: Any, override: str) -> None:
     if not isinstance(node, dict):
         what = repr(parents[-1]) if parents else "the recipe"
         raise VlmixError(f"{shown}: {what} is not a mapping")
-    node[leaf] = _yaml(text, shown)
+    node[leaf] = value(text, shown)
