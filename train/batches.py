@@ -20,7 +20,7 @@ from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.record import ImageRef
-from vlmix.mixture.schedule.packing import Positions
+from vlmix.mixture.schedule.packing import Positions, packed_shares, shares
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import Batch
 from vlmix.train.images import ImageGeometry, decode
@@ -195,20 +195,24 @@ class MicroBatchDataset(Dataset["list[MicroBatch] | VlmixError"]):
     def __getitem__(self, step: int) -> "list[MicroBatch] | VlmixError":
         batch = self.collator.batch
         try:
-            bins = self._bins(step)
+            bins = micro_batches(self.order, step, self.world, batch)[self.rank]
             return [
                 self.collator([self.mixture[i] for i in members.tolist()], bool(batch.pack_length)) for members in bins
             ]
         except VlmixError as error:
             return error
 
-    def _bins(self, step: int) -> list[Positions]:
-        if self.collator.batch.pack_length:
-            return self.order.packed_batch(step, self.rank, self.world, self.collator.batch.pack_length)
-        share = self.order.rank_batch(step, self.rank, self.world)
-        micro = self.collator.batch.micro_size
-        largest = -(-len(self.order.batch(step)) // self.world)
-        return [share[i : i + micro] for i in range(0, largest, micro)]
+
+def micro_batches(order: Schedule, step: int, world: int, batch: Batch) -> list[list[Positions]]:
+    """Positions of the samples in every micro-batch of a step, by rank. All ranks have equally many; some may be
+    empty."""
+    samples = order.batch(step)
+    lengths = order.lengths[samples]
+    if batch.pack_length:
+        return [[samples[bin] for bin in bins] for bins in packed_shares(lengths, world, batch.pack_length)]
+    largest = -(-len(samples) // world)
+    starts = range(0, largest, batch.micro_size)
+    return [[samples[share[i : i + batch.micro_size]] for i in starts] for share in shares(lengths, world)]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,17 @@
 """The arithmetic of a step, for MFU: what the model needs, not what recomputation adds."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from vlmix.train.batches import MicroBatch
 from vlmix.train.model import TrainableVLM
+
+Numbers = TypeVar("Numbers", float, NDArray[np.float64])
 
 PEAKS = {"H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989.5, "H200": 989.5, "GH200": 989.5, "A100": 312.0}
 """Dense bf16 TFLOP/s of one device, by NVIDIA's data sheets; the first name that fits."""
@@ -60,12 +65,25 @@ class Flops:
 
     def of_micro(self, micro: MicroBatch) -> float:
         """FLOPs that a micro-batch needs; padding needs none."""
-        tokens, squares = float(micro.lengths.sum()), float((micro.lengths.astype(float) ** 2).sum())
+        lengths = micro.lengths.astype(np.float64)
+        return self.of_samples(
+            float(lengths.sum()),
+            float((lengths**2).sum()),
+            float(len(micro.targets)),
+            float(len(micro.images)),
+            float(micro.image_tokens),
+        )
+
+    def of_samples(
+        self, tokens: Numbers, squares: Numbers, targets: Numbers, tiles: Numbers, image_tokens: Numbers
+    ) -> Numbers:
+        """FLOPs of samples, each its own or all their sums: tokens, their squares, target tokens, squares of pixels
+        that the tower sees, and image tokens."""
         attention = 2 * self.lm_width * squares
-        lm = 2 * self.lm * tokens + 2 * self.head * len(micro.targets)
-        seen = len(micro.images) * self.tower_tokens
+        lm = 2 * self.lm * tokens + 2 * self.head * targets
+        seen = tiles * self.tower_tokens
         tower = 2 * self.tower * seen + 4 * self.tower_width * self.tower_tokens * seen
-        connector = 2 * self.connector * micro.image_tokens
+        connector = 2 * self.connector * image_tokens
         return self.lm_passes * lm + 3 * attention + self.tower_passes * tower + 3 * connector
 
 

@@ -123,10 +123,13 @@ class ImageGeometry:
         tiles = tiles.permute(1, 3, 0, 2, 4).reshape(-1, 3, self.side, self.side)
         return torch.cat([to_square(image, self.side, "stretch")[None], tiles])
 
+    def tile_count(self, width: int, height: int) -> int:
+        """Squares that the tower sees of an image of this size in pixels."""
+        return 1 if self.tile_grids is None else 1 + math.prod(self._grid(width, height))
+
     def blank(self, width: int, height: int) -> torch.Tensor:
         """The tiles of an image of this size in pixels that shows nothing."""
-        tiles = 1 if self.tile_grids is None else 1 + math.prod(self._grid(width, height))
-        return torch.zeros((tiles, 3, self.side, self.side), dtype=torch.uint8)
+        return torch.zeros((self.tile_count(width, height), 3, self.side, self.side), dtype=torch.uint8)
 
     def _grid(self, width: int, height: int) -> tuple[int, int]:
         high, wide = select_best_resolution((height, width), self.pinpoints)

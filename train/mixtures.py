@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlmix.mixture.blend import Blend, Samples, origin, parts_of, places
 from vlmix.mixture.errors import VlmixError
@@ -31,6 +32,21 @@ def named(recipe: Recipe) -> str:
 
 def name_of(samples: Samples) -> str:
     return " + ".join(samples.mixtures) if isinstance(samples, Blend) else samples.manifest.name
+
+
+def schedule(samples: Samples, recipe: Recipe, lengths: NDArray[np.int64], world: int) -> Schedule:
+    """The order of training on samples of these token lengths [N]. Raises VlmixError for a batch that `world` processes
+    cannot share."""
+    batch = recipe.batch
+    order = samples.schedule(
+        batch.global_size,
+        seed=recipe.seed,
+        lengths=lengths,
+        length_window=batch.length_window,
+        drop_last=batch.drop_last,
+    )
+    order.rank_batch(0, 0, world)
+    return order
 
 
 def shares(recipe: Recipe) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The model: transformers' Llava or LlavaNext around a vision tower and a causal LM, and its loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,7 +26,15 @@ from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.images import CLIP_MEAN, CLIP_STD, ImageGeometry, normalise
 from vlmix.train.probe import _check_lm, _lm_errors, _unused
 from vlmix.train.tokens import IMAGE, add_image_token, with_prefix
-from vlmix.train.weights.pretrained import Tower, load_lm, load_tokenizer, load_tower
+from vlmix.train.weights.pretrained import (
+    LanguageModel,
+    Tower,
+    describe_lm,
+    describe_tower,
+    load_lm,
+    load_tokenizer,
+    load_tower,
+)
 
 LlavaModel: TypeAlias = Any
 """LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
@@ -47,8 +56,23 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Mo
 
     Randomly initialized weights follow torch's generator.
     """
+    return _build(recipe, tokenizer, load_lm, lambda where: load_tower(where, torch.float32))
+
+
+def describe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[ModelBundle, PreTrainedTokenizerBase]:
+    """The same on the meta device, from configurations alone: shapes, and neither weights nor the memory for them."""
+    with torch.device("meta"):
+        return _build(recipe, tokenizer, describe_lm, describe_tower)
+
+
+def _build(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None,
+    lm_at: Callable[[str], LanguageModel],
+    tower_at: Callable[[str], Tower],
+) -> tuple[ModelBundle, PreTrainedTokenizerBase]:
     if isinstance(recipe.model.lm, str):
-        loaded = load_lm(recipe.model.lm)
+        loaded = lm_at(recipe.model.lm)
         lm, tokenizer = loaded.model, loaded.tokenizer
         if isinstance(recipe.model.tokenizer, str):
             tokenizer = load_tokenizer(recipe.model.tokenizer)
@@ -62,7 +86,7 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Mo
     if len(tokenizer) > lm.config.vocab_size:
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     _check_lm(recipe, lm)
-    tower = _tower(recipe)
+    tower = _tower(recipe, tower_at)
     vision = ImageGeometry(
         tower.side,
         tower.patch,
@@ -91,9 +115,9 @@ def _prepared(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> PreTrainedT
     return tokenizer
 
 
-def _tower(recipe: Recipe) -> Tower:
+def _tower(recipe: Recipe, tower_at: Callable[[str], Tower]) -> Tower:
     if isinstance(recipe.model.vision_tower, str):
-        return load_tower(recipe.model.vision_tower, torch.float32)
+        return tower_at(recipe.model.vision_tower)
     config = _config(recipe.model.vision_tower, "vision_tower")
     model = AutoModel.from_config(config, trust_remote_code=False)
     has_cls = "siglip" not in config.model_type

@@ -38,7 +38,7 @@ from vlmix.train.images import ImageGeometry
 from vlmix.train.loop import EventCallback, Loop, Measure
 from vlmix.train.model import ModelBundle, TrainableVLM, build, meta_model
 from vlmix.train.parallel import Ranks, apply_fsdp, broadcast_weights, full_state, init_distributed, shard_size
-from vlmix.train.param_groups import param_groups, part_of
+from vlmix.train.param_groups import count_parameters, param_groups
 from vlmix.train.tokens import Encoder, Template, template, train_tokenizer
 from vlmix.train.weights.pretrained import load_tokenizer
 
@@ -126,6 +126,11 @@ def folder_of(recipe: Recipe) -> Path:
     return Path(recipe.out or f"runs/{recipe.name}")
 
 
+def steps_of(recipe: Recipe, order: Schedule) -> int:
+    """Steps of a training."""
+    return recipe.max_steps or math.ceil(recipe.epochs * order.steps_per_epoch)
+
+
 class _Run:
     def __init__(
         self,
@@ -157,8 +162,8 @@ class _Run:
         found = self._lengths(offered, encoder, model.vision)
         mixture = self._fitting(offered, found)
         skipped, found = len(offered) - len(mixture), found.of(found.fits)
-        order: Schedule = me.run_on_all(lambda: self._order(mixture, found))
-        steps = recipe.max_steps or math.ceil(recipe.epochs * order.steps_per_epoch)
+        order: Schedule = me.run_on_all(lambda: mixtures.schedule(mixture, recipe, found.tokens, me.world))
+        steps = steps_of(recipe, order)
         if recipe.profile and recipe.profile[1] > steps:
             me.abort(VlmixError(f"profile: it ends with step {recipe.profile[1]}, the training with step {steps}"))
         names = sorted(set(mixture.column("source").to_pylist()))
@@ -204,18 +209,6 @@ class _Run:
         if not mine:
             raise VlmixError(f"{self.folder} is being written by another run; wait for it or choose another out=")
 
-    def _order(self, mixture: Samples, found: Lengths) -> Schedule:
-        batch = self.recipe.batch
-        order = mixture.schedule(
-            batch.global_size,
-            seed=self.recipe.seed,
-            lengths=found.tokens,
-            length_window=batch.length_window,
-            drop_last=batch.drop_last,
-        )
-        order.rank_batch(0, self.me.rank, self.me.world)  # the batch has to be a multiple of the ranks
-        return order
-
     def _model(self, mixture: Samples | None, begun: bool):  # type: ignore[no-untyped-def]
         """The model, on every rank; its weights on the first one alone."""
         recipe, me = self.recipe, self.me
@@ -224,7 +217,7 @@ class _Run:
 
         def first() -> tuple[Any, ModelBundle]:
             torch.manual_seed(recipe.seed)
-            parts, tokenizer = build(recipe, _own_tokenizer(recipe, mixture, home if begun else None))
+            parts, tokenizer = build(recipe, own_tokenizer(recipe, mixture, home if begun else None))
             if recipe.model.init_connector_from:
                 load_connector(parts.model, recipe.model.init_connector_from)
             if not begun or not home.is_dir():
@@ -311,10 +304,7 @@ class _Run:
         return facts
 
     def _tell_model(self, model: TrainableVLM) -> dict[str, dict[str, int]]:
-        facts: dict[str, dict[str, int]] = {}
-        for name, parameter in model.named_parameters():
-            part = facts.setdefault(part_of(name), {"trained": 0, "frozen": 0})
-            part["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+        facts = count_parameters(model)
         self.report("model", facts)
         return facts
 
@@ -389,7 +379,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _own_tokenizer(recipe: Recipe, mixture: Samples | None, home: Path | None) -> PreTrainedTokenizerBase | None:
+def own_tokenizer(recipe: Recipe, mixture: Samples | None, home: Path | None) -> PreTrainedTokenizerBase | None:
     """For an LM from scratch: the one at `home`, of a begun run, else that of the recipe, or one to be trained on the
     mixture."""
     if isinstance(recipe.model.lm, str):
