@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.train.nano import nano
-from vlmix.train.attention import _varlen
+from vlmix.train.attention import _GROUPS, _varlen
 from vlmix.train.model import TrainableVLM, build
 from vlmix.train.tokens import train_tokenizer
 
@@ -54,3 +54,6 @@ def test_the_kernel_for_packed_samples_is_part_of_the_graph(kv_heads: int) -> No
     (graph,) = graphs
     (call,) = [node for node in graph.graph.nodes if "varlen" in str(node.target)]
     assert [-1, 0] in call.args, "nobody looks ahead"
+    copies = [node for node in graph.graph.nodes if "repeat" in str(node.target) or "expand" in str(node.target)]
+    assert bool(copies) == (kv_heads < 4 and not _GROUPS), "shared keys are copied only where the kernel cannot share"
+    assert kv_heads == 4 or not _GROUPS or True in call.args

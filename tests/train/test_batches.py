@@ -111,7 +111,8 @@ def test_packed_and_padded_hold_the_same(
         assert (positions[micro.target_positions + 1] == positions[micro.target_positions] + 1).all(), (
             "in the same sample"
         )
-        assert int((flat == encoder.image_id).sum()) == micro.image_tokens
+        assert micro.image_positions.tolist() == np.flatnonzero(flat.numpy() == encoder.image_id).tolist()
+        assert micro.image_tokens == sum((collate.encode(sample).ids == encoder.image_id).sum() for sample in samples)
         cut = [collate.encode(sample).loss_mask[1:].sum() for sample in samples]
         assert np.bincount(micro.sample_index, minlength=len(samples)).tolist() == cut
 

@@ -24,7 +24,15 @@ from vlmix.train.parallel import Ranks
 from vlmix.train.run import train
 
 # On a GPU each of these waits until everything before it is computed: a number is read, or a shape depends on values.
-OPERATORS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_consecutive"}
+OPERATORS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "masked_scatter_backward",
+    "equal",
+    "bincount",
+    "_unique2",
+}
 METHODS = {"tolist", "cpu", "numpy"}
 """Those that reach no such operator on the CPU."""
 
