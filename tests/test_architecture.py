@@ -34,6 +34,7 @@ RULES: dict[str, set[str]] = {
     "mixture.build": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.benchmark": {"mixture.*base", "mixture.io"},
     "mixture.mixture": {"mixture.*base", "mixture.dataset", "mixture.selection", "mixture.schedule"},
+    "mixture.holdout": {"mixture.*base", "mixture.dataset"},
     "mixture.blend": {"mixture.*base", "mixture.dataset", "mixture.schedule", "mixture.mixture"},
     "builders": {"mixture"},
     "builders.miniature": set(),

@@ -145,6 +145,8 @@ CASES: list[tuple[list[str], str]] = [
     (["subsample", "mix", "--by", "clusters", "--ratio", "0.1", "--out", "out"], "name an embedding file"),
     (["subsample", "mix", "--by", "clusters", "--embeddings", "text.csv", "--ratio", "0.1", "--out", "out"], "Parquet"),
     (["batches", "mix", "--global-batch", "0"], "global batch 0: at least 1"),
+    (["batches", "{mix: 0, other: 1}", "--global-batch", "8"], "mix: a weight is above 0"),
+    (["batches", "{mix: 1, other", "--global-batch", "8"], "while parsing a flow mapping"),
     (["batches", "mix", "--global-batch", "100000"], "larger than the 840 samples"),
     (["batches", "mix", "--global-batch", "7", "--world", "2"], "cannot be shared evenly by 2 ranks"),
     (["export", "mix", "--to", "llava-jsn", "--out", "out"], "did you mean 'llava-json'"),
