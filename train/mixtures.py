@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmix.mixture.blend import Blend, Samples, origin, parts_of, places
+from vlmix.mixture.dataset.schema import MOST_REPEATS
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.blend import BlendSchedule
 from vlmix.mixture.schedule.schedule import Schedule
@@ -61,7 +62,8 @@ def skipped(recipe: Recipe, id: str) -> dict[str, str]:
 
 
 def facts(samples: Samples, order: Schedule, steps: int) -> dict[str, Any]:
-    """Of several mixtures: what each gives to a training of `steps` steps; and the samples that two have in common."""
+    """Of several mixtures: what each gives to a training of `steps` steps; and the samples that two have in common.
+    Raises VlmixError where one would be seen more often than a recipe may repeat a source."""
     if not isinstance(samples, Blend) or not isinstance(order, BlendSchedule):
         return {}
     trained = order.samples_before(steps)
@@ -75,6 +77,12 @@ def facts(samples: Samples, order: Schedule, steps: int) -> dict[str, Any]:
         }
         for number, (name, mixture) in enumerate(samples.mixtures.items())
     ]
+    often = max(each, key=lambda one: one["epochs"])
+    if often["epochs"] > MOST_REPEATS:
+        raise VlmixError(
+            f"{often['name']}: its {samples.shares.kind} asks for its {often['samples']:,} samples "
+            f"{often['epochs']:,.0f} times, {MOST_REPEATS:,} at most; lower it"
+        )
     common = [{"names": [one, other], "samples": both} for one, other, both in samples.overlaps()]
     return {"mixtures": each, **({"common": common} if common else {})}
 

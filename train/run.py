@@ -291,7 +291,7 @@ class _Run:
             "target_tokens": int(found.targets.sum()),
             "cut_samples": int((found.untruncated > found.tokens).sum()),
             "untrained_samples": int((found.targets == 0).sum()),
-            **mixtures.facts(mixture, order, steps),
+            **self.me.run_on_all(lambda: mixtures.facts(mixture, order, steps)),
         }
         if not facts["target_tokens"]:
             self.me.abort(

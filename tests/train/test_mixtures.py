@@ -159,3 +159,8 @@ def test_mixtures_that_cannot_be_trained_on_are_named(mixture: Path, several: Pa
     with pytest.raises(VlmixError, match="recipe: mixture: a: a weight is above 0"):
         nano(mixture={"a": 0, "b": 1})
     assert not Path(out).exists()
+    few = tmp_path / "few"
+    open_mixture(mixture).subset(total=1).save(few)
+    often = nano(mixture={str(images): 1, str(few): 1}, out=out, epochs=5, max_steps=0)
+    with pytest.raises(VlmixError, match="few: its weight asks for its 1 samples 2,0.. times, 1,000 at most; lower it"):
+        train(often)
