@@ -43,5 +43,5 @@ def test_two_copies_on_four_ranks_train_as_one_process_and_resume_as_one_copy(mi
 def test_ranks_that_do_not_make_up_whole_copies_are_refused() -> None:
     assert [shard_size(nano(shard_size=size), 8) for size in (0, 1, 4, 8)] == [8, 1, 4, 8]
     for size in (3, 16):
-        with pytest.raises(VlmixError, match=f"shard_size {size}: 8 processes cannot be divided"):
+        with pytest.raises(VlmixError, match=f"shard_size {size} does not divide the number of processes, 8"):
             shard_size(nano(shard_size=size), 8)
