@@ -350,7 +350,13 @@ def export(
     show.done(f"{out}: {rows:,} rows", {"out": str(out), "rows": rows}, as_json)
 
 
-command("train", MODELS, "tiny mixture=mixture out=run", "llava-1.5-7b mixture=MIX665K --nproc 8")(train)
+command(
+    "train",
+    MODELS,
+    "tiny mixture=mixture out=run",
+    "llava-1.5-7b mixture=MIX665K --nproc 8",
+    "llava-1.5-7b mixture=MIX665K --dry-run --world 16 --gpu H100 --efficiency 0.3",
+)(train)
 command("export-model", MODELS, "run", "run --step 500 --out model", "run --best")(export_model)
 command(
     "evaluate",

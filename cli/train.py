@@ -33,11 +33,34 @@ def train(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let a benchmark's YAML file name a function as its metric.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: print what it will take, in memory and time.")
+    ] = False,
+    world: Annotated[int, typer.Option(help="--dry-run: processes on all machines; --nproc by default.", min=0)] = 0,
+    gpu: Annotated[str, typer.Option(help="--dry-run: time on this GPU, such as A100, H100 or H200.")] = "",
+    efficiency: Annotated[
+        float, typer.Option(help="--dry-run: share of the GPU's peak that is reached.", min=0, max=1)
+    ] = 0.0,
+    sample: Annotated[
+        int, typer.Option(help="--dry-run: samples whose texts are tokenized, in hash order; 0: all.", min=0)
+    ] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the run's folder and its last metrics.")] = False,
 ) -> None:
     """Train a model on a mixture. If interrupted, run it again to resume."""
     show.without_bars()
+    if not dry_run and (world or gpu or efficiency):
+        raise typer.BadParameter("--world, --gpu and --efficiency are for --dry-run")
+    if bool(gpu) != bool(efficiency):
+        raise typer.BadParameter("--gpu and --efficiency go together: --gpu H100 --efficiency 0.35")
+    if dry_run and launched():
+        raise typer.BadParameter("--dry-run is one process; instead of torchrun, say --world N")
     parsed = load(recipe, changes)
+    if dry_run:
+        from vlmix.cli.forecast import forecast as print_forecast
+        from vlmix.train.forecast import forecast
+
+        print_forecast(forecast(parsed, world or nproc, gpu=gpu, efficiency=efficiency, sample=sample), as_json)
+        return
     if nproc > 1 and not launched():
         launch(nproc, ["train", recipe, *(changes or []), *(["--allow-code"] if allow_code else [])])
     else:

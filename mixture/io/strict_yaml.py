@@ -89,11 +89,24 @@ FORMER_KEYS = {
 }
 """Keys of recipes before 0.1 -> what they are called now, where the name alone does not suggest it."""
 
+_ACCUMULATION = (
+    "it follows from the batch: a step's batch.global_size samples are computed in micro-batches of batch.pack_length "
+    "tokens, or of batch.micro_size samples, whose gradients add up"
+)
+ELSEWHERE = {
+    "accumulate_grad_batches": _ACCUMULATION,
+    "gradient_accumulation": _ACCUMULATION,
+    "gradient_accumulation_steps": _ACCUMULATION,
+}
+"""Keys that people know from other trainers, and that no key stands for."""
+
 
 def check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
     """Raise VlmixError for a key that is no field of `struct`, naming the nearest field."""
     for key in data:
         if key not in struct.__struct_fields__:
+            if key in ELSEWHERE:
+                raise VlmixError(f"{where}: unknown key {key!r}; {ELSEWHERE[key]}")
             now = FORMER_KEYS.get(str(key), str(key))
             raise VlmixError(f"{where}: unknown key {abridged(str(key))!r}{nearest(now, struct.__struct_fields__)}")
 

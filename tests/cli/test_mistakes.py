@@ -163,6 +163,11 @@ NEED_TORCH: list[tuple[list[str], str]] = [
     (["train", "tiny", "mix"], "did you mean mixture=mix?"),
     (["train", "tiny", "mixture=nowhere", "out=out"], "nowhere is not a mixture"),
     (["train", "tiny", "data=mix"], "unknown key 'data'; did you mean 'mixture'"),
+    (["train", "tiny", "gradient_accumulation_steps=4"], "'gradient_accumulation_steps'; it follows from the batch"),
+    (
+        ["train", "tiny", "batch.gradient_accumulation=4"],
+        "in micro-batches of batch.pack_length tokens, or of batch.micro",
+    ),
     (["train", "tiny", "mixture=mix", "optim.lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
     (["train", "tiny", "mixture=mix", "optim.lr=fast"], "`optim.lr`: expected `float`, got 'fast'"),
     (["train", "tiny", "mixture=mix", "epochs=-1"], "`epochs`: expected `float` > 0.0, got -1"),
@@ -179,7 +184,8 @@ NEED_TORCH: list[tuple[list[str], str]] = [
     (["sweep", "demo", "mixture=mix", "ratios=[2]", "--out", "out"], "`ratios[0]`: expected `float` <= 1.0, got 2"),
     (["sweep", "demo", "mixture=mix", "grid=x", "--out", "out"], "`grid`: expected `object`, got 'x'"),
 ]
-WRONG_USAGE = [["biuld"], ["build", "sample", "--rwa", "raw"], ["build", "sample", "--raw", "raw"], ["build"],
+WRONG_USAGE = [["biuld"], ["train", "tiny", "--gpu", "H100"], ["train", "tiny", "--dry-run", "--gpu", "H100"],
+               ["build", "sample", "--rwa", "raw"], ["build", "sample", "--raw", "raw"], ["build"],
                build("--workers", "0"), ["batches", "mix"],
                ["batches", "mix", "--global-batch", "8", "--world", "0"],
                ["batches", "mix", "--global-batch", "8", "--image-tokens", "9" * 19],
