@@ -13,7 +13,8 @@ FOLDER = "profile"
 
 
 class Profiler:
-    """Traces the steps `first` to `last`, counted from 1, each under its name (`step 5`). Without them it does nothing."""
+    """Traces the steps `first` to `last`, counted from 1, each under its name (`step 5`). Without them it does
+    nothing."""
 
     def __init__(self, folder: Path, steps: Sequence[int] | None) -> None:
         self.folder = folder / FOLDER
