@@ -113,8 +113,8 @@ def shard_size(recipe: Recipe, world: int) -> int:
     size = recipe.shard_size or world
     if world % size:
         raise VlmixError(
-            f"shard_size {size} does not divide the number of processes, {world}; take a divisor, such as the GPUs of a "
-            "node, or 0 for all of them"
+            f"shard_size {size} does not divide the number of processes, {world}; take a divisor, such as the GPUs of "
+            "a node, or 0 for all of them"
         )
     return size
 

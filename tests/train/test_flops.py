@@ -65,8 +65,8 @@ def made(opened: Mixture, tokenizer: PreTrainedTokenizerBase, **changes: Any) ->
 
 
 def counted(model: TrainableVLM, micro: MicroBatch) -> int:
-    """What torch's counter sees in a forward and a backward pass, without the logits that the loss recomputes. It counts
-    the whole square of causal attention."""
+    """What torch's counter sees in a forward and a backward pass, without the logits that the loss recomputes. It
+    counts the whole square of causal attention."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(micro).sum().backward()
     head = model.hf.lm_head
