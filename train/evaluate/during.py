@@ -1,7 +1,7 @@
 """Benchmarks that are asked while a model is trained."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
