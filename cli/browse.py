@@ -63,7 +63,8 @@ def browse(
         sides = sides_of([open_mixture(one) for one in mixtures])
     with show.progress() as progress:
         report = write(sides, out, options, workers=workers, progress=progress)
-    said = f"{report.page}: {report.samples:,} samples, {report.galleries} galleries, {report.bytes / 1e6:.1f} MB"
+    galleries = "1 gallery" if report.galleries == 1 else f"{report.galleries} galleries"
+    said = f"{report.page}: {report.samples:,} samples, {galleries}, {report.bytes / 1e6:.1f} MB"
     if report.reduced:
         said += "; pictures are reduced, --pictures stored copies them"
     if report.undecoded:

@@ -105,8 +105,9 @@ def _run(
     """What one model scored, and by which version of each benchmark's rules: answers are scored, what `vlmix evaluate`
     left is read."""
     from vlmix.mixture.benchmark.answers import read_answers
+    from vlmix.mixture.benchmark.benchmark import REPORT_NAME
     from vlmix.mixture.benchmark.compare import Run
-    from vlmix.mixture.benchmark.values import Values
+    from vlmix.mixture.benchmark.values import NAME, Values
 
     if path.is_file():
         if benchmark is None:
@@ -120,15 +121,15 @@ def _run(
     if (path / _SWEEP).is_file():
         raise VlmixError(f"{path} is a sweep, which compares with sweeps alone; name one of its runs, {path}/runs/…")
     folders = [path, *sorted(path.glob("*/")), *sorted(path.glob("answers/*/"))]
-    files = {folder: folder / "values.parquet" for folder in folders if (folder / "values.parquet").is_file()}
+    files = {folder: folder / NAME for folder in folders if (folder / NAME).is_file()}
     if not files:
-        scored = any((folder / "report.json").is_file() for folder in folders)
+        scored = any((folder / REPORT_NAME).is_file() for folder in folders)
         remedy = (
             "evaluate it again with this version, which keeps the answers"
             if scored
             else "`vlmix evaluate` answers and scores benchmarks into a folder"
         )
-        raise VlmixError(f"{path}: there are no scored questions (values.parquet); {remedy}")
+        raise VlmixError(f"{path}: there are no scored questions ({NAME}); {remedy}")
     found: dict[str, Values] = {}
     rules = {}
     for folder, file in files.items():
@@ -146,12 +147,14 @@ def _scored_as(folder: Path) -> tuple[str, int]:
     """Benchmark and version of its rules, by the report of a folder."""
     import json
 
+    from vlmix.mixture.benchmark.benchmark import REPORT_NAME
+
     try:
-        report = json.loads((folder / "report.json").read_bytes())
+        report = json.loads((folder / REPORT_NAME).read_bytes())
         return str(report["benchmark"]), int(report["scorer_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VlmixError(
-            f"{folder}: report.json does not say what was scored ({error!r}); evaluate or score again"
+            f"{folder}: {REPORT_NAME} does not say what was scored ({error!r}); evaluate or score again"
         ) from None
 
 

@@ -1,17 +1,16 @@
 """`vlmix score`: a file of answers against official labels, or made ready for a test server."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
 
 if TYPE_CHECKING:
     from vlmix.mixture.benchmark.answers import Answers
-    from vlmix.mixture.benchmark.benchmark import Benchmark, Report
+    from vlmix.mixture.benchmark.benchmark import Benchmark
     from vlmix.mixture.benchmark.judge import Judgements
 
 
@@ -76,7 +75,7 @@ def score_command(
     if as_json:
         show.done("", report, as_json=True)
         return
-    _show(chosen, report)
+    show.scored(chosen, report)
     if written:
         show.done(written, None, as_json=False)
 
@@ -92,29 +91,3 @@ def _judgements(
     file = file or answers.path.with_suffix(".judgements.jsonl")
     with show.progress() as progress:
         return benchmark.judge(answers, data, Endpoint(url, model, key_from_environment()), file, progress)
-
-
-def _show(benchmark: "Benchmark", report: "Report") -> None:
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column(show.plain(f"{benchmark.title}, {report.split}", lines=False), overflow="fold")
-    table.add_column("score", justify="right")
-    table.add_column("95 % interval")
-    within = show.within(report.interval)
-    table.add_row(
-        show.plain(benchmark.metric, "bold"), *(show.plain(text, "bold") for text in (f"{report.score:.2f}", within))
-    )
-    for name, value in report.metrics.items():
-        show.add(table, name, f"{value:.2f}", show.within(report.intervals.get(name)))
-    show._out.print(table)
-    counts = [f"{report.answered:,} questions answered"]
-    for name in ("missing", "duplicates", "unknown"):
-        count: Any = getattr(report, name)
-        if count:
-            counts.append(f"{count:,} {name.removesuffix('s')}")
-    show.done(", ".join(counts), None, as_json=False)
-    if report.interval:
-        show.done(f"  {show.how(report)}", None, as_json=False)
-    if report.chance is not None:
-        show.done(f"  guessing scores {report.chance:,.2f}", None, as_json=False)
-    for note in report.notes:
-        show.done(f"  {note}", None, as_json=False)

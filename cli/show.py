@@ -493,8 +493,29 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
     _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
 
 
+def scored(benchmark: "Benchmark", report: "Score") -> None:
+    """A score with its sub-scores and intervals, what was answered, and notes."""
+    table = table_of(f"{benchmark.title}, {report.split}", "score", "95 % interval")
+    table.columns[0].justify = table.columns[2].justify = "left"
+    table.columns[0].no_wrap = False
+    main = (benchmark.metric, f"{report.score:.2f}", within(report.interval))
+    table.add_row(*(plain(cell, "bold", lines=False) for cell in main))
+    for name, value in report.metrics.items():
+        add(table, name, f"{value:.2f}", within(report.intervals.get(name)))
+    _out.print(table)
+    counts = {"missing": report.missing, "duplicate": report.duplicates, "unknown": report.unknown}
+    said = [f"{report.answered:,} questions answered", *(f"{n:,} {name}" for name, n in counts.items() if n)]
+    _say(", ".join(said))
+    if report.interval:
+        _say(f"  {how(report)}")
+    if report.chance is not None:
+        _say(f"  guessing scores {report.chance:,.2f}")
+    for note in report.notes:
+        _say(f"  {note}")
+
+
 def within(interval: "tuple[float, float] | None") -> str:
-    """`[58.0, 64.4]`."""
+    """`[58.00, 64.40]`."""
     return "" if interval is None else f"[{interval[0]:,.2f}, {interval[1]:,.2f}]"
 
 

@@ -48,12 +48,12 @@ def sweep(
     again to resume; several machines that share the folder divide the runs."""
     show.without_bars()
     require()
-    from vlmix.train.sweep.folder import finished, read_values
-    from vlmix.train.sweep.recipe import adds_random, first_grid, load, run_specs
+    from vlmix.train.sweep.folder import read_values
+    from vlmix.train.sweep.recipe import adds_random, first_grid, load
     from vlmix.train.sweep.report import comparison_table, summarise, table, write
     from vlmix.train.sweep.report.published import published
     from vlmix.train.sweep.subsets import same_as_random
-    from vlmix.train.sweep.sweep import left_out, run
+    from vlmix.train.sweep.sweep import Standing, left_out, run
 
     found = recipes.find(recipes.SWEEP, sweep)
     recipes.check_overrides(changes, "mixture")
@@ -75,10 +75,10 @@ def sweep(
         if inner:
             _end_with_parent()
         if jobs > 1:
-            names = [spec.name for spec in run_specs(parsed)]
+            standing = Standing(parsed, out)
             arguments = [sweep, *(changes or []), "--out", str(out), "--nproc", str(nproc)]
             arguments += ["--allow-code"] if allow_code else []
-            _share(arguments, jobs, nproc, lambda: report_progress("", finished(out, names), len(names)))
+            _share(arguments, jobs, nproc, lambda: report_progress("", *standing.counts()))
         rows = run(parsed, out, backend, report_progress)
     if inner:
         return
@@ -86,12 +86,13 @@ def sweep(
     if same := same_as_random(parsed, out):
         facts["equal to the random selection"] = ", ".join(same)
         show.note(f"warning: the subsets of these runs equal the random selection: {', '.join(same)}")
-    if skipped := left_out(parsed, out):
+    values = read_values(out, rows)
+    if skipped := left_out(parsed, rows, values):
         facts["left out"] = [f"{name}: {why}" for name, why in skipped.items()]
         show.note(
             f"{len(skipped)} runs are left out, as they cannot change which share is enough; the report names them"
         )
-    summary = summarise(rows, read_values(out, rows), first_grid(parsed.grid))
+    summary = summarise(rows, values, first_grid(parsed.grid))
     report = write(out, parsed.name, summary, facts, parsed.note, published(parsed.published))
     if as_json:
         show.done("", rows, as_json=True)

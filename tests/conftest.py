@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from vlmix.builders import known_sources
 from vlmix.builders.miniature import write_sample
@@ -10,6 +11,9 @@ from vlmix.mixture.build.recipe import load
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that share a core wait for each other
+
+settings.register_profile("vlmix", deadline=None)  # a busy machine is no defect
+settings.load_profile("vlmix")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """What several tests need: small raw files, rows as text, folders as hashes."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -8,11 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 from PIL import Image
 
 from vlmix.builders import known_sources
+from vlmix.cli.main import main
 from vlmix.mixture.build.extract import conversations
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.dataset import manifest as manifests
@@ -97,12 +101,24 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def vlmix(*arguments: object, **popen: Any) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own."""
+    """The real command in a process of its own, which takes a second, and with torch four."""
     environment = {**os.environ, "COLUMNS": "200", **popen.pop("env", {})}
     limit = popen.pop("timeout", 240)
     return subprocess.run(
         [*VLMIX, *map(str, arguments)], capture_output=True, text=True, timeout=limit, env=environment, **popen
     )
+
+
+def vlmix_here(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what a command says and does."""
+    out, err, command = io.StringIO(), io.StringIO(), ["vlmix", *map(str, arguments)]
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with mock.patch.object(sys, "argv", command), contextlib.chdir(cwd or Path.cwd()), streams[0], streams[1]:
+        try:
+            main()
+        except SystemExit as ended:
+            return subprocess.CompletedProcess(command, int(ended.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("a command ends with its status")
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda plain: None) -> None:

@@ -118,6 +118,7 @@ for name in ("vlmix.mixture", "vlmix.builders", "vlmix.cli"):
     load(name)
 import vlmix.builders
 vlmix.builders.known_sources(); vlmix.builders.known_benchmarks()
+import vlmix.train.sweep.folder, vlmix.train.sweep.report  # what `vlmix compare SWEEP` needs
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -67,7 +67,7 @@ def facts(samples: Samples, order: Schedule, steps: int) -> dict[str, Any]:
     if not isinstance(samples, Blend) or not isinstance(order, BlendSchedule):
         return {}
     trained = order.samples_before(steps)
-    each = [
+    each: list[dict[str, Any]] = [
         {
             "name": name,
             samples.shares.kind: samples.shares.values[number],

@@ -44,13 +44,12 @@ def _score_aokvqa(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     for row in easy:
         text = matched.texts.get(row.question_id, "")
         humans = [Human(answer, number) for number, answer in enumerate(row.direct_answers or ())]
-        for name, value in (
+        shares = [
             ("", _thirds(processed[text], row.direct_answers)),
             ("raw text", _thirds(text, row.direct_answers)),
             ("VQA accuracy", HumanAnswers(humans, words).accuracy(processed[text])),
-        ):
-            answered = row.question_id in matched.texts
-            tallies.add(name, row.question_id, str(row.image_id), value, answered=answered)
+        ]
+        tallies.add_shares(shares, row.question_id, str(row.image_id), row.question_id in matched.texts)
     metrics = tallies.percents()
     score = metrics.pop("", 0.0)
     metrics["VQA accuracy"] = round(metrics.get("VQA accuracy", 0.0), DIGITS)
@@ -105,9 +104,8 @@ def _rate_choices(answers: Answers, files: OfficialFiles, split: str) -> Scored:
         text = matched.texts.get(row.question_id, "").strip()
         assert row.correct_choice_idx is not None
         letter = text[:1] == LETTERS[row.correct_choice_idx] and text[1:2] in ("", ".")
-        for name, hit in (("", letter or text == row.choices[row.correct_choice_idx]), ("letter alone", letter)):
-            answered = row.question_id in matched.texts
-            tallies.add(name, row.question_id, str(row.image_id), hit, answered=answered)
+        shares = [("", letter or text == row.choices[row.correct_choice_idx]), ("letter alone", letter)]
+        tallies.add_shares(shares, row.question_id, str(row.image_id), row.question_id in matched.texts)
     metrics = tallies.percents()
     score = metrics.pop("")
     chance = percent(sum(1 / len(row.choices) for row in rows), len(rows))

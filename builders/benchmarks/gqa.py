@@ -81,15 +81,15 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
         missing += text is None
         answer = None if text is None else prediction(text)
         hit = answer == row.answer
-        for name in (
+        names = (
             "",
             "open" if row.types.structural == "query" else "binary",
             f"structural/{row.types.structural}",
             f"semantic/{row.types.semantic}",
             f"words/{len(row.question.split()):02}",
             f"steps/{_steps(row):02}",
-        ):
-            tallies.add(name, id, row.imageId, hit, answered=text is not None)
+        )
+        tallies.add_shares([(name, hit) for name in names], id, row.imageId, text is not None)
         if row.groups.global_ is not None:
             gold[row.groups.global_, row.answer] += 1
             if answer is not None:

@@ -1,7 +1,6 @@
-"""LLaVA-Bench-in-the-Wild and MM-Vet, whose answers a language model judges: prompts, reading of replies, and means.
+"""LLaVA-Bench-in-the-Wild, whose answers a language model judges: prompts, reading of replies, and means.
 
-The judge's instructions are part of the benchmarks and stand here word for word: LLaVA's `rule.json` (Apache-2.0) and
-MM-Vet's `mm-vet_evaluator.py` (Apache-2.0).
+The judge's instructions are part of the benchmark and stand here word for word: LLaVA's `rule.json` (Apache-2.0).
 """
 
 from pathlib import Path
@@ -15,8 +14,6 @@ from vlmix.mixture.benchmark.judge import Judgements, JudgeRequest
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
-
-# LLaVA-Bench-in-the-Wild
 
 _WILD_SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 _WILD_RULE = (
@@ -162,7 +159,5 @@ LLAVA_BENCH = Benchmark(
     parse_scores=wild_scores,
     max_new_tokens=1024,
 )
-
-# MM-Vet
 
 BENCHMARKS = (LLAVA_BENCH,)

@@ -1,4 +1,7 @@
-"""MM-Vet: open questions, graded by a language model from 0 to 1."""
+"""MM-Vet: open questions, graded by a language model from 0 to 1.
+
+The judge's instructions are part of the benchmark and stand here word for word: its `mm-vet_evaluator.py` (Apache-2.0).
+"""
 
 from pathlib import Path
 
@@ -131,8 +134,8 @@ def _vet_score(answers: Answers, files: OfficialFiles, split: str, judgements: J
             )
         score = judgement.tuple[0] if judgement else 0.0
         capabilities = sorted(set(row.capability))
-        for group in ("", *capabilities, f"together/{'+'.join(capabilities)}"):
-            tallies.add(group, id, row.imagename, score, answered=judgement is not None)
+        groups = ("", *capabilities, f"together/{'+'.join(capabilities)}")
+        tallies.add_shares([(group, score) for group in groups], id, row.imagename, judgement is not None)
     metrics = tallies.percents(digits=1)
     notes = judge_notes(found, judged, len(rows), "the paper's judge is gpt-4-0613")
     if judged < len(rows):

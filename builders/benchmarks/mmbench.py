@@ -201,8 +201,8 @@ def _score_answers(
             mains[group] = row
     for group, row in mains.items():
         kinds = [f"{column}/{value}" for column in ("l2-category", "category") if (value := row.get(column))]
-        for kind in ("", *kinds):
-            tallies.add(kind, str(group), str(group), all(groups[group]), answered=answered[group])
+        hit = all(groups[group])
+        tallies.add_shares([(kind, hit) for kind in ("", *kinds)], str(group), str(group), answered[group])
     if not mains:
         raise files.wrong(path, "none of its rows is the unrotated one of its group")
     metrics = tallies.percents()

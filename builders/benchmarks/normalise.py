@@ -6,6 +6,9 @@ LLaVA uses for TextVQA and before it submits to VQAv2 and VizWiz.
 
 import re
 from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
 
 # Not here: ' : . $ % & # *
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
@@ -86,12 +89,12 @@ def soft_accuracy(equal: int, count: int) -> float:
     return (equal * min(3, equal - 1) + (count - equal) * min(3, equal)) / (3 * count)
 
 
-class Memo(dict[str, str]):
+class Memo(dict[str, Value], Generic[Value]):
     """text -> `function(text)`, each computed once: answers repeat, ten people and 200,000 questions share words."""
 
-    def __init__(self, function: Callable[[str], str]) -> None:
+    def __init__(self, function: Callable[[str], Value]) -> None:
         self._function = function
 
-    def __missing__(self, text: str) -> str:
+    def __missing__(self, text: str) -> Value:
         found = self[text] = self._function(text)
         return found

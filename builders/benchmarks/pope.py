@@ -5,6 +5,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from vlmix.builders import layout
+from vlmix.builders.benchmarks.normalise import Memo
 from vlmix.mixture.benchmark.answers import Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
@@ -75,26 +76,23 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
         if (counted := [row for row in rows if answers.asks(str(row.question_id + OFFSETS[name]))])
     }
     offsets = _offsets(answers, list(opened))
-    labels = {
-        name: {str(r.question_id + offsets[name]): r.label == "yes" for r in rows} for name, (_, rows) in opened.items()
-    }
-    matched = match(answers, [id for ids in labels.values() for id in ids], files.path)
-    tallies = Tallies()
+    asked = {name: [str(row.question_id + offsets[name]) for row in rows] for name, (_, rows) in opened.items()}
+    matched = match(answers, [id for ids in asked.values() for id in ids], files.path)
+    tallies, says = Tallies(), Memo(says_yes)
     notes = ["LLaVA's reading (no `no` or `not` before the first full stop means yes), mean of the splits' F1"]
     for name, (path, rows) in opened.items():
         given = [answer for answer in answers.rows if _split_of(answer.question_id, offsets) == name]
         if not given:
             raise VlmixError(f"{answers.path}: no answer is for POPE's split {name} ({path}); --split names another")
-        paired = list(zip(given, rows))
-        for answer, row in paired:
-            _tally(tallies, name, str(row.question_id + offsets[name]), row, answer.text)
-        for row in rows:
-            id = str(row.question_id + offsets[name])
+        paired = list(zip(given, rows, asked[name]))
+        for answer, row, id in paired:
+            _tally(tallies, name, id, row, answer.text, says[answer.text])
+        for row, id in zip(rows, asked[name]):
             if id in matched.texts:
-                said, label = says_yes(matched.texts[id]), row.label == "yes"
-                tallies.add_binary(_BY_ID, id, row.image, said, label, group=name)
-        notes += _oddities(name, path, [answer.question_id for answer in given], list(labels[name]))
-        if not any(says_yes(answer.text) for answer, _ in paired):
+                said = says[matched.texts[id]]
+                tallies.add_binary(_BY_ID, id, row.image, said, row.label == "yes", group=name)
+        notes += _oddities(name, path, [answer.question_id for answer in given], asked[name])
+        if not any(says[answer.text] for answer, _, _ in paired):
             notes.append(
                 f"{name}: nothing is answered with yes, where the official script divides by zero; F1 counts as 0"
             )
@@ -108,10 +106,10 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
     return scored._replace(values=tallies.values().get(_BY_ID))
 
 
-def _tally(tallies: Tallies, split: str, id: str, row: _Row, text: str) -> None:
+def _tally(tallies: Tallies, split: str, id: str, row: _Row, text: str, said: bool) -> None:
     """An answer by LLaVA's reading, split by split, and by lmms-eval's: right is "yes" or "no" alone, all splits in one
     table, the yes ratio that of the labels."""
-    said, label = says_yes(text), row.label == "yes"
+    label = row.label == "yes"
     strict = text.lower().strip()
     tallies.add_binary("", id, row.image, said, label, group=split)
     tallies.add_binary(f"{split}/f1", id, row.image, said, label)

@@ -134,8 +134,8 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
             unread += text is not None and box is None
             found_iou = 0.0 if box is None else iou(box, expression.box)
             image = str(expression.image_id)
-            for tally, value in (("", found_iou >= _ENOUGH), (name, found_iou >= _ENOUGH), ("mean IoU", found_iou)):
-                tallies.add(tally, expression.id, image, value, answered=text is not None)
+            shares = [("", found_iou >= _ENOUGH), (name, found_iou >= _ENOUGH), ("mean IoU", found_iou)]
+            tallies.add_shares(shares, expression.id, image, text is not None)
     metrics = tallies.percents()
     score = metrics.pop("")
     notes = [f"IoU of at least {_ENOUGH} in pixels, over {len(expressions):,} expressions of {', '.join(opened)}"]

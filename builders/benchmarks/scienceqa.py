@@ -89,8 +89,7 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
             image_count += 1
             guessed += 1 / max(1, len(problem.choices))
             names += ["", *([f"image/{problem.subject}"] if problem.subject else [])]
-        for name in names:
-            tallies.add(name, id, id, hit, answered=text is not None)
+        tallies.add_shares([(name, hit) for name in names], id, id, text is not None)
     metrics = {**tallies.percents(), "without a letter": float(failed)}
     score = metrics.pop("", 0.0)
     notes = [f"accuracy on {image_count:,} answered questions with an image"]

@@ -71,8 +71,8 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
     for row in rows:
         hit = matched.texts.get(row.id) == row.answer
         kind = f"type/{names.get(row.question_type_id, str(row.question_type_id))}"
-        for name in ("", f"{row.data_type} only", kind):
-            tallies.add(name, row.id, row.image, hit, answered=row.id in matched.texts)
+        shares = [(name, hit) for name in ("", f"{row.data_type} only", kind)]
+        tallies.add_shares(shares, row.id, row.image, row.id in matched.texts)
     metrics = tallies.percents()
     notes = [
         f"{split or 'images and videos'}; the letter alone is right (LLaVA's script; the official one ranks the "

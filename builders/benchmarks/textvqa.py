@@ -86,21 +86,20 @@ def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored
     matched = match(answers, rows, path, identify)
     processed = Memo(evalai)
     tallies, count = Tallies(), 0
-    for answer in answers.rows:
-        id = identify(answer)
+    scores: dict[str, float] = {}  # of the last answer to each question, as in `matched`
+    for id, answer in zip(matched.meant, answers.rows):
         if id is not None:
             count += 1
-            tallies.add("", id, rows[id].image_id, soft_score(answer.text, rows[id].answers, processed, path, id))
+            scores[id] = soft_score(answer.text, rows[id].answers, processed, path, id)
+            tallies.add("", id, rows[id].image_id, scores[id])
     for id, row in rows.items():
-        text = matched.texts.get(id)
-        score = 0.0 if text is None else soft_score(text, row.answers, processed, path, id)
-        tallies.add("missing as wrong", id, row.image_id, score, answered=text is not None)
+        tallies.add("missing as wrong", id, row.image_id, scores.get(id, 0.0), answered=id in scores)
     metrics = tallies.percents()
     notes = [f"m4c soft accuracy over {count:,} answers; missing ones are left out, double ones count twice"]
     return matched.report("textvqa", split, metrics.pop(""), metrics, notes, tallies)
 
 
-def soft_score(text: str, answers: list[str] | None, processed: Memo, path: Path, id: str) -> float:
+def soft_score(text: str, answers: list[str] | None, processed: Memo[str], path: Path, id: str) -> float:
     """0..1; prediction and answers are always normalised, also where all ten agree."""
     if answers is None or len(answers) != _HUMANS:
         raise VlmixError(

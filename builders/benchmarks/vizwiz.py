@@ -47,8 +47,8 @@ def _vizwiz_image(name: str) -> str:
     return f"vizwiz/{name.removeprefix('VizWiz_').partition('_')[0]}/{name}"
 
 
-def _vizwiz_match(answers: Answers, rows: list[_VizWizRow], path: Path) -> Matched:
-    names = {row.image: id for number, row in enumerate(rows) if answers.asks(id := str(number))}
+def _vizwiz_match(answers: Answers, names: dict[str, str], path: Path) -> Matched:
+    """`names` are the questions' ids by the names of their images."""
     ids = dict.fromkeys(names.values())
     return match(answers, ids, path, lambda row: names.get(row.question_id, row.question_id))
 
@@ -61,7 +61,7 @@ def _rate_vizwiz(answers: Answers, files: OfficialFiles, split: str) -> Scored:
             raise files.wrong(path, f"{row.image} has no answers, as in the test split, whose labels the server keeps")
         items.append(Item(str(number), row.image, row.answers, (row.answer_type,) if row.answer_type else ()))
     items = [item for item in items if answers.asks(item.id)]
-    matched = _vizwiz_match(answers, rows, path)
+    matched = _vizwiz_match(answers, {item.image: item.id for item in items}, path)
     note = "workers are identified by position, as VizWiz gives no ids; `VizWiz API` leaves their answers as typed"
     words = TextCache()
 
@@ -74,7 +74,7 @@ def _rate_vizwiz(answers: Answers, files: OfficialFiles, split: str) -> Scored:
 
 def _submit_vizwiz(answers: Answers, files: OfficialFiles, split: str, out: Path) -> str:
     path, rows, _ = _vizwiz_file(files, split or "test")
-    matched = _vizwiz_match(answers, rows, path)
+    matched = _vizwiz_match(answers, {row.image: str(number) for number, row in enumerate(rows)}, path)
     processed = Memo(evalai)
     submitted = []
     for number, row in enumerate(rows):

@@ -186,11 +186,16 @@ def _vqav2_groups(row: _AnnotatedRow) -> Iterable[str]:
         yield f"question type/{row.question_type}"
 
 
+def _asked(answers: Answers, items: list[Item], path: Path) -> tuple[list[Item], Matched]:
+    """The items that were asked, and the answers to them."""
+    items = [item for item in items if answers.asks(item.id)]
+    return items, match(answers, dict.fromkeys(item.id for item in items), path)
+
+
 def _rate_vqav2(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, file, split = _annotations(files, split, _V2_ANNOTATIONS, _V2)
     items = _items(file, _vqav2_groups)
-    items = [item for item in items if answers.asks(item.id)]
-    matched = match(answers, dict.fromkeys(item.id for item in items), path)
+    items, matched = _asked(answers, items, path)
     return rate("vqav2", split, items, matched, [])
 
 
@@ -234,8 +239,7 @@ def _rate_okvqa(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, file, split = _annotations(files, split, _OK_ANNOTATIONS, "OK-VQA")
     types = file.question_types
     items = _items(file, lambda row: [f"question type/{types.get(row.question_type, row.question_type)}"])
-    items = [item for item in items if answers.asks(item.id)]
-    matched = match(answers, dict.fromkeys(item.id for item in items), path)
+    items, matched = _asked(answers, items, path)
     words = TextCache()
 
     def as_typed(item: Item, text: str) -> float:

@@ -20,6 +20,9 @@ from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.pool import Progress
 
+REPORT_NAME = "report.json"
+"""Of the file that holds a `Report`."""
+
 
 class Question(Struct, frozen=True):
     """One question to a model. `id` is unique in a benchmark's split.
@@ -44,9 +47,9 @@ class Report(Struct, kw_only=True):
     beyond the first of a question, and rows for no question. `notes` say by which convention, and what was odd.
 
     `interval` holds the score that other questions of the same kind would have given in 95 of 100 cases, `intervals`
-    the same for metrics; how it was made is in `interval_method` ("exact", "bootstrap", "normal"), over `clusters`,
-    which are images where questions share one (see `benchmark.intervals`). `chance` is what guessing scores, where that
-    is known.
+    the same for metrics; how it was made is in `interval_method` ("exact", "effective", "bootstrap", "normal"), over
+    `clusters`, which are images where questions share one (see `benchmark.intervals`). `chance` is what guessing
+    scores, where that is known.
     """
 
     benchmark: str
@@ -80,9 +83,11 @@ class Scored(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """Answers against the ids of questions. `texts` has the last answer of each question that has one."""
+    """Answers against the ids of questions. `texts` has the last answer of each question that has one, `meant` the
+    question of each row, None where it is for none."""
 
     texts: dict[str, str]
+    meant: list[str | None]
     answered: int
     missing: int
     duplicates: int
@@ -101,7 +106,7 @@ class Matched(NamedTuple):
         """The report with the intervals of `tallies`, whose main one ("") is that of the score and whose others have
         the names of metrics."""
         counts = self._asdict()
-        del counts["texts"]
+        del counts["texts"], counts["meant"]
         report = Report(
             benchmark=benchmark,
             split=split,
@@ -135,12 +140,15 @@ def match(
     `question_id` does not. Raises VlmixError if not one row is for a question of `source`."""
     known = ids if isinstance(ids, (set, frozenset, dict)) else set(ids)
     texts: dict[str, str] = {}
+    meant: list[str | None] = []
     duplicates = unknown = 0
     for row in answers.rows:
         id = row.question_id if identify is None else identify(row)
         if id is None or id not in known:
+            meant.append(None)
             unknown += 1
             continue
+        meant.append(id)
         duplicates += id in texts
         texts[id] = row.text
     if not texts:
@@ -150,7 +158,7 @@ def match(
             + (f" (the first is for {answers.rows[0].question_id!r}, the first question is {asked!r})" if asked else "")
             + "; name the answers' own benchmark and split"
         )
-    return Matched(texts, len(texts), len(known) - len(texts), duplicates, unknown)
+    return Matched(texts, meant, len(texts), len(known) - len(texts), duplicates, unknown)
 
 
 def percent(hits: float, count: float) -> float:

@@ -3,9 +3,7 @@ seeds would change.
 
 A model may have been trained several times; its score is then the mean over seeds. Two models are paired by question,
 and by seed where both have it. An interval reaches sqrt(z² Q + t² S), of Q the variance over questions that all seeds
-share, S that over seeds, t of as few degrees of freedom as there are seeds less one: of two seeds it is wide. (A
-bootstrap over two or three seeds, and one t of Satterthwaite's degrees of freedom, cover 87 to 92 % instead of 95 %
-where seeds differ.)
+share, S that over seeds, t of as few degrees of freedom as there are seeds less one: of two seeds it is wide.
 """
 
 import math

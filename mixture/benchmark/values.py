@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 
+NAME = "values.parquet"
+"""Of the file beside a report."""
+
 Floats = NDArray[np.float64]
 
 _SCHEMA = pa.schema(

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,15 +105,15 @@ class Card:
     @property
     def about(self) -> str:
         """The line under a card."""
-        parts = [_count(len(self.rounds), "round"), _count(self.num_words, "word")]
+        parts = [counted(len(self.rounds), "round"), counted(self.num_words, "word")]
         if len(self.pictures) != 1:
-            parts.append(_count(len(self.pictures), "picture"))
+            parts.append(counted(len(self.pictures), "picture"))
         if self.boxes:
-            parts.append(_count(self.boxes, "box", "boxes"))
+            parts.append(counted(self.boxes, "box", "boxes"))
         return ", ".join(parts)
 
-    def record(self) -> dict[str, Any]:
-        """What the script of a gallery filters and sorts by."""
+    def record(self, filtered: Set[str]) -> dict[str, Any]:
+        """What the script of a gallery filters and sorts by; of the columns, those whose filters are among these."""
         return {
             "text": self.text,
             "format": self.formats,
@@ -121,14 +122,14 @@ class Card:
             "words": self.num_words,
             "boxes": self.boxes,
             "flag": self.transforms,
-            **{f"column.{name}": value for name, value in self.columns.items()},
+            **{key: value for name, value in self.columns.items() if (key := f"column.{name}") in filtered},
         }
 
 
 def card_of(row: dict[str, Any], file: str, pictures: list[Picture] | None) -> Card:
     """The card of a whole row of samples.parquet (see `dataset.schema`). `pictures` None: there are no shards."""
     values = [turn["value"] for turn in row["conversations"]]
-    boxes = _boxes(row, values)
+    named, boxes = _boxes(row, values)
     drawn = []
     for number, image in enumerate(row["images"]):
         made = pictures[number] if pictures is not None else Picture(problem="this mixture has no shards")
@@ -159,11 +160,11 @@ def card_of(row: dict[str, Any], file: str, pictures: list[Picture] | None) -> C
         question=snippet(bare),
         answer=snippet(values[1]) if len(values) > 1 else "",
         num_words=row["num_words"],
-        boxes=len(boxes),
+        boxes=named,
         formats=list(dict.fromkeys(row["response_formats"])),
         transforms=sorted({image["transform"] for image in row["images"]} - {"none"}),
         columns=columns,
-        facts=[(name, visible(str(value))) for name, value in _facts(row, columns)],
+        facts=[(name, _bounded(str(value))) for name, value in _facts(row, columns)],
         extra=_pretty(row["extra"]),
         text="\n".join([row["id"], *values])[:SEARCHED],
     )
@@ -191,9 +192,10 @@ def _turn(who: str, value: str) -> Turn:
     return Turn(visible(who), text, rest, len(value), len(value) - len(held))
 
 
-def _boxes(row: dict[str, Any], values: list[str]) -> list[tuple[int, DrawnBox]]:
-    """(number of the picture, box): those of the index; where a sample has none there, those that its text names, as
-    rows that came with their text (LLaVA's JSON) have them. No text says which of several pictures such a box is in."""
+def _boxes(row: dict[str, Any], values: list[str]) -> tuple[int, list[tuple[int, DrawnBox]]]:
+    """How many boxes a sample has, and (number of the picture, box) of those with an area in it: those of the index;
+    where a sample has none there, those that its text names, as rows that came with their text (LLaVA's JSON) have
+    them. No text says which of several pictures such a box is in."""
     images = row["images"]
     if row["boxes"]:
         places = [
@@ -203,7 +205,7 @@ def _boxes(row: dict[str, Any], values: list[str]) -> list[tuple[int, DrawnBox]]
         width, height = images[0]["width"], images[0]["height"]
         places = [(0, at // 2, box) for at, value in enumerate(values) for box in boxes_in(value, width, height)]
     else:
-        return []
+        return 0, []
     found: list[tuple[int, DrawnBox]] = []
     for image, number, box in places:
         size = (images[image]["width"], images[image]["height"]) if 0 <= image < len(images) else (0, 0)
@@ -215,7 +217,7 @@ def _boxes(row: dict[str, Any], values: list[str]) -> list[tuple[int, DrawnBox]]
     for key, (image, drawn) in zip(equal, found):
         layered.append((image, replace(drawn, layer=seen[key], layers=counts[key])))
         seen[key] += 1
-    return layered
+    return len(places), layered
 
 
 def _drawn(number: int, box: Box) -> DrawnBox:
@@ -238,6 +240,11 @@ def _facts(row: dict[str, Any], columns: dict[str, Any]) -> list[tuple[str, Any]
     return named + [(name, "no value" if value is None else value) for name, value in columns.items()]
 
 
+def _bounded(value: str) -> str:
+    more = len(value) - SHOWN
+    return visible(value[:SHOWN]) + (f"… {more:,} more characters" if more > 0 else "")
+
+
 def _pretty(extra: str) -> str:
     if not extra:
         return ""
@@ -248,7 +255,8 @@ def _pretty(extra: str) -> str:
     return visible(text[:LONGEST], lines=True)
 
 
-def _count(number: int, one: str, many: str = "") -> str:
+def counted(number: int, one: str, many: str = "") -> str:
+    """`2 boxes`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 

@@ -232,7 +232,8 @@ def _of_column(name: str, all_facts: Sequence[Facts]) -> Histogram:
     valued = [facts.columns.get(name, joined.clear()).drop_nulls().cast(kind) for facts in all_facts]
     finite = joined.filter(joined.is_finite()) if kind.is_numeric() else joined
     if kind.is_numeric() and finite.n_unique() > _FEW_VALUES:
-        edges = np.linspace(float(finite.min()), float(finite.max()), 11)  # type: ignore[arg-type]
+        low, high, steps = float(finite.min()), float(finite.max()), np.linspace(0, 1, 11)  # type: ignore[arg-type]
+        edges = np.maximum.accumulate(low * (1 - steps) + high * steps)  # no overflow, as high - low may
         counts = [np.histogram(part.filter(part.is_finite()).to_numpy(), bins=edges)[0].tolist() for part in valued]
         labels = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
     else:
@@ -276,22 +277,31 @@ def rejects_of(mixture: Reader) -> list[RejectGroup] | None:
     return [RejectGroup(**row) for row in groups.sort("source", "reason").to_dicts()]
 
 
+@dataclass(frozen=True)
+class Leaders:
+    """Samples with the most of something, the most first: (position, number). `unit` is that thing, one and several of
+    it; `equal` is how many samples have as much as the first."""
+
+    unit: tuple[str, str]
+    equal: int
+    rows: list[tuple[int, int]]
+
+
 _LISTS = (
-    ("most boxes", "boxes", 1),
-    ("most pictures", "pictures", 2),
-    ("most rounds", "rounds", 2),
-    ("longest", "words", 1),
+    ("most boxes", "boxes", ("box", "boxes"), 1),
+    ("most pictures", "pictures", ("picture", "pictures"), 2),
+    ("most rounds", "rounds", ("round", "rounds"), 2),
+    ("longest", "words", ("word", "words"), 1),
 )
 
 
-def outstanding(facts: Facts, passing: NDArray[np.int64], most: int = 5) -> dict[str, list[tuple[int, int]]]:
-    """Title -> (position, number) of the samples among `passing` that have the most of something, the most first; a
-    list in which no sample has much is left out."""
+def outstanding(facts: Facts, passing: NDArray[np.int64], most: int = 5) -> dict[str, Leaders]:
+    """Title -> the samples among `passing` that stand out; a list in which no sample has much is left out."""
     lists = {}
-    for title, name, least in _LISTS:
+    for title, name, unit, least in _LISTS:
         values = facts.numbers[name][passing]
         best = np.argsort(-values.astype(np.int64), kind="stable")[:most]
         rows = [(int(passing[at]), int(values[at])) for at in best if values[at] >= least]
         if rows:
-            lists[title] = rows
+            lists[title] = Leaders(unit, int((values == rows[0][1]).sum()), rows)
     return lists

@@ -12,7 +12,7 @@ import polars as pl
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from vlmix.mixture.browse.cards import COLORS, Card, card_of, script_json, snippet
+from vlmix.mixture.browse.cards import COLORS, Card, card_of, counted, script_json, snippet
 from vlmix.mixture.browse.facts import (
     LONGEST_COUNTED,
     Facts,
@@ -45,6 +45,7 @@ MOST_SAMPLES = 20_000
 _PLAIN = re.compile(r"[^a-z0-9]+")
 _LINK = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 _FEW = 30  # values that a filter lists
+_LONGEST_VALUE = 200  # characters of one
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -128,7 +129,9 @@ def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, po
     passing = _passing(sides, options)
     leaders = [outstanding(facts, mine) for facts, mine in zip(all_facts, passing)]
     chosen = [
-        np.union1d(_chosen(side, mine, options), [at for rows in found.values() for at, _ in rows]).astype(np.int64)
+        np.union1d(_chosen(side, mine, options), [at for leaders in found.values() for at, _ in leaders.rows]).astype(
+            np.int64
+        )
         for side, mine, found in zip(sides, passing, leaders)
     ]
     if sum(map(len, chosen)) > MOST_SAMPLES:
@@ -154,7 +157,10 @@ def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, po
         galleries=sorted(galleries, key=lambda gallery: order[gallery.source]),
         histograms=histograms(all_facts),
         leaders=[
-            {title: [(cards[number][at], value) for at, value in rows] for title, rows in found.items()}
+            {
+                title: (each.unit, each.equal, [(cards[number][at], value) for at, value in each.rows])
+                for title, each in found.items()
+            }
             for number, found in enumerate(leaders)
         ],
         rejects=[(_last(name), _shown(rejects_of(mixture))) for name, mixture in roots.items()],
@@ -262,12 +268,14 @@ def _write_galleries(environment: "Environment", out: Path, galleries: list[Gall
     (out / "gallery").mkdir()
     template = environment.get_template("gallery.html.j2")
     for gallery in galleries:
+        controls = list(_controls(gallery.cards))
+        filtered = {control.key for control in controls}
         page = template.render(
             **common,
             gallery=gallery,
             others=[other for other in galleries if other.source == gallery.source and other is not gallery],
-            controls=list(_controls(gallery.cards)),
-            records=script_json([card.record() for card in gallery.cards]),
+            controls=controls,
+            records=script_json([card.record(filtered) for card in gallery.cards]),
             up="../",
         )
         (out / gallery.file).write_text(page, encoding="utf-8")
@@ -319,7 +327,7 @@ def _controls(cards: list[Card]) -> Iterator[Control]:
         values = {card.columns.get(name) for card in cards} - {None}
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and len(values) > 1:
             yield from _range(f"column.{name}", visible(name))
-        elif 1 < len(values) <= _FEW:
+        elif 1 < len(values) <= _FEW and max(len(str(value)) for value in values) <= _LONGEST_VALUE:
             yield Control("is", f"column.{name}", visible(name), sorted(_script_text(value) for value in values))
 
 
@@ -396,6 +404,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     made.filters["n"] = lambda number: f"{number:,}"
+    made.filters["count"] = counted
     made.filters["real"] = lambda number: f"{number:,.0f}" if number == int(number) else f"{number:,.1f}"
     made.globals["bars"] = bars
     made.globals["side_pixels"] = SIDE

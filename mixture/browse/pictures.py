@@ -73,7 +73,9 @@ def _of_sample(reader: Reader, row: int, job: Job) -> list[Picture]:
         jpegs: Sequence[bytes] = reader.raw(row).jpegs
     except VlmixError as error:  # a shard that is missing or damaged costs its pictures, and its texts are still there
         count = int(reader.column("num_images")[row].as_py())
-        return [Picture(problem=str(error))] * count
+        # Pages are shared: they say where in the mixture, and not where that lies on this machine.
+        said = str(error).replace(f"{reader.root.name}/", "").replace(reader.root.name, Path(reader.root.name).name)
+        return [Picture(problem=said)] * count
     return [_written(jpeg, job) for jpeg in jpegs]
 
 

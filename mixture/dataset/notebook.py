@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from vlmix.mixture.boxes import SQUARE_TEXT, boxes_in
+from vlmix.mixture.boxes import SQUARE_TEXT, boxes_in, clip
 from vlmix.mixture.dataset.manifest import Counts
 from vlmix.mixture.dataset.schema import SampleJson, Turn
 from vlmix.mixture.errors import VlmixError, abridged
@@ -106,10 +106,12 @@ def _figure(number: int, image: ImageRef, jpeg: bytes, colors: Mapping[str, str]
     except VlmixError as error:
         return _faint(f"{caption}: does not decode: {error}")
     shapes = [
-        f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" fill="none" '
+        f'<rect x="{inside[0]:.1f}" y="{inside[1]:.1f}" width="{inside[2] - inside[0]:.1f}" '
+        f'height="{inside[3] - inside[1]:.1f}" fill="none" '
         f'stroke="{color}" stroke-width="2" vector-effect="non-scaling-stroke"/>'
         for box, color in colors.items()
-        for x1, y1, x2, y2 in boxes_in(box, width, height)
+        for named in boxes_in(box, width, height)
+        if (inside := clip(named, width, height)) is not None
     ]
     # An img below the drawing: notebooks that are not trusted strip SVG, and show the image still.
     drawing = (

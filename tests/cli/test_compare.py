@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.helpers import vlmix
+from tests.helpers import vlmix_here
 from vlmix.builders import known_benchmarks
 from vlmix.mixture.benchmark.answers import read_answers
 from vlmix.mixture.benchmark.values import Values
@@ -41,12 +41,12 @@ def test_answer_files_are_compared_on_the_questions_that_both_answer(raw: Path, 
     gold = [row["answer"] for row in labels.values()]
     right = answered(tmp_path / "right.jsonl", raw, "gqa", lambda n: gold[n])
     half = answered(tmp_path / "half.jsonl", raw, "gqa", lambda n: None if n < 4 else gold[n] if n % 2 else "?")
-    shown = vlmix("compare", half, right, "--benchmark", "gqa", "--annotations", raw / "gqa")
+    shown = vlmix_here("compare", half, right, "--benchmark", "gqa", "--annotations", raw / "gqa")
     assert shown.returncode == 0, shown.stderr
     assert f"{right}, compared with {half}" in shown.stdout.replace("\n", "") and "higher" in shown.stdout
     assert f"{len(gold) - 4} of {len(gold)}" in shown.stdout
     assert "scores are those of these questions" in shown.stdout
-    plain = vlmix("compare", half, right, "--benchmark", "gqa", "--annotations", raw / "gqa", "--json")
+    plain = vlmix_here("compare", half, right, "--benchmark", "gqa", "--annotations", raw / "gqa", "--json")
     ((pair,)) = json.loads(plain.stdout)
     (only,) = pair["comparison"]["differences"]
     assert (only["a"], only["b"], only["difference"]["value"]) == (50.0, 100.0, 50.0)
@@ -58,11 +58,11 @@ def test_folders_of_evaluations_are_compared_by_all_their_benchmarks(raw: Path, 
     for folder, word in zip(folders, ("yes", "no", "no")):
         evaluated(folder, raw, "vqav2", lambda n, word=word: word)
         evaluated(folder, raw, "pope", lambda n, word=word: word)
-    shown = vlmix("compare", *folders)
+    shown = vlmix_here("compare", *folders)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("compared with") == 2 and shown.stdout.count("overall, %") == 2
     assert "over questions alone" in shown.stdout
-    same = vlmix("compare", *folders[1:])
+    same = vlmix_here("compare", *folders[1:])
     assert same.stdout.count("equal") == 3, "two benchmarks and the whole"
 
 
@@ -71,14 +71,14 @@ def test_scores_by_other_rules_are_not_compared(raw: Path, tmp_path: Path) -> No
     report = folders[1] / "pope" / "report.json"
     plain = report.read_text()
     report.write_text(json.dumps(json.loads(plain) | {"scorer_version": 9}))
-    found = vlmix("compare", *folders)
+    found = vlmix_here("compare", *folders)
     assert found.returncode == 1 and "by version 9; score both again" in " ".join(found.stderr.split())
     report.unlink()
-    found = vlmix("compare", *folders)
+    found = vlmix_here("compare", *folders)
     assert found.returncode == 1 and "report.json does not say what was scored" in " ".join(found.stderr.split())
     report.write_text(plain)
     shutil.copytree(folders[1] / "pope", folders[1] / "copy")
-    found = vlmix("compare", *folders)
+    found = vlmix_here("compare", *folders)
     assert found.returncode == 1 and "several folders hold scores of pope" in " ".join(found.stderr.split())
 
 
@@ -98,7 +98,7 @@ def test_mistakes_are_told(make: Any, message: str, tmp_path: Path) -> None:
     for name, file in (("old", "report.json"), ("damaged", "values.parquet")):
         (tmp_path / name / "gqa").mkdir(parents=True)
         (tmp_path / name / "gqa" / file).write_text("{}")
-    found = vlmix("compare", *make(tmp_path), cwd=tmp_path)
+    found = vlmix_here("compare", *make(tmp_path), cwd=tmp_path)
     assert found.returncode in (1, 2) and message in " ".join(found.stderr.replace("│", " ").split())
     assert "Traceback" not in found.stderr
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.helpers import VLMIX, dump, vlmix
+from tests.helpers import VLMIX, dump, vlmix_here
 from vlmix.builders import known_sources
 from vlmix.cli import main
 from vlmix.mixture.build.build import build
@@ -88,7 +88,6 @@ def test_what_shows_nothing_says_so(mixture: Path) -> None:
             main.inspect(str(mixture), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -99,7 +98,7 @@ def test_what_shows_nothing_says_so(mixture: Path) -> None:
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(mixture: Path, options: list[str], message: str) -> None:
-    done = vlmix("inspect", mixture, *options)
+    done = vlmix_here("inspect", mixture, *options)
     assert done.returncode == 2 and message in " ".join(done.stderr.split()) and not done.stdout
 
 

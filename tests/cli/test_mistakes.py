@@ -3,6 +3,7 @@
 A case is (arguments, what the line holds). The folder that they run in holds `raw`, `mix`, `run` and the files below.
 """
 
+import ast
 import errno
 import os
 import shutil
@@ -300,8 +301,9 @@ def test_streams_that_are_closed_or_full(raw: Path, tmp_path: Path) -> None:
     assert shell("sources >&-").returncode == 0
     full = shell("sources >/dev/full")
     assert full.returncode == 1 and os.strerror(errno.ENOSPC) in full.stderr and full.stderr.count("\n") == 1
-    silent = shell(f"build sample --raw {raw} --out {tmp_path / 'a'} --workers 1 2>&-")
-    assert silent.returncode == 0 and "840 samples" in silent.stdout
+    (tmp_path / "one.yaml").write_text("name: one\nsources: {okvqa: {}}")
+    silent = shell(f"build {tmp_path / 'one.yaml'} --raw {raw} --out {tmp_path / 'a'} --workers 1 2>&-")
+    assert silent.returncode == 0 and "64 samples" in silent.stdout
     assert hashes(tmp_path / "a")
     assert shell("sources nothing 2>&-").returncode == 1
     assert "Traceback" not in shell("sources | head -1").stderr
@@ -309,21 +311,27 @@ def test_streams_that_are_closed_or_full(raw: Path, tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_without_torch_the_remedy_names_packages(tmp_path: Path) -> None:
-    """A torch that does not import, found before the real one."""
+    """A torch that does not import, found before the real one. One process has all the commands."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch', name='torch')")
-    for command in (["train", "tiny"], ["evaluate", "gqa", "--model", "x", "--data", "x", "--out", "x"],
-                    ["embed", "x", "--vision-tower", "x", "--out", "x"], ["sweep", "demo"], ["demo", "d"]):  # fmt: skip
-        done = vlmix(*command, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"})
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-        assert "needs torch: pip install" in done.stderr and "'torch>=" in done.stderr
+    commands = (["train", "tiny"], ["evaluate", "gqa", "--model", "x", "--data", "x", "--out", "x"],
+                ["embed", "x", "--vision-tower", "x", "--out", "x"], ["sweep", "demo"], ["demo", "d"])  # fmt: skip
+    script = f"from tests.helpers import vlmix_here\nfor each in {commands}: print(vars(vlmix_here(*each)))"
+    path = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | path)  # fmt: skip
+    found = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(commands), done.stderr
+    for each in found:
+        assert each["returncode"] == 1 and each["stderr"].count("\n") == 1, each
+        assert "needs torch: pip install" in each["stderr"] and "'torch>=" in each["stderr"]
 
 
 @pytest.mark.processes
 def test_a_failing_build_with_workers_ends_in_one_line(raw: Path, tmp_path: Path) -> None:
     """The thread of its pool may not meet closed pipes at the end of the interpreter, and complain."""
-    for _ in range(6):
-        done = vlmix("build", "sample", "--raw", raw, "--out", tmp_path / "x", "sources.vqav2.where=nothing > 3",
-                     "--workers", 2)  # fmt: skip
+    (tmp_path / "one.yaml").write_text("name: one\nsources: {okvqa: {where: nothing > 3}}")
+    for _ in range(4):
+        done = vlmix("build", tmp_path / "one.yaml", "--raw", raw, "--out", tmp_path / "x", "--workers", 2)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
 
 

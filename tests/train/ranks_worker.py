@@ -10,6 +10,7 @@ import torch
 from torch.optim import AdamW
 
 from tests.train.nano import nano
+from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.batches import Collator, MicroBatch
 from vlmix.train.checkpoint import Checkpoints, State
@@ -80,16 +81,12 @@ def sharded(recipe: Recipe, tokenizer: Any, weights: dict[str, torch.Tensor], me
     return model
 
 
-def check(name: str, recipe: Recipe, folder: str, me: Ranks) -> None:
-    mixture = open_mixture(folder)
-    samples = [mixture[i] for i in range(len(mixture))]
-    images = [sample for sample in samples if sample.image][:8]
-    texts = [sample for sample in samples if not sample.image][:8]
+def check(name: str, recipe: Recipe, images: list[Sample], texts: list[Sample], me: Ranks) -> None:
     values = [turn.value for sample in images + texts for turn in sample.conversations]
     tokenizer = train_tokenizer(values, 400)
     whole, weights = make(recipe, tokenizer)
     encoder = Encoder(tokenizer, template("vicuna", tokenizer))
-    sources = sorted({sample.source for sample in samples})
+    sources = sorted({sample.source for sample in images + texts})
     collate = Collator(encoder, whole.vision, recipe.batch, sources, 0)
     # Rank 1 sees text alone, then nothing at all, while rank 0 sees images; then the other way round.
     plan = [
@@ -151,9 +148,14 @@ def moved(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
+    mixture = open_mixture(sys.argv[1])
+    shown = mixture.column("image").to_pylist()
+    images, texts = (
+        [mixture[i] for i, name in enumerate(shown) if bool(name) == with_image][:8] for with_image in (True, False)
+    )
     with init_distributed() as me:
         cases = CASES if me.world == 2 else COPIES
         for name, changes in cases.items():
-            check(name, nano(**changes), sys.argv[1], me)
+            check(name, nano(**changes), images, texts, me)
         if me.is_main:
             Path(sys.argv[2]).write_text("\n".join(cases))

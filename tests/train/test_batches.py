@@ -84,7 +84,7 @@ def rows(micro: MicroBatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("grids", [None, GRIDS])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(picked=st.lists(st.integers(0, 9), max_size=6))
 def test_packed_and_padded_hold_the_same(
     opened: Mixture, encoder: Encoder, few: list[Sample], grids: Any, picked: list[int]

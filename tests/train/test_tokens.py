@@ -238,7 +238,7 @@ def test_several_images_stay_where_the_text_has_them(kind: str, name: str, value
     same_as_text(ENCODERS[kind, name], TOKENIZERS[kind], values, [4, 1, 7])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=CONVERSATIONS, spare=st.integers(0, 2), which=st.sampled_from(sorted(ENCODERS)))
 def test_several_images_stay_where_any_text_has_them(values: list[str], spare: int, which: tuple[str, str]) -> None:
     images = max("".join(values).count(IMAGE) + spare, 2)
@@ -262,7 +262,7 @@ def messages(values: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("kind", "name"), ENCODERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=CONVERSATIONS, spare=st.integers(0, 2))
 def test_the_exported_chat_template_puts_several_images_where_they_were_trained(
     kind: str, name: str, values: list[str], spare: int

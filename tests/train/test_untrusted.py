@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ pytest.importorskip("transformers")
 
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex  # noqa: E402
 
+from tests.helpers import vlmix_here  # noqa: E402
 from tests.train.nano import nano  # noqa: E402
 from vlmix.mixture.errors import VlmixError  # noqa: E402
 from vlmix.train.checkpoint import _Unpickler  # noqa: E402
@@ -97,17 +97,14 @@ def test_no_other_name_is_admitted(module: str, name: str) -> None:
 def test_a_damaged_checkpoint_is_one_line(begun: Path, mixture: Path, tmp_path: Path) -> None:
     out, step = copied(begun, tmp_path)
     (step / ".metadata").write_bytes(b"garbage")
-    done = subprocess.run(
-        [sys.executable, "-m", "vlmix.cli.main", "train", str(out / "recipe.yaml"), f"out={out}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = vlmix_here("train", out / "recipe.yaml", f"out={out}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "remove this checkpoint" in done.stderr
 
 
 def test_a_models_own_code_is_never_run_and_nobody_is_asked(
-    begun: Path, mixture: Path, raw: Path, tmp_path: Path
+    begun: Path, mixture: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
     out, _ = copied(begun, tmp_path)
@@ -121,11 +118,8 @@ def test_a_models_own_code_is_never_run_and_nobody_is_asked(
     ):
         path = model / name
         path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
-    done = subprocess.run(
-        [sys.executable, "-m", "vlmix.cli.main", "evaluate", "gqa", "--model", str(model), "--data", str(raw),
-         "--out", str(tmp_path / "answers"), "--limit", "1"],
-        cwd=ROOT, input="y\ny\ny\n", capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\ny\ny\n"))
+    done = vlmix_here("evaluate", "gqa", "--model", model, "--data", raw, "--out", tmp_path / "answers", "--limit", "1")
     assert not (tmp_path / "ran").exists()
     assert "y/N" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answer, Answers, read_answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Report
+from vlmix.mixture.benchmark.benchmark import REPORT_NAME, Benchmark, Question, Report
+from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors, write_text
@@ -28,7 +29,7 @@ from vlmix.train.evaluate.generate import Generator
 from vlmix.train.images import decode
 from vlmix.train.parallel import Ranks, init_distributed
 
-ANSWERS, REPORT, VALUES = "answers.jsonl", "report.json", "values.parquet"
+ANSWERS = "answers.jsonl"
 
 Progress = Callable[[str, int, int], None]
 """Called with progress: (benchmark, questions answered on this rank, questions of this rank)."""
@@ -187,8 +188,8 @@ def _finish(benchmark: Benchmark, questions: list[Question], task: Task, folder:
     if task.limit:
         report.notes.append(f"the first {len(questions):,} questions alone")
     if values is not None:
-        values.write(folder / VALUES)
-    write_text(folder / REPORT, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
+        values.write(folder / VALUES_NAME)
+    write_text(folder / REPORT_NAME, msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
     return report
 
 

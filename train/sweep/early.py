@@ -13,7 +13,7 @@ from typing import Any
 from vlmix.mixture.benchmark.compare import relative
 from vlmix.train.sweep.recipe import RunSpec
 from vlmix.train.sweep.report.aggregate import (
-    FULL,
+    RANDOM,
     Result,
     RunValues,
     grid_key,
@@ -22,7 +22,6 @@ from vlmix.train.sweep.report.aggregate import (
     scores_of,
     with_all,
 )
-from vlmix.train.sweep.report.comparisons import CONTROL
 from vlmix.train.sweep.report.wording import KEEPS, share
 
 _SURE = 0.01
@@ -33,8 +32,10 @@ Line = tuple[Any, str]
 
 
 def needless(specs: Sequence[RunSpec], rows: Iterable[Result], values: RunValues) -> dict[str, str]:
-    """Run -> why it need not be done, for those of `specs` that have no row."""
-    rows = list(rows)
+    """Run -> why it need not be done, for those of `specs` that have no row. Rows of other runs, as of seeds that the
+    sweep had before, decide nothing: the report does not show them."""
+    names = {spec.name for spec in specs}
+    rows = [row for row in rows if row.run in names]
     done = {row.run for row in rows}
     full_seeds: dict[Any, set[int]] = {}
     for spec in specs:
@@ -46,8 +47,8 @@ def needless(specs: Sequence[RunSpec], rows: Iterable[Result], values: RunValues
         found = decided.get((grid_key(spec.grid), spec.label), {})
         if spec.name not in done and spec.ratio < 1 and (reason := _reason(spec, found)):
             reasons[spec.name] = reason
-    compared = {_cell(spec) for spec in specs if spec.label != CONTROL and spec.name not in reasons}
-    controls = {spec.name for spec in specs if spec.label == CONTROL and _cell(spec) in compared}
+    compared = {_cell(spec) for spec in specs if spec.label != RANDOM and spec.name not in reasons}
+    controls = {spec.name for spec in specs if spec.label == RANDOM and _cell(spec) in compared}
     return {name: reason for name, reason in reasons.items() if name not in controls}
 
 
@@ -59,17 +60,16 @@ def _cell(spec: RunSpec) -> tuple[Any, float, int]:
 def by_use(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """What is left of a sweep in the order that decides soonest: the full mixture first, then of each line the middle
     of its shares, all its seeds."""
-    open_shares: dict[Line, list[float]] = {}
+    found: dict[Line, set[float]] = {}
     for spec in specs:
         if spec.ratio < 1:
-            shares = open_shares.setdefault((grid_key(spec.grid), spec.label), [])
-            if spec.ratio not in shares:
-                shares.append(spec.ratio)
+            found.setdefault((grid_key(spec.grid), spec.label), set()).add(spec.ratio)
+    open_shares = {line: sorted(shares) for line, shares in found.items()}
 
     def place(spec: RunSpec) -> tuple[bool, int]:
         if spec.ratio == 1:
             return False, 0
-        shares = sorted(open_shares[grid_key(spec.grid), spec.label])
+        shares = open_shares[grid_key(spec.grid), spec.label]
         return True, abs(shares.index(spec.ratio) - len(shares) // 2)
 
     return sorted(specs, key=place)
@@ -80,12 +80,12 @@ def _decided(
 ) -> dict[Line, dict[float, bool]]:
     """Line -> share -> whether it is enough, of shares that are decided."""
     groups = grouped(rows)
-    full = {grid_key(group[0].grid): group for group in groups if group[0].ratio == 1}
+    references = {grid_key(group[0].grid): group for group in groups if group[0].ratio == 1}
     found: dict[Line, dict[float, bool]] = {}
     for group in groups:
         first, key = group[0], grid_key(group[0].grid)
-        reference = full.get(key, [])
-        if first.ratio == 1 or {row.seed for row in reference} < full_seeds.get(key, {None}):
+        reference = references.get(key)
+        if first.ratio == 1 or reference is None or not full_seeds[key] <= {row.seed for row in reference}:
             continue
         names = [name for name, score in scores_of(reference, values).items() if score.mean > 0]
         part, whole = (runs_of(with_all(side, names), values, names) for side in (group, reference))
@@ -93,7 +93,7 @@ def _decided(
             continue
         apart = relative(part, whole, names, less=KEEPS)
         if apart.p < _SURE:
-            found.setdefault((key, FULL if first.ratio == 1 else first.selection), {})[first.ratio] = apart.value > 0
+            found.setdefault((key, first.selection), {})[first.ratio] = apart.value > 0
     return found
 
 
@@ -103,6 +103,6 @@ def _reason(spec: RunSpec, decided: Mapping[float, bool]) -> str:
     if enough := [each for each, keeps in decided.items() if keeps and each < spec.ratio]:
         return f"{share(min(enough))} is enough"
     less = [each for each, keeps in decided.items() if not keeps and each > spec.ratio]
-    if less and spec.label == CONTROL:
+    if less and spec.label == RANDOM:
         return f"{share(max(less))} is not enough"
     return ""

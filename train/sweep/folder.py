@@ -2,30 +2,29 @@
 
 SWEEP/
   sweep.json               what is swept; another sweep is refused
-  mixtures/<digest>/       mixtures built for keys of the mixture recipe
+  mixtures/<key>/          mixtures built for keys of the mixture recipe
   runs/<name>/subset       the view of the mixture for the run
   runs/<name>/run          the training run, answers/ its answers, result.json its row
   results.jsonl and what `report.write` writes
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.digests import sha256 as digest
 from vlmix.mixture.io.locks import exclusive_lock
-from vlmix.mixture.selection.score_file import read_listing
-from vlmix.train.evaluate.evaluate import VALUES
 from vlmix.train.sweep.recipe import Choice, Sweep, choices, described
-from vlmix.train.sweep.report.aggregate import BUILT_IN, Result
+from vlmix.train.sweep.report.aggregate import Result
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
 _GROWING = ("seeds", "ratios", "selections", "embeddings", "files", "published", "stop_early")
@@ -50,17 +49,14 @@ def claim(sweep: Sweep, out: Path) -> None:
             write_text(path, json.dumps(plain, indent=1) + "\n")
             return
         before = json.loads(path.read_text())
-        former, listed = before.get("files", {}), before.get("selections", [])
-        # Converted, it has the keys that came since, with their defaults.
-        earlier = strict.convert({key: value for key, value in before.items() if key != "files"}, Sweep, str(path))
-        before = json.loads(msgspec.json.encode(earlier))
+        former = before.pop("files")
+        earlier: Sweep = strict.convert(before, Sweep, str(path))
         for file, was in former.items():
             if plain["files"].get(file, was) != was:
                 raise VlmixError(f"{out}: {file} changed since this sweep started; choose another --out")
         plain["files"] = {**former, **plain["files"]}
         known = {choice.name: choice for choice in choices(earlier)}
         _check_same_selections(known, chosen, plain["files"], out)
-        _check_lists(listed, chosen, out)
         plain["selections"] = msgspec.to_builtins(list({**known, **{each.name: each for each in chosen}}.values()))
         same = {key: value for key, value in before.items() if key not in _GROWING}
         if same == {key: value for key, value in plain.items() if key not in _GROWING}:
@@ -86,18 +82,6 @@ def _check_same_selections(known: dict[str, Choice], chosen: list[Choice], files
             raise VlmixError(
                 f"{out} is another sweep: selection {choice.name} was {{{described(was)}}}, here it is "
                 f"{{{described(choice)}}}. Give it another name, or choose another --out"
-            )
-
-
-def _check_lists(listed: list[Any], chosen: list[Choice], out: Path) -> None:
-    """Raises VlmixError for a list of ids in a sweep that recorded no names: it took shares of the list then."""
-    plain = [{"by": each} if isinstance(each, str) else each for each in listed]
-    unnamed = {each["by"] for each in plain if "name" not in each} - {*BUILT_IN}
-    for choice in chosen:
-        if choice.by in unnamed and not read_listing(Path(choice.by), choice.column).scored:
-            raise VlmixError(
-                f"{out}: its runs by {choice.name} are shares of that list, and a share is one of the whole mixture; "
-                "choose another --out"
             )
 
 
@@ -127,20 +111,20 @@ def recorded_grid(out: Path) -> dict[str, Any]:
     return grid
 
 
-def read_rows(out: Path) -> list[Result]:
-    """The rows of all finished runs in a sweep's folder."""
-    files = sorted((out / "runs").glob("*/result.json"))
-    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in files]
+def read_rows(out: Path, names: Collection[str] | None = None) -> list[Result]:
+    """The rows of the finished runs in a sweep's folder, or of those among them with these names."""
+    files = (out / "runs").glob("*/result.json") if names is None else (row_file(out, name) for name in names)
+    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in sorted(files) if file.exists()]
     return sorted(rows, key=lambda row: (json.dumps(row.grid), row.selection, row.ratio, row.seed))
 
 
-def read_values(out: Path, rows: Sequence[Result]) -> dict[str, dict[str, Values]]:
+def read_values(out: Path, rows: Iterable[Result]) -> dict[str, dict[str, Values]]:
     """Run -> benchmark -> what each question adds to the score, for the runs of a sweep's folder."""
     return {
         row.run: {
             name: Values.read(path)
             for name in row.scores
-            if (path := run_folder(out, row.run) / "answers" / name / VALUES).exists()
+            if (path := run_folder(out, row.run) / "answers" / name / VALUES_NAME).exists()
         }
         for row in rows
     }

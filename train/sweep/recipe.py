@@ -15,7 +15,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.selection.subset import Selection, check_options
 from vlmix.train.config import EvalConfig, Recipe
-from vlmix.train.sweep.report.aggregate import BUILT_IN, FULL
+from vlmix.train.sweep.report.aggregate import BUILT_IN, FULL, RANDOM
 from vlmix.train.sweep.report.published import published
 from vlmix.train.sweep.report.wording import value as as_text
 
@@ -37,7 +37,7 @@ class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
     name: str = ""
     """In results. By default random, lengths, clusters, or the file's name, with `:column` if there is one."""
-    by: str = "random"
+    by: str = RANDOM
     """random, lengths, clusters, or a file of scores or ids (docs/selection.md)."""
     column: str | None = None
     ascending: bool = False
@@ -57,7 +57,7 @@ class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         return Selection(
             total=total,
             seed=seed,
-            by=None if self.by == RANDOM.name else self.by,
+            by=None if self.by == RANDOM else self.by,
             column=self.column,
             ascending=self.ascending,
             threshold=self.threshold,
@@ -67,8 +67,8 @@ class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         )
 
 
-RANDOM = Choice(name="random")
-"""The control: it is part of every sweep with subsets."""
+CONTROL = Choice(name=RANDOM)
+"""Random samples: part of every sweep with subsets."""
 
 
 class Sweep(Struct, frozen=True, kw_only=True):
@@ -211,7 +211,7 @@ def choices(sweep: Sweep) -> list[Choice]:
     Random is added where the sweep leaves it out: it is the control that the others are compared with. Raises
     VlmixError for options that do not go together, and for a name that is taken.
     """
-    named: dict[str, Choice] = {RANDOM.name: RANDOM}
+    named: dict[str, Choice] = {RANDOM: CONTROL}
     listed = []
     for given in sweep.selections:
         choice = Choice(by=given) if isinstance(given, str) else given
@@ -220,10 +220,10 @@ def choices(sweep: Sweep) -> list[Choice]:
         choice = msgspec.structs.replace(choice, name=name, embeddings=embeddings)
         with about(choice):
             check_options(choice.selection(1, 0))
-        plain = choice.by == RANDOM.name and choice.where is None
-        if plain and choice != RANDOM:
+        plain = choice.by == RANDOM and choice.where is None
+        if plain and choice != CONTROL:
             raise VlmixError(f"selection {name}: it is the random one; give it a `where`, or call it random")
-        if not plain and (name == FULL or (name in BUILT_IN and name != choice.by) or name == RANDOM.name):
+        if not plain and (name in (FULL, RANDOM) or (name in BUILT_IN and name != choice.by)):
             raise VlmixError(f"selection {name}: the name is that of another selection; give it a `name` of its own")
         if name in listed:
             raise VlmixError(f"selections: two are called {name}; give one of them another `name`")
@@ -249,7 +249,7 @@ def first_grid(grid: dict[str, Any]) -> dict[str, Any]:
 def adds_random(sweep: Sweep) -> bool:
     """Whether a sweep has the random selection only because it is the control."""
     subsets = any(ratio < 1 for ratio in sweep.ratios)
-    return subsets and not any(given in ("random", RANDOM, Choice()) for given in sweep.selections)
+    return subsets and not any(given in (RANDOM, CONTROL, Choice()) for given in sweep.selections)
 
 
 def run_specs(sweep: Sweep) -> list[RunSpec]:
@@ -258,7 +258,7 @@ def run_specs(sweep: Sweep) -> list[RunSpec]:
     found: dict[str, RunSpec] = {}
     for values in itertools.product(*sweep.grid.values()):
         for choice, ratio, seed in itertools.product(choices(sweep), sweep.ratios, sweep.seeds):
-            chosen = RANDOM if ratio == 1 else choice
+            chosen = CONTROL if ratio == 1 else choice
             spec = RunSpec(grid=dict(zip(sweep.grid, values)), selection=chosen, ratio=ratio, seed=seed)
             if found.setdefault(spec.name, spec) != spec:
                 raise VlmixError(f"two runs of the sweep would be called {spec.name}: name their files or values apart")

@@ -12,7 +12,7 @@ from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.subset import Selected, TooFew, save, select
 from vlmix.train.sweep.folder import subset_folder
-from vlmix.train.sweep.recipe import RANDOM, Choice, RunSpec, Sweep, about, run_specs
+from vlmix.train.sweep.recipe import CONTROL, Choice, RunSpec, Sweep, about, run_specs
 
 _ENOUGH = 99
 """Percent of a share's samples that a selection must offer. Published lists are rounded: ICONS' "20 %" of 665,298 rows
@@ -23,7 +23,7 @@ def write_subset(spec: RunSpec, whole: Path, view: Path) -> Path:
     """A view of part of a mixture, sampled by the run's seed: parts of one seed nest."""
     if view.exists():  # of a run that was interrupted: the same, and quickly made
         shutil.rmtree(view)
-    save(selected(spec, open_mixture(whole)), view)
+    save(choose(spec, open_mixture(whole)), view)
     return view
 
 
@@ -31,15 +31,15 @@ def check_selections(planned: list[RunSpec], whole: Path) -> None:
     """Raises VlmixError for a selection that cannot give the largest share that is asked of it."""
     largest: dict[str, RunSpec] = {}
     for spec in planned:  # by falling ratio
-        if spec.ratio < 1 and spec.selection not in (RANDOM, Choice(name="lengths", by="lengths")):
+        if spec.ratio < 1 and spec.selection not in (CONTROL, Choice(name="lengths", by="lengths")):
             largest.setdefault(spec.label, spec)
     if largest:
         mixture = open_mixture(whole)
         for spec in largest.values():
-            selected(spec, mixture)
+            choose(spec, mixture)
 
 
-def selected(spec: RunSpec, whole: Mixture) -> Selected[Mixture]:
+def choose(spec: RunSpec, whole: Mixture) -> Selected[Mixture]:
     """The samples of a spec: its share of the whole mixture, whatever the selection leaves out, so that the points of
     one share have the same size. Raises VlmixError for a selection that offers less than that (see `_ENOUGH`), and for
     one that offers all samples and ranks none: that is the random one."""
@@ -58,7 +58,7 @@ def selected(spec: RunSpec, whole: Mixture) -> Selected[Mixture]:
                 ) from None
             selected = select(whole, choice.selection(few.offered, spec.seed))
         unranked = selected.report is None or selected.report.listed
-        if choice != RANDOM and unranked and selected.offered == count:
+        if choice != CONTROL and unranked and selected.offered == count:
             raise VlmixError(
                 f"all {count:,} samples are in it and none has a score, so its part is the random one; add a column "
                 "score, or leave the selection out"
@@ -76,7 +76,7 @@ def same_as_random(sweep: Sweep, out: Path) -> list[str]:
     """Runs of a sweep whose subset is exactly that of the random selection, though they select by something."""
     names = []
     for spec in run_specs(sweep):
-        control = msgspec.structs.replace(spec, selection=RANDOM)
+        control = msgspec.structs.replace(spec, selection=CONTROL)
         views = [subset_folder(out, each.name) for each in (spec, control)]
         if spec.ratio < 1 and spec != control and all(view.exists() for view in views):
             rows, random_rows = (open_mixture(view).rows for view in views)

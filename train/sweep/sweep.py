@@ -6,7 +6,7 @@ folder: each claims an unlocked run; locks are released when the process exits.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.benchmark import Benchmark, Report
+from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io.atomic import write_text
@@ -39,8 +40,7 @@ from vlmix.train.sweep.folder import (
     subset_folder,
 )
 from vlmix.train.sweep.recipe import Build, RunSpec, Sweep, about, choices, grid_settings, run_specs
-from vlmix.train.sweep.report import Result
-from vlmix.train.sweep.report.aggregate import BUILT_IN
+from vlmix.train.sweep.report.aggregate import BUILT_IN, Result, RunValues
 from vlmix.train.sweep.subsets import check_selections, write_subset
 
 
@@ -70,13 +70,16 @@ def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCall
     """
     left = run_specs(sweep)
     names = {spec.name for spec in left}
-    _check(sweep, left, backend)
+    plain = backend.recipe(sweep.recipe)
+    recipes = {spec.name: _recipe(sweep, spec, plain) for spec in left}
+    tasks = _tasks(sweep, backend)
+    _check(sweep, left, recipes, tasks)
     claim(sweep, out)
-    count = len(left)
+    standing = Standing(sweep, out)
     while left:
         held: list[RunSpec] = []
         queue = left
-        while queue := _useful(sweep, queue, out):
+        while queue := standing.useful(queue):
             spec, queue = queue[0], queue[1:]
             home, row = run_folder(out, spec.name), row_file(out, spec.name)
             if row.exists():
@@ -85,41 +88,64 @@ def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCall
                 if not mine:
                     held.append(spec)
                 elif not row.exists():
-                    report_progress(spec.name, finished(out, names), count)
+                    report_progress(spec.name, *standing.counts())
                     try:
-                        _run_one(sweep, spec, out, home, backend)
+                        _run_one(sweep, spec, out, home, backend, recipes[spec.name], tasks)
                     except VlmixError as error:
                         raise VlmixError(f"run {spec.name}: {error}") from None
-            report_progress(spec.name, finished(out, names), count)
+            report_progress(spec.name, *standing.counts())
         if held and len(held) == len(left):
             time.sleep(0.5)  # the others hold them all; they may end without a result
         left = held
-    rows = [row for row in read_rows(out) if row.run in names]
+    rows = read_rows(out, names)
     text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     write_text(out / RESULTS, text.decode())
     return rows
 
 
-def left_out(sweep: Sweep, out: Path) -> dict[str, str]:
-    """Run -> why it is left out, with `stop_early`."""
-    if not sweep.stop_early:
-        return {}
-    rows = read_rows(out)
-    return needless(run_specs(sweep), rows, read_values(out, rows))
+def left_out(sweep: Sweep, rows: Iterable[Result], values: RunValues) -> dict[str, str]:
+    """Run -> why it is left out, with `stop_early`. `rows` and `values` are those of finished runs."""
+    return needless(run_specs(sweep), rows, values) if sweep.stop_early else {}
 
 
-def _useful(sweep: Sweep, queue: list[RunSpec], out: Path) -> list[RunSpec]:
-    """The runs of a queue, with `stop_early` those that are still of use, the one that decides soonest first."""
-    if not sweep.stop_early:
-        return queue
-    skipped = left_out(sweep, out)
-    return by_use([spec for spec in queue if spec.name not in skipped and not row_file(out, spec.name).exists()])
+class Standing:
+    """How far a sweep is, by its folder. What a finished run left is read once."""
+
+    def __init__(self, sweep: Sweep, out: Path) -> None:
+        self._sweep, self._out = sweep, out
+        self._names = [spec.name for spec in run_specs(sweep)]
+        self._rows: dict[str, Result] = {}
+        self._values: dict[str, dict[str, Values]] = {}
+        self._left_out: dict[str, str] = {}
+
+    def counts(self) -> tuple[int, int]:
+        """Runs that are done, and runs in all without those that are left out."""
+        self._look()
+        return finished(self._out, self._names), len(self._names) - len(self._left_out)
+
+    def useful(self, queue: list[RunSpec]) -> list[RunSpec]:
+        """The runs of a queue, with `stop_early` those that are still of use, the one that decides soonest first."""
+        if not self._sweep.stop_early:
+            return queue
+        self._look()
+        return by_use([spec for spec in queue if spec.name not in self._left_out and spec.name not in self._rows])
+
+    def _look(self) -> None:
+        if not self._sweep.stop_early:
+            return
+        if new := read_rows(self._out, [name for name in self._names if name not in self._rows]):
+            self._rows |= {row.run: row for row in new}
+            self._values |= read_values(self._out, new)
+            self._left_out = left_out(self._sweep, self._rows.values(), self._values)
 
 
-def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backend) -> None:
+def _run_one(
+    sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backend, recipe: Recipe, tasks: list[Task]
+) -> None:
+    """`recipe` is that of the run, but for its folders."""
     whole = _mixture(sweep, spec, out, backend)
     data = whole if spec.ratio == 1 else write_subset(spec, whole, subset_folder(out, spec.name))
-    recipe = msgspec.structs.replace(_recipe(sweep, spec, backend), mixture=str(data), out=str(home / "run"))
+    recipe = msgspec.structs.replace(recipe, mixture=str(data), out=str(home / "run"))
     if sweep.budget == "steps" and not recipe.max_steps:
         batch = recipe.batch
         full = (
@@ -132,7 +158,7 @@ def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backen
     if stopped := backend.train(recipe):
         raise SystemExit(128 + stopped)
     trained = time.monotonic()
-    reports = backend.evaluate(str(home / "run"), _tasks(sweep, backend), home / "answers")
+    reports = backend.evaluate(str(home / "run"), tasks, home / "answers")
     scored: dict[str, Report] = {}
     for name, report in zip(sweep.evaluate, reports, strict=True):
         if isinstance(report, Unscored):
@@ -164,7 +190,7 @@ def _run_one(sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backen
     write_text(row_file(out, spec.name), msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
 
 
-def _check(sweep: Sweep, planned: list[RunSpec], backend: Backend) -> None:
+def _check(sweep: Sweep, planned: list[RunSpec], recipes: dict[str, Recipe], tasks: list[Task]) -> None:
     """Raises VlmixError for what the runs would stumble over one by one."""
     for choice in choices(sweep):
         with about(choice):
@@ -174,11 +200,11 @@ def _check(sweep: Sweep, planned: list[RunSpec], backend: Backend) -> None:
                 raise VlmixError(f"{choice.by} is no file of scores or ids{nearest(choice.by, BUILT_IN)}")
             if choice.by not in BUILT_IN:
                 read_listing(Path(choice.by), choice.column)
-    for task in _tasks(sweep, backend):
+    for task in tasks:
         task.benchmark.questions(task.folder, task.split)
     samples = int(open_mixture(sweep.mixture).column("repeat").to_numpy().sum()) if sweep.mixture else None
     for spec in planned:
-        batch = _recipe(sweep, spec, backend).batch.global_size
+        batch = recipes[spec.name].batch.global_size
         if samples is not None and batch > (held := int(samples * spec.ratio)):
             raise VlmixError(
                 f"run {spec.name}: batch.global_size {batch} is larger than its {held} samples; add "
@@ -188,9 +214,9 @@ def _check(sweep: Sweep, planned: list[RunSpec], backend: Backend) -> None:
         check_selections(planned, Path(sweep.mixture))
 
 
-def _recipe(sweep: Sweep, spec: RunSpec, backend: Backend) -> Recipe:
-    """The training recipe of a run, but for its folders."""
-    plain = backend.recipe(sweep.recipe)
+def _recipe(sweep: Sweep, spec: RunSpec, plain: Any) -> Recipe:
+    """The training recipe of a run, but for its folders, from plain data of the sweep's."""
+    plain = deepcopy(plain)
     changes = {key: value for key, value in grid_settings(sweep, spec).items() if not key.startswith("mixture.")}
     for key, value in (sweep.overrides | changes).items():
         _set(plain, key, value, f"sweep {sweep.name}")
@@ -210,8 +236,8 @@ def _mixture(sweep: Sweep, spec: RunSpec, out: Path, backend: Backend) -> Path:
         return Path(sweep.mixture)
     settings = grid_settings(sweep, spec)
     changes = {key.removeprefix("mixture."): value for key, value in settings.items() if key.startswith("mixture.")}
-    digest = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
-    folder = out / "mixtures" / digest
+    key = sha256(msgspec.json.encode([msgspec.to_builtins(sweep.build), changes])).hexdigest()[:12]
+    folder = out / "mixtures" / key
     with locked(folder, wait=True):
         if not (folder / "mixture").is_dir():
             backend.build(sweep.build, changes, folder / "mixture")

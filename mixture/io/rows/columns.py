@@ -83,7 +83,8 @@ def arrow_batches(path: str, _: Any) -> tuple[pa.Schema, list[pa.RecordBatch]]:
 
 
 def image_lists(column: pa.Array, inside: bool | None) -> list[list[ImageItem]]:
-    """The same for a column of an Arrow batch, `inside` saying whether its images have bytes; None: they are in it."""
+    """What a column of an Arrow batch says of images, a list for each row. `inside` says that all of its images have
+    bytes, or none has, where these were not read; None: the column itself says it."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _is_list(column.type):

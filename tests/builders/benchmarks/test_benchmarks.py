@@ -226,7 +226,7 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(TEXT, min_size=1, max_size=4).flatmap(
         lambda pool: st.tuples(st.lists(st.sampled_from(pool), min_size=1, max_size=10), st.sampled_from(pool) | TEXT)

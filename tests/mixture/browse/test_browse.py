@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
 
-from tests.helpers import hashes, vlmix
+from tests.helpers import hashes, vlmix_here
 from tests.mixture.browse.browser import CHROMIUM, Browser
 from vlmix.builders import known_sources
 from vlmix.mixture.browse.cards import SEARCHED, script_json
+from vlmix.mixture.browse.facts import Facts, histograms
 from vlmix.mixture.browse.pages import Options, browse
 from vlmix.mixture.browse.sides import sides_of
 from vlmix.mixture.build.build import build
@@ -46,7 +48,7 @@ def _hostile(raw: RawFolder, options: SourceOptions, seed: int, reject: Rejects)
             source="hostile",
             rounds=(Round(text, f"{text[:3000]} {number}", "short_answer"),),
             images=(ImageRef(f"p/{number}.jpg", 40, 30),) if number % 2 else (),
-            columns={"rating": float(number), "kind": text[:50]},
+            columns={"rating": float(number), "kind": text[:50], "story": text},
         )
     many = tuple(ImageRef(f"p/{number}.jpg", 40, 30) for number in range(64))
     yield Conversation(
@@ -54,7 +56,7 @@ def _hostile(raw: RawFolder, options: SourceOptions, seed: int, reject: Rejects)
         source="hostile",
         rounds=(Round("Which?", "That one.", "grounding", boxes=((4, 5, 14, 17),), box_images=(63,)),),
         images=many,
-        columns={"rating": float("nan"), "kind": None},
+        columns={"rating": float("nan"), "kind": None, "story": None},
     )
 
 
@@ -167,7 +169,9 @@ def test_the_first_page_counts_what_the_index_holds(pages: Path, mixture: Path) 
     for row in rejects.rows(named=True):
         assert row["reason"] in text and row["id"] in text
     most = max(frame["boxes"].list.len())
-    assert f"most boxes {frame.filter(pl.col('boxes').list.len() == most)['id'][0]} {most} boxes" in text
+    first = frame.filter(pl.col("boxes").list.len() == most)["id"]
+    assert f"most boxes {first[0]} {most} boxes" in text
+    assert len(first) > 5 and f"{len(first)} samples have {most} boxes, as many as any" in text
 
 
 def test_galleries_hold_the_first_samples_in_hash_order_and_nest(mixture: Path, tmp_path: Path) -> None:
@@ -300,13 +304,16 @@ def test_a_sweep_shows_its_selections_at_one_share(tenth: Path, tmp_path: Path) 
         save_view(part, runs / row["run"] / "subset", [])
     (tenth / "sweep/results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tenth / "sweep/sweep.json").write_text(json.dumps({"mixture": "mixture"}))
-    assert vlmix("browse", tenth / "sweep", "--samples", 1, "--out", tmp_path / "pages").returncode == 0
+    assert (
+        vlmix_here("browse", tenth / "sweep", "--samples", 1, "--out", tmp_path / "pages", "--workers", 1).returncode
+        == 0
+    )
     text = Parsed(tmp_path / "pages/index.html").text
     one, two = (set(parts[name, 0.1].column("id").to_pylist()) for name in ("random", "lengths"))
     left = len(whole) - len(one | two)
     assert f"random 10 %: {len(one)} samples" in text and f"left out: {left} samples" in text
     assert f"{len(one & two)} ids are both in random 10 % and in lengths 10 %" in text
-    done = vlmix("browse", tenth / "sweep", "--share", "20%", "--out", tmp_path / "more")
+    done = vlmix_here("browse", tenth / "sweep", "--share", "20%", "--out", tmp_path / "more", "--workers", 1)
     assert done.returncode == 1 and "the sweep has 0.1, 0.3" in done.stderr
 
 
@@ -350,7 +357,7 @@ def test_reduced_pictures_are_small_and_boxes_stay_in_stored_pixels(tmp_path: Pa
             "image": "big.jpg",
             "conversations": [
                 {"from": "human", "value": "<image>\nWhat?"},
-                {"from": "gpt", "value": "[0.25, 0.3, 0.5, 0.5]"},
+                {"from": "gpt", "value": "[0.25, 0.3, 0.5, 0.5] and [0.9, 0.9, 0.1, 0.1]"},
             ],
         }
     ]
@@ -361,7 +368,10 @@ def test_reduced_pictures_are_small_and_boxes_stay_in_stored_pixels(tmp_path: Pa
     build(recipe, known, tmp_path / "raw", tmp_path / "mixture", images=[tmp_path])
     for how, size in (("reduced", (384, 216)), ("stored", (1600, 900))):
         pages = written(tmp_path / how, tmp_path / "mixture", pictures=how)
-        tags = Parsed(next((pages / "samples").iterdir())).tags
+        page = Parsed(next((pages / "samples").iterdir()))
+        tags = page.tags
+        assert "2 boxes" in page.text and "2 boxes" in Parsed(pages / "index.html").text
+        assert sum(tag == "rect" for tag, _ in tags) == 1  # the other one ends before it begins
         image = next(a for tag, a in tags if tag == "img")
         with Image.open(pages / "samples" / str(image["src"])) as found:
             assert found.size == size
@@ -369,6 +379,18 @@ def test_reduced_pictures_are_small_and_boxes_stay_in_stored_pixels(tmp_path: Pa
         assert next(a for tag, a in tags if tag == "svg")["viewbox"] == "0 0 1600 900"
         box = next(a for tag, a in tags if tag == "rect")  # 350 rows of padding above
         assert [box[k] for k in ("x", "y", "width", "height")] == ["400.0", "130.0", "400.0", "320.0"]
+
+
+def test_a_shard_that_is_gone_costs_pictures_alone_and_tells_nothing_of_the_machine(
+    tenth: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(tenth / "mixture", folder)
+    for shard in folder.glob("train/*.tar"):
+        shard.unlink()
+    pages = [page.read_text() for page in written(tmp_path / "pages", folder, samples=2).rglob("*.html")]
+    assert any("missing" in page for page in pages)
+    assert not any(str(tmp_path) in page for page in pages)
 
 
 def test_annotations_alone_have_pages(raw: Path, tmp_path: Path) -> None:
@@ -381,15 +403,25 @@ def test_annotations_alone_have_pages(raw: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_wrote_and_what_is_wrong(tenth: Path, tmp_path: Path) -> None:
-    done = vlmix("browse", tenth / "tenth", "--out", tmp_path / "pages", "--samples", 2, "--json")
+    done = vlmix_here("browse", tenth / "tenth", "--out", tmp_path / "pages", "--samples", 2, "--json", "--workers", 1)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["bytes"] == sum(p.stat().st_size for p in (tmp_path / "pages").rglob("*") if p.is_file())
     shutil.copytree(tenth / "tenth", tmp_path / "orphan")
-    done = vlmix("browse", tmp_path / "orphan", "--out", tmp_path / "more")
+    done = vlmix_here("browse", tmp_path / "orphan", "--out", tmp_path / "more", "--workers", 1)
     assert done.returncode == 1 and "which is gone" in done.stderr and done.stderr.count("\n") == 1
-    done = vlmix("browse", tmp_path / "nothing", "--out", tmp_path / "more")
+    done = vlmix_here("browse", tmp_path / "nothing", "--out", tmp_path / "more", "--workers", 1)
     assert done.returncode == 1 and "is not a mixture" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_histograms_count_each_value_once_however_far_apart_they_are() -> None:
+    for values in ([1e307 * (at - 10) for at in range(20)], [2**60 + at for at in range(20)]):
+        numbers = {
+            name: np.ones(20, dtype=np.int64) for name in ("rounds", "words", "pictures", "picture side", "boxes")
+        }
+        facts = Facts(sources=[], samples=20, numbers=numbers, columns={"far": pl.Series(values)})
+        drawn = next(each for each in histograms([facts]) if each.title == "far")
+        assert sum(drawn.counts[0]) == 20 and len(drawn.labels) == len(drawn.counts[0])
 
 
 def test_data_in_a_script_element_cannot_end_it() -> None:
@@ -450,6 +482,9 @@ def test_pages_fit_and_load(browser: Browser, pages: Path, tenth: Path, tmp_path
     for page in (pages / "index.html", both / "index.html", *galleries(both)[::5], *some):
         browser.open(page.as_uri(), width, dark=width < 1000)
         assert browser.js("document.documentElement.scrollWidth") <= width, page
+        lines = "(r => (r.selectNodeContents(t), new Set([...r.getClientRects()].map(x => x.top)).size))"
+        labels = f"[...document.querySelectorAll('.histogram tbody th')].map(t => {lines}(document.createRange()))"
+        assert all(count == 1 for count in browser.js(labels)), page
         ground = browser.js("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(255, 255, 255)") == (width > 1000)
         browser.js("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from tests.helpers import VLMIX, hashes, vlmix
+from tests.helpers import VLMIX, hashes, vlmix, vlmix_here
 from vlmix.builders import known_sources
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import load, parse
@@ -63,8 +63,14 @@ def test_nothing_of_the_machine_is_in_the_output(raw: Path, mixture: Path) -> No
 
 
 def start(raw: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
-    command = ["build", "sample", "--raw", raw, "--out", out, "samples_per_shard=5", *more]
+    command = ["build", "sample", "--raw", raw, "--out", out, "samples_per_shard=5", "--workers=1", *more]
     return subprocess.Popen([*VLMIX, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(raw: Path, out: Path, *more: str) -> None:
+    """The same command to its end, in this process."""
+    done = vlmix_here("build", "sample", "--raw", raw, "--out", out, "samples_per_shard=5", "--workers=1", *more)
+    assert done.returncode == 0, done.stderr
 
 
 def until(process: "subprocess.Popen[str]", path: Path) -> None:
@@ -76,7 +82,7 @@ def until(process: "subprocess.Popen[str]", path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_shards(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("whole") / "mixture"
-    assert vlmix("build", "sample", "--raw", raw, "--out", out, "samples_per_shard=5").returncode == 0
+    finish(raw, out)
     return hashes(out)
 
 
@@ -94,9 +100,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not out.exists()
     finished = {path: path.stat().st_mtime_ns for path in partial.glob("train/*.tar")}
-    process = start(raw, out, f"--workers={workers}")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    finish(raw, out, f"--workers={workers}")
     assert hashes(out) == small_shards
     kept = [path for path, mtime in finished.items() if (out / "train" / path.name).stat().st_mtime_ns == mtime]
     # Of each process, the shard that it was at may have had its tar but not yet its rows.
@@ -105,7 +109,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
 
 def interrupted(raw: Path, out: Path) -> dict[Path, int]:
     """A build killed after some shards: their files with their times."""
-    process = start(raw, out, "--workers=1")
+    process = start(raw, out)
     partial = out.with_name(out.name + ".partial")
     until(process, partial / "train/train-000011.tar")
     process.kill()
@@ -137,9 +141,8 @@ def test_files_replaced_under_their_old_times_are_read_again(raw: Path, tmp_path
             continue  # one of the miniature's broken images
         if len(small.getvalue()) < path.stat().st_size:
             replaced(path, small.getvalue().ljust(path.stat().st_size, b"\0"))
-    resumed, clean = start(copy, out), start(copy, tmp_path / "clean")
-    assert resumed.communicate(timeout=120) and clean.communicate(timeout=120)
-    assert resumed.returncode == clean.returncode == 0
+    finish(copy, out)
+    finish(copy, tmp_path / "clean")
     assert hashes(out) == hashes(tmp_path / "clean")
 
 
@@ -154,8 +157,7 @@ def test_files_that_are_the_same_under_other_times_keep_their_work(
         data = path.read_bytes()
         path.unlink()
         path.write_bytes(data)  # another inode, other times
-    again = start(copy, out, "--workers=1")
-    assert again.communicate(timeout=120) and again.returncode == 0
+    finish(copy, out)
     assert hashes(out) == small_shards
     same = [path for path, mtime in finished.items() if (out / "train" / path.name).stat().st_mtime_ns == mtime]
     assert len(same) >= len(finished) - 1 > 5
@@ -172,8 +174,7 @@ def test_ctrl_c_leaves_in_peace_and_the_next_run_goes_on(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors and "resume" in errors
     assert not out.exists()
-    again = start(raw, out)
-    assert again.communicate(timeout=120) and again.returncode == 0
+    finish(raw, out)
     assert hashes(out) == small_shards
 
 
@@ -190,7 +191,7 @@ def test_a_full_disk_is_told_and_survived(raw: Path, small_shards: dict[str, str
     assert failed.returncode == 1 and "cannot write" in failed.stderr and "free some space" in failed.stderr
     assert "Traceback" not in failed.stderr and not out.exists()
     assert not list((tmp_path / "mixture.partial").rglob("*.tmp"))
-    assert vlmix(*command).returncode == 0
+    finish(raw, out)
     assert hashes(out) == small_shards
 
 
@@ -203,8 +204,7 @@ def test_a_changed_recipe_does_not_take_over_old_shards(
     until(process, tmp_path / "mixture.partial/train/train-000008.tar")
     process.kill()
     process.communicate()
-    again = start(raw, out)
-    assert again.communicate(timeout=120) and again.returncode == 0
+    finish(raw, out)
     assert hashes(out) == small_shards
 
 
@@ -227,8 +227,7 @@ def test_annotations_that_change_between_runs_leave_nothing_old(raw: Path, tmp_p
     process.communicate()
     change_answers(changed)
     for out in ("mixture", "fresh"):
-        again = start(changed, tmp_path / out)
-        assert again.communicate(timeout=120) and again.returncode == 0
+        finish(changed, tmp_path / out)
     assert hashes(tmp_path / "mixture") == hashes(tmp_path / "fresh")
 
 
@@ -240,22 +239,27 @@ DAMAGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def stopped(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a killed build leaves. Read only."""
+    out = tmp_path_factory.mktemp("stopped") / "mixture"
+    assert interrupted(raw, out)
+    return out.with_name("mixture.partial")
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_work_is_absent_work(raw: Path, small_shards: dict[str, str], tmp_path: Path, damage: str) -> None:
+def test_damaged_work_is_absent_work(
+    raw: Path, small_shards: dict[str, str], stopped: Path, tmp_path: Path, damage: str
+) -> None:
     out, partial = tmp_path / "mixture", tmp_path / "mixture.partial"
-    process = start(raw, out)
-    until(process, partial / "train/train-000009.tar")
-    process.kill()
-    process.communicate()
+    shutil.copytree(stopped, partial)
     work = partial / "work"
     some = [work / "order", work / "images.jsonl", work / "sources/000.arrow", work / "sources/001.state"]
     some += [partial / "train/train-000001.tar", work / "rows-000002.arrow", work / "rows-000003.done"]
     for path in some:
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    again = start(raw, out)
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
+    finish(raw, out)
     assert hashes(out) == small_shards
 
 
@@ -313,7 +317,6 @@ def test_entries_that_give_nothing_are_told(raw: Path, tmp_path: Path) -> None:
     assert {name: info.counts.samples for name, info in manifest.sources.items()} == {"okvqa": 1, "gqa": 0}
 
 
-@pytest.mark.processes
 def test_a_dangling_link_is_a_reject_and_no_crash(raw: Path, tmp_path: Path) -> None:
     other = tmp_path / "raw"
     shutil.copytree(raw / "ocrvqa", other / "ocrvqa")
@@ -322,7 +325,7 @@ def test_a_dangling_link_is_a_reject_and_no_crash(raw: Path, tmp_path: Path) -> 
     path = next(p for p in (other / "ocr_vqa/images").glob("*.jpg") if books[p.stem]["split"] == 1)
     path.unlink()
     path.symlink_to("nowhere.jpg")
-    assert vlmix("plan", _recipe(tmp_path, "ocrvqa"), "--raw", other).returncode == 0
+    assert vlmix_here("plan", _recipe(tmp_path, "ocrvqa"), "--raw", other, "--workers", 1).returncode == 0
     manifest = make(other, tmp_path / "x", {"ocrvqa": {}})
     assert manifest.rejects["ocrvqa"]["image_unreadable"] == 1
 

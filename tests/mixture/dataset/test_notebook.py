@@ -124,6 +124,8 @@ def test_every_image_is_shown_and_boxes_are_drawn_where_there_is_one() -> None:
         tree = parsed(html)
         assert len(thumbnails(tree)) == count and len(list(tree.iter("rect"))) == drawn
         assert "[0.10, 0.20, 0.30, 0.40]" in words(tree)
+    backwards = made(["Where?", "[0.90, 0.90, 0.10, 0.10], or [1.0, 0.2, 1.5, 0.4]"], [stored()])
+    assert not list(parsed(backwards._repr_html_()).iter("rect"))
 
 
 def test_however_large_a_sample_is_the_page_is_small_and_says_what_it_leaves_out() -> None:

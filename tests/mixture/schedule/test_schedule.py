@@ -225,7 +225,7 @@ def test_a_world_that_does_not_divide_the_batch_is_told() -> None:
         order.rank_batch(0, 2, 2)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 100))
 def test_other_seeds_and_epochs_give_other_orders(seed: int) -> None:
     identity = np.arange(1000)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vlmix.mixture.selection.kmeans as clusters_module
-from tests.helpers import dump, vlmix
+from tests.helpers import dump, vlmix_here
 from vlmix.builders import known_sources
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
@@ -201,16 +201,15 @@ def test_the_manifest_tells_of_the_selection_without_a_path(mixture: Path, tmp_p
     assert set(plain) == {"ratio", "total", "sources", "where", "stratify", "seed", "of"}
 
 
-@pytest.mark.processes
 def test_the_command_and_the_method_agree(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     scores = scores_of(ids(whole)[:700])
     file = write_rows(tmp_path / "s.csv", [{"id": k, "score": v} for k, v in [*scores.items(), ("gone", 1)]])
     command = "subsample", mixture, "--by", file, "--ratio", "0.1", "--ascending", "--seed", 3
-    shown = vlmix(*command, "--out", tmp_path / "a")
+    shown = vlmix_here(*command, "--out", tmp_path / "a")
     assert shown.returncode == 0 and "701 rows, matched 700 by id" in shown.stdout, shown.stderr
     assert "1 rows without a matching sample: gone" in shown.stdout and "140 samples without a score" in shown.stdout
-    report = json.loads(vlmix(*command, "--out", tmp_path / "b", "--json").stdout)["report"]
+    report = json.loads(vlmix_here(*command, "--out", tmp_path / "b", "--json").stdout)["report"]
     assert report["unmatched_first"] == ["gone"] and report["kept"] == 84
     part = whole.subset(by=file, ratio=0.1, ascending=True, seed=3)
     assert ids(part) == ids(open_mixture(tmp_path / "a")) == ids(open_mixture(tmp_path / "b"))
@@ -485,7 +484,7 @@ def frame_of(sizes: list[int], **columns: Any) -> pl.DataFrame:
     return pl.DataFrame({**base, **extra, **columns})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 25), min_size=1, max_size=4), st.integers(0, 9), st.booleans(), st.data())
 def test_any_priorities_nest_and_the_highest_win(
     sizes: list[int], seed: int, stratify: bool, data: st.DataObject
@@ -588,7 +587,7 @@ def test_texts_are_compared_without_case_space_and_punctuation(raw: Path, tmp_pa
     assert selected(tmp_path / "mix", by="lengths", total=5)[1].repeated_kept == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 300), st.integers(0, 5), st.data())
 def test_every_prefix_is_even_over_the_lengths(size: int, seed: int, data: st.DataObject) -> None:
     words = data.draw(st.lists(st.integers(1, 12), min_size=size, max_size=size))
@@ -675,7 +674,7 @@ def test_cluster_counts() -> None:
     assert [cluster_count(n) for n in (1, 2, 100, 665_298, 5_000_000)] == [1, 1, 10, 816, 1024]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 5), st.data())
 def test_clusters_of_a_source_are_served_by_turns(sizes: list[int], seed: int, data: st.DataObject) -> None:
     frame = frame_of([sum(sizes), 5])
@@ -839,7 +838,6 @@ def test_a_column_goes_with_a_file(mixture: Path, by: str | None) -> None:
         select(open_mixture(mixture), Selection(by=by, column="quality", ratio=0.1))
 
 
-@pytest.mark.processes
 def test_a_selection_equal_to_the_random_one_is_reported(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     file = write_rows(tmp_path / "all.txt", [{"id": id} for id in ids(whole)])
@@ -854,17 +852,16 @@ def test_a_selection_equal_to_the_random_one_is_reported(mixture: Path, tmp_path
     assert not report.same_as_random and report.notes() == [
         "half.txt has no scores: kept a random 10 % of the 420 samples it lists"
     ]
-    shown = vlmix("subsample", mixture, "--by", file, "--ratio", "0.1", "--out", tmp_path / "v", "--json")
+    shown = vlmix_here("subsample", mixture, "--by", file, "--ratio", "0.1", "--out", tmp_path / "v", "--json")
     assert json.loads(shown.stdout)["report"]["same_as_random"] is True and "warning: by all.txt" in shown.stderr
 
 
-@pytest.mark.processes
 def test_the_column_is_recorded_and_the_command_takes_it(mixture: Path, tmp_path: Path) -> None:
     whole = open_mixture(mixture)
     file = write_rows(tmp_path / "s.csv", [{"id": k, "quality": v} for k, v in scores_of(ids(whole)).items()])
     command = "subsample", mixture, "--by", file, "--ratio", "0.1", "--out", tmp_path / "v"
-    assert "--column quality" in vlmix(*command).stderr
-    assert vlmix(*command, "--column", "quality").returncode == 0
+    assert "--column quality" in vlmix_here(*command).stderr
+    assert vlmix_here(*command, "--column", "quality").returncode == 0
     view = open_mixture(tmp_path / "v")
     assert ids(view) == ids(whole.subset(by=file, column="quality", ratio=0.1))
     assert view.manifest.selections[0]["column"] == "quality"

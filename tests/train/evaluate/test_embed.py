@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from tests.helpers import vlmix
+from tests.helpers import vlmix_here
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.evaluate.embed import embed
@@ -43,7 +43,7 @@ def test_embeddings_are_the_towers_and_select_by_clusters(mixture: Path, tower: 
             hidden = model(normalise(to_square(decode(jpeg), 16)[None]), output_hidden_states=True).hidden_states[-1]
         expected = hidden[0, 1:].mean(dim=0).numpy()
         assert np.allclose(table["embedding"][row].as_py(), expected, atol=1e-5)
-    done = vlmix(
+    done = vlmix_here(
         "subsample", mixture, "--by", "clusters", "--embeddings", out, "--ratio", "0.2", "--out", tmp_path / "view"
     )
     assert done.returncode == 0, done.stderr

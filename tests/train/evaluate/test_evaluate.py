@@ -23,13 +23,6 @@ from vlmix.train.evaluate.generate import Generator
 from vlmix.train.run import train
 
 
-@pytest.fixture(scope="module")
-def model(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("models") / "run"
-    train(nano(mixture=str(mixture), out=str(out), max_steps=2))
-    return out
-
-
 def answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 

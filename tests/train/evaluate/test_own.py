@@ -1,6 +1,7 @@
 """Benchmarks of one's own, answered by a model that is real and small: as commands, and in a sweep."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import yaml
 
 pytest.importorskip("transformers")
 
-from tests.helpers import vlmix
-from tests.train.nano import NANO, nano
+from tests.helpers import vlmix, vlmix_here
+from tests.train.nano import NANO
 from vlmix.builders import benchmark_named
 from vlmix.cli.evaluate import evaluate as evaluate_command
 from vlmix.cli.sweep import _backend
@@ -20,24 +21,16 @@ from vlmix.cli.sweep import sweep as sweep_command
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.evaluate.evaluate import Task, evaluate
-from vlmix.train.run import train
 from vlmix.train.sweep.folder import claim
 from vlmix.train.sweep.recipe import EvalConfig, load
 from vlmix.train.sweep.sweep import run
-
-
-@pytest.fixture(scope="module")
-def model(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("models") / "run"
-    train(nano(mixture=str(mixture), out=str(out), max_steps=2))
-    return out
 
 
 @pytest.fixture()
 def questions(mixture: Path, tmp_path: Path) -> Path:
     """A folder with `beside.yaml`, `inside.yaml` and `held-out.yaml`: the same questions with their images beside and
     inside the rows, and those of a mixture."""
-    samples = [sample for sample in open_mixture(mixture) if sample.source == "vqav2"][:3]
+    samples = list(islice((sample for sample in open_mixture(mixture) if sample.source == "vqav2"), 3))
     rows = []
     for number, sample in enumerate(samples):
         (tmp_path / f"{number}.jpg").write_bytes(sample.jpeg or b"")
@@ -70,7 +63,7 @@ def test_the_command_answers_and_scores_them_without_data(model: Path, questions
     asked = benchmark_named(str(questions / "held-out.yaml")).questions()
     assert len(asked) == reports["answered"] > 10 and reports["benchmark"] == "held-out" and reports["interval"]
     assert answers(questions / "answers/beside") == answers(questions / "answers/inside")
-    with_pope = vlmix("evaluate", "pope", names[0], "--model", str(model), "--out", "more", cwd=questions)
+    with_pope = vlmix_here("evaluate", "pope", names[0], "--model", str(model), "--out", "more", cwd=questions)
     assert with_pope.returncode == 2 and "--data is needed: pope" in with_pope.stderr
 
 
@@ -87,9 +80,7 @@ def test_answers_about_another_picture_are_not_mixed_in(model: Path, questions: 
         ask()
 
 
-def test_a_sweep_may_move_with_its_questions(
-    questions: Path, mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_may_move_with_its_questions(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = {"name": "own", "mixture": str(mixture), "recipe": "nano.yaml", "evaluate": {"sub/held-out.yaml": {}}}
     for place in ("before", "after"):
         (tmp_path / place / "sub").mkdir(parents=True)

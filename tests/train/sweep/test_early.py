@@ -13,10 +13,12 @@ from tests.mixture.benchmark.made import values_of
 from tests.train.nano import NANO
 from vlmix.builders import known_benchmarks
 from vlmix.mixture.benchmark.benchmark import Report
+from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
 from vlmix.train.config import Recipe
-from vlmix.train.evaluate.evaluate import VALUES, Task
+from vlmix.train.evaluate.evaluate import Task
 from vlmix.train.sweep.early import by_use, needless
+from vlmix.train.sweep.folder import read_rows, read_values
 from vlmix.train.sweep.recipe import EvalConfig, Sweep, load, run_specs
 from vlmix.train.sweep.report.aggregate import Result
 from vlmix.train.sweep.sweep import Backend, left_out, run
@@ -44,6 +46,7 @@ def scored(
             Result(
                 run=name, grid={}, selection="random", ratio=ratio, seed=seed, samples=1, sources={}, steps=1, loss=1.0,
                 train_seconds=1.0, evaluate_seconds=1.0, scores={"gqa": found.score()}, metrics={}, questions={},
+                finished="2026-11-28T19:45:02Z", machine="2 x A", versions={}, mixture="0123456789abcdef",
             )
         )  # fmt: skip
         values[name] = {"gqa": found}
@@ -62,6 +65,14 @@ def test_nothing_is_left_out_before_the_full_mixture_is_done_and_two_seeds_of_a_
     assert left({}) == {}
     assert left({(1.0, 0): 0.6, (1.0, 1): 0.6} | low) == {}, "one seed of the full mixture is open"
     assert left(FULL | {(0.1, 0): 0.2}) == {}
+
+
+def test_seeds_that_a_sweep_no_longer_has_stand_for_none_of_its_own() -> None:
+    low = {(0.1, seed): 0.2 for seed in range(2)}
+    assert left({(1.0, 0): 0.6, (1.0, 1): 0.6, (1.0, 9): 0.6} | low) == {}, "seed 2 of the full mixture is open"
+    assert left(FULL | {(0.1, 8): 0.2, (0.1, 9): 0.2}) == {}, "no seed of the share is done"
+    assert left(FULL | {(0.2, seed): 0.2 for seed in range(2)}) == {}, "the report does not show this share"
+    assert left(FULL | {(1.0, 9): 0.6} | low).keys() == {"random-0.1-seed2"}, "all of its own are done"
 
 
 def test_a_share_that_is_far_from_enough_decides_itself_and_the_smaller_ones() -> None:
@@ -140,7 +151,7 @@ def backend(rate: Callable[[str], float]) -> Backend:
     def evaluate(model: str, tasks: list[Task], out: Path) -> list[Any]:
         values = values_of(np.arange(4000) < rate(Path(model).parent.name) * 4000)
         (out / "vqav2").mkdir(parents=True)
-        values.write(out / "vqav2" / VALUES)
+        values.write(out / "vqav2" / VALUES_NAME)
         return [
             Report(
                 benchmark="vqav2", split="val", score=values.score(), metrics={}, answered=4000, missing=0,
@@ -154,7 +165,9 @@ def backend(rate: Callable[[str], float]) -> Backend:
     )  # fmt: skip
 
 
-def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked(plan: Path, tmp_path: Path) -> None:
+def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def rate(name: str) -> float:
         _, ratio, seed = name.split("-")
         return (0.6 if float(ratio) >= 0.4 else float(ratio)) + int(seed[4:]) / 2000
@@ -162,11 +175,18 @@ def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked
     out = tmp_path / "out"
     benchmark = known_benchmarks().__getitem__
     parsed = load(plan, benchmark)
-    rows = run(parsed, out, backend(rate))
+    read, shown = [], []
+    whole_read = Values.read
+    monkeypatch.setattr(Values, "read", lambda path: read.append(path) or whole_read(path))
+    rows = run(parsed, out, backend(rate), lambda *each: shown.append(each))
+    assert len(read) == len({*read}) == len(rows), "what a run left is read once"
+    assert shown[0][1:] == (0, 18) and shown[-1][1:] == (len(rows), len(rows)), "runs that are left out are not awaited"
     done = {(row.ratio, row.seed) for row in rows}
-    skipped = left_out(parsed, out)
+    skipped = left_out(parsed, rows, read_values(out, rows))
     assert {(1.0, seed) for seed in range(3)} <= done and len(rows) + len(skipped) == 18
     smaller = {f"random-{ratio}-seed{seed}" for ratio in (0.1, 0.2) for seed in range(3)}
     assert skipped.keys() == smaller | {"random-0.3-seed2"}
+    others = load(plan, benchmark, ["seeds=[3,4,5]"])
+    assert left_out(others, read_rows(out), read_values(out, read_rows(out))) == {}, "none of its runs is done"
     whole = run(load(plan, benchmark, ["stop_early=false"]), out, backend(rate))
     assert len(whole) == 18, "the same folder, without leaving anything out"

@@ -28,12 +28,13 @@ from PIL import Image, ImageColor
 
 from tests.helpers import vlmix
 from tests.train.sweep.test_report import BOTH, HOSTILE, ladder, row, texts
+from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.evaluate.evaluate import VALUES
 from vlmix.train.sweep import environment
 from vlmix.train.sweep.recipe import first_grid
-from vlmix.train.sweep.report import Result, aggregate, summarise, table, write
+from vlmix.train.sweep.report import summarise, table, write
+from vlmix.train.sweep.report.aggregate import aggregate
 from vlmix.train.sweep.report.page import page
 from vlmix.train.sweep.report.picture import DARK, LIGHT
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, scores
@@ -60,7 +61,8 @@ def hostile():
 def test_another_process_on_another_day_writes_the_same_bytes(tmp_path):
     here = write(tmp_path / "here", "x", summarise(CURVES), {}, "a note", published(True)).parent
     script = (
-        "import sys, msgspec; from pathlib import Path; from vlmix.train.sweep.report import Result, summarise, write\n"
+        "import sys, msgspec; from pathlib import Path; from vlmix.train.sweep.report import summarise, write\n"
+        "from vlmix.train.sweep.report.aggregate import Result\n"
         "from vlmix.train.sweep.report.published import published\n"
         "rows = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Result])\n"
         "write(Path(sys.argv[1]), 'x', summarise(rows), {}, 'a note', published(True))"
@@ -73,13 +75,13 @@ def test_another_process_on_another_day_writes_the_same_bytes(tmp_path):
 
 
 def test_the_pdf_embeds_truetype_and_no_date():
-    pdf = curve(aggregate(CURVES), published(True), "混合物").pdf()
+    pdf = curve(aggregate(CURVES), published(True), "混合物").files("pdf")["pdf"]
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf
     assert b"/Type3" not in pdf and b"Date" not in pdf and b"/Producer" not in pdf
 
 
 def test_the_svg_file_needs_no_font_and_has_the_figure_s_size():
-    root = ElementTree.fromstring(curve(aggregate(hostile())).svg())
+    root = ElementTree.fromstring(curve(aggregate(hostile())).files("svg")["svg"])
     tags = {element.tag.rpartition("}")[2] for element in root.iter()}
     assert "path" in tags and not tags & {"text", "script", "image", "date"}
     assert root.get("viewBox") == f"0 0 {72 * WIDE.curve[0]:g} {72 * WIDE.curve[1]:g}"
@@ -257,7 +259,7 @@ def test_every_recipe_is_compared_with_the_first_that_the_grid_names(tmp_path):
         known[f"run{number}"] = {"gqa": values(number, 0.5)}
         home = tmp_path / "runs" / f"run{number}"
         (home / "answers" / "gqa").mkdir(parents=True)
-        known[f"run{number}"]["gqa"].write(home / "answers" / "gqa" / VALUES)
+        known[f"run{number}"]["gqa"].write(home / "answers" / "gqa" / VALUES_NAME)
         (home / "result.json").write_bytes(msgspec.json.encode(rows[-1]))
     (tmp_path / "sweep.json").write_text(json.dumps({"grid": grid}))
     write(tmp_path, "x", summarise(rows, known, first_grid(grid)), {})
@@ -430,11 +432,22 @@ def test_published_scores_are_chosen_by_name():
     assert all(each.source and each.certainty and 0 < each.ratio < 1 for each in PUBLISHED)
 
 
+def test_the_page_on_sweeps_lists_the_published_scores_of_the_code():
+    told = []
+    for line in (Path(__file__).parents[3] / "docs/sweeps.md").read_text().splitlines():
+        if " arXiv " in line and line.startswith("| `"):
+            name, ratio, relative, source, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            number = float(relative.removeprefix("> "))
+            told.append((name.strip("`"), float(ratio.removesuffix(" %")) / 100, number, source, relative[0] == ">"))
+    coded = [(each.name, each.ratio, each.relative, each.source, each.above) for each in PUBLISHED]
+    assert sorted(told) == sorted(coded)
+
+
 def facts_of(rows, given=None):
     root = ElementTree.fromstring(page("x", summarise(rows), given or {}, ("<svg />", "<svg />"), None))
     tables = {"".join(each.find("caption").itertext()): each for each in root.iter("table")}
-    (found,) = [each for caption, each in tables.items() if caption.startswith("The sweep, and what")] or [None]
-    return {} if found is None else dict(["".join(c.itertext()) for c in line] for line in found.find("tbody"))
+    (found,) = [each for caption, each in tables.items() if caption.startswith("The sweep, and what")]
+    return dict(["".join(c.itertext()) for c in line] for line in found.find("tbody"))
 
 
 def test_facts_come_from_the_runs():
@@ -451,13 +464,6 @@ def test_facts_come_from_the_runs():
         "runs.manifest of the mixture, SHA-256": "0123456789abcdef",
     }
     assert facts_of(rows[:1])["runs.finished"] == "2026-11-27"
-
-
-def test_results_of_older_versions_are_read():
-    plain = msgspec.to_builtins(row())
-    for name in ("finished", "machine", "versions", "mixture"):
-        del plain[name]
-    assert facts_of([msgspec.convert(plain, Result)]) == {}
 
 
 def test_a_run_knows_its_machine_and_does_not_name_it():

@@ -10,12 +10,12 @@ from PIL import Image, ImageColor
 
 from tests.mixture.benchmark.made import values_of
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.sweep.report import Result, aggregate, headline, require, series, summarise, table, write
-from vlmix.train.sweep.report.aggregate import FULL, Spread, sub_score
+from vlmix.train.sweep.report import require, summarise, table, write
+from vlmix.train.sweep.report.aggregate import FULL, Result, Spread, aggregate, series, sub_score
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.picture import LIGHT
 from vlmix.train.sweep.report.plots import clean, curve, scores
-from vlmix.train.sweep.report.wording import notes, number, percent
+from vlmix.train.sweep.report.wording import headline, notes, number, percent
 
 HOSTILE = "<script>alert('1')</script> & \"$x_1$\"\x1b[31m\u202e"
 
@@ -36,6 +36,10 @@ def row(ratio=1.0, seed=0, selection="random", grid=None, **changes):
         "scores": {"gqa": 60.0},
         "metrics": {"gqa": {"open": 40.0}},
         "questions": {"gqa": 100},
+        "finished": "2026-11-28T19:45:02Z",
+        "machine": "2 x A",
+        "versions": {"torch": "2.9"},
+        "mixture": "0123456789abcdef" * 4,
     }
     return Result(**given | changes)
 
@@ -249,7 +253,7 @@ def size(png):
 
 def test_the_picture_of_recipes_grows_with_their_number():
     points = aggregate(ladder())
-    assert size(curve(points).png())[1] > size(curve(points[:1]).png())[1]
+    assert size(curve(points).files("png")["png"])[1] > size(curve(points[:1]).files("png")["png"])[1]
 
 
 def chunks(png):
@@ -261,16 +265,16 @@ def chunks(png):
 
 
 def test_the_picture_holds_pixels_and_no_metadata():
-    assert chunks(curve(aggregate(BOTH)).png()) <= {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"PLTE"}
+    assert chunks(curve(aggregate(BOTH)).files("png")["png"]) <= {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"PLTE"}
 
 
 def test_the_picture_ignores_settings_of_the_user_and_leaves_them():
     import matplotlib
 
     points = aggregate(BOTH)
-    plain = curve(points).png()
+    plain = curve(points).files("png")["png"]
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
-        assert curve(points).png() == plain
+        assert curve(points).files("png")["png"] == plain
         assert matplotlib.rcParams["font.size"] == 30
 
 
@@ -373,7 +377,7 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
 def test_any_name_can_be_drawn(name):
     assert "\n" not in clean(name, 400) and clean(name)[0] != "_" and len(clean(name)) <= 90
     rows = [row(r, selection=name, grid={"a": name}, scores={name: 5.0}) for r in (0.5, 1.0)] + [row(grid={"a": "b"})]
-    size(curve(aggregate(rows)).png())
+    size(curve(aggregate(rows)).files("png")["png"])
 
 
 def test_the_composition_shows_each_subset_once_and_the_range_where_seeds_differ():
@@ -413,7 +417,7 @@ def test_subsets_that_depend_on_the_axes_are_shown_for_each():
 
 def test_shares_below_ten_percent_and_many_of_them_are_drawn():
     shares = [0.001, 0.0011, 0.01, 0.1, 0.11, 0.5, 1.0]
-    size(curve(aggregate([row(ratio, scores={"gqa": 60 * ratio}) for ratio in shares])).png())
+    size(curve(aggregate([row(ratio, scores={"gqa": 60 * ratio}) for ratio in shares])).files("png")["png"])
 
 
 def test_runs_without_any_score_are_listed(tmp_path):

@@ -19,8 +19,9 @@ pytest.importorskip("transformers")
 
 import yaml
 
-from tests.helpers import VLMIX, vlmix
+from tests.helpers import VLMIX, vlmix_here
 from tests.train.nano import NANO
+from tests.train.sweep.test_early import backend as untrained
 from vlmix.cli.sweep import _backend
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.strict_yaml import RECIPES
@@ -28,7 +29,7 @@ from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train.config import parse
 from vlmix.train.sweep.folder import claim
 from vlmix.train.sweep.recipe import Build, Choice, EvalConfig, RunSpec, Sweep, adds_random, choices, load, run_specs
-from vlmix.train.sweep.report import Result
+from vlmix.train.sweep.report.aggregate import Result
 from vlmix.train.sweep.subsets import same_as_random, write_subset
 from vlmix.train.sweep.sweep import _mixture, _recipe, run
 
@@ -62,14 +63,14 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not list(killed.glob("runs/*/result.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/result.json")}
     assert 0 < len(finished) < 3
-    again = vlmix("sweep", spec, "--out", killed, "--jobs", "2", "--json")
+    again = vlmix_here("sweep", spec, "--out", killed, "--jobs", "2", "--json")
     assert again.returncode == 0, again.stderr
     assert (killed / "report.html").exists()
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "runs that exist are not repeated"
@@ -92,8 +93,8 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec:
     )
     assert small < large, "subsets nest"
 
-    other = vlmix("sweep", spec, "overrides.max_steps=3", "--out", killed)
-    assert other.returncode == 1 and "is another sweep: overrides was {'max_steps': 2}, here" in other.stderr
+    with pytest.raises(VlmixError, match="is another sweep: overrides was {'max_steps': 2}, here"):
+        run(load(spec, benchmark_named, ["overrides.max_steps=3"]), killed, _backend(1))
     before = [row["run"] for row in rows(killed)]
     more = run(load(spec, benchmark_named, ["ratios=[0.3,0.5]"]), killed, _backend(1))
     assert [row.ratio for row in more] == [0.3, 0.5], "runs are added, those that are left out stay"
@@ -140,9 +141,9 @@ def test_a_named_value_sets_all_its_keys_and_nothing_of_its_neighbours() -> None
     found = {spec.name: spec for spec in run_specs(sweep)}
     assert [name.partition("-")[0] for name in found] == ["resolution=low"] * 2 + ["resolution=tiles"] * 2
     assert [spec.grid["resolution"] for spec in found.values()] == ["low", "low", "tiles", "tiles"]
-    backend = _backend(1)
-    plain = parse(backend.recipe("tiny"))
-    low, _, tiles, whole = (_recipe(sweep, spec, backend) for spec in found.values())
+    given = _backend(1).recipe("tiny")
+    plain = parse(given)
+    low, _, tiles, whole = (_recipe(sweep, spec, given) for spec in found.values())
     assert low.model.vision_tower == {**plain.model.vision_tower, "image_size": 32}
     assert (low.batch.max_length, low.model.tile_grids) == (512, [[1, 1], [1, 2]]), "values that are lists stay lists"
     assert tiles.model.vision_tower == {"hidden_size": 32, "patch_size": 8}
@@ -170,7 +171,8 @@ def test_named_values_reach_the_recipe_of_the_mixture(tmp_path: Path) -> None:
 def test_the_resolutions_of_the_packaged_sweeps_are_those_of_the_training_recipes(name: str) -> None:
     sweep = load(RECIPES / "sweep" / f"{name}.yaml", benchmark_named)
     backend = _backend(1)
-    recipes = {spec.grid["resolution"]: _recipe(sweep, spec, backend) for spec in run_specs(sweep)}
+    plain = backend.recipe(sweep.recipe)
+    recipes = {spec.grid["resolution"]: _recipe(sweep, spec, plain) for spec in run_specs(sweep)}
     assert [asked.split for asked in sweep.evaluate.values()] == ["", "existence"]
     assert {spec.ratio for spec in run_specs(sweep)} == {1.0}
     low, high, tiles = recipes.values()
@@ -318,7 +320,7 @@ def test_a_column_gives_the_same_samples_in_a_sweep_in_python_and_on_the_command
         ids[label] = open_mixture(view).column("id").to_pylist()
     for column in ("quality", "length"):
         command = "subsample", mixture, "--by", scores, "--column", column, "--ratio", "0.1", "--seed", "0"
-        assert vlmix(*command, "--out", tmp_path / column).returncode == 0
+        assert vlmix_here(*command, "--out", tmp_path / column).returncode == 0
         part = open_mixture(mixture).subset(by=scores, column=column, ratio=0.1, seed=0)
         shown = open_mixture(tmp_path / column).column("id").to_pylist()
         assert ids[f"scores.csv:{column}"] == part.column("id").to_pylist() == shown != ids["random"]
@@ -466,29 +468,12 @@ def test_a_selection_of_a_sweep_that_is_there_keeps_its_meaning(spec: Path, scor
         claimed("[random]", "budget=steps")
 
 
-def test_a_sweep_without_names_of_its_selections_is_resumed(spec: Path, scores: Path, tmp_path: Path) -> None:
-    """As it was recorded before selections had names. Then a list gave shares of itself."""
-    ids = tmp_path / "ids.txt"
-    ids.write_text("a\nb\n")
-    given = [{"by": str(scores), "column": "quality"}, "lengths", str(ids)]
-    sweep = load(spec, benchmark_named)
-    plain = msgspec.to_builtins(sweep) | {"selections": given, "files": {}}
-    del plain["note"]
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
-    same = f"selections=[{{by: {scores}, column: quality}}, lengths]"
-    claim(load(spec, benchmark_named, [same]), tmp_path / "out")
-    recorded = msgspec.json.decode((tmp_path / "out" / "sweep.json").read_bytes())["selections"]
-    assert [each["name"] for each in recorded] == ["random", "scores.csv:quality", "lengths", "ids.txt"]
-
-    (tmp_path / "out" / "sweep.json").write_bytes(msgspec.json.encode(plain))
-    with pytest.raises(VlmixError, match="its runs by ids.txt are shares of that list"):
-        claim(load(spec, benchmark_named, [f"selections=[{ids}]"]), tmp_path / "out")
-
-
-def test_a_control_with_the_worst_scores_is_one_line(spec: Path, scores: Path, tmp_path: Path) -> None:
+def test_a_control_with_the_worst_scores_is_one_line(
+    spec: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmix.cli.sweep._backend", lambda *_: untrained(lambda name: 0.5))
     worst = f"selections=[{{name: worst, by: {scores}, column: quality, ascending: true}}]"
-    done = vlmix("sweep", spec, worst, "ratios=[0.1]", "--out", tmp_path / "out", "--json")
+    done = vlmix_here("sweep", spec, worst, "ratios=[0.1]", "--out", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     assert "random is added to the selections" in done.stderr
     rows = msgspec.json.decode(done.stdout)

@@ -9,23 +9,14 @@ from typing import Any
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_bytes, write_text
-from vlmix.train.sweep.report.aggregate import (
-    Point,
-    Result,
-    RunValues,
-    Series,
-    Spread,
-    aggregate,
-    series,
-)
-from vlmix.train.sweep.report.comparisons import Compared, Summary, in_common, summarise
+from vlmix.train.sweep.report.comparisons import Summary, in_common, summarise
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, require, scores
 from vlmix.train.sweep.report.published import Published
 from vlmix.train.sweep.report.tables import comparisons_csv, points_csv, points_latex
-from vlmix.train.sweep.report.wording import comparison_table, headline, notes, table
+from vlmix.train.sweep.report.wording import comparison_table, notes, table
 
-REPORT_NAME = "report.html"
+NAME = "report.html"
 
 
 def write(
@@ -53,37 +44,18 @@ def write(
     )
     panels = [picture for sheet in (WIDE, NARROW) if (picture := scores(points, sheet))]
     each = Drawing(*(picture.inline(f"scores-{i}-") for i, picture in enumerate(panels))) if panels else None
-    picture = curve(points, published, note)
-    files = {"curve.png": picture.png(), "curve.svg": picture.svg(), "curve.pdf": picture.pdf()}
+    files = {f"curve.{kind}": data for kind, data in curve(points, published, note).files("png", "svg", "pdf").items()}
     texts = {
         "table.csv": points_csv(points),
         "table.tex": points_latex(points, list(notes(summary))),
         "comparisons.csv": comparisons_csv(points, summary.compared),
-        REPORT_NAME: page(title, summary, facts, main, each, note, published),
+        NAME: page(title, summary, facts, main, each, note, published),
     }
     for name, data in files.items():
         write_bytes(out / name, data)
     for name, text in texts.items():
         write_text(out / name, text)
-    return out / REPORT_NAME
+    return out / NAME
 
 
-__all__ = [
-    "REPORT_NAME",
-    "Compared",
-    "Point",
-    "Result",
-    "RunValues",
-    "Series",
-    "Spread",
-    "Summary",
-    "aggregate",
-    "comparison_table",
-    "headline",
-    "in_common",
-    "require",
-    "series",
-    "summarise",
-    "table",
-    "write",
-]
+__all__ = ["comparison_table", "in_common", "require", "summarise", "table", "write"]

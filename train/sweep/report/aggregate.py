@@ -20,7 +20,10 @@ from vlmix.mixture.benchmark.values import Values
 FULL = "full mixture"
 """`selection` of the points of the full mixture, which serves every selection of its grid values."""
 
-BUILT_IN = ("random", "lengths", "clusters")
+RANDOM = "random"
+"""The selection that others are compared with."""
+
+BUILT_IN = (RANDOM, "lengths", "clusters")
 """Selections that need no file of scores or ids."""
 
 
@@ -54,11 +57,11 @@ class Result(Struct, frozen=True, kw_only=True):
     """Benchmark -> what guessing scores, where that is known."""
     halves: dict[str, dict[str, float]] = {}
     """Benchmark -> sub-score, "" for the score itself -> half of its 95 % interval over questions."""
-    finished: str = ""
-    """When, in UTC: `2026-11-28T19:45:02Z`. This and what follows is "" in results of older versions."""
-    machine: str = ""
-    versions: dict[str, str] = {}
-    mixture: str = ""
+    finished: str
+    """When, in UTC: `2026-11-28T19:45:02Z`."""
+    machine: str
+    versions: dict[str, str]
+    mixture: str
     """SHA-256 of the whole mixture's manifest."""
 
 
@@ -144,12 +147,13 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
     """
     known = values or {}
     groups = grouped(rows)
-    full = {grid_key(group[0].grid): group for group in groups if group[0].ratio == 1}
+    scored = [(group, scores_of(group, known)) for group in groups]
+    full = {grid_key(group[0].grid): (group, scores) for group, scores in scored if group[0].ratio == 1}
     points = []
-    for group in groups:
+    for group, scores in scored:
         first = group[0]
-        reference = full.get(grid_key(first.grid), [])
-        means = {name: score.mean for name, score in scores_of(reference, known).items()}
+        reference, whole = full.get(grid_key(first.grid), ([], {}))
+        means = {name: score.mean for name, score in whole.items()}
         usable = {name: mean for name, mean in means.items() if mean > 0}
         chance = _chance(group)
         points.append(
@@ -159,7 +163,7 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
                 ratio=first.ratio,
                 seeds=len({row.seed for row in group}),
                 samples=round(fmean(row.samples for row in group)),
-                scores=scores_of(group, known),
+                scores=scores,
                 relative=_relative_spread(group, reference, usable, known),
                 left_out=[name for name in means if name not in usable],
                 chance=chance,

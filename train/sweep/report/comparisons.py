@@ -8,6 +8,7 @@ from msgspec import structs
 from vlmix.mixture.benchmark.compare import ALPHA, Comparison, Run, compare, holm
 from vlmix.train.sweep.report.aggregate import (
     FULL,
+    RANDOM,
     Point,
     Result,
     RunValues,
@@ -18,8 +19,6 @@ from vlmix.train.sweep.report.aggregate import (
     runs_of,
     with_all,
 )
-
-CONTROL = "random"
 
 
 class Compared(NamedTuple):
@@ -77,8 +76,8 @@ def _compared(
     found = []
     for (grid, selection, ratio), (point, group) in places.items():
         controls = []
-        if selection not in (FULL, CONTROL):
-            controls.append((grid, CONTROL, ratio))
+        if selection not in (FULL, RANDOM):
+            controls.append((grid, RANDOM, ratio))
         if grid != base and base is not None:
             controls.append((base, selection, ratio))
         for place in controls:

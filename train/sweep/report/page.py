@@ -210,20 +210,20 @@ def _published(published: Sequence[Published]) -> Table:
     return Table("Published for parts of LLaVA-1.5's 665K mixture", header, rows, len(header))
 
 
-def _facts(given: dict[str, Any], rows: list[Result]) -> Table | None:
+def _facts(given: dict[str, Any], rows: list[Result]) -> Table:
     """What the sweep says of itself, and what its runs say of where they ran."""
-    days = sorted({row.finished[:10] for row in rows if row.finished})
+    days = sorted({row.finished[:10] for row in rows})
     runs = {
-        "finished": " to ".join(sorted({days[0], days[-1]})) if days else "",
-        "machine": "; ".join(sorted({row.machine for row in rows} - {""})),
+        "finished": " to ".join(sorted({days[0], days[-1]})),
+        "machine": "; ".join(sorted({row.machine for row in rows})),
         **{
             name: ", ".join(sorted({row.versions[name] for row in rows if name in row.versions}))
             for name in sorted({name for row in rows for name in row.versions})
         },
-        "manifest of the mixture, SHA-256": ", ".join(sorted({row.mixture[:16] for row in rows} - {""})),
+        "manifest of the mixture, SHA-256": ", ".join(sorted({row.mixture[:16] for row in rows})),
     }
-    facts = given | {f"runs.{name}": fact for name, fact in runs.items() if fact}
-    return Table("The sweep, and what its runs ran on", ["fact", "value"], list(_flat(facts)), 2) if facts else None
+    facts = given | {f"runs.{name}": fact for name, fact in runs.items()}
+    return Table("The sweep, and what its runs ran on", ["fact", "value"], list(_flat(facts)), 2)
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterable[list[str]]:

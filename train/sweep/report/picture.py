@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 DPI = 180  # dots per inch of a PNG: sharp on screens with two dots a pixel
+_METADATA = {"png": ["Software"], "svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"]}
+"""What each kind of file would say beyond the picture."""
 _SALT = "vlmix"  # of the ids in an SVG, which are random without one
 
 
@@ -46,22 +48,15 @@ class Picture(NamedTuple):
     font: float
     draw: Callable[[Any], Any]
 
-    def png(self) -> bytes:
-        """In pixels."""
-        return self._saved("png", {"Software": None}, dpi=DPI)
-
-    def svg(self) -> bytes:
-        """In lines, text too, so that it looks the same wherever it is shown."""
-        return self._saved("svg", {"Date": None, "Creator": None}, outlines=True)
-
-    def pdf(self) -> bytes:
-        """In lines and text with its TrueType font; publishers refuse Type 3."""
-        return self._saved("pdf", {"CreationDate": None, "Creator": None, "Producer": None})
+    def files(self, *kinds: str) -> dict[str, bytes]:
+        """By kind, drawn once: `png` in pixels; `svg` in lines, text too, so that it looks the same wherever it is
+        shown; `pdf` in lines and text with its TrueType font, as publishers refuse Type 3."""
+        return self._drawn(*kinds, outlines=True)
 
     def inline(self, prefix: str) -> str:
         """An `<svg>` element for a page: text in the page's font, colours as CSS variables of `Theme.names`, ids that
         begin with `prefix`."""
-        root = ElementTree.fromstring(self._saved("svg", {"Date": None, "Creator": None}))  # noqa: S314 (our own)
+        root = ElementTree.fromstring(self._drawn("svg")["svg"])  # noqa: S314 (our own)
         for parent in list(root.iter()):
             for child in list(parent):
                 if child.tag.rpartition("}")[2] in ("metadata", "style"):
@@ -89,18 +84,21 @@ class Picture(NamedTuple):
                 value = value.replace(color, f"var(--{variable})")
         return value
 
-    def _saved(self, kind: str, metadata: dict[str, None], *, outlines: bool = False, dpi: int = 72) -> bytes:
+    def _drawn(self, *kinds: str, outlines: bool = False) -> dict[str, bytes]:
+        """Drawn once, saved as each of `kinds`; `outlines` makes lines of an SVG's text."""
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        file = BytesIO()
+        files = {kind: BytesIO() for kind in kinds}
         with _settings(self.font, outlines):
             pad = self.font / 95
             layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad)
-            figure = Figure(figsize=(self.width, self.height), dpi=dpi, layout=layout)
+            figure = Figure(figsize=(self.width, self.height), dpi=72, layout=layout)
             self.draw(figure)
-            figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
-        return file.getvalue()
+            for kind, file in files.items():
+                dots = DPI if kind == "png" else 72
+                figure.savefig(file, format=kind, dpi=dots, metadata=dict.fromkeys(_METADATA[kind]))
+        return {kind: file.getvalue() for kind, file in files.items()}
 
 
 @contextmanager

@@ -176,10 +176,12 @@ def _draw_lines(
     width: float,
     guessing: Collection[float],
     sheet: Sheet,
-    **limits: Any,
+    *,
+    least: float | None = None,
+    around: Sequence[float] = (),
 ) -> None:
     """Draws `score` of the series over a share axis, with ticks at the shares that were measured, in a picture or panel
-    of `width` inches."""
+    of `width` inches. `least` and `around` as for `_limit`."""
     from matplotlib.ticker import NullLocator
 
     ratios = _ratios([point for line in lines for point in line.points])
@@ -213,7 +215,7 @@ def _draw_lines(
     ticks = _readable(ratios, ratios, sheet.tick_distance(width))
     ax.set_xticks(ticks, [share(ratio) for ratio in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    _limit(ax, [spread for _, spread, _, _ in drawn], **limits)
+    _limit(ax, [spread for _, spread, _, _ in drawn], least=least, around=around)
     _draw_arrows(ax, drawn)
     _draw_guessing(ax, guessing, sheet)
 

@@ -9,6 +9,7 @@ from vlmix.mixture.benchmark.compare import Comparison
 from vlmix.mixture.benchmark.wording import p_value, signed, verdict
 from vlmix.train.sweep.report.aggregate import (
     FULL,
+    RANDOM,
     Point,
     Result,
     Series,
@@ -29,7 +30,7 @@ KEEPS = 98.0
 """Percent of the full mixture's score that LLaVA-1.5 keeps with half of its mixture (5.1 of its paper)."""
 
 _MARKS = {"questions": "*", "seeds": "†"}
-_CHOSEN = {"random": "sampled at random", "lengths": "chosen by lengths", "clusters": "chosen by clusters"}
+_CHOSEN = {RANDOM: "sampled at random", "lengths": "chosen by lengths", "clusters": "chosen by clusters"}
 
 
 class Namer:
