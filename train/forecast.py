@@ -317,7 +317,7 @@ def _sources(facts: _Facts, order: Schedule, flops: Flops) -> tuple[Source, dict
         "tokens": tokens,
         "image_tokens": image_tokens,
         "target_tokens": targets,
-        "tflop": flops.of_samples(tokens, tokens**2, targets, tiles, image_tokens) / 1e12,
+        "tflop": flops.of_samples(tokens, flops.squares(tokens), targets, tiles, image_tokens) / 1e12,
     }
     sums = {
         name: np.bincount(facts.source, drawn * column, minlength=len(facts.sources)) / order.steps_per_epoch

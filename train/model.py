@@ -31,6 +31,7 @@ from vlmix.train.weights.pretrained import (
     Tower,
     describe_lm,
     describe_tower,
+    family_of,
     load_lm,
     load_tokenizer,
     load_tower,
@@ -119,9 +120,11 @@ def _tower(recipe: Recipe, tower_at: Callable[[str], Tower]) -> Tower:
     if isinstance(recipe.model.vision_tower, str):
         return tower_at(recipe.model.vision_tower)
     config = _config(recipe.model.vision_tower, "vision_tower")
+    family = family_of("model.vision_tower", config.model_type)
+    if not hasattr(config, "image_size"):
+        raise VlmixError(f"model.vision_tower: {config.model_type} is of two towers; take {config.model_type}_vision_model")
     model = AutoModel.from_config(config, trust_remote_code=False)
-    has_cls = "siglip" not in config.model_type
-    return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), has_cls, int(config.patch_size))
+    return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), family.has_cls, int(config.patch_size))
 
 
 def _config(keys: dict[str, Any], part: str, **more: Any) -> Any:

@@ -213,9 +213,20 @@ def _family(where: str, found: Path | str) -> _Family:
     _refuse_file(where, found, ".onnx")
     with loading(where, found):
         config = AutoConfig.from_pretrained(found, trust_remote_code=False)
-    family = _FAMILIES.get(config.model_type)
+    return family_of(where, config.model_type)
+
+
+def family_of(where: str, model_type: str) -> _Family:
+    """The kind of tower that a configuration's type names. Raises VlmixError, with `where`, for any other."""
+    family = _FAMILIES.get(model_type)
+    if family is None and model_type in ("siglip2", "siglip2_vision_model"):
+        raise VlmixError(
+            f"{where}: a SigLIP2 of the NaFlex kind, whose images have as many patches as their shape asks for, which "
+            "transformers' Llava cannot take; take one of a fixed size, such as google/siglip2-base-patch16-256 or "
+            "google/siglip2-so400m-patch16-384"
+        )
     if family is None:
-        raise VlmixError(f"{where}: a model of type {config.model_type!r}; a tower is a CLIP, a SigLIP or a DINOv2")
+        raise VlmixError(f"{where}: a model of type {model_type!r}; a tower is a CLIP, a SigLIP or a DINOv2")
     return family
 
 
@@ -368,7 +379,8 @@ def _tower(where: str, family: _Family, model: PreTrainedModel, preprocessor: _P
         wanted = preprocessor.crop_size if preprocessor.do_center_crop else None
         side = _side(wanted) or _side(preprocessor.size) or family.side
     patch = config.patch_size
-    if patch < 1 or side % patch:
+    # CLIP and SigLIP leave out what a last patch lacks, as so400m-patch14-384 does: 27 by 27 of 14 pixels in 384.
+    if patch < 1 or side < patch or (side % patch and family.side is not None):
         raise VlmixError(f"{where}: images of {side} pixels are no whole number of patches of {patch}")
     mean, std = preprocessor.image_mean or family.mean, preprocessor.image_std or family.std
     return Tower(model, mean, std, side, family.has_cls, patch)
