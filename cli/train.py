@@ -192,10 +192,19 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
             show.note(f"images that did not decode: {', '.join(facts['samples'][:5])}")
         elif event == "stopped":
             show.note(f"stopped after step {facts['step']} of {facts['of']}; run the same command again to resume")
+        elif event == "wandb":
+            _wandb(facts)
         elif event in ("profiled", "done"):
             show.note(f"wrote {facts['out']}")
 
     return report
+
+
+def _wandb(facts: dict[str, Any]) -> None:
+    if facts["why"]:
+        show.note(f"wandb: {facts['why']}; what it has not got is sent later by `wandb sync {facts['out']}`")
+    else:
+        show.note(f"wandb: {facts['url'] or facts['out']}")
 
 
 def _share(mixture: dict[str, Any], steps: int) -> None:

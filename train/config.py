@@ -108,6 +108,16 @@ class Validation(Struct, frozen=True, kw_only=True):
     """Of the hold-out and its hash order; apart from the recipe's, so that runs of several seeds share them."""
 
 
+class Wandb(Struct, frozen=True, kw_only=True):
+    """A run of Weights & Biases that metrics are sent to."""
+
+    project: str = "vlmix"
+    entity: str = ""
+    """A user or team; yours by default."""
+    mode: Literal["online", "offline"] | None = None
+    """offline: it is written to the run folder, for `wandb sync`. By default what WANDB_MODE says, else online."""
+
+
 class EvalConfig(Struct, frozen=True, kw_only=True):
     """One benchmark."""
 
@@ -178,6 +188,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     validation: Validation | None = None
     evaluate: Evaluation | None = None
     log_interval: Positive = 1
+    wandb: Wandb | None = None
     loader_workers: Count = 4
     """Processes per rank that prepare batches."""
     cpu_threads: Count = 0

@@ -22,12 +22,14 @@ from msgspec import structs
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key
+from vlmix.mixture.io.atomic import disk_errors
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.batches import MicroBatch, MicroBatchDataset
 from vlmix.train.checkpoint import Best, Checkpoints, State
 from vlmix.train.config import Recipe
 from vlmix.train.flops import Flops, peak
 from vlmix.train.loader import make_loader
+from vlmix.train.loggers import open_loggers
 from vlmix.train.metrics import Metrics
 from vlmix.train.mixtures import inspect_hint, verify_hint
 from vlmix.train.model import TrainableVLM
@@ -102,7 +104,7 @@ class Loop:
 
     def _run(self, data: MicroBatchDataset, state: State, steps: int) -> State:
         metrics: Metrics | None = self.me.run_on_all(
-            lambda: Metrics(self.folder, state.step) if self.me.is_main else None
+            lambda: self._open_metrics(state.step) if self.me.is_main else None
         )
         state = self._catch_up(state, metrics, steps)
         window = _Window(len(self.sources), self.me.device)
@@ -140,6 +142,11 @@ class Loop:
         if metrics is not None:
             metrics.close()
         return state
+
+    def _open_metrics(self, step: int) -> Metrics:
+        with disk_errors(self.folder):
+            loggers = open_loggers(self.recipe, self.folder, step, self.report)
+        return Metrics(self.folder, step, loggers)
 
     def _log(self, row: dict[str, Any], metrics: Metrics | None) -> None:
         self.me.run_on_all(lambda: metrics.add(row) if metrics else None)

@@ -26,7 +26,7 @@ from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_text
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.mixture.version import ORDER_VERSION, VERSION
-from vlmix.train import mixtures, validation
+from vlmix.train import loggers, mixtures, validation
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import Checkpoints, State, checkpoints_in, read_state, restore_weights
@@ -51,6 +51,7 @@ _FREE = (
     "max_bad_images",
     "peak_tflops",
     "profile",
+    "wandb",
 )
 """Keys of a recipe that may change when a run resumes; so may `validation` and `evaluate`, but for the hold-out."""
 CHECKPOINTS, EXPORTS = "checkpoints", "exports"
@@ -197,6 +198,7 @@ class _Run:
         return 0
 
     def _prepare(self) -> None:
+        loggers.check(self.recipe)
         mixtures.check(open_samples(self.recipe.mixture), self.recipe)
         shard_size(self.recipe, self.me.world)
         with disk_errors(self.folder):
