@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors
+from vlmix.train.card import CARD_NAME
 from vlmix.train.config import Recipe
 from vlmix.train.images import ImageGeometry
 from vlmix.train.model import LlavaModel
@@ -91,13 +92,14 @@ def write(
     layout: Template,
     recipe: Recipe,
     *,
+    card: str = "",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """A folder with weights, configuration, processor and chat template; read back before it takes its name.
 
-    `state` holds the whole weights by their names in TrainableVLM. Raises VlmixError, and leaves what stood at
-    `out`, if the disk is full, or if transformers misses a weight, finds one that it does not expect or has
-    another value for it.
+    `state` holds the whole weights by their names in TrainableVLM; `card` is its README.md, if any. Raises VlmixError,
+    and leaves what stood at `out`, if the disk is full, or if transformers misses a weight, finds one that it does not
+    expect or has another value for it.
     """
     state = {name.removeprefix("hf."): tensor for name, tensor in state.items()}
     if recipe.lora:
@@ -115,6 +117,8 @@ def write(
             _write_json(partial / "generation_config.json", _generation(model, tokenizer, layout))
             _write_tokenizer(partial, tokenizer, layout)
             _write_processor(partial, vision, has_cls)
+            if card:
+                (partial / CARD_NAME).write_text(card, encoding="utf-8")
             _check(partial, out, state, dtype, Encoder(tokenizer, layout))
             shutil.rmtree(old, ignore_errors=True)
             if out.exists():

@@ -1,6 +1,7 @@
 """What a run trains on: one mixture, or several with weights (`mixture.blend`)."""
 
 import json
+import re
 import shlex
 from typing import Any
 
@@ -13,6 +14,9 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.blend import BlendSchedule
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import Recipe
+
+_HUB = re.compile(r"(?:hf://|https?://(?:www\.)?huggingface\.co/)datasets/([\w.-]+/[\w.-]+)")
+"""The address of a data set on the hub."""
 
 
 def check(samples: Samples, recipe: Recipe) -> None:
@@ -59,6 +63,28 @@ def skipped(recipe: Recipe, id: str) -> dict[str, str]:
     """How `skipped.jsonl` names a sample."""
     place, own = origin(recipe.mixture, id)
     return {"id": own} if isinstance(recipe.mixture, str) else {"mixture": place, "id": own}
+
+
+def sources(samples: Samples) -> dict[str, dict[str, Any]]:
+    """Of each source, as metrics name it: its samples, license and homepage, and the data sets on the hub that it is
+    from."""
+    found = {}
+    for mixture, label in zip(parts_of(samples), samples.mixtures if isinstance(samples, Blend) else [""]):
+        entries = mixture.root_manifest.recipe.get("sources", {})
+        for name, count in mixture.sources.items():
+            info = mixture.manifest.sources[name]
+            found[f"{label}/{name}" if label else name] = {
+                "samples": count,
+                "license": info.license,
+                "homepage": info.homepage,
+                "datasets": hub_datasets([info.homepage, json.dumps(entries.get(name))]),
+            }
+    return found
+
+
+def hub_datasets(texts: list[str]) -> list[str]:
+    """The data sets on the hub whose addresses stand in some texts, `OWNER/NAME`."""
+    return sorted({name for text in texts for name in _HUB.findall(text)})
 
 
 def facts(samples: Samples, order: Schedule, steps: int) -> dict[str, Any]:

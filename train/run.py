@@ -29,6 +29,7 @@ from vlmix.mixture.version import ORDER_VERSION, VERSION
 from vlmix.train import loggers, mixtures, validation
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
+from vlmix.train.card import DATA_NAME, card
 from vlmix.train.checkpoint import Checkpoints, State, checkpoints_in, read_state, restore_weights
 from vlmix.train.config import Recipe, load
 from vlmix.train.evaluate.during import Evaluation
@@ -56,7 +57,7 @@ _FREE = (
 """Keys of a recipe that may change when a run resumes; so may `validation` and `evaluate`, but for the hold-out."""
 CHECKPOINTS, EXPORTS = "checkpoints", "exports"
 """Folders of a run."""
-_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "skipped.jsonl", "data.json", CHECKPOINTS)
+_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "skipped.jsonl", DATA_NAME, CHECKPOINTS)
 """What a run may have written before it has its recipe.yaml."""
 _MEASURES = ("validation", "evaluate")
 SKIPPED = "skipped.jsonl"
@@ -119,7 +120,7 @@ def export_model(run: Path, step: int | None = None, best: bool = False, out: Pa
         broadcast_weights(model, weights, me)
         weights.clear()
         restore_weights(folder / f"step-{step:08d}", model)
-        job._write_model(model, out, tokenizer=tokenizer, layout=layout)
+        job._write_model(model, out, tokenizer=tokenizer, layout=layout, step=step)
     return out
 
 
@@ -172,7 +173,7 @@ class _Run:
         collator = Collator(encoder, model.vision, recipe.batch, names, 0 if pad is None else int(pad))
         measures = self._measures(validated, collator, export)
         facts = {**self._tell_data(mixture, skipped, found, order, steps), "parts": self._tell_model(model)}
-        me.run_on_main(lambda: write_text(self.folder / "data.json", json.dumps(facts, indent=1) + "\n"))
+        me.run_on_main(lambda: write_text(self.folder / DATA_NAME, json.dumps(facts, indent=1) + "\n"))
         me.run_on_main(lambda: self._check_space(model, steps))
         flops = Flops.of(model)
         apply_fsdp(model, recipe, me)
@@ -194,7 +195,7 @@ class _Run:
         if state.step < steps:
             self.report("stopped", {"step": state.step, "of": steps})
             return loop.stopping or signal.SIGTERM  # which another rank was sent
-        self._export(model, export)
+        self._export(model, tokenizer, layout, state.step)
         return 0
 
     def _prepare(self) -> None:
@@ -293,6 +294,7 @@ class _Run:
             "target_tokens": int(found.targets.sum()),
             "cut_samples": int((found.untruncated > found.tokens).sum()),
             "untrained_samples": int((found.targets == 0).sum()),
+            "sources": mixtures.sources(mixture),
             **self.me.run_on_all(lambda: mixtures.facts(mixture, order, steps)),
         }
         if not facts["target_tokens"]:
@@ -351,20 +353,25 @@ class _Run:
             found.append(me.run_on_all(lambda: Evaluation(recipe, known, self.folder, export, me)))
         return found
 
-    def _export(self, model: TrainableVLM, export: _Export) -> None:
+    def _export(self, model: TrainableVLM, tokenizer: Any, layout: Template, step: int) -> None:
         only_connector = set(self.recipe.trainable) == {"connector"}
         if not only_connector:
-            export(model, self.folder / MODEL)
+            self._write_model(model, self.folder / MODEL, tokenizer=tokenizer, layout=layout, step=step)
         state = full_state(model, self.me, parts=["connector"])
         self.me.run_on_main(lambda: write_connector(self.folder / CONNECTOR, state))
         self.report("done", {"out": str(self.folder / (CONNECTOR if only_connector else MODEL))})
 
-    def _write_model(self, model: TrainableVLM, out: Path, *, tokenizer: Any, layout: Template) -> None:
-        """A model folder; all ranks take part."""
+    def _write_model(
+        self, model: TrainableVLM, out: Path, *, tokenizer: Any, layout: Template, step: int | None = None
+    ) -> None:
+        """A model folder, with a card where it is that of a `step`; all ranks take part."""
         state = full_state(model, self.me)
-        self.me.run_on_main(
-            lambda: write(out, state, model.hf, model.vision, model.has_cls, tokenizer, layout, self.recipe)
-        )
+
+        def first() -> None:
+            about = "" if step is None else card(self.recipe, self.folder, step)
+            write(out, state, model.hf, model.vision, model.has_cls, tokenizer, layout, self.recipe, card=about)
+
+        self.me.run_on_main(first)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
