@@ -30,8 +30,8 @@ def sliding_windows(config: Any) -> tuple[int, int]:
     """The window of an LM's configuration in tokens, and how many of its layers have it; (0, 0): none."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    layers = kinds.count("sliding_attention") if window else 0
-    return (int(window), layers) if layers else (0, 0)
+    layers = kinds.count("sliding_attention")
+    return (int(window), layers) if window and layers else (0, 0)
 
 
 def attend(

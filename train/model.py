@@ -122,7 +122,9 @@ def _tower(recipe: Recipe, tower_at: Callable[[str], Tower]) -> Tower:
     config = _config(recipe.model.vision_tower, "vision_tower")
     family = family_of("model.vision_tower", config.model_type)
     if not hasattr(config, "image_size"):
-        raise VlmixError(f"model.vision_tower: {config.model_type} is of two towers; take {config.model_type}_vision_model")
+        raise VlmixError(
+            f"model.vision_tower: {config.model_type} is of two towers; take {config.model_type}_vision_model"
+        )
     model = AutoModel.from_config(config, trust_remote_code=False)
     return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), family.has_cls, int(config.patch_size))
 

@@ -52,20 +52,13 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
         )
     if getattr(config, "attn_logit_softcapping", None):
         raise VlmixError(f"model.lm {name}: its attention caps logits, which vlmix's does not")
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk and chunk < length and "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        raise VlmixError(
-            f"model.lm {name}: its attention looks back to the last multiple of {chunk} tokens, vlmix's over the whole "
-            f"sample; take batch.max_length={chunk} or less"
-        )
     most = getattr(config, "max_position_embeddings", None)
     if most and most < length:
         raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.max_length={most} or less")
     if lm.device.type == "meta":
         return  # it has no weights to be tried with
-    with _lm_errors(recipe, "cannot be run as vlmix trains it"):
-        with _narrowed(lm, length):
-            attends, apart, logits = _tried(lm)
+    with _lm_errors(recipe, "cannot be run as vlmix trains it"), _narrowed(lm, length):
+        attends, apart, logits = _tried(lm)
     if logits > _SAME:
         raise VlmixError(
             f"model.lm {name}: it scales or caps its logits, which transformers' Llava does not; take another LM"

@@ -70,6 +70,15 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"lm": {**LM, "rope_theta": 1e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}}
     },
     "qwen2": {"model": {"lm": {**LM, "model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": False}}},
+    # As siglip2-so400m-patch14-384: the last patch is cut off.
+    "siglip of 20 pixels": {"model": {"vision_tower": {**SIGLIP, "image_size": 20}, "image_aspect_ratio": "stretch"}},
+    "qwen3 and dinov2": {"model": {"lm": {**LM, "model_type": "qwen3", "head_dim": 16}, "vision_tower": DINO}},
+    "smollm3": {"model": {"lm": {**LM, "model_type": "smollm3", "no_rope_layer_interval": 2}}},
+    "windows": {
+        "model": {
+            "lm": {**LM, "model_type": "qwen3", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+        }
+    },
     "lora": {"lora": {"rank": 2, "alpha": 8, "dropout": 0.0}},
 }
 SIZES = [(60, 40), (31, 50), (40, 40), (120, 25), (9, 64)]

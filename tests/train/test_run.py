@@ -395,6 +395,12 @@ def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
             {"model": {"lm": {**NANO["model"]["lm"], "model_type": "stablelm"}}},
             "would let packed samples see each other",
         ),
+        (
+            {"model": {"vision_tower": {"model_type": "siglip2_vision_model"}}},
+            "model.vision_tower: a SigLIP2 of the NaFlex kind",
+        ),
+        ({"model": {"vision_tower": {"model_type": "siglip"}}}, "siglip is of two towers; take siglip_vision_model"),
+        ({"model": {"vision_tower": {"model_type": "vit"}}}, "a model of type 'vit'"),
         ({"model": {"lm": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}}}, "gpt2: it has no `layers`"),
     ],
 )
