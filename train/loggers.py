@@ -38,18 +38,21 @@ def open_loggers(
 
 
 def check(recipe: Recipe) -> None:
-    """Raise VlmixError if a recipe asks for wandb, and it is not installed, or has no key and would ask for one."""
+    """Raise VlmixError if a recipe asks for wandb, and it is not installed, is set up wrongly, or has no key."""
     if recipe.wandb is None:
         return
     if find_spec("wandb") is None:
         raise missing("wandb", "`wandb`")
     import wandb
 
-    wandb.setup(_settings())
     try:
+        wandb.setup(_settings(_mode(recipe.wandb)))
         known = _mode(recipe.wandb) != "online" or wandb.login(prompt=False)
     except wandb.Error:  # there is a key, and nobody to verify it
         known = True
+    except ValueError as error:
+        what = " ".join(str(error).split())
+        raise VlmixError(f"wandb: its settings in the environment (WANDB_MODE and others) are wrong: {what}") from None
     if not known:
         raise VlmixError("wandb: no API key; run `wandb login`, or log offline with wandb.mode=offline")
 
@@ -58,12 +61,18 @@ def _mode(config: Wandb) -> str:
     return config.mode or os.environ.get("WANDB_MODE") or "online"
 
 
-def _settings() -> Any:
+def _settings(mode: Any) -> Any:
     """Quiet, and without a copy of the output, of the code, or of what git says."""
     import wandb
 
     return wandb.Settings(
-        console="off", silent=True, disable_git=True, save_code=False, init_timeout=_SECONDS, finish_timeout=_SECONDS
+        mode=mode,
+        console="off",
+        silent=True,
+        disable_git=True,
+        save_code=False,
+        init_timeout=_SECONDS,
+        finish_timeout=_SECONDS,
     )
 
 
@@ -107,16 +116,15 @@ class _Wandb:
             "resume": "allow",
             "dir": folder,
             "config": recipe.resolved(),
-            "settings": _settings(),
         }
         mode, why = _mode(config), ""
         try:
-            self._run = wandb.init(**{**arguments, "mode": mode})
+            self._run = wandb.init(**arguments, settings=_settings(mode))
         except wandb.Error as error:
             if mode != "online":
                 raise VlmixError(f"wandb: {error}") from None
             why = str(error).partition("\n")[0].rstrip(".")
-            self._run = wandb.init(**{**arguments, "mode": "offline"})
+            self._run = wandb.init(**arguments, settings=_settings("offline"))
         self._run.define_metric("*", step_metric="step")
         self._tell(why)
 

@@ -1,6 +1,7 @@
 """What a training will take: against what real runs, real tensors and torch's own profiler say."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
-from tests.helpers import vlmix
 from tests.train.nano import NANO, nano
+from vlmix.cli.train import train as command
 from vlmix.mixture.blend import open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
@@ -305,14 +306,23 @@ def test_gpus_that_are_not_known_and_numbers_that_are_not_theirs(part: Path) -> 
         forecast(nano(mixture=str(part)), 3)
 
 
-def test_the_command_prints_and_writes_nothing(part: Path, tmp_path: Path) -> None:
+def test_the_command_prints_and_writes_nothing(
+    part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "nano.yaml"
     path.write_text(json.dumps({**NANO, "precision": "bf16"}))
-    more = ["--dry-run", "--world", "2", "--gpu", "A100", "--efficiency", "0.5", "--json"]
-    done = vlmix("train", str(path), f"mixture={part}", *more, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    monkeypatch.chdir(tmp_path)
+    more = {"dry_run": True, "world": 2, "gpu": "A100", "efficiency": 0.5}
+    command(str(path), [f"mixture={part}"], **more, as_json=True)  # type: ignore[arg-type]
+    found = json.loads(capsys.readouterr().out)
     assert found["memory"]["total"] == sum(size for name, size in found["memory"].items() if name != "total")
     assert found["time"]["step_seconds"] == pytest.approx(found["step"]["tflop"] / 312 / 0.5 / 2)
     assert found["checkpoint_bytes"] == 12 * sum(each["trained"] for each in found["parameters"].values())
+    command(str(path), [f"mixture={part}"], **more)  # type: ignore[arg-type]
+    told = capsys.readouterr().out
+    for source in found["sources"]:
+        assert re.search(rf"^{source} +{found['sources'][source]['samples']:.1f} ", told, re.MULTILINE)
+    assert "nano on sample, 2 processes: calculated, not measured" in told
+    assert "micro-batches per step and process (gradient accumulation): 1 to 2" in told
+    assert "on A100 at 50 % of 312 TFLOP/s" in told
     assert [file.name for file in tmp_path.iterdir()] == ["nano.yaml"]

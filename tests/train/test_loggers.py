@@ -117,7 +117,7 @@ def test_a_network_that_fails_ends_no_training(mixture: Path, tmp_path: Path, mo
     init = wandb.init
 
     def unreachable(**arguments: Any) -> Any:
-        if arguments.get("mode") != "offline":
+        if arguments.get("settings") is None or arguments["settings"].mode != "offline":
             raise wandb.errors.CommError("no route to host")
         return init(**arguments)
 
@@ -144,10 +144,15 @@ def test_a_network_that_fails_ends_no_training(mixture: Path, tmp_path: Path, mo
     assert [row["step"] for row in read(out)] == [1, 2, 3, 4]
 
 
-def test_without_a_key_the_run_does_not_start(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_or_with_a_wrong_mode_the_run_does_not_start(
+    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     recipe = nano(mixture=str(mixture), out=str(tmp_path / "run"), wandb={})
     with pytest.raises(VlmixError, match="no API key; run `wandb login`, or log offline with wandb.mode=offline"):
+        train(recipe)
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(VlmixError, match=r"wandb: its settings in the environment \(WANDB_MODE and others\) are wrong"):
         train(recipe)
     monkeypatch.setattr("vlmix.train.loggers.find_spec", lambda name: None)
     with pytest.raises(VlmixError, match="`wandb` needs wandb: pip install"):
