@@ -113,6 +113,7 @@ def _kind(recipe: Recipe) -> str:
     trained = ", ".join(part.replace("lm", "LM").replace("_", " ") for part in sorted(recipe.trainable))
     how = f" (adapters of rank {recipe.lora.rank} on the LM, merged)" if recipe.lora else ""
     model = "LlavaNext" if recipe.model.tile_grids else "Llava"
+    model = "AyaVision" if recipe.model.connector == "pixel_shuffle" else model
     start = ", a connector from stage one" if recipe.model.init_connector_from else ""
     return (
         f"A {model} model of {said(recipe.model.lm)} and {said(recipe.model.vision_tower)}{start}. "

@@ -28,7 +28,8 @@ class Model(Struct, frozen=True, kw_only=True):
     """A folder, hub name, .onnx file or package:// file; or the keys of a configuration to be randomly initialized."""
     tokenizer: str | Positive | None = None
     """A folder or hub name; a number: train one with that many tokens on the mixture; by default the LM's own."""
-    connector: Literal["mlp", "linear"] = "mlp"
+    connector: Literal["mlp", "linear", "pixel_shuffle"] = "mlp"
+    """mlp: two layers; linear: one; pixel_shuffle: 2 x 2 patches become one token (AyaVision's: norm, SwiGLU)."""
     init_connector_from: str | None = None
     """Run of stage one, or its connector.safetensors, that the connector starts from."""
     prepend_scheme: Literal["always", "first"] | None = None
@@ -232,6 +233,13 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
         raise VlmixError(
             f"{where}: batch.pack_length {recipe.batch.pack_length} is less than batch.max_length "
             f"{recipe.batch.max_length}"
+        )
+    if recipe.model.connector == "pixel_shuffle" and (
+        recipe.model.tile_grids or recipe.model.image_aspect_ratio != "stretch"
+    ):
+        raise VlmixError(
+            f"{where}: model.connector pixel_shuffle is AyaVision's, whose processor stretches an image to one square; "
+            "set model.image_aspect_ratio: stretch and take model.tile_grids out"
         )
     _check_measures(recipe, where)
     if recipe.profile and recipe.profile[0] > recipe.profile[1]:

@@ -171,7 +171,8 @@ def _config(model: LlavaModel, vision: ImageGeometry, dtype: torch.dtype) -> dic
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config.text_config)].__name__]
     tower.pop("architectures", None)
     config["tie_word_embeddings"] = text["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
-    config["image_seq_length"] = (vision.side // vision.patch) ** 2
+    if vision.merge == 1:
+        config["image_seq_length"] = (vision.side // vision.patch) ** 2
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     for part in (config, text, tower):
         part["dtype"] = config["torch_dtype"]
@@ -224,6 +225,9 @@ def _write_processor(folder: Path, vision: ImageGeometry, has_cls: bool) -> None
     """The files are written here, not by `save_pretrained`: without torchvision that would name an image processor
     which transformers 4 does not have."""
     side = {"height": vision.side, "width": vision.side}
+    if vision.merge > 1:
+        _write_shuffling_processor(folder, vision)
+        return
     kind = "LlavaNext" if vision.tile_grids else "Llava"
     images: dict[str, Any] = {
         "image_processor_type": f"{kind}ImageProcessor",
@@ -252,6 +256,39 @@ def _write_processor(folder: Path, vision: ImageGeometry, has_cls: bool) -> None
         "vision_feature_select_strategy": "default" if has_cls else "full",
         "num_additional_image_tokens": int(has_cls),
         "image_token": IMAGE,
+    }
+    _write_json(folder / "processor_config.json", processor)
+
+
+def _write_shuffling_processor(folder: Path, vision: ImageGeometry) -> None:
+    """AyaVision's, which cuts an image into at least one tile and writes marks around them: one, and empty marks."""
+    kind = "AyaVisionProcessor"
+    images = {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "processor_class": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": vision.side, "width": vision.side},
+        "resample": 3,
+        "crop_to_patches": False,
+        "min_patches": 1,
+        "max_patches": 1,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(vision.mean),
+        "image_std": list(vision.std),
+    }
+    _write_json(folder / "preprocessor_config.json", images)
+    marks = ("start_of_img_token", "end_of_img_token", "img_line_break_token", "tile_token", "tile_global_token")
+    processor = {
+        "processor_class": kind,
+        "patch_size": vision.patch,
+        "img_size": vision.side,
+        "downsample_factor": vision.merge,
+        "image_token": IMAGE,
+        "img_patch_token": IMAGE,
+        **dict.fromkeys(marks, ""),
     }
     _write_json(folder / "processor_config.json", processor)
 

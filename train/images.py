@@ -85,6 +85,8 @@ class ImageGeometry:
     image_aspect_ratio: AspectRatio = "pad"
     tile_grids: tuple[tuple[int, int], ...] | None = None
     """(rows, columns) of tiles that an image may be cut into, beside its global view."""
+    merge: int = 1
+    """Patches along each side of a square that become one token."""
 
     @property
     def pinpoints(self) -> list[list[int]]:
@@ -93,7 +95,7 @@ class ImageGeometry:
 
     def tokens(self, width: int, height: int) -> int:
         """Tokens of an image of this size in pixels, row ends included."""
-        edge = self.side // self.patch
+        edge = self.side // self.patch // self.merge
         if self.tile_grids is None:
             return edge * edge
         rows, columns = self._grid(width, height)

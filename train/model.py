@@ -1,4 +1,4 @@
-"""The model: transformers' Llava or LlavaNext around a vision tower and a causal LM, and its loss."""
+"""The model: transformers' Llava, LlavaNext or AyaVision around a vision tower and a causal LM, and its loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -38,7 +40,14 @@ from vlmix.train.weights.pretrained import (
 )
 
 LlavaModel: TypeAlias = Any
-"""LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
+"""Of one of these classes."""
+_KINDS: dict[type, Callable[[Any], Any]] = {
+    LlavaConfig: LlavaForConditionalGeneration,
+    LlavaNextConfig: LlavaNextForConditionalGeneration,
+    AyaVisionConfig: AyaVisionForConditionalGeneration,
+}
+_MERGED = 2
+"""Patches along each side of those that a pixel shuffle joins."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,13 @@ def _build(
         tower.std,
         recipe.model.image_aspect_ratio,
         tuple((rows, columns) for rows, columns in recipe.model.tile_grids) if recipe.model.tile_grids else None,
+        _MERGED if recipe.model.connector == "pixel_shuffle" else 1,
     )
+    if (edge := tower.side // tower.patch) % vision.merge:
+        raise VlmixError(
+            f"model.connector pixel_shuffle joins 2 x 2 patches, the tower has {edge} x {edge}; take another tower, "
+            "such as google/siglip2-so400m-patch16-384, or another connector"
+        )
     if vision.tile_grids and tower.model.config.image_size != tower.side:
         # LlavaNext takes the size of a tile from the tower's configuration.
         raise VlmixError(
@@ -143,22 +158,24 @@ def _assemble(
         "text_config": lm.config,
         "vision_config": tower.model.config,
         "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
-        # A linear connector is the two-layer one whose second half is the identity: exportable as it is.
-        "projector_hidden_act": "gelu" if recipe.model.connector == "mlp" else "linear",
         "vision_feature_layer": recipe.model.vision_feature_layer,
         "vision_feature_select_strategy": "default" if tower.has_cls else "full",
         "tie_word_embeddings": bool(lm.config.tie_word_embeddings),
     }
-    if vision.tile_grids:
-        kind, config = (
-            LlavaNextForConditionalGeneration,
-            LlavaNextConfig(image_grid_pinpoints=vision.pinpoints, **common),
-        )
+    # A linear connector is the two-layer one whose second half is the identity: exportable as it is.
+    act = "linear" if recipe.model.connector == "linear" else "gelu"
+    config: LlavaConfig | LlavaNextConfig | AyaVisionConfig
+    if vision.merge > 1:
+        # SwiGLU halves the width, so that its second layer is as wide as the LM.
+        width = 2 * lm.config.hidden_size
+        config = AyaVisionConfig(downsample_factor=vision.merge, alignment_intermediate_size=width, **common)
+    elif vision.tile_grids:
+        config = LlavaNextConfig(image_grid_pinpoints=vision.pinpoints, projector_hidden_act=act, **common)
     else:
-        kind = LlavaForConditionalGeneration
-        config = LlavaConfig(image_seq_length=vision.tokens(vision.side, vision.side), **common)
+        tokens = vision.tokens(vision.side, vision.side)
+        config = LlavaConfig(image_seq_length=tokens, projector_hidden_act=act, **common)
     with torch.device("meta"):
-        model = kind(config)
+        model = _KINDS[type(config)](config)
     projector = model.model.multi_modal_projector
     model.model.multi_modal_projector = type(projector)(config)
     if recipe.model.connector == "linear":
@@ -173,12 +190,11 @@ def _assemble(
     return model
 
 
-def meta_model(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
+def meta_model(config: LlavaConfig | LlavaNextConfig | AyaVisionConfig) -> LlavaModel:
     """A model of the same shapes as one that another process built, its weights unset."""
-    kind = LlavaNextForConditionalGeneration if isinstance(config, LlavaNextConfig) else LlavaForConditionalGeneration
     with torch.device("meta"):
-        model = kind(config)
-        if config.projector_hidden_act == "linear":
+        model = _KINDS[type(config)](config)
+        if getattr(config, "projector_hidden_act", None) == "linear":
             model.model.multi_modal_projector.linear_2 = nn.Identity()
     model.to_empty(device="cpu")
     model.tie_weights()
@@ -282,9 +298,9 @@ class TrainableVLM(nn.Module):
         inner = self.hf.model
         learns = "vision_tower" in self.parts
         if not len(micro.images) and not learns:
-            width = inner.multi_modal_projector.linear_1.in_features
+            shape = (1, self.vision.merge**2, self.hf.config.vision_config.hidden_size)
             features: torch.Tensor = inner.multi_modal_projector(
-                torch.zeros((1, width), device=micro.input_ids.device, dtype=dtype)
+                torch.zeros(shape, device=micro.input_ids.device, dtype=dtype)
             )
             return self._with_newline(features)
         pixels = micro.images
@@ -297,9 +313,9 @@ class TrainableVLM(nn.Module):
             hidden = self._seen(normalise(pixels, self.vision.mean, self.vision.std, at))
         projected: torch.Tensor = inner.multi_modal_projector(hidden.to(dtype))
         if not len(micro.images):
-            return self._with_newline(projected.flatten(0, 1))
+            return self._with_newline(projected.flatten(0, -2))
         if not self.vision.tile_grids:
-            return projected.flatten(0, 1)
+            return projected.flatten(0, -2)
         packed, _ = inner.pack_image_features(
             projected.split(micro.tiles_per_image),
             micro.image_sizes,

@@ -243,7 +243,7 @@ class _Run:
 
         def first() -> None:
             words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
-            eyes = [vision.side, vision.patch, vision.tile_grids]
+            eyes = [vision.side, vision.patch, vision.tile_grids, vision.merge]
             settings = [VERSION, "fits", digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
             key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -124,8 +124,8 @@ def siglip2(folder: Path) -> None:
     """As google/siglip2-base-patch16-256: both towers, a larger vocabulary than SigLIP's, images stretched."""
     layers = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     text = {**layers, "vocab_size": 300, "projection_size": 32}
-    SiglipModel(SiglipConfig(vision_config={**layers, "image_size": 48}, text_config=text)).save_pretrained(folder)
-    images = {"do_resize": True, "size": {"height": 48, "width": 48}, "resample": 2, "do_convert_rgb": None}
+    SiglipModel(SiglipConfig(vision_config={**layers, "image_size": 64}, text_config=text)).save_pretrained(folder)
+    images = {"do_resize": True, "size": {"height": 64, "width": 64}, "resample": 2, "do_convert_rgb": None}
     images |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_processor_type": "SiglipImageProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
 
@@ -139,8 +139,10 @@ RECIPE = {
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("name", RECIPE)
-def test_a_recipe_trains_and_its_export_is_what_it_trained(name: str, mixture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "connector"), [*((name, "mlp") for name in RECIPE), ("qwen3-0.6b", "pixel_shuffle")])
+def test_a_recipe_trains_and_its_export_is_what_it_trained(
+    name: str, connector: str, mixture: Path, tmp_path: Path
+) -> None:
     lm, tower, made_as = RECIPE[name]
     torch.manual_seed(0)
     made_as(tmp_path / "lm")
@@ -151,7 +153,13 @@ def test_a_recipe_trains_and_its_export_is_what_it_trained(name: str, mixture: P
     # In bf16, as the recipes have it, logits would agree to three digits only.
     open_mixture(mixture).subset(where="image != ''").save(tmp_path / "images")
     small = [f"model.lm={tmp_path / 'lm'}", f"model.vision_tower={tmp_path / 'tower'}"]
-    small += ["precision=fp32", "batch.global_size=4", "loader_workers=0", "max_steps=2"]
+    small += [
+        "precision=fp32",
+        "batch.global_size=4",
+        "loader_workers=0",
+        "max_steps=2",
+        f"model.connector={connector}",
+    ]
     captions = [f"mixture={tmp_path / 'images'}", f"out={tmp_path / 'first'}"]
     first = load(RECIPES / "train" / f"{name}-pretrain.yaml", [*small, *captions])
     assert train(first) == 0
