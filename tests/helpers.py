@@ -1,5 +1,6 @@
 """What several tests need: small raw files, rows as text, folders as hashes."""
 
+import ast
 import contextlib
 import hashlib
 import io
@@ -119,6 +120,17 @@ def vlmix_here(*arguments: object, cwd: Path | None = None) -> subprocess.Comple
         except SystemExit as ended:
             return subprocess.CompletedProcess(command, int(ended.code or 0), out.getvalue(), err.getvalue())
     raise AssertionError("a command ends with its status")
+
+
+def vlmix_each(*commands: list[str], cwd: Path, env: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:
+    """Commands one after the other, all in one process of its own."""
+    script = f"from tests.helpers import vlmix_here\nfor each in {commands}: print(vars(vlmix_here(*each)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, cwd=cwd, env=os.environ | env
+    )
+    found = [subprocess.CompletedProcess(**ast.literal_eval(line)) for line in done.stdout.splitlines()]
+    assert len(found) == len(commands), done.stderr
+    return found
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda plain: None) -> None:

@@ -3,7 +3,6 @@
 A case is (arguments, what the line holds). The folder that they run in holds `raw`, `mix`, `run` and the files below.
 """
 
-import ast
 import errno
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import VLMIX, hashes, vlmix
+from tests.helpers import VLMIX, hashes, vlmix, vlmix_each
 from vlmix.cli import main
 
 GOOD_ROW = '{"id":"a","conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"}]}'
@@ -313,17 +312,12 @@ def test_streams_that_are_closed_or_full(raw: Path, tmp_path: Path) -> None:
 def test_without_torch_the_remedy_names_packages(tmp_path: Path) -> None:
     """A torch that does not import, found before the real one. One process has all the commands."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch', name='torch')")
-    commands = (["train", "tiny"], ["evaluate", "gqa", "--model", "x", "--data", "x", "--out", "x"],
-                ["embed", "x", "--vision-tower", "x", "--out", "x"], ["sweep", "demo"], ["demo", "d"])  # fmt: skip
-    script = f"from tests.helpers import vlmix_here\nfor each in {commands}: print(vars(vlmix_here(*each)))"
+    commands = [["train", "tiny"], ["evaluate", "gqa", "--model", "x", "--data", "x", "--out", "x"],
+                ["embed", "x", "--vision-tower", "x", "--out", "x"], ["sweep", "demo"], ["demo", "d"]]  # fmt: skip
     path = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
-                          env=os.environ | path)  # fmt: skip
-    found = [ast.literal_eval(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(commands), done.stderr
-    for each in found:
-        assert each["returncode"] == 1 and each["stderr"].count("\n") == 1, each
-        assert "needs torch: pip install" in each["stderr"] and "'torch>=" in each["stderr"]
+    for done in vlmix_each(*commands, cwd=tmp_path, env=path):
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert "needs torch: pip install" in done.stderr and "'torch>=" in done.stderr
 
 
 @pytest.mark.processes

@@ -33,7 +33,7 @@ from vlmix.mixture.dataset.verify import verify
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.images import probe
 
-SECONDS = float(os.environ.get("VLMIX_FUZZ_SECONDS", "8"))
+SECONDS = float(os.environ.get("VLMIX_FUZZ_SECONDS", "4"))
 SEED = int(os.environ.get("VLMIX_FUZZ_SEED", "0"))
 SLOWEST = 30.0
 """Seconds after which one damaged input counts as a hang."""

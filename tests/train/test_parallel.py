@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,27 @@ ROOT = Path(__file__).parents[2]
 
 def ranks(count: int, mixture: Path, done: Path) -> list[str]:
     """The cases that real processes over gloo went through."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "tests.train.ranks_worker", str(mixture), str(done)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment
-    )
-    assert found.returncode == 0, found.stderr[-4000:]
+    command = [sys.executable, "-m", "tests.train.ranks_worker", str(mixture), str(done)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # What torchrun tells its ranks.
+    told = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+    try:
+        errors = [rank.communicate(timeout=280)[1] for rank in started]
+    finally:
+        for rank in started:  # one waits for ever for the other
+            rank.kill()
+    assert [rank.returncode for rank in started] == [0] * count, "\n".join(errors)[-4000:]
     return done.read_text().split("\n")
 
 

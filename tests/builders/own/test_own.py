@@ -413,7 +413,7 @@ def test_rounds_of_a_mixture_are_questions_but_for_those_of_the_samples_trained_
         ({"where": "source = 'textcaps'"}, "no sample of .* has a round with a short answer or a choice and one image"),
         ({"where": "source = 'none'"}, "keeps no sample"),
         ({"without": "whole"}, "without: all of its .* samples are in"),
-        ({"without": "nowhere"}, "nowhere is not a mixture|nowhere"),
+        ({"without": "nowhere"}, "nowhere is not a mixture: it has no manifest.json"),
     ],
 )
 def test_what_goes_with_tables_alone_is_told(mixture: Path, tmp_path: Path, recipe: Any, message: str) -> None:

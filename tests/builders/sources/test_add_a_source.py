@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from tests.helpers import dump, vlmix
+from tests.helpers import dump, vlmix, vlmix_each
 
 ROOT = Path(__file__).parents[3]
 
@@ -79,11 +79,10 @@ _DECLARED = (
 )
 def test_a_broken_distribution_is_one_warning(tmp_path: Path, installed: dict[str, str], code: str, why: str) -> None:
     (tmp_path / "site/plantvqa.py").write_text(code)
-    run = {"cwd": tmp_path, "env": installed}
-    shown = vlmix("sources", "--json", **run)
+    commands = ["sources", "--json"], ["plan", "plants.yaml", "--raw", "."]
+    shown, asked = vlmix_each(*commands, cwd=tmp_path, env=installed)
     assert shown.returncode == 0 and "gqa" in {source["name"] for source in json.loads(shown.stdout)}
     assert shown.stderr.count("\n") == 1 and why in shown.stderr and "plantvqa" in shown.stderr
-    asked = vlmix("plan", "plants.yaml", "--raw", ".", **run)
     assert (
         asked.returncode == 1 and "there is no builder 'plantvqa'" in asked.stderr and "Traceback" not in asked.stderr
     )
