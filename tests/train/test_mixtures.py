@@ -77,6 +77,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(blended: Path, shares: dict[str,
     assert rows(run) == rows(blended) and hashes(run / "model") == hashes(blended / "model")
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_and_resume_on_one(blended: Path, shares: dict[str, Any], tmp_path: Path) -> None:
     """By the real command, the mixtures given on its line."""
     recipe = tmp_path / "nano.yaml"

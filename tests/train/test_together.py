@@ -20,6 +20,7 @@ from vlmix.builders import benchmark_named
 from vlmix.train.metrics import read
 from vlmix.train.run import train
 
+pytestmark = pytest.mark.slow
 TIMES = ("tokens_per_second", "step_seconds", "data_wait", "tflops", "mfu")
 
 
@@ -85,7 +86,6 @@ def test_resumed_is_uninterrupted(whole: Path, changes: dict[str, Any], tmp_path
     assert hashes(out / "model") == hashes(whole / "model")
 
 
-@pytest.mark.slow
 def test_two_ranks_are_one(whole: Path, changes: dict[str, Any], tmp_path: Path) -> None:
     plain = json.loads(json.dumps(NANO))
     for key, value in changes.items():

@@ -1,5 +1,6 @@
 """What is measured while a model is trained: the loss on held-out samples, benchmarks, and which step is best."""
 
+import json
 import os
 import shutil
 import signal
@@ -171,7 +172,8 @@ def test_any_checkpoint_becomes_the_model_of_a_run_that_ended_there(
     shorter = tmp_path / "shorter"
     train(nano(**changes, out=str(shorter), max_steps=3), benchmark=benchmark_named)
     found = export_model(whole, best=True, out=tmp_path / "best")
-    assert hashes(found) == hashes(shorter / "model")
+    names = {path.name for path in found.iterdir()} - {"README.md"}  # which says what run it is of
+    assert {name: hashes(found)[name] for name in names} == {name: hashes(shorter / "model")[name] for name in names}
     assert hashes(export_model(whole, out=tmp_path / "last")) == hashes(whole / "model")
     with pytest.raises(VlmixError, match="exists; choose another --out"):
         export_model(whole, step=6, out=tmp_path / "last")
@@ -201,18 +203,21 @@ def test_the_best_is_the_lowest_loss_and_the_highest_score() -> None:
         assert better(Best(number, 4.0 - worse, 1), number, facts, 7) == Best(number, 4.0 - worse, 1)
         assert better(Best("another", 9.0, 1), number, facts, 7) == now
         assert better(Best(number, 0.5, 1), number, {}, 7) == Best(number, 0.5, 1)
+        for broken in (float("nan"), float("inf")):  # which JSON has no number for: no run could resume from it
+            facts_then = {"validation": {"loss": broken}, "evaluate": {"gqa": {"score": broken}}}
+            assert better(None, number, facts_then, 7) is None
+            assert better(Best(number, 0.5, 1), number, facts_then, 7) == Best(number, 0.5, 1)
 
 
 def test_another_mixture(changes: dict[str, Any], mixture: Path, tmp_path: Path) -> None:
-    """The loss on it; its pictures may be known, which is said."""
+    """The loss on it; its pictures and texts may be known, which is said."""
     told: list[dict[str, Any]] = []
     part = tmp_path / "part"
     open_mixture(mixture).subset(ratio=0.05).save(part)
     recipe = nano(mixture=str(mixture), out=str(tmp_path / "run"), max_steps=1, validation={"mixture": str(part)})
     train(recipe, lambda event, facts: told.append(facts) if event == "seen" else None)
-    images = sum(many > 0 for many in open_mixture(part).column("num_images").to_pylist())
-    texts = len(open_mixture(part)) - images
-    assert told == [{"mixture": str(part), "samples": images, "of": images + texts}]
+    assert 0 in open_mixture(part).column("num_images").to_pylist()
+    assert told == [{"mixture": str(part), "samples": len(open_mixture(part)), "of": len(open_mixture(part))}]
     assert read(tmp_path / "run")[-1]["validation"]["samples"] == len(open_mixture(part))
 
 
@@ -257,6 +262,37 @@ def test_no_space_for_the_checkpoints_is_told_before_the_first_step(
     with pytest.raises(VlmixError, match="2 and the best checkpoints of 0.0 GB each do not fit into the 0.0 GB there"):
         train(nano(**changes, out=str(tmp_path / "run")), benchmark=benchmark_named)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_space_that_is_asked_for_is_what_the_checkpoints_take(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most that are on disk at once, being written or whole; the best is not counted twice where it is the last."""
+    plain = changes | {"evaluate": None, "optim": {"lr_scheduler": "constant", "warmup_ratio": 0}}
+    once = {"checkpoint": {"interval": 0, "best": "validation.loss"}, "validation": {"holdout": 0.1}, "max_steps": 2}
+    usage = shutil.disk_usage(tmp_path)
+    free = [usage.free]
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage._replace(free=free[0]))
+    train(nano(**plain | once, out=str(tmp_path / "first")))
+    parts = json.loads((tmp_path / "first" / "data.json").read_text())["parts"]
+    one = 12 * sum(part["trained"] for part in parts.values())  # fp32: a weight and two moments
+    free[0] = one + 1
+    assert train(nano(**plain | once, out=str(tmp_path / "once"))) == 0
+
+    often = once | {"validation": {"holdout": 0.1, "interval": 1}, "max_steps": 5}
+    most, whole = [0], runs.Checkpoints._finish  # the last two, the best, and the one that is written
+
+    def count(self: Any, path: Path, best: Any, problem: Any) -> None:
+        most[0] = max(most[0], len([*self.folder.iterdir()]))
+        whole(self, path, best, problem)
+
+    monkeypatch.setattr(runs.Checkpoints, "_finish", count)
+    free[0] = 4 * one - 1
+    with pytest.raises(VlmixError, match="3 and the best checkpoints of"):
+        train(nano(**plain | often, out=str(tmp_path / "often")))
+    free[0] = 4 * one
+    assert train(nano(**plain | often, out=str(tmp_path / "often"))) == 0
+    assert 3 <= most[0] <= 4
 
 
 def test_a_hold_out_is_part_of_the_run(whole: Path, changes: dict[str, Any], tmp_path: Path) -> None:
