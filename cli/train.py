@@ -181,8 +181,8 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
             show.note(f"resumes from step {facts['step']}")
         elif event == "seen":
             show.note(
-                f"{facts['samples']:,} of the {facts['of']:,} samples of {facts['mixture']} show a picture that is "
-                "trained on"
+                f"{facts['samples']:,} of the {facts['of']:,} samples of {facts['mixture']} show a picture, or without "
+                "one have texts, that are trained on"
             )
         elif event == "step":
             progress(facts)

@@ -321,12 +321,14 @@ class Loop:
 
 def better(best: Best | None, number: str, facts: dict[str, Any], step: int) -> Best | None:
     """The best value of a number so far, after `facts` were measured at a step: of a loss the lowest, of a score the
-    highest, of equal ones the first."""
+    highest, of equal ones the first. A value that is not finite is never the best."""
     kind, _, name = number.partition(".")
     best = best if best is not None and best.number == number else None
     if kind not in facts:
         return best
     value = facts["validation"]["loss"] if kind == "validation" else facts["evaluate"][name]["score"]
+    if not math.isfinite(value):
+        return best
     if best is not None and (value >= best.value if kind == "validation" else value <= best.value):
         return best
     return Best(number, value, step)

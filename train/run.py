@@ -315,15 +315,19 @@ class _Run:
     def _check_space(self, model: TrainableVLM, steps: int) -> None:
         """Raises VlmixError where the checkpoints that are kept, and one that is being written, cannot be held."""
         config = self.recipe.checkpoint
-        saves = 1 + (steps - 1) // config.interval if config.interval else 1
-        count = min(saves, config.keep + 1) + bool(config.best)
+        measured = self.recipe.validation if config.best == "validation.loss" else self.recipe.evaluate
+        often = [config.interval or steps, *([measured.interval] if config.best and measured else [])]
+        saves = 1 + sum((steps - 1) // every for every in often)
+        saves -= (steps - 1) // math.lcm(*often) if len(often) > 1 else 0  # what is due anyway is saved once
+        most = config.keep + 1 + bool(config.best)
+        count = min(saves, most)
         learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         each = 3 * learnt * torch.float32.itemsize  # the weights and AdamW's two moments
         there = sum(file.stat().st_size for file in self.folder.glob(f"{CHECKPOINTS}/step-*/*") if file.is_file())
         with disk_errors(self.folder):
             free = shutil.disk_usage(self.folder).free
         if free + there < count * each:
-            kept = f"{count - 1} and the best" if config.best else str(count)
+            kept = f"{count - 1} and the best" if config.best and count == most else str(count)
             raise VlmixError(
                 f"{self.folder}: {kept} checkpoints of {each / 1e9:,.1f} GB each do not fit into the "
                 f"{(free + there) / 1e9:,.1f} GB there; free some space, lower checkpoint.keep, or choose another out="

@@ -1,6 +1,7 @@
 """The loss on samples that are not trained on."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,8 @@ def split(mixture: Samples, config: Config) -> tuple[Samples, Samples]:
 
 
 def other(trained: Samples, config: Config) -> tuple[Mixture, int]:
-    """The mixture that a recipe validates on, and how many of its samples show a picture that is trained on. Raises
-    VlmixError if it has no shards, or prompts of another style."""
+    """The mixture that a recipe validates on, and how many of its samples show a picture that is trained on, or have no
+    picture and a text that is. Raises VlmixError if it has no shards, or prompts of another style."""
     mixture = open_mixture(config.mixture)
     if mixture.root_manifest.kind == "annotations":
         raise VlmixError(f"validation.mixture {config.mixture} was built with --annotations-only: it has no shards")
@@ -56,7 +57,18 @@ def other(trained: Samples, config: Config) -> tuple[Mixture, int]:
             f"{' and '.join(map(str, styles))}; build one of them anew with the other's"
         )
     groups = picture_groups([*parts_of(trained), mixture]).of
-    return mixture, int(np.isin(groups[len(trained) :], groups[: len(trained)]).sum())
+    shown = int(np.isin(groups[len(trained) :], groups[: len(trained)]).sum())
+    read = list(_plain_texts([mixture]))
+    known = {*_plain_texts(parts_of(trained))} if read else set()
+    return mixture, shown + sum(text in known for text in read)
+
+
+def _plain_texts(parts: Sequence[Mixture]) -> Iterator[bytes]:
+    """A digest of the texts of every sample without a picture."""
+    for part in parts:
+        plain = part.select(np.flatnonzero(part.column("num_images").to_numpy() == 0))
+        for _, texts in plain.texts():
+            yield from (hashlib.sha256("\0".join(values).encode("utf-8", "surrogatepass")).digest() for values in texts)
 
 
 @dataclass(frozen=True)
