@@ -138,9 +138,11 @@ def _at(data: Any, place: str) -> Any:
 def _choices(struct: Any, place: str) -> list[str]:
     """What a field of few possible values may be, empty for any other."""
     kinds: tuple[Any, ...] = (msgspec.inspect.type_info(struct),)
-    for name in place.split("."):
+    for name, element in (step.partition("[")[::2] for step in place.split(".")):
         fields = [field for kind in kinds for field in getattr(kind, "fields", ()) if field.encode_name == name]
         kinds = tuple(kind for field in fields for kind in getattr(field.type, "types", (field.type,)))
+        if element:
+            kinds = tuple(getattr(kind, "item_type", kind) for kind in kinds)
     return [str(value) for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType) for value in kind.values]
 
 
