@@ -7,7 +7,6 @@ from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import mix64
@@ -18,11 +17,15 @@ Indices = NDArray[np.int64]
 
 def hash_order(ids: Sequence[str], seed: int, purpose: str = "") -> HashOrder:
     """[N] uint64: the hash that orders each id. Another `purpose` gives an independent order from the same seed."""
+    from xxhash import xxh3_64_intdigest  # here: a reader's machine need not have it
+
     hashes = map(xxh3_64_intdigest, map(str.encode, ids), repeat(_key(seed, purpose)))
     return np.fromiter(hashes, dtype=np.uint64, count=len(ids))
 
 
 def _key(seed: int, purpose: str) -> int:
+    from xxhash import xxh3_64_intdigest
+
     return xxh3_64_intdigest(f"{seed}/{purpose}".encode())
 
 

@@ -202,7 +202,7 @@ def describe_tower(where: str) -> Tower:
     else:
         family = _family(where, found)
         with loading(where, found):
-            config = family.model.config_class.from_pretrained(found)
+            config = family.model.config_class.from_pretrained(found, trust_remote_code=False)
         preprocessor = _preprocessor(where, found)
     with loading(where, found), torch.device("meta"):
         model = family.model(config)
