@@ -168,9 +168,9 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
                     "the run folder's skipped.jsonl lists them"
                 )
             if facts["cut_samples"]:
-                show.note(f"{facts['cut_samples']:,} samples are longer than batch.max_length and are cut")
+                show.note(f"samples longer than batch.max_length, which are cut: {facts['cut_samples']:,}")
             if facts["untrained_samples"]:
-                show.note(f"{facts['untrained_samples']:,} samples have no target tokens: empty or cut answers")
+                show.note(f"samples without target tokens, of empty or cut answers: {facts['untrained_samples']:,}")
         elif event == "model":
             parts = (
                 f"{_TRAINED[part]} {'/'.join(f'{_millions(n)} {what}' for what, n in counts.items() if n)}"

@@ -257,6 +257,11 @@ def _check_measures(recipe: Recipe, where: str) -> None:
         raise VlmixError(f"{where}: validation takes either holdout, a share of the mixture, or another mixture")
     if evaluation and recipe.template == "plain":
         raise VlmixError(f"{where}: template plain is of captions and answers no questions; take `evaluate` out")
+    for name, one in (evaluation.benchmarks if evaluation else {}).items():
+        if one.own:
+            raise VlmixError(
+                f"{where}: evaluate: benchmarks.{name}: unknown key 'own'; a YAML file is named as the key"
+            )
     if best.startswith("evaluate.") and evaluation:
         return  # which names there are, the benchmarks know
     if best and not (best == "validation.loss" and validation):

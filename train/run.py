@@ -329,8 +329,8 @@ class _Run:
         if free + there < count * each:
             kept = f"{count - 1} and the best" if config.best and count == most else str(count)
             raise VlmixError(
-                f"{self.folder}: {kept} checkpoints of {each / 1e9:,.1f} GB each do not fit into the "
-                f"{(free + there) / 1e9:,.1f} GB there; free some space, lower checkpoint.keep, or choose another out="
+                f"{self.folder}: {kept} checkpoints of {each / 1e6:,.1f} MB each do not fit into the "
+                f"{(free + there) / 1e6:,.1f} MB there; free some space, lower checkpoint.keep, or choose another out="
             )
 
     def _split(self, mixture: Samples) -> tuple[Samples, Samples | None]:

@@ -232,6 +232,7 @@ def test_another_mixture(changes: dict[str, Any], mixture: Path, tmp_path: Path)
         ({"checkpoint": {"best": "validation.loss"}}, "is nothing that the run measures"),
         ({"checkpoint": {"best": "evaluate.vqav2"}, "evaluate": "gqa"}, "'vqav2' is not asked; `evaluate` has gqa"),
         ({"evaluate": "mm-vet"}, "a judge says what answers are worth"),
+        ({"evaluate": {"benchmarks": {"gqa": {"own": ["x"]}}}}, "benchmarks.gqa: unknown key 'own'"),
         ({"evaluate": "gqa", "template": "plain"}, "answers no questions"),
         ({"evaluate": {"benchmarks": {"gqa": {"date": "x"}}}}, "evaluate: benchmarks.gqa: unknown key 'date'"),
     ],
@@ -259,7 +260,9 @@ def test_no_space_for_the_checkpoints_is_told_before_the_first_step(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
-    with pytest.raises(VlmixError, match="2 and the best checkpoints of 0.0 GB each do not fit into the 0.0 GB there"):
+    with pytest.raises(
+        VlmixError, match=r"2 and the best checkpoints of 0\.\d MB each do not fit into the 1\.0 MB there"
+    ):
         train(nano(**changes, out=str(tmp_path / "run")), benchmark=benchmark_named)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -41,6 +41,8 @@ class Evaluation:
         self.tasks = {}
         for key, each in config.benchmarks.items():
             one = benchmark(key)
+            if one.own is not None and each.data:
+                raise VlmixError(f"evaluate: benchmarks.{key}: it names its questions itself; take `data` out")
             self.tasks[one.name] = Task.of(
                 one, structs.replace(each, limit=each.limit or config.limit), config.batch_size
             )
