@@ -10,21 +10,21 @@ demo: .venv/demo
 	$(BIN)/vlmix demo demo
 
 test: .venv/test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # The data side without torch and without other processes: what to run while editing.
 fast: .venv/test
-	$(BIN)/python -m pytest -n auto -m 'not slow and not fuzz and not processes' tests/mixture tests/builders tests/cli
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not fuzz and not processes' tests/mixture tests/builders tests/cli
 
 # What takes minutes or starts servers.
 slow: .venv/test
-	$(BIN)/python -m pytest -n auto -m 'slow or fuzz'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'slow or fuzz'
 
 # Ten minutes of damaged input on two cores; a failure prints the seed, and VLMIX_FUZZ_SEED repeats it.
 fuzz: .venv/test
 	VLMIX_FUZZ_SECONDS=$${VLMIX_FUZZ_SECONDS:-120} VLMIX_FUZZ_SEED=$${VLMIX_FUZZ_SEED:-$$(date +%s)} \
-		$(BIN)/python -m pytest -n auto -m '' tests/fuzz
-	$(BIN)/python -m pytest -n auto -m fuzz
+		$(BIN)/python -m pytest -n auto --dist worksteal -m '' tests/fuzz
+	$(BIN)/python -m pytest -n auto --dist worksteal -m fuzz
 
 check: .venv/test .venv/check
 	$(BIN)/ruff check .

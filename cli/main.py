@@ -19,7 +19,7 @@ from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
 from vlmix.cli.sweep import embed, sweep
 from vlmix.cli.sweep import require as require_sweep
-from vlmix.cli.train import train
+from vlmix.cli.train import export_model, train
 from vlmix.mixture.errors import VlmixError
 
 app = typer.Typer(
@@ -289,9 +289,17 @@ def subsample(
         show.note(note)
 
 
-@command("batches", DATA, "mixture --global-batch 8", "mixture --global-batch 128 --world 8 --rank 0 --pack 4096")
+@command(
+    "batches",
+    DATA,
+    "mixture --global-batch 8",
+    "mixture --global-batch 128 --world 8 --rank 0 --pack 4096",
+    "'{mix665k: 0.8, mine: 0.2}' --global-batch 128",
+)
 def batches(
-    mixture: MixtureArg,
+    mixture: Annotated[
+        str, typer.Argument(help="A mixture folder, a view, or several with weights: '{mix665k: 0.8, mine: 0.2}'.")
+    ],
     global_batch: Annotated[int, typer.Option(help="Samples per step, over all ranks.")],
     world: Annotated[int, typer.Option(help="Number of ranks.", min=1)] = 1,
     rank: Annotated[int | None, typer.Option(help="One rank; all of them by default.")] = None,
@@ -307,13 +315,14 @@ def batches(
     as_json: JsonOpt = False,
 ) -> None:
     """List which samples train at which step and on which rank. Lengths are words, plus --image-tokens for an image."""
-    from vlmix.mixture.mixture import open as open_mixture
+    from vlmix.mixture.blend import open_samples
+    from vlmix.mixture.io import strict_yaml
     from vlmix.mixture.schedule.listing import audit
 
-    opened = open_mixture(mixture)
+    opened = open_samples(strict_yaml.value(mixture, mixture) if mixture.startswith("{") else mixture)
     lengths = opened.lengths(image_tokens)
     order = opened.schedule(global_batch, seed=seed, lengths=lengths, length_window=length_window)
-    show.batches(order, audit(opened, order, world, rank, epoch, start, steps, pack), as_json)
+    show.batches(order, audit(opened.column("id"), order, world, rank, epoch, start, steps, pack), as_json)
 
 
 @command("export", DATA, "mixture --to llava-json --out mixture.json --images images", "mixture --to trl --out for-trl")
@@ -341,7 +350,14 @@ def export(
     show.done(f"{out}: {rows:,} rows", {"out": str(out), "rows": rows}, as_json)
 
 
-command("train", MODELS, "tiny mixture=mixture out=run", "llava-1.5-7b mixture=MIX665K --nproc 8")(train)
+command(
+    "train",
+    MODELS,
+    "tiny mixture=mixture out=run",
+    "llava-1.5-7b mixture=MIX665K --nproc 8",
+    "llava-1.5-7b mixture=MIX665K --dry-run --world 16 --gpu H100 --efficiency 0.3",
+)(train)
+command("export-model", MODELS, "run", "run --step 500 --out model", "run --best")(export_model)
 command(
     "evaluate",
     MODELS,

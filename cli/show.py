@@ -98,7 +98,7 @@ def table_of(*columns: str) -> Table:
     """An empty table, whose headings may come from data."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for name in columns:
-        words = name in ("source", "reason", "first", "column", "taken for")
+        words = name in ("source", "reason", "first", "column", "taken for", "part")
         table.add_column(
             plain(name, lines=False), justify="left" if words else "right", overflow="fold", no_wrap=name != "first"
         )

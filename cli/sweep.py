@@ -135,7 +135,7 @@ def _backend(nproc: int, allow_code: bool = False) -> "Backend":
 
     return Backend(
         build=_build,
-        train=lambda recipe: _train(recipe, nproc),
+        train=lambda recipe: _train(recipe, nproc, allow_code),
         evaluate=lambda model, tasks, out: _evaluate(model, tasks, out, nproc, allow_code),
         recipe=_plain,
         benchmark=lambda name: benchmark_named(name, allow_code),
@@ -154,16 +154,17 @@ def _build(wanted: "Build", changes: dict[str, Any], out: Path) -> None:
     build(recipe, known_sources(), Path(wanted.raw), out, images=[Path(root) for root in wanted.images])
 
 
-def _train(recipe: "Recipe", nproc: int) -> int:
+def _train(recipe: "Recipe", nproc: int, allow_code: bool) -> int:
     if nproc == 1:
+        from vlmix.builders import benchmark_named
         from vlmix.train.run import train
 
-        return train(recipe)
+        return train(recipe, benchmark=lambda name: benchmark_named(name, allow_code))
     import yaml
 
     file = Path(recipe.out).with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False))
-    launch(nproc, ["train", str(file)])
+    launch(nproc, ["train", str(file), *(["--allow-code"] if allow_code else [])])
     return 0
 
 

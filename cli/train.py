@@ -30,21 +30,68 @@ def train(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="mixture=MIXTURE out=RUN optim.lr=1e-4 …")
     ] = None,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let a benchmark's YAML file name a function as its metric.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: print what it will take, in memory and time.")
+    ] = False,
+    world: Annotated[int, typer.Option(help="--dry-run: processes on all machines; --nproc by default.", min=0)] = 0,
+    gpu: Annotated[str, typer.Option(help="--dry-run: time on this GPU, such as A100, H100 or H200.")] = "",
+    efficiency: Annotated[
+        float, typer.Option(help="--dry-run: share of the GPU's peak that is reached.", min=0, max=1)
+    ] = 0.0,
+    sample: Annotated[
+        int, typer.Option(help="--dry-run: samples whose texts are tokenized, in hash order; 0: all.", min=0)
+    ] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the run's folder and its last metrics.")] = False,
 ) -> None:
     """Train a model on a mixture. If interrupted, run it again to resume."""
+    show.without_bars()
+    if not dry_run and (world or gpu or efficiency):
+        raise typer.BadParameter("--world, --gpu and --efficiency are for --dry-run")
+    if bool(gpu) != bool(efficiency):
+        raise typer.BadParameter("--gpu and --efficiency go together: --gpu H100 --efficiency 0.35")
+    if dry_run and launched():
+        raise typer.BadParameter("--dry-run is one process; instead of torchrun, say --world N")
     parsed = load(recipe, changes)
+    if dry_run:
+        from vlmix.cli.forecast import forecast as print_forecast
+        from vlmix.train.forecast import forecast
+
+        print_forecast(forecast(parsed, world or nproc, gpu=gpu, efficiency=efficiency, sample=sample), as_json)
+        return
     if nproc > 1 and not launched():
-        launch(nproc, ["train", recipe, *(changes or [])])
+        launch(nproc, ["train", recipe, *(changes or []), *(["--allow-code"] if allow_code else [])])
     else:
+        from vlmix.builders import benchmark_named
         from vlmix.train.run import train as run
 
         with reporting(parsed.name) as report:
-            stopped = run(parsed, report)
+            stopped = run(parsed, report, lambda name: benchmark_named(name, allow_code))
         if stopped:
             raise typer.Exit(128 + stopped)
     if not launched():
         _summary(parsed, as_json)
+
+
+def export_model(
+    run: Annotated[Path, typer.Argument(help="The folder of a training run.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint of this step; the last one by default.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint, by the recipe's checkpoint.best.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New folder of the model; RUN/exports/step-… by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a checkpoint of a run as a Hugging Face folder."""
+    if best and step is not None:
+        raise typer.BadParameter("--step and --best name two checkpoints; take one")
+    show.without_bars()
+    from vlmix.train.run import export_model as write
+
+    written = write(run, step, best, out)
+    show.done(f"wrote {written}", {"out": str(written)}, as_json)
 
 
 def load(name: str, changes: list[str] | None) -> "Recipe":
@@ -108,15 +155,22 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
                 f"{facts['mixture']}: {facts['samples']:,} samples, {facts['tokens']:,} tokens, "
                 f"{facts['target_tokens']:,} of them target tokens; {facts['steps']:,} steps"
             )
+            for mixture in facts.get("mixtures", []):
+                _share(mixture, facts["steps"])
+            for common in facts.get("common", []):
+                show.note(
+                    f"{' and '.join(common['names'])} have {common['samples']:,} samples in common, which are trained "
+                    "on as samples of both"
+                )
             if facts["skipped_samples"]:
                 show.note(
                     f"{facts['skipped_samples']:,} samples are skipped: their images do not fit into batch.max_length; "
                     "the run folder's skipped.jsonl lists them"
                 )
             if facts["cut_samples"]:
-                show.note(f"{facts['cut_samples']:,} samples are longer than batch.max_length and are cut")
+                show.note(f"samples longer than batch.max_length, which are cut: {facts['cut_samples']:,}")
             if facts["untrained_samples"]:
-                show.note(f"{facts['untrained_samples']:,} samples have no target tokens: empty or cut answers")
+                show.note(f"samples without target tokens, of empty or cut answers: {facts['untrained_samples']:,}")
         elif event == "model":
             parts = (
                 f"{_TRAINED[part]} {'/'.join(f'{_millions(n)} {what}' for what, n in counts.items() if n)}"
@@ -125,16 +179,55 @@ def _reporter(progress: Callable[[dict[str, Any]], None]) -> Callable[[str, dict
             show.note("; ".join(parts))
         elif event == "resumed":
             show.note(f"resumes from step {facts['step']}")
+        elif event == "seen":
+            show.note(
+                f"{facts['samples']:,} of the {facts['of']:,} samples of {facts['mixture']} show a picture, or without "
+                "one have texts, that are trained on"
+            )
         elif event == "step":
             progress(facts)
+        elif event == "measured":
+            _measured(facts)
         elif event == "unreadable":
             show.note(f"images that did not decode: {', '.join(facts['samples'][:5])}")
         elif event == "stopped":
             show.note(f"stopped after step {facts['step']} of {facts['of']}; run the same command again to resume")
-        elif event == "done":
+        elif event == "wandb":
+            _wandb(facts)
+        elif event in ("profiled", "done"):
             show.note(f"wrote {facts['out']}")
 
     return report
+
+
+def _wandb(facts: dict[str, Any]) -> None:
+    if facts["why"]:
+        show.note(f"wandb: {facts['why']}; what it has not got is sent later by `wandb sync {facts['out']}`")
+    else:
+        show.note(f"wandb: {facts['url'] or facts['out']}")
+
+
+def _share(mixture: dict[str, Any], steps: int) -> None:
+    if not mixture["trained_samples"]:
+        show.note(f"{mixture['name']}: none of its samples comes in {steps:,} steps; raise its weight")
+        return
+    share = f"weight {mixture['weight']:g}" if "weight" in mixture else f"repeat {mixture['repeat']:g}"
+    show.note(
+        f"{mixture['name']}: {share}, {mixture['samples']:,} samples, {mixture['trained_samples']:,} are trained on: "
+        f"{mixture['epochs']:,.2f} epochs"
+    )
+
+
+def _measured(facts: dict[str, Any]) -> None:
+    if (loss := facts.get("validation")) is not None:
+        show.note(f"step {facts['step']:,}: validation loss {_within(loss, 'loss', 3)}, {loss['samples']:,} samples")
+    for name, score in facts.get("evaluate", {}).items():
+        show.note(f"step {facts['step']:,}: {name} {_within(score, 'score', 2)}, {score['questions']:,} questions")
+
+
+def _within(facts: dict[str, Any], name: str, digits: int) -> str:
+    value = f"{facts[name]:.{digits}f}"
+    return value if "low" not in facts else f"{value} [{facts['low']:.{digits}f}, {facts['high']:.{digits}f}]"
 
 
 def _millions(count: int) -> str:

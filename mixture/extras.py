@@ -18,6 +18,7 @@ _EXTRAS = {
     "onnx": "smol",
     "jinja2": "browse",
     "matplotlib": "sweep",
+    "wandb": "wandb",
 }
 
 

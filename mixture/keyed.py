@@ -7,7 +7,6 @@ from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import mix64
@@ -18,11 +17,15 @@ Indices = NDArray[np.int64]
 
 def hash_order(ids: Sequence[str], seed: int, purpose: str = "") -> HashOrder:
     """[N] uint64: the hash that orders each id. Another `purpose` gives an independent order from the same seed."""
+    from xxhash import xxh3_64_intdigest  # here: a reader's machine need not have it
+
     hashes = map(xxh3_64_intdigest, map(str.encode, ids), repeat(_key(seed, purpose)))
     return np.fromiter(hashes, dtype=np.uint64, count=len(ids))
 
 
 def _key(seed: int, purpose: str) -> int:
+    from xxhash import xxh3_64_intdigest
+
     return xxh3_64_intdigest(f"{seed}/{purpose}".encode())
 
 
@@ -51,16 +54,27 @@ def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     The method is Sainte-Lague's: seats go one by one to the largest weight / (2 * seats + 1), ties to the name that
     comes first. Unlike largest remainders it never takes a seat away when `total` grows, so subsets nest.
     """
-    names = [name for name, weight in weights.items() if weight > 0]
-    if not names:
-        return dict.fromkeys(weights, 0)
-    weight = np.array([weights[name] for name in names], dtype=np.float64)
+    counts = seats(total, np.array(list(weights.values()), dtype=np.float64))
+    return dict(zip(weights, counts.tolist()))
+
+
+def seats(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """[P] int64: `apportion` for weights [P], each at least 0; none of `total` where all are 0.
+
+    With n weights above 0, a count differs from share * total by at most 1/2 + share * (n - 2) / 2: by half with two.
+    """
+    counts = np.zeros(len(weights), dtype=np.int64)
+    present = weights > 0
+    if not present.any():
+        return counts
+    weight = weights[present]
     quota = total * weight / weight.sum()
     # A seat count differs from its quota by less than the number of parties, so start below it and hand out the rest.
-    seats = np.maximum(np.floor(quota).astype(np.int64) - len(names), 0)
-    for _ in range(total - int(seats.sum())):
-        seats[np.argmax(weight / (2 * seats + 1))] += 1
-    return {**dict.fromkeys(weights, 0), **dict(zip(names, seats.tolist()))}
+    found = np.maximum(np.floor(quota).astype(np.int64) - len(weight), 0)
+    for _ in range(total - int(found.sum())):
+        found[np.argmax(weight / (2 * found + 1))] += 1
+    counts[present] = found
+    return counts
 
 
 def choose(

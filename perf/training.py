@@ -13,8 +13,8 @@ the other in this process; the slowest share of each step is what a step would t
 thread computes, timed by its processor time, which a busy machine disturbs less, and one worker prepares batches. The
 made-up mixture has the shape of the real one and photographs of 640x480; `--mixture` names another.
 
-Runs on CUDA too: `--model 1b` or `--model 7b` takes a Llama of that size with CLIP-L-336, in bf16,
-with and without compile, and prints tokens/s and MFU of each GPU; `--nproc N` shares the ranks among N GPUs. 7b needs
+Runs on CUDA too: `--model 1b` or `--model 7b` takes a Llama of that size with CLIP-L-336, in bf16, with and without
+compile, and prints tokens/s, MFU and the peak memory of each GPU; `--nproc N` shares the ranks among N GPUs. 7b needs
 112 GB for weights, gradients and the optimizer's state, over all GPUs.
 """
 
@@ -468,7 +468,7 @@ def train(args: argparse.Namespace) -> Facts:
     from vlmix.train.flops import Flops, peak
     from vlmix.train.loader import make_loader
     from vlmix.train.model import TrainableVLM, build
-    from vlmix.train.parallel import apply_fsdp, init_distributed
+    from vlmix.train.parallel import apply_fsdp, before_backward, init_distributed, reduces_each
     from vlmix.train.param_groups import param_groups
     from vlmix.train.tokens import Encoder, template
 
@@ -495,7 +495,7 @@ def train(args: argparse.Namespace) -> Facts:
         collator = Collator(encoder, parts.vision, recipe.batch, names, tokenizer.pad_token_id or 0)
         data = Shares(opened, collator, plan, range(me.rank, args.ranks, me.world), bool(pack))
 
-        on_cpu = me.device.type == "cpu"
+        on_cpu, each = me.device.type == "cpu", reduces_each(model, recipe)
         now = time.process_time if on_cpu else time.perf_counter
 
         def wait() -> None:
@@ -505,10 +505,12 @@ def train(args: argparse.Namespace) -> Facts:
         def step(work: "list[list[MicroBatch]]") -> list[float]:
             """One step; the seconds of each share."""
             trained = me.all_reduce_sum([sum(len(micro.targets) for share in work for micro in share)])[0]
-            took = []
+            took, left = [], sum(map(len, work))
             for share in work:
                 began = now()
                 for micro in share:
+                    left -= 1
+                    before_backward(model, left == 0, each)
                     (model(micro.to(me.device)).sum() * (me.world / max(trained, 1))).backward()
                 wait()
                 took.append(now() - began)
@@ -537,6 +539,7 @@ def train(args: argparse.Namespace) -> Facts:
         limit = peak(me.device)
         per_gpu = needed / facts["seconds"] / me.world / 1e12
         facts |= {"tokens": found.tokens, "waste": found.waste, "tflops": per_gpu, "mfu": limit and per_gpu / limit}
+        facts["memory"] = None if on_cpu else torch.cuda.max_memory_allocated() / 2**30
         agreed: Facts = me.run_on_main(lambda: facts)
         return agreed
 
@@ -583,10 +586,11 @@ def show_steps(measured: dict[str, Measured]) -> str:
                 f"{facts['waste']:.1%}",
                 f"{facts['waited'] / found.seconds:.1%}",
                 mfu,
+                "-" if facts["memory"] is None else f"{facts['memory']:.1f} GiB",
             ]
         )
     headings = ["steps", "s/step", "cpu", "tokens/s", "speed", "slowest share", "speed", "waste", "data wait", "MFU"]
-    return table(headings, cells)
+    return table([*headings, "memory"], cells)
 
 
 CONTENDERS = {"generate": generate, "measure": measure}

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.record import ImageRef
-from vlmix.mixture.schedule.packing import Positions
+from vlmix.mixture.schedule.packing import Positions, packed_shares, shares
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import Batch
 from vlmix.train.images import ImageGeometry, decode
@@ -44,6 +44,8 @@ class MicroBatch:
     """[K] int64: place in B * T of the token before each target."""
     sample_index: torch.Tensor
     """[K] int64: the sample of each target, 0 to S - 1."""
+    image_positions: torch.Tensor
+    """[F] int64: place in B * T of each image token, in order."""
     images: torch.Tensor
     """[V, 3, side, side] uint8: the tiles of all images, in order."""
     image_sizes: list[tuple[int, int]]
@@ -51,7 +53,7 @@ class MicroBatch:
     tiles_per_image: list[int]
     """[I] tiles of each image."""
     cu_seqlens: torch.Tensor | None
-    """[S + 1] int32 where packed: where samples begin and end."""
+    """[S + 1] int32 where packed: where samples begin and end. It stays on the CPU (`attention.placed`)."""
     max_seqlen: int
     """Tokens of the longest sample."""
     samples: list[str]
@@ -60,12 +62,16 @@ class MicroBatch:
     """[S] int64: number of each sample's source."""
     lengths: NDArray[np.int64]
     """[S] tokens of each sample."""
-    image_tokens: int
     unreadable: list[str] = field(default_factory=list)
     """Samples with an image that did not decode: it shows nothing, and they have no target tokens."""
 
+    @property
+    def image_tokens(self) -> int:
+        return len(self.image_positions)
+
     def to(self, device: torch.device) -> "MicroBatch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return dataclasses.replace(moved, cu_seqlens=self.cu_seqlens)
 
     def pin_memory(self) -> "MicroBatch":
         return self._each(torch.Tensor.pin_memory)
@@ -85,6 +91,10 @@ class Collator:
     def __init__(self, encoder: Encoder, vision: ImageGeometry, batch: Batch, sources: Sequence[str], pad: int) -> None:
         self.encoder, self.vision, self.batch, self.pad = encoder, vision, batch, pad
         self.sources = {name: number for number, name in enumerate(sources)}
+
+    def of(self, sources: Sequence[str]) -> "Collator":
+        """The same for samples of other sources."""
+        return Collator(self.encoder, self.vision, self.batch, sources, self.pad)
 
     def encode(self, sample: Sample) -> Encoded:
         """Ids of a sample, cut to batch.max_length. Raises VlmixError where the cut would take some of an image."""
@@ -129,6 +139,7 @@ class Collator:
             targets=torch.from_numpy(np.concatenate(targets)),
             target_positions=torch.from_numpy(np.concatenate(sites)),
             sample_index=torch.from_numpy(np.concatenate(owners)),
+            image_positions=torch.from_numpy(np.flatnonzero(ids == self.encoder.image_id)),
             images=torch.cat(tiles) if tiles else torch.empty((0, 3, side, side), dtype=torch.uint8),
             image_sizes=sizes,
             tiles_per_image=[len(tile) for tile in tiles],
@@ -137,7 +148,6 @@ class Collator:
             samples=[sample.id for sample in samples],
             sources=torch.tensor([self.sources[sample.source] for sample in samples], dtype=torch.int64),
             lengths=lengths if samples else lengths[:0],
-            image_tokens=int(sum((tokens.ids == self.encoder.image_id).sum() for tokens in encoded)),
             unreadable=unreadable,
         )
 
@@ -178,27 +188,31 @@ class MicroBatchDataset(Dataset["list[MicroBatch] | VlmixError"]):
     """Item k: the micro-batches of one rank in step k. An error that a user can act on comes as an item, so that it
     crosses the border of a worker process as it is."""
 
-    def __init__(self, mixture: Mixture, order: Schedule, collator: Collator, rank: int, world: int) -> None:
+    def __init__(self, mixture: Samples, order: Schedule, collator: Collator, rank: int, world: int) -> None:
         self.mixture, self.order, self.collator = mixture, order, collator
         self.rank, self.world = rank, world
 
     def __getitem__(self, step: int) -> "list[MicroBatch] | VlmixError":
         batch = self.collator.batch
         try:
-            bins = self._bins(step)
+            bins = micro_batches(self.order, step, self.world, batch)[self.rank]
             return [
                 self.collator([self.mixture[i] for i in members.tolist()], bool(batch.pack_length)) for members in bins
             ]
         except VlmixError as error:
             return error
 
-    def _bins(self, step: int) -> list[Positions]:
-        if self.collator.batch.pack_length:
-            return self.order.packed_batch(step, self.rank, self.world, self.collator.batch.pack_length)
-        share = self.order.rank_batch(step, self.rank, self.world)
-        micro = self.collator.batch.micro_size
-        largest = -(-len(self.order.batch(step)) // self.world)
-        return [share[i : i + micro] for i in range(0, largest, micro)]
+
+def micro_batches(order: Schedule, step: int, world: int, batch: Batch) -> list[list[Positions]]:
+    """Positions of the samples in every micro-batch of a step, by rank. All ranks have equally many; some may be
+    empty."""
+    samples = order.batch(step)
+    lengths = order.lengths[samples]
+    if batch.pack_length:
+        return [[samples[bin] for bin in bins] for bins in packed_shares(lengths, world, batch.pack_length)]
+    largest = -(-len(samples) // world)
+    starts = range(0, largest, batch.micro_size)
+    return [[samples[share[i : i + batch.micro_size]] for i in starts] for share in shares(lengths, world)]
 
 
 @dataclass(frozen=True)
@@ -213,12 +227,12 @@ class Lengths:
     fits: NDArray[np.bool_]
     """Whether their images fit into batch.max_length. A sample whose images do not cannot be trained on."""
 
-    def fitting(self) -> "Lengths":
-        """Of the samples that fit alone."""
-        return Lengths(*(column[self.fits] for column in vars(self).values()))
+    def of(self, samples: NDArray[np.bool_]) -> "Lengths":
+        """Of some samples alone."""
+        return Lengths(*(column[samples] for column in vars(self).values()))
 
 
-def lengths(mixture: Mixture, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:
+def lengths(mixture: Samples, encoder: Encoder, vision: ImageGeometry, length: int) -> Lengths:
     """One pass over all texts of a mixture."""
     counts, (widths, heights) = mixture.image_fields("width", "height")
     image_tokens = [vision.tokens(width, height) for width, height in zip(widths.to_pylist(), heights.to_pylist())]

@@ -96,6 +96,14 @@ class _Planner(DefaultLoadPlanner):  # type: ignore[misc]
         )
 
 
+class Best(Struct, frozen=True):
+    """The best value so far of the number that a recipe names, and the step that it was measured at."""
+
+    number: str
+    value: float
+    step: int
+
+
 class State(Struct, frozen=True):
     """Where a run stands: the next step, what has been counted so far, and what it is a run of."""
 
@@ -105,6 +113,9 @@ class State(Struct, frozen=True):
     """What must be the same to resume: name -> value."""
     unreadable: tuple[str, ...] = ()
     """Samples whose image did not decode."""
+    measured: int = 0
+    """The last step at which everything was measured that was due."""
+    best: Best | None = None
 
 
 class Checkpoints:
@@ -112,7 +123,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
         self.folder, self.keep, self.ranks = folder, keep, ranks
-        self._pending: tuple[Path, Future[Any]] | None = None
+        self._pending: tuple[Path, Future[Any], State] | None = None
         # A save in the background talks among the ranks while training does: in a group of its own.
         self._group = dist.new_group(backend="gloo")
         if ranks.is_main:
@@ -124,7 +135,7 @@ class Checkpoints:
         """Begin to save; training may continue at once. Waits for the save before it, and raises VlmixError if that, or
         this, cannot be written."""
         self.wait()
-        path = self.folder / f"step-{state.step:08d}"
+        path = self.path(state.step)
         partial = path.with_suffix(".partial")
 
         def begin() -> None:
@@ -135,8 +146,8 @@ class Checkpoints:
                 raise self._unwritable(path, error) from None
 
         self.ranks.run_on_main(begin)
-        tensors = _tensors(model, optimizer)
-        self._pending = path, dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group)
+        tensors = {"model": _weights(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=_OPTIONS)}
+        self._pending = path, dcp.async_save(tensors, checkpoint_id=partial, process_group=self._group), state
 
     @property
     def finished(self) -> bool:
@@ -147,7 +158,7 @@ class Checkpoints:
         """Finish the save in progress, if any, and remove old ones. Raises VlmixError if it could not be written."""
         if self._pending is None:
             return
-        path, future = self._pending
+        path, future, state = self._pending
         self._pending = None
         problem = None
         try:
@@ -155,9 +166,9 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:  # whatever a storage writer raises, on whichever rank
             problem = self._unwritable(path, error)
         found = [each for each in self.ranks.gather(problem) if each]
-        self.ranks.run_on_main(lambda: self._finish(path, found[0] if found else None))
+        self.ranks.run_on_main(lambda: self._finish(path, state.best, found[0] if found else None))
 
-    def _finish(self, path: Path, problem: VlmixError | None) -> None:
+    def _finish(self, path: Path, best: Best | None, problem: VlmixError | None) -> None:
         """Give a save its name, or take it away."""
         partial = path.with_suffix(".partial")
         try:
@@ -167,38 +178,31 @@ class Checkpoints:
                     shutil.rmtree(path)
                 partial.rename(path)
                 for old in self._whole()[: -self.keep]:
-                    shutil.rmtree(old)
+                    if best is None or old != self.path(best.step):
+                        shutil.rmtree(old)
         except OSError as error:
             problem = self._unwritable(path, error)
         if problem is not None:
             shutil.rmtree(partial, ignore_errors=True)
             raise problem
 
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
     def latest(self) -> tuple[Path, State] | None:
         """The last whole checkpoint. Raises VlmixError if its state cannot be read."""
         newest = self._whole()[-1:]
-        if not newest:
-            return None
-        try:
-            return newest[0], msgspec.json.decode((newest[0] / "state.json").read_bytes(), type=State)
-        except (OSError, msgspec.DecodeError) as error:
-            raise VlmixError(f"{newest[0]}: {error}; remove this checkpoint to resume from the one before") from None
+        return (newest[0], read_state(newest[0])) if newest else None
 
     def restore(self, path: Path, model: TrainableVLM, optimizer: torch.optim.Optimizer) -> None:
         """Load a checkpoint into a model and its optimizer, sharded as they are."""
-        tensors = _tensors(model, optimizer)
-        try:
-            reader = _Reader(path)
-            reader.read_metadata()  # DCP would log what this raises, twice, before it raises something else
-            dcp.load(tensors, storage_reader=reader, planner=_Planner())
-        except (Exception, CheckpointException) as error:  # DCP wraps what happened on each rank
-            what = str(error).strip().splitlines()[-1]
-            raise VlmixError(f"{path}: {what}; remove this checkpoint to resume from the one before") from None
+        tensors = {"model": _weights(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=_OPTIONS)}
+        _load(path, tensors)
         set_model_state_dict(model, tensors["model"], options=_OPTIONS)
         set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=_OPTIONS)
 
     def _whole(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if not path.suffix)
+        return checkpoints_in(self.folder)
 
     def _unwritable(self, path: Path, error: BaseException) -> VlmixError:
         last = self._whole()[-1:]
@@ -207,14 +211,41 @@ class Checkpoints:
         return VlmixError(f"{path}: cannot write the checkpoint: {what}; free some space. {kept}")
 
 
-def _tensors(model: TrainableVLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What learns, and the optimizer's state. (DCP by itself takes a frozen tied embedding for trained.)"""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The whole checkpoints in the folder of a run's, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if not path.suffix)
+
+
+def read_state(path: Path) -> State:
+    """What a checkpoint says beside its tensors. Raises VlmixError if it cannot be read."""
+    try:
+        return msgspec.json.decode((path / "state.json").read_bytes(), type=State)
+    except (OSError, msgspec.DecodeError) as error:
+        raise VlmixError(f"{path}: {error}; remove this checkpoint to resume from the one before") from None
+
+
+def restore_weights(path: Path, model: TrainableVLM) -> None:
+    """Load what a checkpoint has learnt into a model, and nothing of the optimizer's."""
+    tensors = {"model": _weights(model)}
+    _load(path, tensors)
+    set_model_state_dict(model, tensors["model"], options=_OPTIONS)
+
+
+def _load(path: Path, tensors: dict[str, Any]) -> None:
+    try:
+        reader = _Reader(path)
+        reader.read_metadata()  # DCP would log what this raises, twice, before it raises something else
+        dcp.load(tensors, storage_reader=reader, planner=_Planner())
+    except (Exception, CheckpointException) as error:  # DCP wraps what happened on each rank
+        what = str(error).strip().splitlines()[-1]
+        raise VlmixError(f"{path}: {what}; remove this checkpoint to resume from the one before") from None
+
+
+def _weights(model: TrainableVLM) -> dict[str, Any]:
+    """What learns. (DCP by itself takes a frozen tied embedding for trained.)"""
     trained = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
     weights = get_model_state_dict(model, options=_OPTIONS)
-    return {
-        "model": {name: tensor for name, tensor in weights.items() if name in trained},
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=_OPTIONS),
-    }
+    return {name: tensor for name, tensor in weights.items() if name in trained}
 
 
 def _sync(folder: Path) -> None:

@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors
+from vlmix.train.card import CARD_NAME
 from vlmix.train.config import Recipe
 from vlmix.train.images import ImageGeometry
 from vlmix.train.model import LlavaModel
@@ -91,13 +92,14 @@ def write(
     layout: Template,
     recipe: Recipe,
     *,
+    card: str = "",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """A folder with weights, configuration, processor and chat template; read back before it takes its name.
 
-    `state` holds the whole weights by their names in TrainableVLM. Raises VlmixError, and leaves what stood at
-    `out`, if the disk is full, or if transformers misses a weight, finds one that it does not expect or has
-    another value for it.
+    `state` holds the whole weights by their names in TrainableVLM; `card` is its README.md, if any. Raises VlmixError,
+    and leaves what stood at `out`, if the disk is full, or if transformers misses a weight, finds one that it does not
+    expect or has another value for it.
     """
     state = {name.removeprefix("hf."): tensor for name, tensor in state.items()}
     if recipe.lora:
@@ -115,6 +117,8 @@ def write(
             _write_json(partial / "generation_config.json", _generation(model, tokenizer, layout))
             _write_tokenizer(partial, tokenizer, layout)
             _write_processor(partial, vision, has_cls)
+            if card:
+                (partial / CARD_NAME).write_text(card, encoding="utf-8")
             _check(partial, out, state, dtype, Encoder(tokenizer, layout))
             shutil.rmtree(old, ignore_errors=True)
             if out.exists():
@@ -167,7 +171,8 @@ def _config(model: LlavaModel, vision: ImageGeometry, dtype: torch.dtype) -> dic
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config.text_config)].__name__]
     tower.pop("architectures", None)
     config["tie_word_embeddings"] = text["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
-    config["image_seq_length"] = (vision.side // vision.patch) ** 2
+    if vision.merge == 1:
+        config["image_seq_length"] = (vision.side // vision.patch) ** 2
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     for part in (config, text, tower):
         part["dtype"] = config["torch_dtype"]
@@ -220,6 +225,9 @@ def _write_processor(folder: Path, vision: ImageGeometry, has_cls: bool) -> None
     """The files are written here, not by `save_pretrained`: without torchvision that would name an image processor
     which transformers 4 does not have."""
     side = {"height": vision.side, "width": vision.side}
+    if vision.merge > 1:
+        _write_shuffling_processor(folder, vision)
+        return
     kind = "LlavaNext" if vision.tile_grids else "Llava"
     images: dict[str, Any] = {
         "image_processor_type": f"{kind}ImageProcessor",
@@ -248,6 +256,39 @@ def _write_processor(folder: Path, vision: ImageGeometry, has_cls: bool) -> None
         "vision_feature_select_strategy": "default" if has_cls else "full",
         "num_additional_image_tokens": int(has_cls),
         "image_token": IMAGE,
+    }
+    _write_json(folder / "processor_config.json", processor)
+
+
+def _write_shuffling_processor(folder: Path, vision: ImageGeometry) -> None:
+    """AyaVision's, which cuts an image into at least one tile and writes marks around them: one, and empty marks."""
+    kind = "AyaVisionProcessor"
+    images = {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "processor_class": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": vision.side, "width": vision.side},
+        "resample": 3,
+        "crop_to_patches": False,
+        "min_patches": 1,
+        "max_patches": 1,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(vision.mean),
+        "image_std": list(vision.std),
+    }
+    _write_json(folder / "preprocessor_config.json", images)
+    marks = ("start_of_img_token", "end_of_img_token", "img_line_break_token", "tile_token", "tile_global_token")
+    processor = {
+        "processor_class": kind,
+        "patch_size": vision.patch,
+        "img_size": vision.side,
+        "downsample_factor": vision.merge,
+        "image_token": IMAGE,
+        "img_patch_token": IMAGE,
+        **dict.fromkeys(marks, ""),
     }
     _write_json(folder / "processor_config.json", processor)
 

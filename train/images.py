@@ -85,6 +85,8 @@ class ImageGeometry:
     image_aspect_ratio: AspectRatio = "pad"
     tile_grids: tuple[tuple[int, int], ...] | None = None
     """(rows, columns) of tiles that an image may be cut into, beside its global view."""
+    merge: int = 1
+    """Patches along each side of a square that become one token."""
 
     @property
     def pinpoints(self) -> list[list[int]]:
@@ -93,7 +95,7 @@ class ImageGeometry:
 
     def tokens(self, width: int, height: int) -> int:
         """Tokens of an image of this size in pixels, row ends included."""
-        edge = self.side // self.patch
+        edge = self.side // self.patch // self.merge
         if self.tile_grids is None:
             return edge * edge
         rows, columns = self._grid(width, height)
@@ -123,10 +125,13 @@ class ImageGeometry:
         tiles = tiles.permute(1, 3, 0, 2, 4).reshape(-1, 3, self.side, self.side)
         return torch.cat([to_square(image, self.side, "stretch")[None], tiles])
 
+    def tile_count(self, width: int, height: int) -> int:
+        """Squares that the tower sees of an image of this size in pixels."""
+        return 1 if self.tile_grids is None else 1 + math.prod(self._grid(width, height))
+
     def blank(self, width: int, height: int) -> torch.Tensor:
         """The tiles of an image of this size in pixels that shows nothing."""
-        tiles = 1 if self.tile_grids is None else 1 + math.prod(self._grid(width, height))
-        return torch.zeros((tiles, 3, self.side, self.side), dtype=torch.uint8)
+        return torch.zeros((self.tile_count(width, height), 3, self.side, self.side), dtype=torch.uint8)
 
     def _grid(self, width: int, height: int) -> tuple[int, int]:
         high, wide = select_best_resolution((height, width), self.pinpoints)

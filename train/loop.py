@@ -10,29 +10,46 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from msgspec import structs
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key
+from vlmix.mixture.io.atomic import disk_errors
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.batches import MicroBatch, MicroBatchDataset
-from vlmix.train.checkpoint import Checkpoints, State
+from vlmix.train.checkpoint import Best, Checkpoints, State
 from vlmix.train.config import Recipe
 from vlmix.train.flops import Flops, peak
 from vlmix.train.loader import make_loader
+from vlmix.train.loggers import open_loggers
 from vlmix.train.metrics import Metrics
+from vlmix.train.mixtures import inspect_hint, verify_hint
 from vlmix.train.model import TrainableVLM
-from vlmix.train.parallel import Ranks
+from vlmix.train.parallel import Ranks, before_backward, reduces_each
+from vlmix.train.profiler import Profiler
 
 EventCallback = Callable[[str, dict[str, Any]], None]
-"""Called on the first rank with an event (data, model, resumed, step, saved, unreadable, stopped, done) and facts."""
+"""Called on the first rank with an event (data, model, resumed, step, measured, saved, profiled, unreadable,
+stopped, done) and
+facts."""
+
+
+class Measure(Protocol):
+    """What is measured every `interval` steps, and at the end: facts for the row of metrics, under its name. All ranks
+    call it, and get the same."""
+
+    name: str
+    interval: int
+
+    def __call__(self, model: TrainableVLM, step: int) -> dict[str, Any]: ...
 
 
 _Counts = dict[str, float]  # sums over the ranks of one step, and `fullest`: the slots of the rank that has most
@@ -72,6 +89,7 @@ class Loop:
     checkpoints: Checkpoints
     flops: Flops
     sources: list[str]
+    measures: Sequence[Measure] = ()
     stopping: int = 0
     """The signal that asked for the end."""
 
@@ -86,34 +104,85 @@ class Loop:
 
     def _run(self, data: MicroBatchDataset, state: State, steps: int) -> State:
         metrics: Metrics | None = self.me.run_on_all(
-            lambda: Metrics(self.folder, state.step) if self.me.is_main else None
+            lambda: self._open_metrics(state.step) if self.me.is_main else None
         )
+        state = self._catch_up(state, metrics, steps)
         window = _Window(len(self.sources), self.me.device)
         batches = iter(make_loader(data, state.step, steps, self.recipe.loader_workers))
+        profiler = Profiler(self.folder, self.recipe.profile)
         for step in range(state.step, steps):
-            micros, count = self._fetch(batches, window)
-            unreadable = self._unreadable(micros, state.unreadable) if count["unreadable"] else state.unreadable
-            if count["saved"] == self.me.world:
-                self.checkpoints.wait()
-            losses = self._forward_backward(step, micros, count)
-            norm = self._update(step, steps, losses)
-            window.add(count, losses)
+            with profiler.step(step + 1):
+                micros, count = self._fetch(batches, window)
+                unreadable = self._unreadable(micros, state.unreadable) if count["unreadable"] else state.unreadable
+                if count["saved"] == self.me.world:
+                    self.checkpoints.wait()
+                losses = self._forward_backward(step, micros, count)
+                norm = self._update(step, steps, losses)
+                window.add(count, losses)
+            if step + 1 == profiler.last or count["stops"]:
+                self._write_trace(profiler, step + 1)
             counted = {name: state.counted.get(name, 0) + count[name] for name in _COUNTED}
-            state = State(step + 1, {**state.counted, **counted}, state.identity, unreadable)
+            state = structs.replace(state, step=step + 1, counted=state.counted | counted, unreadable=unreadable)
             interval = self.recipe.checkpoint.interval
             save = bool((interval and state.step % interval == 0) or state.step == steps or count["stops"])
-            if state.step % self.recipe.log_interval == 0 or save:  # a resumed run begins a new row, too
-                self._log(state, data.order, norm, window, metrics, steps)
+            # A run that is to stop measures when it resumes.
+            due = [] if count["stops"] and state.step < steps else self._due(state.step, steps)
+            if state.step % self.recipe.log_interval == 0 or save or due:  # a resumed run begins a new row, too
+                row = self._row(state, data.order, norm, window)
+                state, measured, is_better = self._measured(state, due)
+                self._log(row | measured, metrics)
+                self.report("step", row | {"of": steps})
                 window = _Window(len(self.sources), self.me.device)
+                save = save or is_better
             if save:
-                self.checkpoints.save(self.model, self.optimizer, state)
-                self.report("saved", {"step": state.step})
+                self._save(state)
             if count["stops"]:
                 break
         self.checkpoints.wait()
         if metrics is not None:
             metrics.close()
         return state
+
+    def _open_metrics(self, step: int) -> Metrics:
+        with disk_errors(self.folder):
+            loggers = open_loggers(self.recipe, self.folder, step, self.report)
+        return Metrics(self.folder, step, loggers)
+
+    def _log(self, row: dict[str, Any], metrics: Metrics | None) -> None:
+        self.me.run_on_all(lambda: metrics.add(row) if metrics else None)
+
+    def _due(self, step: int, steps: int) -> list[Measure]:
+        return [each for each in self.measures if step and (step % each.interval == 0 or step == steps)]
+
+    def _measured(self, state: State, due: Sequence[Measure]) -> tuple[State, dict[str, Any], bool]:
+        """The state after everything that is due was measured, the facts, and whether this is the best step so far."""
+        if not due:
+            return state, {}, False
+        facts = {}
+        for each in due:
+            facts[each.name] = each(self.model, state.step)
+            self.report("measured", {"step": state.step, each.name: facts[each.name]})
+        best = better(state.best, self.recipe.checkpoint.best, facts, state.step)
+        return structs.replace(state, measured=state.step, best=best), facts, best != state.best
+
+    def _catch_up(self, state: State, metrics: Metrics | None, steps: int) -> State:
+        """Measure what a run that was stopped had no time for."""
+        if state.measured == state.step or not (due := self._due(state.step, steps)):
+            return state
+        state, measured, is_better = self._measured(state, due)
+        self.me.run_on_all(lambda: metrics.amend(state.step, measured) if metrics else None)
+        if is_better:
+            self._save(state)
+        return state
+
+    def _save(self, state: State) -> None:
+        self.checkpoints.save(self.model, self.optimizer, state)
+        self.report("saved", {"step": state.step})
+
+    def _write_trace(self, profiler: Profiler, step: int) -> None:
+        path = self.me.run_on_main(lambda: profiler.write(step))
+        if path:
+            self.report("profiled", {"out": str(path)})
 
     def _fetch(
         self, batches: Iterator[list[MicroBatch] | VlmixError], window: _Window
@@ -132,8 +201,10 @@ class Loop:
         """The gradients of a step. Dropout depends on seed, step and rank alone."""
         torch.manual_seed(int(derive_key(self.recipe.seed, step, self.me.rank)) & (2**63 - 1))
         losses = []
-        for micro in micros:
+        each = reduces_each(self.model, self.recipe)
+        for number, micro in enumerate(micros, 1):
             micro = micro.to(self.me.device)
+            before_backward(self.model, number == len(micros), each)
             loss = self.model(micro)
             # FSDP averages over ranks: times world, this is the mean over the tokens of the whole global batch.
             (loss.sum() * (self.me.world / max(count["target_tokens"], 1))).backward()
@@ -151,16 +222,6 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def _log(
-        self, state: State, schedule: Schedule, norm: float, window: _Window, metrics: Metrics | None, steps: int
-    ) -> None:
-        """A row of metrics.jsonl: over the steps since the row before."""
-        dist.all_reduce(window.sums)
-        row = self._row(state.step, schedule, norm, window)
-        row["total"] = {**state.counted, "unreadable": len(state.unreadable)}
-        self.me.run_on_all(lambda: metrics.add(row) if metrics else None)
-        self.report("step", row | {"of": steps})
 
     def _count(self, micros: list[MicroBatch], failed: bool) -> _Counts:
         slots = sum(micro.input_ids.numel() for micro in micros)
@@ -180,14 +241,16 @@ class Loop:
         sums = self.me.all_reduce_sum([*own.values(), *slots_by_rank])
         return {**dict(zip(own, sums)), "fullest": max(sums[len(own) :])}
 
-    def _row(self, step: int, schedule: Schedule, norm: float, window: _Window) -> dict[str, Any]:
+    def _row(self, state: State, schedule: Schedule, norm: float, window: _Window) -> dict[str, Any]:
+        """A row of metrics.jsonl: over the steps since the row before."""
+        dist.all_reduce(window.sums)
         loss, targets = window.sums.tolist()
         seconds = time.perf_counter() - window.began
         peak_flops = (self.recipe.peak_tflops or peak(self.me.device) or 0) * 1e12
         total = {name: sum(count[name] for count in window.counts) for name in window.counts[0]}
         row = {
-            "step": step,
-            "epoch": round(step / schedule.steps_per_epoch, 4),
+            "step": state.step,
+            "epoch": round(state.step / schedule.steps_per_epoch, 4),
             "loss": sum(loss) / max(sum(targets), 1),
             "sources": {
                 name: {"loss": a / b, "tokens": int(b)} for name, a, b in zip(self.sources, loss, targets) if b
@@ -205,7 +268,7 @@ class Loop:
         }
         if self.me.device.type == "cuda":
             row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        return row
+        return row | {"total": {**state.counted, "unreadable": len(state.unreadable)}}
 
     def _unreadable(self, micros: list[MicroBatch], before: tuple[str, ...]) -> tuple[str, ...]:
         """All samples so far whose image did not decode. Ends the run where they are too many."""
@@ -217,7 +280,7 @@ class Loop:
             self.me.abort(
                 VlmixError(
                     f"{len(every)} images did not decode so far, the last of {', '.join(every[-5:])}; "
-                    f"`vlmix verify {self.recipe.mixture}` lists the damage, a larger max_bad_images skips them"
+                    f"{verify_hint(self.recipe, [*every[-5:]])} lists the damage, a larger max_bad_images skips them"
                 )
             )
         return every
@@ -229,7 +292,7 @@ class Loop:
         what = f"the loss of {', '.join(bad[:8])}" if bad else f"a gradient over {', '.join(everyone[:8])}"
         return VlmixError(
             f"step {step + 1}: {what} is not finite; nothing was updated. Lower optim.lr, or look at the samples with "
-            f"`vlmix inspect {self.recipe.mixture} --id ID`; what was saved before stays"
+            f"{inspect_hint(self.recipe, (bad or everyone)[0])}; what was saved before stays"
         )
 
     @contextlib.contextmanager
@@ -254,6 +317,21 @@ class Loop:
         finally:
             for kind in kinds:
                 signal.signal(kind, before[kind])
+
+
+def better(best: Best | None, number: str, facts: dict[str, Any], step: int) -> Best | None:
+    """The best value of a number so far, after `facts` were measured at a step: of a loss the lowest, of a score the
+    highest, of equal ones the first. A value that is not finite is never the best."""
+    kind, _, name = number.partition(".")
+    best = best if best is not None and best.number == number else None
+    if kind not in facts:
+        return best
+    value = facts["validation"]["loss"] if kind == "validation" else facts["evaluate"][name]["score"]
+    if not math.isfinite(value):
+        return best
+    if best is not None and (value >= best.value if kind == "validation" else value <= best.value):
+        return best
+    return Best(number, value, step)
 
 
 def lr_factor(step: int, steps: int, recipe: Recipe) -> float:

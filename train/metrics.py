@@ -1,7 +1,8 @@
-"""Run metrics: one JSON line for every logged step, tensorboard where it is installed."""
+"""Run metrics: one JSON line for every logged step."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +10,48 @@ import msgspec
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors, write_text
+from vlmix.train.loggers import Logger
 
 NAME = "metrics.jsonl"
 
 
 class Metrics:
-    """`RUN/metrics.jsonl`, appended to. A run that resumes from step k begins by taking out what came after k."""
+    """`RUN/metrics.jsonl`, appended to, and the same numbers for loggers. A run that resumes from step k begins by
+    taking out what came after k."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, step: int, loggers: Sequence[Logger] = ()) -> None:
+        self.path, self._loggers = folder / NAME, loggers
         rows = [row for row in read(folder) if row["step"] <= step] if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         with disk_errors(self.path):
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = _tensorboard(folder / "tensorboard", step)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row. Raises VlmixError where the disk is full."""
         with disk_errors(self.path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-            if self._board is not None:
-                for name, value in _flat(row):
-                    self._board.add_scalar(name, value, row["step"])
+            self._pass_on(row, row["step"])
+
+    def amend(self, step: int, facts: dict[str, Any]) -> None:
+        """Add facts to the row of a step, which is the last one."""
+        rows = read(self.path.parent)
+        if not rows or rows[-1]["step"] != step:
+            raise VlmixError(f"{self.path}: its last row is not of step {step}, which its checkpoint is of")
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in [*rows[:-1], rows[-1] | facts]))
+        with disk_errors(self.path):
+            self._file.close()
+            self._file = self.path.open("a", encoding="utf-8")
+            self._pass_on(facts, step)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for logger in self._loggers:
+            logger.close()
+
+    def _pass_on(self, facts: dict[str, Any], step: int) -> None:
+        for logger in self._loggers:
+            logger.add(dict(_flat(facts)), step)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -64,11 +79,3 @@ def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
         elif isinstance(value, int | float) and math.isfinite(value):
             found.append((prefix + key, float(value)))
     return found
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,15 +1,17 @@
-"""The model: transformers' Llava or LlavaNext around a vision tower and a causal LM, and its loss."""
+"""The model: transformers' Llava, LlavaNext or AyaVision around a vision tower and a causal LM, and its loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -22,13 +24,30 @@ from vlmix.mixture.extras import missing
 from vlmix.train import attention
 from vlmix.train.batches import MicroBatch
 from vlmix.train.config import Lora, Part, Recipe
+from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.images import CLIP_MEAN, CLIP_STD, ImageGeometry, normalise
 from vlmix.train.probe import _check_lm, _lm_errors, _unused
 from vlmix.train.tokens import IMAGE, add_image_token, with_prefix
-from vlmix.train.weights.pretrained import Tower, load_lm, load_tokenizer, load_tower
+from vlmix.train.weights.pretrained import (
+    LanguageModel,
+    Tower,
+    describe_lm,
+    describe_tower,
+    family_of,
+    load_lm,
+    load_tokenizer,
+    load_tower,
+)
 
 LlavaModel: TypeAlias = Any
-"""LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
+"""Of one of these classes."""
+_KINDS: dict[type, Callable[[Any], Any]] = {
+    LlavaConfig: LlavaForConditionalGeneration,
+    LlavaNextConfig: LlavaNextForConditionalGeneration,
+    AyaVisionConfig: AyaVisionForConditionalGeneration,
+}
+_MERGED = 2
+"""Patches along each side of those that a pixel shuffle joins."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +66,23 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Mo
 
     Randomly initialized weights follow torch's generator.
     """
+    return _build(recipe, tokenizer, load_lm, lambda where: load_tower(where, torch.float32))
+
+
+def describe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[ModelBundle, PreTrainedTokenizerBase]:
+    """The same on the meta device, from configurations alone: shapes, and neither weights nor the memory for them."""
+    with torch.device("meta"):
+        return _build(recipe, tokenizer, describe_lm, describe_tower)
+
+
+def _build(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None,
+    lm_at: Callable[[str], LanguageModel],
+    tower_at: Callable[[str], Tower],
+) -> tuple[ModelBundle, PreTrainedTokenizerBase]:
     if isinstance(recipe.model.lm, str):
-        loaded = load_lm(recipe.model.lm)
+        loaded = lm_at(recipe.model.lm)
         lm, tokenizer = loaded.model, loaded.tokenizer
         if isinstance(recipe.model.tokenizer, str):
             tokenizer = load_tokenizer(recipe.model.tokenizer)
@@ -62,7 +96,7 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Mo
     if len(tokenizer) > lm.config.vocab_size:
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     _check_lm(recipe, lm)
-    tower = _tower(recipe)
+    tower = _tower(recipe, tower_at)
     vision = ImageGeometry(
         tower.side,
         tower.patch,
@@ -70,7 +104,13 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Mo
         tower.std,
         recipe.model.image_aspect_ratio,
         tuple((rows, columns) for rows, columns in recipe.model.tile_grids) if recipe.model.tile_grids else None,
+        _MERGED if recipe.model.connector == "pixel_shuffle" else 1,
     )
+    if (edge := tower.side // tower.patch) % vision.merge:
+        raise VlmixError(
+            f"model.connector pixel_shuffle joins 2 x 2 patches, the tower has {edge} x {edge}; take another tower, "
+            "such as google/siglip2-so400m-patch16-384, or another connector"
+        )
     if vision.tile_grids and tower.model.config.image_size != tower.side:
         # LlavaNext takes the size of a tile from the tower's configuration.
         raise VlmixError(
@@ -91,13 +131,17 @@ def _prepared(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> PreTrainedT
     return tokenizer
 
 
-def _tower(recipe: Recipe) -> Tower:
+def _tower(recipe: Recipe, tower_at: Callable[[str], Tower]) -> Tower:
     if isinstance(recipe.model.vision_tower, str):
-        return load_tower(recipe.model.vision_tower, torch.float32)
+        return tower_at(recipe.model.vision_tower)
     config = _config(recipe.model.vision_tower, "vision_tower")
+    family = family_of("model.vision_tower", config.model_type)
+    if not hasattr(config, "image_size"):
+        raise VlmixError(
+            f"model.vision_tower: {config.model_type} is of two towers; take {config.model_type}_vision_model"
+        )
     model = AutoModel.from_config(config, trust_remote_code=False)
-    has_cls = "siglip" not in config.model_type
-    return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), has_cls, int(config.patch_size))
+    return Tower(model, CLIP_MEAN, CLIP_STD, int(config.image_size), family.has_cls, int(config.patch_size))
 
 
 def _config(keys: dict[str, Any], part: str, **more: Any) -> Any:
@@ -114,22 +158,24 @@ def _assemble(
         "text_config": lm.config,
         "vision_config": tower.model.config,
         "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
-        # A linear connector is the two-layer one whose second half is the identity: exportable as it is.
-        "projector_hidden_act": "gelu" if recipe.model.connector == "mlp" else "linear",
         "vision_feature_layer": recipe.model.vision_feature_layer,
         "vision_feature_select_strategy": "default" if tower.has_cls else "full",
         "tie_word_embeddings": bool(lm.config.tie_word_embeddings),
     }
-    if vision.tile_grids:
-        kind, config = (
-            LlavaNextForConditionalGeneration,
-            LlavaNextConfig(image_grid_pinpoints=vision.pinpoints, **common),
-        )
+    # A linear connector is the two-layer one whose second half is the identity: exportable as it is.
+    act = "linear" if recipe.model.connector == "linear" else "gelu"
+    config: LlavaConfig | LlavaNextConfig | AyaVisionConfig
+    if vision.merge > 1:
+        # SwiGLU halves the width, so that its second layer is as wide as the LM.
+        width = 2 * lm.config.hidden_size
+        config = AyaVisionConfig(downsample_factor=vision.merge, alignment_intermediate_size=width, **common)
+    elif vision.tile_grids:
+        config = LlavaNextConfig(image_grid_pinpoints=vision.pinpoints, projector_hidden_act=act, **common)
     else:
-        kind = LlavaForConditionalGeneration
-        config = LlavaConfig(image_seq_length=vision.tokens(vision.side, vision.side), **common)
+        tokens = vision.tokens(vision.side, vision.side)
+        config = LlavaConfig(image_seq_length=tokens, projector_hidden_act=act, **common)
     with torch.device("meta"):
-        model = kind(config)
+        model = _KINDS[type(config)](config)
     projector = model.model.multi_modal_projector
     model.model.multi_modal_projector = type(projector)(config)
     if recipe.model.connector == "linear":
@@ -144,12 +190,11 @@ def _assemble(
     return model
 
 
-def meta_model(config: LlavaConfig | LlavaNextConfig) -> LlavaModel:
+def meta_model(config: LlavaConfig | LlavaNextConfig | AyaVisionConfig) -> LlavaModel:
     """A model of the same shapes as one that another process built, its weights unset."""
-    kind = LlavaNextForConditionalGeneration if isinstance(config, LlavaNextConfig) else LlavaForConditionalGeneration
     with torch.device("meta"):
-        model = kind(config)
-        if config.projector_hidden_act == "linear":
+        model = _KINDS[type(config)](config)
+        if getattr(config, "projector_hidden_act", None) == "linear":
             model.model.multi_modal_projector.linear_2 = nn.Identity()
     model.to_empty(device="cpu")
     model.tie_weights()
@@ -166,6 +211,7 @@ class TrainableVLM(nn.Module):
         hf, vision = parts.model, parts.vision
         self.hf, self.vision, self.has_cls = hf, vision, parts.has_cls
         self.parts: frozenset[Part] = frozenset(recipe.trainable)
+        self.loss_chunk = recipe.loss_chunk
         name = attention.register()
         hf.model.language_model.set_attn_implementation(name)
         hf.requires_grad_(False)
@@ -223,35 +269,38 @@ class TrainableVLM(nn.Module):
     def forward(self, micro: MicroBatch) -> torch.Tensor:
         """[S] fp32: the sum of the losses of each sample's trained tokens. A micro-batch without any gives zeros that
         can be differentiated, so that every rank runs the same passes."""
+        hidden, head = self.target_states(micro), self.hf.lm_head
+        # The head's weight is used, not called: within this forward, FSDP has it whole.
+        losses = chunked_cross_entropy(hidden, head.weight, head.bias, micro.targets, self.loss_chunk)
+        return losses.new_zeros(len(micro.samples)).index_add(0, micro.sample_index, losses)
+
+    def target_states(self, micro: MicroBatch) -> torch.Tensor:
+        """[K, width]: the LM's last hidden state before each target token. The head runs for these alone, which for
+        short answers are a few tokens in hundreds."""
         embeds = self.hf.get_input_embeddings()(micro.input_ids)
         features = self._features(micro, embeds.dtype)
         if len(micro.images):
-            at = (micro.input_ids == self.hf.config.image_token_id)[..., None]
-            embeds = embeds.masked_scatter(at, features)
+            shape = embeds.shape
+            embeds = embeds.flatten(0, 1).index_copy(0, micro.image_positions, features).view(shape)
         else:
             embeds = embeds + 0.0 * features.sum()
-        hidden = self.hf.model.language_model(
+        hidden: torch.Tensor = self.hf.model.language_model(
             inputs_embeds=embeds,
             position_ids=micro.position_ids,
             use_cache=False,
-            cu_seq_lens_q=micro.cu_seqlens,
+            cu_seq_lens_q=attention.placed(micro.cu_seqlens, embeds),
             max_length_q=micro.max_seqlen,
         ).last_hidden_state
-        # The head runs where something is learnt, which for short answers is a few tokens in hundreds.
-        logits = self.hf.lm_head(hidden.flatten(0, 1)[micro.target_positions]).float()
-        losses: torch.Tensor = cross_entropy(logits, micro.targets, reduction="none")
-        per_sample = losses.new_zeros(len(micro.samples)).index_add(0, micro.sample_index, losses)
-        total: torch.Tensor = per_sample + 0.0 * logits.sum()
-        return total
+        return hidden.flatten(0, 1).index_select(0, micro.target_positions)
 
     def _features(self, micro: MicroBatch, dtype: torch.dtype) -> torch.Tensor:
         """[F, width]: the connector's output for all image tokens; of zeros where there is no image."""
         inner = self.hf.model
         learns = "vision_tower" in self.parts
         if not len(micro.images) and not learns:
-            width = inner.multi_modal_projector.linear_1.in_features
+            shape = (1, self.vision.merge**2, self.hf.config.vision_config.hidden_size)
             features: torch.Tensor = inner.multi_modal_projector(
-                torch.zeros((1, width), device=micro.input_ids.device, dtype=dtype)
+                torch.zeros(shape, device=micro.input_ids.device, dtype=dtype)
             )
             return self._with_newline(features)
         pixels = micro.images
@@ -264,9 +313,9 @@ class TrainableVLM(nn.Module):
             hidden = self._seen(normalise(pixels, self.vision.mean, self.vision.std, at))
         projected: torch.Tensor = inner.multi_modal_projector(hidden.to(dtype))
         if not len(micro.images):
-            return self._with_newline(projected.flatten(0, 1))
+            return self._with_newline(projected.flatten(0, -2))
         if not self.vision.tile_grids:
-            return projected.flatten(0, 1)
+            return projected.flatten(0, -2)
         packed, _ = inner.pack_image_features(
             projected.split(micro.tiles_per_image),
             micro.image_sizes,

@@ -1,24 +1,28 @@
 """Processes, devices and FSDP2. One process is a group of one, so that there is one way to train."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.config import Recipe
+from vlmix.train.config import Part, Recipe
 from vlmix.train.model import TrainableVLM
+from vlmix.train.param_groups import part_of
 
 T = TypeVar("T")
+
+SMALL = 2**30
+"""Trainable parameters up to which `reduce_gradients: auto` keeps their gradients whole: 4 GiB on each GPU."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,24 @@ def init_distributed() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def shard_size(recipe: Recipe, world: int) -> int:
+    """How many processes share one copy of the model. Raises VlmixError if the others do not make up further copies."""
+    size = recipe.shard_size or world
+    if world % size:
+        raise VlmixError(
+            f"shard_size {size} does not divide the number of processes, {world}; take a divisor, such as the GPUs of "
+            "a node, or 0 for all of them"
+        )
+    return size
+
+
 def apply_fsdp(model: TrainableVLM, recipe: Recipe, ranks: Ranks) -> None:
     """Shard a model in place: every block of the LM, then the rest. A frozen tower stays whole on every rank: it takes
     no part in collectives, so a rank without images holds up nobody."""
     bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    size = shard_size(recipe, ranks.world)
     common: dict[str, Any] = {
-        "mesh": init_device_mesh(ranks.device.type, (ranks.world,)),
+        "mesh": _mesh(size, ranks),
         "mp_policy": bf16 if recipe.precision == "bf16" else MixedPrecisionPolicy(),
     }
     if "vision_tower" not in model.parts:
@@ -118,8 +134,31 @@ def apply_fsdp(model: TrainableVLM, recipe: Recipe, ranks: Ranks) -> None:
     for block in model.blocks:
         if recipe.compile:
             block.compile(dynamic=True)
-        fully_shard(block, reshard_after_forward=recipe.reshard_after_forward and ranks.world > 1, **common)
+        fully_shard(block, reshard_after_forward=recipe.reshard_after_forward and size > 1, **common)
     fully_shard(model, reshard_after_forward=False, **common)
+
+
+def _mesh(size: int, ranks: Ranks) -> DeviceMesh:
+    """[copies, size] where there are several copies of the model (HSDP), else [size]."""
+    kind, copies = ranks.device.type, ranks.world // size
+    if copies == 1:
+        return init_device_mesh(kind, (size,))
+    return init_device_mesh(kind, (copies, size), mesh_dim_names=("copies", "shards"))
+
+
+def reduces_each(model: TrainableVLM, recipe: Recipe) -> bool:
+    """Whether gradients are reduced after every micro-batch, and not once a step (`reduce_gradients`)."""
+    if recipe.reduce_gradients != "auto":
+        return recipe.reduce_gradients == "each"
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) > SMALL
+
+
+def before_backward(model: TrainableVLM, last: bool, each: bool) -> None:
+    """Say what FSDP does with the gradients of the next backward pass: the last one of a step, or not. Copies of the
+    model add up theirs once a step; within a copy they are added up after `each`, or once, too."""
+    sharded = cast(FSDPModule, model)
+    sharded.set_requires_gradient_sync(last or each)
+    sharded.set_requires_all_reduce(last)
 
 
 def broadcast_weights(model: TrainableVLM, whole: dict[str, torch.Tensor], ranks: Ranks) -> None:
@@ -139,11 +178,14 @@ def broadcast_weights(model: TrainableVLM, whole: dict[str, torch.Tensor], ranks
         dist.broadcast(buffer, src=0)
 
 
-def full_state(model: TrainableVLM, ranks: Ranks, trained_only: bool = False) -> dict[str, torch.Tensor]:
-    """The whole weights on the CPU of the first rank; empty on the others, which take part in gathering."""
+def full_state(
+    model: TrainableVLM, ranks: Ranks, parts: Collection[Part] = ("connector", "lm", "vision_tower")
+) -> dict[str, torch.Tensor]:
+    """The whole weights of some parts on the CPU of the first rank; empty on the others, which take part in
+    gathering."""
     state = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if trained_only and not parameter.requires_grad:
+        if part_of(name) not in parts:
             continue
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         if ranks.is_main:

@@ -30,6 +30,15 @@ def param_groups(model: TrainableVLM, recipe: Recipe) -> Iterator[dict[str, obje
         }
 
 
+def count_parameters(model: TrainableVLM) -> dict[str, dict[str, int]]:
+    """Part -> how many of its parameters are trained, and how many frozen."""
+    found: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        part = found.setdefault(part_of(name), {"trained": 0, "frozen": 0})
+        part["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return found
+
+
 def part_of(name: str) -> Part:
     """The part that a parameter belongs to, by its name in the model."""
     if "vision_tower." in name:

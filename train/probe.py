@@ -45,22 +45,19 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
         raise VlmixError(
             f"model.lm {name}: a mixture of experts; vlmix trains no balancing loss for its router, take a dense LM"
         )
-    if not isinstance(getattr(lm.get_decoder(), "layers", None), nn.ModuleList):
+    layers = getattr(lm.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise VlmixError(
             f"model.lm {name}: it has no `layers`, which vlmix shards one by one; take one built as Llama is"
         )
     if getattr(config, "attn_logit_softcapping", None):
         raise VlmixError(f"model.lm {name}: its attention caps logits, which vlmix's does not")
-    window = getattr(config, "sliding_window", None)
-    if window and window < length:
-        raise VlmixError(
-            f"model.lm {name}: its attention looks back {window} tokens, vlmix's over the whole sample; "
-            f"take batch.max_length={window} or less"
-        )
     most = getattr(config, "max_position_embeddings", None)
     if most and most < length:
         raise VlmixError(f"model.lm {name}: it knows {most} positions; take batch.max_length={most} or less")
-    with _lm_errors(recipe, "cannot be run as vlmix trains it"):
+    if lm.device.type == "meta":
+        return  # it has no weights to be tried with
+    with _lm_errors(recipe, "cannot be run as vlmix trains it"), _narrowed(lm, length):
         attends, apart, logits = _tried(lm)
     if logits > _SAME:
         raise VlmixError(
@@ -70,6 +67,33 @@ def _check_lm(recipe: Recipe, lm: Any) -> None:
         raise VlmixError(f"model.lm {name}: its attention computes something else than vlmix's")
     if recipe.batch.pack_length and apart > _SAME:
         raise VlmixError(f"model.lm {name}: it would let packed samples see each other; take batch.pack_length=0")
+
+
+_NARROW = 4
+"""Window under which an LM is tried, so that a few tokens show whether its layers say theirs to the attention."""
+
+
+@contextmanager
+def _narrowed(lm: Any, length: int) -> Iterator[None]:
+    """The LM with the sliding windows of its layers cut down, if samples of this length are longer than they are.
+
+    transformers has a window twice: in the configuration, of which masks are made, and in the attention of each layer
+    that has one, which it gives to the attention function; or the layer takes it from the configuration, too.
+    """
+    config = lm.get_decoder().config
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= length:
+        yield
+        return
+    modules = [module for module in lm.modules() if getattr(module, "sliding_window", None) == window]
+    places = [config, *modules]
+    try:
+        for place in places:
+            place.sliding_window = min(_NARROW, window)
+        yield
+    finally:
+        for place in places:
+            place.sliding_window = window
 
 
 @torch.no_grad()

@@ -8,73 +8,140 @@ import math
 import shutil
 import signal
 import zipfile
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.benchmark.benchmark import Benchmark
+from vlmix.mixture.blend import Samples, digest, open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_text
 from vlmix.mixture.io.locks import exclusive_lock
-from vlmix.mixture.mixture import Mixture
-from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.mixture.version import ORDER_VERSION, VERSION
+from vlmix.train import loggers, mixtures, validation
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
-from vlmix.train.checkpoint import Checkpoints, State
-from vlmix.train.config import Recipe
+from vlmix.train.card import DATA_NAME, card
+from vlmix.train.checkpoint import Checkpoints, State, checkpoints_in, read_state, restore_weights
+from vlmix.train.config import Recipe, load
+from vlmix.train.evaluate.during import Evaluation
 from vlmix.train.export import CONNECTOR, MODEL, load_connector, write, write_connector
 from vlmix.train.flops import Flops
 from vlmix.train.images import ImageGeometry
-from vlmix.train.loop import EventCallback, Loop
+from vlmix.train.loop import EventCallback, Loop, Measure
 from vlmix.train.model import ModelBundle, TrainableVLM, build, meta_model
-from vlmix.train.parallel import Ranks, apply_fsdp, broadcast_weights, full_state, init_distributed
-from vlmix.train.param_groups import param_groups, part_of
+from vlmix.train.parallel import Ranks, apply_fsdp, broadcast_weights, full_state, init_distributed, shard_size
+from vlmix.train.param_groups import count_parameters, param_groups
 from vlmix.train.tokens import Encoder, Template, template, train_tokenizer
 from vlmix.train.weights.pretrained import load_tokenizer
 
-_FREE = ("out", "loader_workers", "log_interval", "checkpoint", "cpu_threads", "max_bad_images", "peak_tflops")
-"""Keys of a recipe that may change when a run resumes."""
-_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "skipped.jsonl", "data.json", "checkpoints")
+_FREE = (
+    "out",
+    "loader_workers",
+    "log_interval",
+    "checkpoint",
+    "cpu_threads",
+    "max_bad_images",
+    "peak_tflops",
+    "profile",
+    "wandb",
+)
+"""Keys of a recipe that may change when a run resumes; so may `validation` and `evaluate`, but for the hold-out."""
+CHECKPOINTS, EXPORTS = "checkpoints", "exports"
+"""Folders of a run."""
+_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "skipped.jsonl", DATA_NAME, CHECKPOINTS)
 """What a run may have written before it has its recipe.yaml."""
+_MEASURES = ("validation", "evaluate")
 SKIPPED = "skipped.jsonl"
 """Samples that a run leaves out, and why, one a line."""
-_KNOBS = ("batch.pack_length", "batch.micro_size", "activation_checkpointing", "reshard_after_forward", "compile")
+_KNOBS = (
+    *("batch.pack_length", "batch.micro_size", "activation_checkpointing", "loss_chunk", "compile"),
+    *("reshard_after_forward", "shard_size", "reduce_gradients"),
+)
 """What saves memory or time: it may change, too, and then the sums are rounded differently."""
+
+_Export = Callable[[TrainableVLM, Path], None]
 
 
 def silent(event: str, facts: dict[str, Any]) -> None:
     """No report."""
 
 
-def train(recipe: Recipe, report: EventCallback = silent) -> int:
+def train(recipe: Recipe, report: EventCallback = silent, benchmark: Callable[[str], Benchmark] | None = None) -> int:
     """Run a recipe to its end: 0 if it got there, or the number of the signal that stopped it, its state saved.
 
-    The run's folder is `recipe.out`; a run of the same recipe in it is resumed. Raises VlmixError for input that
-    cannot be trained on, on every rank.
+    The run's folder is `recipe.out`; a run of the same recipe in it is resumed. `benchmark` gives those that
+    `recipe.evaluate` names. Raises VlmixError for input that cannot be trained on, on every rank.
     """
     if not recipe.mixture:
         raise VlmixError("no mixture to train on: add mixture=FOLDER")
     if recipe.cpu_threads:
         torch.set_num_threads(recipe.cpu_threads)
     with init_distributed() as me:
-        return _Run(recipe, me, report if me.is_main else silent).go()
+        return _Run(recipe, me, report if me.is_main else silent, benchmark).go()
+
+
+def export_model(run: Path, step: int | None = None, best: bool = False, out: Path | None = None) -> Path:
+    """Write a checkpoint of a run as a model folder: the last one, that of a `step`, or the `best`. By default `out` is
+    RUN/exports/step-00000500. Weights that are not trained come from where the recipe has them.
+
+    Raises VlmixError if the run has no such checkpoint, if `out` exists, or for what `train` raises it for a model.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise VlmixError(f"{run}: no recipe.yaml; name the folder of a training run")
+    recipe = load(run / "recipe.yaml", [f"out={json.dumps(str(run))}"])
+    folder = run / CHECKPOINTS
+    steps = [int(path.name.removeprefix("step-")) for path in checkpoints_in(folder)]
+    if not steps:
+        raise VlmixError(f"{run} has no checkpoint yet")
+    if best:
+        found = read_state(checkpoints_in(folder)[-1]).best
+        if found is None:
+            raise VlmixError(f"{run}: no best checkpoint; a recipe with checkpoint.best keeps one")
+        step = found.step
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise VlmixError(f"{run}: no checkpoint of step {step}; there are those of {', '.join(map(str, steps))}")
+    out = out or run / EXPORTS / f"step-{step:08d}"
+    if out.exists():
+        raise VlmixError(f"{out} exists; choose another --out")
+    with init_distributed() as me:
+        job = _Run(recipe, me)
+        model, tokenizer, layout, weights = job._model(None, begun=True)
+        apply_fsdp(model, recipe, me)
+        broadcast_weights(model, weights, me)
+        weights.clear()
+        restore_weights(folder / f"step-{step:08d}", model)
+        job._write_model(model, out, tokenizer=tokenizer, layout=layout, step=step)
+    return out
 
 
 def folder_of(recipe: Recipe) -> Path:
     return Path(recipe.out or f"runs/{recipe.name}")
 
 
+def steps_of(recipe: Recipe, order: Schedule) -> int:
+    """Steps of a training."""
+    return recipe.max_steps or math.ceil(recipe.epochs * order.steps_per_epoch)
+
+
 class _Run:
-    def __init__(self, recipe: Recipe, me: Ranks, report: EventCallback) -> None:
-        self.recipe, self.me, self.report = recipe, me, report
+    def __init__(
+        self,
+        recipe: Recipe,
+        me: Ranks,
+        report: EventCallback = silent,
+        benchmark: Callable[[str], Benchmark] | None = None,
+    ) -> None:
+        self.recipe, self.me, self.report, self.benchmark = recipe, me, report, benchmark
         self.folder = folder_of(recipe)
 
     def go(self) -> int:
@@ -86,19 +153,28 @@ class _Run:
 
     def _go(self) -> int:
         recipe, me = self.recipe, self.me
-        offered: Mixture = me.run_on_all(lambda: open_mixture(recipe.mixture))
-        identity = _identity(recipe, offered)
-        checkpoints = Checkpoints(self.folder / "checkpoints", recipe.checkpoint.keep, me)
+        whole_mixture: Samples = me.run_on_all(lambda: open_samples(recipe.mixture))
+        identity = _identity(recipe, whole_mixture)
+        offered, validated = me.run_on_all(lambda: self._split(whole_mixture))
+        checkpoints = Checkpoints(self.folder / CHECKPOINTS, recipe.checkpoint.keep, me)
         latest = me.run_on_main(lambda: _latest(checkpoints, identity, self.folder))
         model, tokenizer, layout, whole = self._model(offered, begun=latest is not None)
+        export = partial(self._write_model, tokenizer=tokenizer, layout=layout)
         encoder = Encoder(tokenizer, layout)
         found = self._lengths(offered, encoder, model.vision)
         mixture = self._fitting(offered, found)
-        skipped, found = len(offered) - len(mixture), found.fitting()
-        order: Schedule = me.run_on_all(lambda: self._order(mixture, found))
-        steps = recipe.max_steps or math.ceil(recipe.epochs * order.steps_per_epoch)
+        skipped, found = len(offered) - len(mixture), found.of(found.fits)
+        order: Schedule = me.run_on_all(lambda: mixtures.schedule(mixture, recipe, found.tokens, me.world))
+        steps = steps_of(recipe, order)
+        if recipe.profile and recipe.profile[1] > steps:
+            me.abort(VlmixError(f"profile: it ends with step {recipe.profile[1]}, the training with step {steps}"))
+        names = sorted(set(mixture.column("source").to_pylist()))
+        pad = tokenizer.pad_token_id
+        collator = Collator(encoder, model.vision, recipe.batch, names, 0 if pad is None else int(pad))
+        measures = self._measures(validated, collator, export)
         facts = {**self._tell_data(mixture, skipped, found, order, steps), "parts": self._tell_model(model)}
-        me.run_on_main(lambda: write_text(self.folder / "data.json", json.dumps(facts, indent=1) + "\n"))
+        me.run_on_main(lambda: write_text(self.folder / DATA_NAME, json.dumps(facts, indent=1) + "\n"))
+        me.run_on_main(lambda: self._check_space(model, steps))
         flops = Flops.of(model)
         apply_fsdp(model, recipe, me)
         broadcast_weights(model, whole, me)
@@ -113,20 +189,19 @@ class _Run:
             self.report("resumed", {"step": state.step})
         resolved = yaml.safe_dump(recipe.resolved(), sort_keys=False)
         me.run_on_main(lambda: write_text(self.folder / "recipe.yaml", resolved))
-        names = sorted(set(mixture.column("source").to_pylist()))
-        pad = tokenizer.pad_token_id
-        collator = Collator(encoder, model.vision, recipe.batch, names, 0 if pad is None else int(pad))
         data = MicroBatchDataset(mixture, order, collator, me.rank, me.world)
-        loop = Loop(recipe, me, self.report, self.folder, model, optimizer, checkpoints, flops, names)
+        loop = Loop(recipe, me, self.report, self.folder, model, optimizer, checkpoints, flops, names, measures)
         state = loop.run(data, state, steps)
         if state.step < steps:
             self.report("stopped", {"step": state.step, "of": steps})
             return loop.stopping or signal.SIGTERM  # which another rank was sent
-        self._export(model, tokenizer, layout)
+        self._export(model, tokenizer, layout, state.step)
         return 0
 
     def _prepare(self) -> None:
-        _check_data(open_mixture(self.recipe.mixture), self.recipe)
+        loggers.check(self.recipe)
+        mixtures.check(open_samples(self.recipe.mixture), self.recipe)
+        shard_size(self.recipe, self.me.world)
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         there = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
@@ -137,19 +212,7 @@ class _Run:
         if not mine:
             raise VlmixError(f"{self.folder} is being written by another run; wait for it or choose another out=")
 
-    def _order(self, mixture: Mixture, found: Lengths) -> Schedule:
-        batch = self.recipe.batch
-        order = mixture.schedule(
-            batch.global_size,
-            seed=self.recipe.seed,
-            lengths=found.tokens,
-            length_window=batch.length_window,
-            drop_last=batch.drop_last,
-        )
-        order.rank_batch(0, self.me.rank, self.me.world)  # the batch has to be a multiple of the ranks
-        return order
-
-    def _model(self, mixture: Mixture, begun: bool):  # type: ignore[no-untyped-def]
+    def _model(self, mixture: Samples | None, begun: bool):  # type: ignore[no-untyped-def]
         """The model, on every rank; its weights on the first one alone."""
         recipe, me = self.recipe, self.me
         home = self.folder / "tokenizer"
@@ -157,7 +220,7 @@ class _Run:
 
         def first() -> tuple[Any, ModelBundle]:
             torch.manual_seed(recipe.seed)
-            parts, tokenizer = build(recipe, _own_tokenizer(recipe, mixture, home if begun else None))
+            parts, tokenizer = build(recipe, own_tokenizer(recipe, mixture, home if begun else None))
             if recipe.model.init_connector_from:
                 load_connector(parts.model, recipe.model.init_connector_from)
             if not begun or not home.is_dir():
@@ -174,14 +237,14 @@ class _Run:
         whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if me.is_main else {}
         return model, tokenizer, layout, whole
 
-    def _lengths(self, mixture: Mixture, encoder: Encoder, vision: ImageGeometry) -> Lengths:
+    def _lengths(self, mixture: Samples, encoder: Encoder, vision: ImageGeometry) -> Lengths:
         """Token lengths, measured by the first rank and kept in the run's folder for the next start."""
         path = self.folder / "lengths.npz"
 
         def first() -> None:
             words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
-            eyes = [vision.side, vision.patch, vision.tile_grids]
-            settings = [VERSION, "fits", _digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
+            eyes = [vision.side, vision.patch, vision.tile_grids, vision.merge]
+            settings = [VERSION, "fits", digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
             key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 if np.load(path)["key"] == key:
@@ -194,7 +257,7 @@ class _Run:
         kept = np.load(path)
         return Lengths(kept["tokens"], kept["targets"], kept["untruncated"], kept["fits"])
 
-    def _fitting(self, mixture: Mixture, found: Lengths) -> Mixture:
+    def _fitting(self, mixture: Samples, found: Lengths) -> Samples:
         """The samples whose images fit into batch.max_length. The others are listed in the run's folder."""
         if found.fits.all():
             self.me.run_on_main(lambda: (self.folder / SKIPPED).unlink(missing_ok=True))
@@ -203,8 +266,8 @@ class _Run:
         if not found.fits.any():
             self.me.abort(
                 VlmixError(
-                    f"{self.recipe.mixture}: no sample's images fit into batch.max_length {length}; raise it (the "
-                    f"shortest sample has {found.untruncated.min()} tokens)"
+                    f"{mixtures.named(self.recipe)}: no sample's images fit into batch.max_length {length}; raise it "
+                    f"(the shortest sample has {found.untruncated.min()} tokens)"
                 )
             )
 
@@ -212,16 +275,17 @@ class _Run:
             names, lines = mixture.column("id"), []
             for position in np.flatnonzero(~found.fits).tolist():
                 tokens = int(found.untruncated[position])
-                row = {"id": names[position].as_py(), "reason": "too_long", "tokens": tokens, "max_length": length}
+                sample = mixtures.skipped(self.recipe, names[position].as_py())
+                row = {**sample, "reason": "too_long", "tokens": tokens, "max_length": length}
                 lines.append(json.dumps(row) + "\n")
             write_text(self.folder / SKIPPED, "".join(lines))
 
         self.me.run_on_main(first)
         return mixture.select(np.flatnonzero(found.fits))
 
-    def _tell_data(self, mixture: Mixture, skipped: int, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
+    def _tell_data(self, mixture: Samples, skipped: int, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
         facts: dict[str, Any] = {
-            "mixture": mixture.manifest.name,
+            "mixture": mixtures.name_of(mixture),
             "samples": len(mixture),
             "skipped_samples": skipped,
             "steps": steps,
@@ -230,11 +294,13 @@ class _Run:
             "target_tokens": int(found.targets.sum()),
             "cut_samples": int((found.untruncated > found.tokens).sum()),
             "untrained_samples": int((found.targets == 0).sum()),
+            "sources": mixtures.sources(mixture),
+            **self.me.run_on_all(lambda: mixtures.facts(mixture, order, steps)),
         }
         if not facts["target_tokens"]:
             self.me.abort(
                 VlmixError(
-                    f"{self.recipe.mixture}: none of its tokens would train; all answers are empty or cut off by "
+                    f"{mixtures.named(self.recipe)}: no token would train; all answers are empty or cut off by "
                     f"batch.max_length {self.recipe.batch.max_length}"
                 )
             )
@@ -242,37 +308,74 @@ class _Run:
         return facts
 
     def _tell_model(self, model: TrainableVLM) -> dict[str, dict[str, int]]:
-        facts: dict[str, dict[str, int]] = {}
-        for name, parameter in model.named_parameters():
-            part = facts.setdefault(part_of(name), {"trained": 0, "frozen": 0})
-            part["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+        facts = count_parameters(model)
         self.report("model", facts)
         return facts
 
-    def _export(self, model: TrainableVLM, tokenizer: PreTrainedTokenizerBase, layout: Template) -> None:
+    def _check_space(self, model: TrainableVLM, steps: int) -> None:
+        """Raises VlmixError where the checkpoints that are kept, and one that is being written, cannot be held."""
+        config = self.recipe.checkpoint
+        measured = self.recipe.validation if config.best == "validation.loss" else self.recipe.evaluate
+        often = [config.interval or steps, *([measured.interval] if config.best and measured else [])]
+        saves = 1 + sum((steps - 1) // every for every in often)
+        saves -= (steps - 1) // math.lcm(*often) if len(often) > 1 else 0  # what is due anyway is saved once
+        most = config.keep + 1 + bool(config.best)
+        count = min(saves, most)
+        learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        each = 3 * learnt * torch.float32.itemsize  # the weights and AdamW's two moments
+        there = sum(file.stat().st_size for file in self.folder.glob(f"{CHECKPOINTS}/step-*/*") if file.is_file())
+        with disk_errors(self.folder):
+            free = shutil.disk_usage(self.folder).free
+        if free + there < count * each:
+            kept = f"{count - 1} and the best" if config.best and count == most else str(count)
+            raise VlmixError(
+                f"{self.folder}: {kept} checkpoints of {each / 1e6:,.1f} MB each do not fit into the "
+                f"{(free + there) / 1e6:,.1f} MB there; free some space, lower checkpoint.keep, or choose another out="
+            )
+
+    def _split(self, mixture: Samples) -> tuple[Samples, Samples | None]:
+        """What is trained on, and what validates."""
+        config = self.recipe.validation
+        if config is None:
+            return mixture, None
+        if config.holdout is not None:
+            return validation.split(mixture, config)
+        other, seen = validation.other(mixture, config)
+        if seen:
+            self.report("seen", {"mixture": config.mixture, "samples": seen, "of": len(other)})
+        return mixture, other
+
+    def _measures(self, validated: Samples | None, collator: Collator, export: _Export) -> list[Measure]:
+        recipe, me = self.recipe, self.me
+        found: list[Measure] = []
+        if validated is not None:
+            found.append(me.run_on_all(lambda: validation.Validation(validated, recipe, collator, me)))
+        if recipe.evaluate is not None:
+            if self.benchmark is None:
+                me.abort(VlmixError("the recipe has `evaluate`, and no benchmarks were given to train"))
+            known = self.benchmark
+            found.append(me.run_on_all(lambda: Evaluation(recipe, known, self.folder, export, me)))
+        return found
+
+    def _export(self, model: TrainableVLM, tokenizer: Any, layout: Template, step: int) -> None:
         only_connector = set(self.recipe.trainable) == {"connector"}
-        state = full_state(model, self.me, trained_only=only_connector)
+        if not only_connector:
+            self._write_model(model, self.folder / MODEL, tokenizer=tokenizer, layout=layout, step=step)
+        state = full_state(model, self.me, parts=["connector"])
+        self.me.run_on_main(lambda: write_connector(self.folder / CONNECTOR, state))
+        self.report("done", {"out": str(self.folder / (CONNECTOR if only_connector else MODEL))})
 
-        def first() -> str:
-            write_connector(self.folder / CONNECTOR, state)
-            if only_connector:
-                return CONNECTOR
-            out = self.folder / MODEL
-            write(out, state, model.hf, model.vision, model.has_cls, tokenizer, layout, self.recipe)
-            return MODEL
+    def _write_model(
+        self, model: TrainableVLM, out: Path, *, tokenizer: Any, layout: Template, step: int | None = None
+    ) -> None:
+        """A model folder, with a card where it is that of a `step`; all ranks take part."""
+        state = full_state(model, self.me)
 
-        written = self.me.run_on_main(first)
-        self.report("done", {"out": str(self.folder / written)})
+        def first() -> None:
+            about = "" if step is None else card(self.recipe, self.folder, step)
+            write(out, state, model.hf, model.vision, model.has_cls, tokenizer, layout, self.recipe, card=about)
 
-
-def _check_data(mixture: Mixture, recipe: Recipe) -> None:
-    images = np.array(mixture.column("image").to_pylist()) != ""
-    if mixture.root_manifest.kind == "annotations":
-        raise VlmixError(f"{recipe.mixture} was built with --annotations-only: it has no shards to train on")
-    if recipe.template == "plain" and not images.all():
-        first = mixture.column("id")[int(np.argmin(images))].as_py()
-        some = "no images at all" if not images.any() else f"samples without an image, such as {first}"
-        raise VlmixError(f"{recipe.mixture} has {some}; stage one (template: plain) needs one in every sample")
+        self.me.run_on_main(first)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
@@ -289,34 +392,32 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, home: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _own_tokenizer(recipe: Recipe, mixture: Mixture, home: Path | None) -> PreTrainedTokenizerBase | None:
-    """For an LM from scratch: the one at `home`, of a begun run, else that of the recipe, or one to be trained."""
+def own_tokenizer(recipe: Recipe, mixture: Samples | None, home: Path | None) -> PreTrainedTokenizerBase | None:
+    """For an LM from scratch: the one at `home`, of a begun run, else that of the recipe, or one to be trained on the
+    mixture."""
     if isinstance(recipe.model.lm, str):
         return None
     if home is not None:
         return AutoTokenizer.from_pretrained(home, trust_remote_code=False)
     if isinstance(recipe.model.tokenizer, str):
         return load_tokenizer(recipe.model.tokenizer)
-    assert isinstance(recipe.model.tokenizer, int)
+    assert isinstance(recipe.model.tokenizer, int) and mixture is not None
     texts = (value for _, many in mixture.texts() for values in many for value in values)
     return train_tokenizer(texts, recipe.model.tokenizer)
 
 
-def _identity(recipe: Recipe, mixture: Mixture) -> dict[str, str]:
+def _identity(recipe: Recipe, mixture: Samples) -> dict[str, str]:
     """What a checkpoint must agree with to be resumed."""
-    plain = {key: value for key, value in recipe.resolved().items() if key not in _FREE and key != "mixture"}
+    plain = {key: value for key, value in recipe.resolved().items() if key not in (*_FREE, *_MEASURES, "mixture")}
+    if recipe.validation and recipe.validation.holdout is not None:
+        plain["validation"] = {"holdout": recipe.validation.holdout, "seed": recipe.validation.seed}
     flat: dict[str, str] = {}
     for key, value in plain.items():
         section = value if isinstance(value, dict) else {"": value}
         flat |= {f"{key}.{inner}".rstrip("."): json.dumps(part, sort_keys=True) for inner, part in section.items()}
     for key in _KNOBS:
         flat.pop(key, None)
-    return flat | {"mixture": _digest(mixture), "order": str(ORDER_VERSION)}
-
-
-def _digest(mixture: Mixture) -> str:
-    index = mixture.root_manifest.checksums.get(manifests.SAMPLES_NAME, "")  # a view's own has no texts
-    return hashlib.sha256(msgspec.json.encode([index, mixture.rows.tolist()])).hexdigest()
+    return flat | {"mixture": digest(mixture), "order": str(ORDER_VERSION), **mixtures.shares(recipe)}
 
 
 def _latest(checkpoints: Checkpoints, identity: dict[str, str], folder: Path) -> tuple[Path, State] | None:

@@ -9,6 +9,7 @@ import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,16 @@ from vlmix.mixture.record import is_blank
 from vlmix.mixture.render import tokens_in_place
 
 IMAGE = "<image>"
+TODAY = date(2025, 7, 1)
+"""For chat templates that tell the LM the date, as SmolLM3's: prompts of every run and every day are the same."""
+# In place of the function that transformers gives to templates, which takes no other one.
+_STRFTIME = "".join(
+    [
+        "{% macro strftime_now(format) %}{{ format",
+        *(f" | replace('%{code}', '{TODAY.strftime(f'%{code}')}')" for code in "aAbBdmyYHIMSpj"),
+        " }}{% endmacro +%}",
+    ]
+)
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions."
@@ -115,26 +126,58 @@ def template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The LM's own layout. An LM that can think is asked not to: each answer follows what its template puts there for
+    that, such as an empty thought."""
     if not tokenizer.chat_template:
         raise VlmixError("the LM's tokenizer has no chat template; take `template: vicuna`")
     marks = [f"\ue000{i}\ue001" for i in range(4)]  # private characters, which no template writes by itself
     roles = ("user", "assistant", "user", "assistant")
     turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks)]
-    rest, parts = str(tokenizer.apply_chat_template(turns, tokenize=False)), []
+    rest, parts = _laid_out(tokenizer, turns), []
     for mark in marks:
         before, found, rest = rest.partition(mark)
         parts.append(before)
         if not found:
             raise VlmixError("the LM's chat template does not show every turn; take `template: vicuna`")
-    asked = str(tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True))
-    opening, question_end, between = parts[0], parts[1], parts[2]
-    if parts[3] != question_end or asked != opening + marks[0] + question_end:
+    opening, between = parts[0], parts[2]
+    asked = _laid_out(tokenizer, turns[:1], add_generation_prompt=True)
+    thinking = _laid_out(tokenizer, turns[:1], add_generation_prompt=True, enable_thinking=True)
+    begun, _, question_end = asked.partition(marks[0])
+    thinking_end = thinking.partition(marks[0])[2]
+
+    def may_stand(part: str) -> bool:
+        # Qwen3's shows the empty thought of the last answer alone. In training every answer is one that is asked for.
+        without = thinking_end != question_end and thinking_end.startswith(part) and question_end.startswith(part)
+        return part == question_end or without
+
+    if begun != opening or not may_stand(parts[1]) or not may_stand(parts[3]):
         raise VlmixError("the LM's chat template changes with what follows a turn; take `template: vicuna`")
-    ends = [token for token in tokenizer.all_special_tokens if between.startswith(token)]
-    if not ends:
+    closing = [token for token in tokenizer.all_special_tokens if between.startswith(token)]
+    if not closing:
         raise VlmixError("the LM's chat template does not close answers with a special token; take `template: vicuna`")
-    end = max(ends, key=len)
+    end = max(closing, key=len)
     return Template(opening, question_end, "", end, between[len(end) :])
+
+
+def _laid_out(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict[str, str]],
+    *,
+    add_generation_prompt: bool = False,
+    enable_thinking: bool = False,
+) -> str:
+    chat_template = tokenizer.get_chat_template()
+    if "strftime_now" in chat_template:
+        chat_template = _STRFTIME + chat_template
+    return str(
+        tokenizer.apply_chat_template(
+            turns,
+            chat_template=chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
+        )
+    )
 
 
 class Encoded(NamedTuple):

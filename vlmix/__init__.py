@@ -1,18 +1,19 @@
 """vlmix: what vision-language data is worth.
 
-The public door: `open` reads a mixture, `build` makes one, `vlmix.torch` feeds a training loop. Importing this loads
-neither torch nor polars.
+The public door: `open` reads a mixture, `blend` several with weights, `build` makes one, `vlmix.torch` feeds a training
+loop. Importing this loads neither torch nor polars.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlmix.mixture.blend import Blend, blend
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture, open
 from vlmix.mixture.version import VERSION as __version__
 
-__all__ = ["Mixture", "Sample", "VlmixError", "__version__", "build", "open"]
+__all__ = ["Blend", "Mixture", "Sample", "VlmixError", "__version__", "blend", "build", "open"]
 
 
 def build(

@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import Dataset
 
+from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.record import is_blank
 from vlmix.mixture.render import tokens_in_place
 from vlmix.mixture.schedule.schedule import Schedule
@@ -37,7 +37,7 @@ class StepDataset(Dataset[Batch], Generic[Batch]):
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: Samples,
         schedule: Schedule,
         collate: Callable[[list[Sample]], Batch],
         *,

@@ -70,7 +70,7 @@ def _read(path: Path) -> Any:
         raise VlmixError(f"recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise VlmixError(f"recipe {path}: not a text file") from None
-    return _yaml(text, str(path))
+    return value(text, str(path))
 
 
 FORMER_KEYS = {
@@ -89,11 +89,24 @@ FORMER_KEYS = {
 }
 """Keys of recipes before 0.1 -> what they are called now, where the name alone does not suggest it."""
 
+_ACCUMULATION = (
+    "it follows from the batch: a step's batch.global_size samples are computed in micro-batches of batch.pack_length "
+    "tokens, or of batch.micro_size samples, whose gradients add up"
+)
+ELSEWHERE = {
+    "accumulate_grad_batches": _ACCUMULATION,
+    "gradient_accumulation": _ACCUMULATION,
+    "gradient_accumulation_steps": _ACCUMULATION,
+}
+"""Keys that people know from other trainers, and that no key stands for."""
+
 
 def check_keys(data: dict[Any, Any], struct: type[Struct], where: str) -> None:
     """Raise VlmixError for a key that is no field of `struct`, naming the nearest field."""
     for key in data:
         if key not in struct.__struct_fields__:
+            if key in ELSEWHERE:
+                raise VlmixError(f"{where}: unknown key {key!r}; {ELSEWHERE[key]}")
             now = FORMER_KEYS.get(str(key), str(key))
             raise VlmixError(f"{where}: unknown key {abridged(str(key))!r}{nearest(now, struct.__struct_fields__)}")
 
@@ -125,9 +138,11 @@ def _at(data: Any, place: str) -> Any:
 def _choices(struct: Any, place: str) -> list[str]:
     """What a field of few possible values may be, empty for any other."""
     kinds: tuple[Any, ...] = (msgspec.inspect.type_info(struct),)
-    for name in place.split("."):
+    for name, element in (step.partition("[")[::2] for step in place.split(".")):
         fields = [field for kind in kinds for field in getattr(kind, "fields", ()) if field.encode_name == name]
         kinds = tuple(kind for field in fields for kind in getattr(field.type, "types", (field.type,)))
+        if element:
+            kinds = tuple(getattr(kind, "item_type", kind) for kind in kinds)
     return [str(value) for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType) for value in kind.values]
 
 
@@ -165,7 +180,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _yaml(text: str, where: str) -> Any:
+def value(text: str, where: str) -> Any:
+    """Plain data of a YAML text. Raises VlmixError for what is none."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -212,4 +228,4 @@ def _override(data: Any, override: str) -> None:
     if not isinstance(node, dict):
         what = repr(parents[-1]) if parents else "the recipe"
         raise VlmixError(f"{shown}: {what} is not a mapping")
-    node[leaf] = _yaml(text, shown)
+    node[leaf] = value(text, shown)

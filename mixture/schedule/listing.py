@@ -3,9 +3,9 @@
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from msgspec import Struct
 
-from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.packing import waste
 from vlmix.mixture.schedule.schedule import Schedule
@@ -26,7 +26,7 @@ class Share(Struct, frozen=True, kw_only=True):
 
 
 def audit(
-    mixture: Reader,
+    ids: pa.ChunkedArray,
     order: Schedule,
     world: int,
     rank: int | None,
@@ -35,11 +35,11 @@ def audit(
     steps: int,
     capacity: int | None = None,
 ) -> list[Share]:
-    """The shares of `steps` steps (0: to the end) of an epoch from step `start`, of all ranks or of one."""
+    """The shares of `steps` steps (0: to the end) of an epoch from step `start`, of all ranks or of one. `ids` [N]: of
+    the samples."""
     if start >= order.steps_per_epoch:
         raise VlmixError(f"start {start}: an epoch has {order.steps_per_epoch} steps, from 0")
     end = min(start + steps, order.steps_per_epoch) if steps else order.steps_per_epoch
-    ids = mixture.column("id")
     listed = []
     for step in range(start, end):
         at = epoch * order.steps_per_epoch + step

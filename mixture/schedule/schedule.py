@@ -38,6 +38,16 @@ class Epoch:
         return self.samples[self.starts[step] : self.starts[step + 1]]
 
 
+def shuffle(identity: NDArray[np.int64], repeat: NDArray[np.int32], key: np.uint64) -> Positions:
+    """[sum of `repeat`] positions of N samples, each as often as `repeat` [N] says, ordered by `key`. `identity` [N] is
+    unique, and all that the order of a sample depends on."""
+    positions = np.repeat(np.arange(len(identity), dtype=np.int64), repeat)
+    first = np.cumsum(repeat, dtype=np.int64) - repeat
+    occurrence = np.arange(len(positions), dtype=np.int64) - np.repeat(first, repeat)
+    draw = mix64(mix64(identity.astype(np.uint64) + key)[positions] + occurrence.astype(np.uint64) * key)
+    return positions[np.lexsort((occurrence, identity[positions], draw))]
+
+
 def epoch_order(
     identity: NDArray[np.int64],
     images: NDArray[np.bool_],
@@ -64,12 +74,7 @@ def epoch_order(
     total = int(repeat.sum())
     if global_batch > total:
         raise VlmixError(f"global batch {global_batch} is larger than the {total} samples of an epoch; lower it")
-    positions = np.repeat(np.arange(len(identity), dtype=np.int64), repeat)
-    first = np.cumsum(repeat, dtype=np.int64) - repeat
-    occurrence = np.arange(total, dtype=np.int64) - np.repeat(first, repeat)
-    key = derive_key(seed, epoch, _SAMPLES)
-    draw = mix64(mix64(identity.astype(np.uint64) + key)[positions] + occurrence.astype(np.uint64) * key)
-    shuffled = positions[np.lexsort((occurrence, identity[positions], draw))]
+    shuffled = shuffle(identity, repeat, derive_key(seed, epoch, _SAMPLES))
 
     full: list[Positions] = []  # [batches, global_batch] per modality
     rest: list[tuple[bool, Positions]] = []

@@ -111,7 +111,8 @@ def test_packed_and_padded_hold_the_same(
         assert (positions[micro.target_positions + 1] == positions[micro.target_positions] + 1).all(), (
             "in the same sample"
         )
-        assert int((flat == encoder.image_id).sum()) == micro.image_tokens
+        assert micro.image_positions.tolist() == np.flatnonzero(flat.numpy() == encoder.image_id).tolist()
+        assert micro.image_tokens == sum((collate.encode(sample).ids == encoder.image_id).sum() for sample in samples)
         cut = [collate.encode(sample).loss_mask[1:].sum() for sample in samples]
         assert np.bincount(micro.sample_index, minlength=len(samples)).tolist() == cut
 
@@ -274,11 +275,9 @@ def test_lengths_are_those_of_the_micro_batches(opened: Mixture, encoder: Encode
 
 def logits(model: TrainableVLM, micro: MicroBatch) -> torch.Tensor:
     """[K, vocabulary]: what the trainer's own pass predicts for each target."""
-    kept: list[torch.Tensor] = []
-    handle = model.hf.lm_head.register_forward_hook(lambda module, arguments, out: kept.append(out.detach()))
-    model(micro)
-    handle.remove()
-    return kept[0]
+    with torch.no_grad():
+        found: torch.Tensor = model.hf.lm_head(model.target_states(micro))
+    return found
 
 
 HEADS = {"the same": 4, "two for four": 2, "one for four": 1}

@@ -53,6 +53,8 @@ def test_every_packaged_training_recipe_and_sweep_parses(recipes: Path) -> None:
         ({"optim": {"lr": 0}}, r"optim\.lr"),
         ({"trainable": []}, "`trainable` names what is trained"),
         ({"trainable": ["lm", "lm"]}, "each once"),
+        ({"trainable": ["lm", "llm"]}, r"`trainable\[1\]`: expected one of connector, lm, vision_tower, got 'llm'"),
+        ({"trainable": "lm"}, "`trainable`: expected `array`, got 'lm'"),
         ({"trainable": ["connector"], "lora": {}}, "`lora` trains the LM"),
         ({"batch": {"pack_length": 100, "max_length": 200}}, "batch.pack_length 100 is less than batch.max_length 200"),
         ({"model": {"lm": "x", "vision_tower": "y", "tokenizer": 100}}, "a pretrained LM has its tokenizer"),

@@ -40,7 +40,7 @@ from vlmix.train.batches import Collator, MicroBatch  # noqa: E402
 from vlmix.train.config import Recipe  # noqa: E402
 from vlmix.train.export import CONNECTOR, State, load_connector, write, write_connector  # noqa: E402
 from vlmix.train.images import ImageGeometry, decode, normalise  # noqa: E402
-from vlmix.train.model import ModelBundle, TrainableVLM, build  # noqa: E402
+from vlmix.train.model import ModelBundle, TrainableVLM, build, meta_model  # noqa: E402
 from vlmix.train.tokens import (  # noqa: E402
     IMAGE,
     Encoder,
@@ -54,6 +54,7 @@ from vlmix.train.tokens import (  # noqa: E402
 LM, CLIP = NANO["model"]["lm"], NANO["model"]["vision_tower"]
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
 DINO = {**CLIP, "model_type": "dinov2"}
+SHUFFLE = {"connector": "pixel_shuffle", "image_aspect_ratio": "stretch"}
 GRIDS = [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CASES: dict[str, dict[str, Any]] = {
@@ -62,6 +63,12 @@ CASES: dict[str, dict[str, Any]] = {
     "dinov2": {"model": {"vision_tower": DINO, "image_aspect_ratio": "crop"}},
     "dinov2 with SwiGLU": {"model": {"vision_tower": {**DINO, "use_swiglu_ffn": True}}},
     "linear": {"model": {"connector": "linear"}},
+    "pixel shuffle": {"model": {**SHUFFLE, "vision_tower": {**CLIP, "image_size": 32}}},
+    "pixel shuffle of siglip, qwen3": {
+        "model": {**SHUFFLE, "vision_tower": {**SIGLIP, "image_size": 36}}
+        | {"lm": {**LM, "model_type": "qwen3", "head_dim": 16}}
+    },
+    "pixel shuffle of dinov2": {"model": {**SHUFFLE, "vision_tower": {**DINO, "image_size": 48}}},
     "next": {"model": {"tile_grids": GRIDS, "vision_feature_layer": -2}},
     "next of siglip": {"model": {"tile_grids": GRIDS, "vision_tower": SIGLIP}},
     "next of dinov2": {"model": {"tile_grids": GRIDS, "vision_tower": DINO, "connector": "linear"}},
@@ -70,6 +77,15 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"lm": {**LM, "rope_theta": 1e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}}
     },
     "qwen2": {"model": {"lm": {**LM, "model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": False}}},
+    # As siglip2-so400m-patch14-384: the last patch is cut off.
+    "siglip of 20 pixels": {"model": {"vision_tower": {**SIGLIP, "image_size": 20}, "image_aspect_ratio": "stretch"}},
+    "qwen3 and dinov2": {"model": {"lm": {**LM, "model_type": "qwen3", "head_dim": 16}, "vision_tower": DINO}},
+    "smollm3": {"model": {"lm": {**LM, "model_type": "smollm3", "no_rope_layer_interval": 2}}},
+    "windows": {
+        "model": {
+            "lm": {**LM, "model_type": "qwen3", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+        }
+    },
     "lora": {"lora": {"rank": 2, "alpha": 8, "dropout": 0.0}},
 }
 SIZES = [(60, 40), (31, 50), (40, 40), (120, 25), (9, 64)]
@@ -153,12 +169,9 @@ def messages(values: list[str]) -> list[dict[str, Any]]:
 
 def trained_logits(made: Made, micro: MicroBatch) -> torch.Tensor:
     """[K, vocabulary] as the trainer's own forward pass has them."""
-    seen: list[torch.Tensor] = []
-    handle = made.trainee.hf.lm_head.register_forward_hook(lambda module, given, result: seen.append(result))
     with torch.no_grad():
-        made.trainee(micro)
-    handle.remove()
-    return seen[0]
+        found: torch.Tensor = made.trainee.hf.lm_head(made.trainee.target_states(micro))
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -240,6 +253,7 @@ HEAD = "language_model.lm_head.weight"
         ("siglip", GOLDEN["siglip"]),
         ("dinov2", GOLDEN["dinov2"]),
         ("linear", GOLDEN["clip"]),
+        ("pixel shuffle", GOLDEN["clip"] | both("multi_modal_projector.layernorm")),
         ("lora", GOLDEN["clip"]),
         ("untied", GOLDEN["clip"] | {HEAD}),
         ("next", GOLDEN["clip"] | {"image_newline"}),
@@ -364,7 +378,7 @@ def test_generation_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
     assert processor.decode(answer, skip_special_tokens=True) == ""
 
 
-@pytest.mark.parametrize("name", ["clip", "next of siglip"])
+@pytest.mark.parametrize("name", ["clip", "next of siglip", "pixel shuffle"])
 def test_a_batch_is_answered_as_its_members_alone(name: str, tmp_path: Path) -> None:
     made = make(tmp_path, nano(**CASES[name]))
     made.write()
@@ -411,13 +425,24 @@ ABOUT_SEVERAL = [
 """Conversations about two and three images."""
 
 
-@pytest.mark.parametrize("name", ["vicuna", "chat"])
-@pytest.mark.parametrize("like", [byte_level, llama_like])
-def test_the_processor_places_several_images_as_they_were_trained(name: str, like: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "like", "case"),
+    [
+        ("vicuna", byte_level, "next"),
+        ("vicuna", llama_like, "next"),
+        ("chat", byte_level, "next"),
+        ("chat", llama_like, "next"),
+        ("chat", byte_level, "pixel shuffle"),
+        ("vicuna", llama_like, "pixel shuffle"),
+    ],
+)
+def test_the_processor_places_several_images_as_they_were_trained(
+    name: str, like: Any, case: str, tmp_path: Path
+) -> None:
     tokenizer = like()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
-    made = make(tmp_path, nano(template=name, **CASES["next"]), tokenizer)
+    made = make(tmp_path, nano(template=name, **CASES[case]), tokenizer)
     made.write()
     processor, images = made.processor(), [picture(sample(*size)) for size in SIZES[:3]]
     for values in ABOUT_SEVERAL:
@@ -448,6 +473,7 @@ def assert_same_pixels(vision: ImageGeometry, processor: Any, data: bytes) -> No
         {"image_aspect_ratio": "pad"},
         {"image_aspect_ratio": "crop"},
         {"image_aspect_ratio": "stretch"},
+        SHUFFLE,
         {"tile_grids": GRIDS},
     ],
     ids=str,
@@ -581,3 +607,35 @@ def test_the_connector_alone_is_what_stage_two_starts_from(tmp_path: Path) -> No
     for name, tensor in found.items():
         place = other.model if name == "image_newline" else other.model.multi_modal_projector
         assert torch.equal(place.get_parameter(name), tensor)
+
+
+@pytest.mark.parametrize("name", ["clip", "linear", "next", "pixel shuffle"])
+def test_another_process_makes_a_model_of_the_same_weights(name: str) -> None:
+    recipe = nano(**CASES[name])
+    model = build(recipe, train_tokenizer(TEXTS, 400))[0].model
+    other = meta_model(model.config)
+    assert {key: value.shape for key, value in model.state_dict().items()} == {
+        key: value.shape for key, value in other.state_dict().items()
+    }
+
+
+def test_a_pixel_shuffle_takes_whole_squares_of_patches() -> None:
+    with pytest.raises(VlmixError, match="joins 2 x 2 patches, the tower has 3 x 3; take another tower"):
+        build(nano(model={**SHUFFLE, "vision_tower": {**CLIP, "image_size": 24}}), train_tokenizer(TEXTS, 400))
+    for changes in ({"image_aspect_ratio": "pad"}, {"tile_grids": GRIDS}):
+        with pytest.raises(VlmixError, match="whose processor stretches an image to one square"):
+            nano(model={**SHUFFLE, **changes})
+
+
+@pytest.mark.parametrize("parts", [["connector", "lm"], ["vision_tower", "connector", "lm"]], ids=" ".join)
+@pytest.mark.parametrize("name", ["clip", "next", "pixel shuffle"])
+def test_a_step_without_images_has_a_gradient_of_zeros_for_the_connector(
+    name: str, parts: list[str], tmp_path: Path
+) -> None:
+    made = make(tmp_path, nano(**CASES[name], trainable=parts))
+    collator = Collator(made.encoder, made.parts.vision, made.recipe.batch, ["s"], 0)
+    place = {"id": "t", "source": "s", "image": "", "width": 0, "height": 0}
+    text = Sample(**place, images=[], conversations=turns(["Who?", "they"]), extra="", jpegs=())
+    made.trainee(collator([text], packed=True)).sum().backward()
+    for weight in made.parts.model.model.multi_modal_projector.parameters():
+        assert weight.grad is not None and not weight.grad.any()

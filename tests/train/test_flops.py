@@ -65,10 +65,12 @@ def made(opened: Mixture, tokenizer: PreTrainedTokenizerBase, **changes: Any) ->
 
 
 def counted(model: TrainableVLM, micro: MicroBatch) -> int:
-    """What torch's counter sees in a forward and a backward pass. It counts the whole square of causal attention."""
+    """What torch's counter sees in a forward and a backward pass, without the logits that the loss recomputes. It
+    counts the whole square of causal attention."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(micro).sum().backward()
-    return int(counter.get_total_flops())
+    head = model.hf.lm_head
+    return int(counter.get_total_flops()) - 2 * len(micro.targets) * head.in_features * head.out_features
 
 
 def other_halves(flops: Flops, micro: MicroBatch) -> int:

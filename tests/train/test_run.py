@@ -58,13 +58,29 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def test_padded_accumulation_is_the_same_training_as_packed(whole: Path, mixture: Path, tmp_path: Path) -> None:
     padded = tmp_path / "padded"
-    train(nano(mixture=str(mixture), out=str(padded), batch={"pack_length": 0, "micro_size": 3}))
+    in_parts: dict[str, Any] = {
+        "batch": {"pack_length": 0, "micro_size": 3},
+        "loss_chunk": 16,
+        "reduce_gradients": "each",
+    }
+    train(nano(mixture=str(mixture), out=str(padded), **in_parts))
     assert np.allclose(losses(padded), losses(whole), rtol=0, atol=2e-6)
     assert np.allclose([r["grad_norm"] for r in read(padded)], [r["grad_norm"] for r in read(whole)], atol=1e-5)
     assert all(row["padding_waste"] > 0 for row in read(padded))
     assert all(row["padding_waste"] == 0 for row in read(whole))
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (whole, padded))
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+
+
+def test_what_saves_memory_or_time_may_change_when_a_run_resumes(whole: Path, mixture: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    common: dict[str, Any] = {"mixture": str(mixture), "out": str(tmp_path / "run")}
+    other: dict[str, Any] = {"loss_chunk": 7, "shard_size": 1, "reduce_gradients": "each", "profile": [1, 2]}
+    events: list[str] = []
+    assert train(nano(**common, **other), lambda event, facts: events.append(event)) == 0
+    assert "resumed" in events
+    with pytest.raises(VlmixError, match="is a run of another recipe: seed was 0, here it is 1"):
+        train(nano(**common, **other, seed=1))
 
 
 def test_losses_of_the_sources_add_up_and_the_run_folder_holds_what_it_says(whole: Path) -> None:
@@ -379,6 +395,12 @@ def test_a_full_disk_at_the_next_start_leaves_the_run_as_it_was(
             {"model": {"lm": {**NANO["model"]["lm"], "model_type": "stablelm"}}},
             "would let packed samples see each other",
         ),
+        (
+            {"model": {"vision_tower": {"model_type": "siglip2_vision_model"}}},
+            "model.vision_tower: a SigLIP2 of the NaFlex kind",
+        ),
+        ({"model": {"vision_tower": {"model_type": "siglip"}}}, "siglip is of two towers; take siglip_vision_model"),
+        ({"model": {"vision_tower": {"model_type": "vit"}}}, "a model of type 'vit'"),
         ({"model": {"lm": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}}}, "gpt2: it has no `layers`"),
     ],
 )

@@ -110,7 +110,6 @@ def test_lengths_count_each_image_and_tell_what_does_not_fit(made: Made, opened:
         assert found.fits[position] == (not len(images) or images[-1] < limit)
     assert 0 < found.fits.sum() < len(opened)
     assert (found.fits & (found.untruncated > limit)).any(), "texts are cut, images are not"
-    assert found.fitting().tokens.tolist() == found.tokens[found.fits].tolist()
 
 
 @pytest.mark.parametrize("changes", [{}, {"trainable": ["connector", "lm"]}, {"trainable": ["connector"]}], ids=str)

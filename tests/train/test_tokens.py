@@ -1,5 +1,6 @@
 """Labels against LLaVA's own algorithm, and what that one gets wrong."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tests.train.chat import QWEN3, SMOLLM3
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.tokens import IMAGE, VICUNA, Encoder, add_image_token, blocks, template, train_tokenizer
+from vlmix.train.tokens import IMAGE, TODAY, VICUNA, Encoder, add_image_token, blocks, template, train_tokenizer
 
 TEXTS = [VICUNA, "USER: What color is the cat? ASSISTANT: red\nAnswer the question using a single word or phrase."] * 3
 CHATML = (
@@ -157,6 +159,32 @@ def test_a_chat_template_is_laid_out_as_it_renders() -> None:
     assert decoded == tokenizer.bos_token + rendered.replace("#", "<|im_end|>").rstrip("\n")
     assert tokenizer.decode(found.ids[found.loss_mask]) == "red <|im_end|><|im_end|>yes<|im_end|>"
     assert (found.ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 5
+
+
+@pytest.mark.parametrize(("chat", "thought"), [(QWEN3, "<think>\n\n</think>\n\n"), (SMOLLM3, "<think>\n\n</think>\n")])
+def test_every_answer_of_an_lm_that_can_think_follows_an_empty_thought(chat: str, thought: str) -> None:
+    tokenizer = byte_level(chat)
+    layout = template("chat", tokenizer)
+    turns = [{"role": "user", "content": "what color"}]
+
+    def own(thinks: bool) -> str:
+        asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinks)
+        return re.sub("Today Date: .*", f"Today Date: {TODAY.strftime('%d %B %Y')}", str(asked))
+
+    assert layout.opening + "what color" + layout.question_end == own(False) != own(True)
+    assert layout.question_end == f"<|im_end|>\n<|im_start|>assistant\n{thought}"
+    found = Encoder(tokenizer, layout).encode(["what color", "red", "sure?", "yes"], [])
+    decoded = tokenizer.decode(found.ids, skip_special_tokens=False)
+    assert decoded.count(f"assistant\n{thought}") == 2
+    assert tokenizer.decode(found.ids[found.loss_mask]) == "red<|im_end|>yes<|im_end|>"
+
+
+def test_a_generation_prompt_that_history_does_not_show_is_refused() -> None:
+    tokenizer = byte_level(
+        CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\nSo:{% endif %}")
+    )
+    with pytest.raises(VlmixError, match="changes with what follows a turn"):
+        template("chat", tokenizer)
 
 
 @pytest.mark.parametrize("name", ["vicuna", "bare", "plain", "chat"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from vlmix.mixture.benchmark.answers import read_answers
+from vlmix.mixture.benchmark.answers import Answer, Answers, read_answers
 from vlmix.mixture.benchmark.benchmark import REPORT_NAME, Benchmark, Question, Report
 from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
@@ -24,6 +24,7 @@ from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.image_index import ImageIndex
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.train.batches import UNREADABLE
+from vlmix.train.config import EvalConfig
 from vlmix.train.evaluate.generate import Generator
 from vlmix.train.images import decode
 from vlmix.train.parallel import Ranks, init_distributed
@@ -50,6 +51,19 @@ class Task:
     """0: what LLaVA-1.5 allowed the benchmark."""
     limit: int = 0
     """The first so many questions; 0: all. A score of a part is one of that part."""
+
+    @classmethod
+    def of(cls, benchmark: Benchmark, config: EvalConfig, batch_size: int) -> "Task":
+        """As a recipe has it."""
+        return cls(
+            benchmark=benchmark,
+            data=Path(config.data) if config.data else None,
+            images=tuple(Path(root) for root in config.images),
+            split=config.split,
+            limit=config.limit,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=batch_size,
+        )
 
     @property
     def folder(self) -> Path | None:
@@ -82,10 +96,31 @@ def evaluate(
     where `out` holds answers of another model or to other questions.
     """
     with init_distributed() as me:
-        if (out / MANIFEST_NAME).exists():
-            me.abort(VlmixError(f"{out} is a mixture, to which nothing may be added; choose another --out"))
-        generator = me.run_on_all(lambda: Generator(model, me.device))
-        return [_one(generator, model, task, out / task.benchmark.name, me, progress) for task in tasks]
+        return evaluate_on(me, model, tasks, out, progress)
+
+
+def evaluate_on(
+    me: Ranks, model: str, tasks: Sequence[Task], out: Path, progress: Progress = lambda *_: None
+) -> list[Report | Unscored]:
+    """The same by processes that work together already."""
+    if (out / MANIFEST_NAME).exists():
+        me.abort(VlmixError(f"{out} is a mixture, to which nothing may be added; choose another --out"))
+    generator = me.run_on_all(lambda: Generator(model, me.device))
+    return [_one(generator, model, task, out / task.benchmark.name, me, progress) for task in tasks]
+
+
+def check(task: Task) -> None:
+    """Raises VlmixError where a task cannot be asked or scored: no questions, a judge, no labels, no first image."""
+    benchmark = task.benchmark
+    if benchmark.needs_judge:
+        raise VlmixError(f"{benchmark.name}: a judge says what answers are worth; ask the finished model instead")
+    questions = benchmark.questions(task.folder, task.split)
+    if not questions:
+        raise VlmixError(f"{benchmark.name}: no questions in {task.folder}")
+    first = questions[0]
+    _image(first, ImageIndex(task.image_roots, benchmark.images), benchmark)
+    row = Answer(question_id=first.id, text="", prompt=first.text)
+    benchmark.scored(Answers([row], asked=frozenset([first.id])), task.folder, task.split)
 
 
 def _one(

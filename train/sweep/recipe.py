@@ -14,7 +14,7 @@ from vlmix.mixture.benchmark.benchmark import Benchmark
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.selection.subset import Selection, check_options
-from vlmix.train.config import Recipe
+from vlmix.train.config import EvalConfig, Recipe
 from vlmix.train.sweep.report.aggregate import BUILT_IN, FULL, RANDOM
 from vlmix.train.sweep.report.published import published
 from vlmix.train.sweep.report.wording import value as as_text
@@ -30,21 +30,6 @@ class Build(Struct, frozen=True, kw_only=True):
     recipe: str
     raw: str
     images: list[str] = []
-
-
-class EvalConfig(Struct, frozen=True, kw_only=True):
-    """One benchmark of the sweep."""
-
-    data: str = ""
-    """Folder of the official files; a YAML file names its questions itself."""
-    images: list[str] = []
-    split: str = ""
-    limit: Annotated[int, Meta(ge=0)] = 0
-    """The first so many questions; 0: all."""
-    max_new_tokens: Annotated[int, Meta(ge=0)] = 0
-    """Of an answer; 0: what LLaVA-1.5 allowed the benchmark."""
-    own: tuple[str, ...] = ()
-    """The YAML file of a benchmark of one's own, and what it reads. `load` fills it in."""
 
 
 class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

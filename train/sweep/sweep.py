@@ -225,15 +225,7 @@ def _recipe(sweep: Sweep, spec: RunSpec, plain: Any) -> Recipe:
 
 def _tasks(sweep: Sweep, backend: Backend) -> list[Task]:
     return [
-        Task(
-            benchmark=backend.benchmark(exam.own[0] if exam.own else name),
-            data=Path(exam.data) if exam.data else None,
-            images=tuple(Path(root) for root in exam.images),
-            split=exam.split,
-            limit=exam.limit,
-            max_new_tokens=exam.max_new_tokens,
-            batch_size=sweep.eval_batch_size,
-        )
+        Task.of(backend.benchmark(exam.own[0] if exam.own else name), exam, sweep.eval_batch_size)
         for name, exam in sweep.evaluate.items()
     ]
 

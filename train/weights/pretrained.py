@@ -121,12 +121,34 @@ def load_lm(where: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
         read.config.quantization_config = None
         # A model of its own: transformers refuses to save one that it calls quantised.
         model = _load(where, LlamaForCausalLM, None, dtype, config=read.config, state_dict=read.state_dict())
-        with loading(f"{where}: its tokenizer", found):
-            tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name, trust_remote_code=False)
-        return LanguageModel(model, llama_gguf.tokenizer(tokenizer, header))
+        return LanguageModel(model, _gguf_tokenizer(where, found, header))
     _refuse_file(where, found, ".gguf")
     model = _load(where, AutoModelForCausalLM, found, dtype)
     return LanguageModel(model, load_tokenizer(where))
+
+
+def describe_lm(where: str) -> LanguageModel:
+    """The language model `where` on the meta device, from its configuration alone: shapes without weights.
+
+    Raises VlmixError as `load_lm`, but for what is wrong with weights.
+    """
+    found = _resolve(where)
+    with loading(where, found), torch.device("meta"):
+        if isinstance(found, Path) and found.suffix == ".gguf":
+            config = AutoConfig.from_pretrained(found.parent, gguf_file=found.name, trust_remote_code=False)
+        else:
+            _refuse_file(where, found, ".gguf")
+            config = AutoConfig.from_pretrained(found, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    if isinstance(found, Path) and found.suffix == ".gguf":
+        return LanguageModel(model, _gguf_tokenizer(where, found, llama_gguf.check(found)))
+    return LanguageModel(model, load_tokenizer(where))
+
+
+def _gguf_tokenizer(where: str, found: Path, header: dict[str, Any]) -> PreTrainedTokenizerFast:
+    with loading(f"{where}: its tokenizer", found):
+        tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name, trust_remote_code=False)
+    return llama_gguf.tokenizer(tokenizer, header)
 
 
 def load_tokenizer(where: str) -> PreTrainedTokenizerFast:
@@ -163,14 +185,49 @@ def load_tower(where: str, dtype: torch.dtype = torch.float32) -> Tower:
         config, weights = dinov2_onnx.read(found)
         model = _load(where, Dinov2Model, None, dtype, config=config, state_dict=weights)
         return _tower(where, _DINOV2, model, _Preprocessor())
+    family = _family(where, found)
+    model = _load(where, family.model, found, dtype, family.unused)
+    return _tower(where, family, model, _preprocessor(where, found))
+
+
+def describe_tower(where: str) -> Tower:
+    """The vision tower `where` on the meta device, from its configuration alone: shapes without weights.
+
+    Raises VlmixError as `load_tower`, but for what is wrong with weights.
+    """
+    found = _resolve(where)
+    if isinstance(found, Path) and found.suffix == ".onnx":
+        config, _ = dinov2_onnx.read(found)
+        family, preprocessor = _DINOV2, _Preprocessor()
+    else:
+        family = _family(where, found)
+        with loading(where, found):
+            config = family.model.config_class.from_pretrained(found, trust_remote_code=False)
+        preprocessor = _preprocessor(where, found)
+    with loading(where, found), torch.device("meta"):
+        model = family.model(config)
+    return _tower(where, family, model, preprocessor)
+
+
+def _family(where: str, found: Path | str) -> _Family:
     _refuse_file(where, found, ".onnx")
     with loading(where, found):
         config = AutoConfig.from_pretrained(found, trust_remote_code=False)
-    family = _FAMILIES.get(config.model_type)
+    return family_of(where, config.model_type)
+
+
+def family_of(where: str, model_type: str) -> _Family:
+    """The kind of tower that a configuration's type names. Raises VlmixError, with `where`, for any other."""
+    family = _FAMILIES.get(model_type)
+    if family is None and model_type in ("siglip2", "siglip2_vision_model"):
+        raise VlmixError(
+            f"{where}: a SigLIP2 of the NaFlex kind, whose images have as many patches as their shape asks for, which "
+            "transformers' Llava cannot take; take one of a fixed size, such as google/siglip2-base-patch16-256 or "
+            "google/siglip2-so400m-patch16-384"
+        )
     if family is None:
-        raise VlmixError(f"{where}: a model of type {config.model_type!r}; a tower is a CLIP, a SigLIP or a DINOv2")
-    model = _load(where, family.model, found, dtype, family.unused)
-    return _tower(where, family, model, _preprocessor(where, found))
+        raise VlmixError(f"{where}: a model of type {model_type!r}; a tower is a CLIP, a SigLIP or a DINOv2")
+    return family
 
 
 def _load(
@@ -322,7 +379,8 @@ def _tower(where: str, family: _Family, model: PreTrainedModel, preprocessor: _P
         wanted = preprocessor.crop_size if preprocessor.do_center_crop else None
         side = _side(wanted) or _side(preprocessor.size) or family.side
     patch = config.patch_size
-    if patch < 1 or side % patch:
+    # CLIP and SigLIP leave out what a last patch lacks, as so400m-patch14-384 does: 27 by 27 of 14 pixels in 384.
+    if patch < 1 or side < patch or (side % patch and family.side is not None):
         raise VlmixError(f"{where}: images of {side} pixels are no whole number of patches of {patch}")
     mean, std = preprocessor.image_mean or family.mean, preprocessor.image_std or family.std
     return Tower(model, mean, std, side, family.has_cls, patch)

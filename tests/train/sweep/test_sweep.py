@@ -53,6 +53,7 @@ def spec(mixture: Path, raw: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_and_started_again_ends_with_the_same_table(spec: Path, tmp_path: Path) -> None:
     """The real command, two workers; SIGKILL to all of them as soon as one run is done. One process, never killed, has
     the same."""

@@ -26,6 +26,10 @@ from transformers import (  # noqa: E402
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2Model,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -136,6 +140,25 @@ def test_a_tower_is_the_vision_half_of_its_checkpoint(
     hidden = tower.model(torch.zeros(1, 3, 28, 28), output_hidden_states=True).hidden_states
     assert len(hidden) == 3 and hidden[-2].shape == (1, 4 + tower.has_cls, 32)
     assert not tower.model.training
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_naflex_siglip_is_refused_by_name(text: bool, tmp_path: Path) -> None:
+    vision = {key: value for key, value in VISION.items() if key != "image_size"}
+    if text:
+        naflex: PreTrainedModel = Siglip2Model(Siglip2Config(vision_config=vision, text_config=TEXT))
+    else:
+        naflex = Siglip2VisionModel(Siglip2VisionConfig(**vision))
+    with pytest.raises(VlmixError, match="of the NaFlex kind.*take one of a fixed size, such as google/siglip2"):
+        load_tower(saved(naflex, tmp_path))
+
+
+def test_a_last_patch_that_is_cut_off_is_no_error_where_the_model_cuts_it(tmp_path: Path) -> None:
+    """google/siglip2-so400m-patch14-384 has 27 by 27 patches of 14 pixels, which are 378."""
+    original = SiglipVisionModel(SiglipVisionConfig(**{**VISION, "image_size": 36}))
+    tower = load_tower(saved(original, tmp_path))
+    assert (tower.side, tower.side // tower.patch) == (36, 2)
+    assert tower.model(torch.zeros(1, 3, 36, 36)).last_hidden_state.shape[1] == 4
 
 
 def test_without_a_preprocessor_a_tower_has_its_familys_normalisation(tmp_path: Path) -> None:
