@@ -149,7 +149,10 @@ def running_with(argument: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("number", "group", "nproc"), [(signal.SIGTERM, False, "2"), (signal.SIGINT, True, "1")])
+@pytest.mark.parametrize(
+    ("number", "group", "nproc"),
+    [(signal.SIGTERM, False, "2"), pytest.param(signal.SIGINT, True, "1", marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_leaves(
     number: signal.Signals, group: bool, nproc: str, mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
@@ -412,6 +415,10 @@ def test_what_cannot_be_trained_is_told(changes: dict[str, Any], message: str, m
 def test_the_command_tells_bad_recipes(recipe_file: Path, mixture: Path) -> None:
     wrong = vlmix_here("train", recipe_file, f"mixture={mixture}", "optim.lrr=1")
     assert wrong.returncode == 1 and "did you mean 'lr'" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_tell_a_bad_recipe_once(recipe_file: Path) -> None:
     both = vlmix("train", recipe_file, "mixture=nowhere", "--nproc", "2")
     assert both.returncode == 1 and both.stderr.count("nowhere is not a mixture") == 1
     assert "Traceback" not in both.stderr

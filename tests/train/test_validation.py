@@ -267,6 +267,7 @@ def test_no_space_for_the_checkpoints_is_told_before_the_first_step(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_space_that_is_asked_for_is_what_the_checkpoints_take(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
