@@ -105,6 +105,7 @@ def test_losses_of_the_sources_add_up_and_the_run_folder_holds_what_it_says(whol
     assert yaml.safe_load((whole / "recipe.yaml").read_text())["optim"]["max_grad_norm"] == 1.0
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed_on_two_and_on_one(
     whole: Path, mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:

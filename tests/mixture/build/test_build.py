@@ -125,6 +125,7 @@ def replaced(path: Path, data: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_files_replaced_under_their_old_times_are_read_again(raw: Path, tmp_path: Path) -> None:
     copy, out = tmp_path / "raw", tmp_path / "mixture"
