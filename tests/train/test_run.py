@@ -150,10 +150,8 @@ def running_with(argument: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("number", "group", "nproc"),
-    [(signal.SIGTERM, False, "2"), pytest.param(signal.SIGINT, True, "1", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "group", "nproc"), [(signal.SIGTERM, False, "2"), (signal.SIGINT, True, "1")])
 def test_a_signal_saves_and_leaves(
     number: signal.Signals, group: bool, nproc: str, mixture: Path, recipe_file: Path, tmp_path: Path
 ) -> None:

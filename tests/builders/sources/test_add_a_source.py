@@ -30,6 +30,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_the_page_works_as_printed(tmp_path: Path, installed: dict[str, str]) -> None:
     records = [
         {"image": "fern.jpg", "question": "What plant is this?", "answer": "tree fern"},
