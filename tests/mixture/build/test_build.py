@@ -87,7 +87,7 @@ def small_shards(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("moment", ["work/sources/002.arrow", "work/images.jsonl", "train/train-000011.tar"])
 def test_a_killed_build_goes_on_to_the_same_bytes(
     raw: Path, small_shards: dict[str, str], tmp_path: Path, moment: str, workers: int
@@ -218,6 +218,7 @@ def change_answers(raw: Path) -> None:
     path.write_text(json.dumps(data))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_annotations_that_change_between_runs_leave_nothing_old(raw: Path, tmp_path: Path) -> None:
     changed = tmp_path / "raw"
