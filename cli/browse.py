@@ -1,7 +1,6 @@
 """`vlmix browse`: a mixture as pages to look at."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ import msgspec
 import typer
 
 from vlmix.cli import show
+from vlmix.cli.options import CORES, JsonOpt, WorkersOpt
 from vlmix.mixture.errors import VlmixError, nearest
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _SWEEP, _RESULTS = "sweep.json", "results.jsonl"
 _PICTURES = ("auto", "stored", "reduced")
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def browse(
@@ -41,8 +40,8 @@ def browse(
     share: Annotated[
         str | None, typer.Option(help="Of a sweep: the subsets of this share, 0.1 or 10% (default: its smallest).")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = _CORES,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    workers: WorkersOpt = CORES,
+    as_json: JsonOpt = False,
 ) -> None:
     """Write pages to look at: composition, histograms, galleries with filters and search, every sample with its boxes.
     They open from disk, without a server."""

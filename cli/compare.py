@@ -8,6 +8,7 @@ import typer
 
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
+from vlmix.cli.options import AllowCodeOpt, JsonOpt
 from vlmix.mixture.errors import VlmixError
 
 if TYPE_CHECKING:
@@ -49,10 +50,8 @@ def compare(
         list[Path] | None,
         typer.Option("--judgements", help="For answer files of a judged benchmark: one file each, in their order."),
     ] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run the metric of an installed module that a YAML file names.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    allow_code: AllowCodeOpt = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Compare models question by question: differences with 95 % intervals, and how many questions would tell them."""
     paths = [Path(model) for model in models]

@@ -8,6 +8,7 @@ import typer
 
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
+from vlmix.cli.options import AllowCodeOpt, JsonOpt
 from vlmix.cli.train import launch, launched
 
 
@@ -39,10 +40,8 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens (0: as in LLaVA-1.5).", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Answer only the first questions, this many (0: all).", min=0)] = 0,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let a YAML file name a function as its metric.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    allow_code: AllowCodeOpt = False,
+    as_json: JsonOpt = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no scores.")] = False,
 ) -> None:
     """Answer benchmarks with a model, and score the answers. If interrupted, run it again to resume."""

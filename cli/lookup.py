@@ -5,9 +5,8 @@ from typing import Annotated
 import typer
 
 from vlmix.cli import documents, recipes, show
+from vlmix.cli.options import JsonOpt
 from vlmix.mixture.errors import VlmixError, nearest
-
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def source_names() -> list[str]:
@@ -32,7 +31,7 @@ def sources(
         str | None,
         typer.Argument(help="Show one source with its files and options.", autocompletion=source_names),
     ] = None,
-    as_json: _Json = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """List the builders: which official files they read, their licenses, home pages and options."""
     from vlmix.builders import known_sources
@@ -45,7 +44,7 @@ def sources(
         raise VlmixError(f"there is no source {name!r}{nearest(name, known_sources())}")
 
 
-def benchmarks(as_json: _Json = False) -> None:
+def benchmarks(as_json: JsonOpt = False) -> None:
     """List the benchmarks: which official files they read, and their splits."""
     from vlmix.builders import known_benchmarks
 
@@ -56,7 +55,7 @@ def recipes_command(
     name: Annotated[
         str | None, typer.Argument(help="Print one recipe, to copy and change.", autocompletion=lambda: recipe_names())
     ] = None,
-    as_json: _Json = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """List the recipes that come with vlmix, or print one."""
     packaged = {kind: recipes.packaged(kind) for kind in recipes.KINDS}

@@ -15,6 +15,7 @@ from vlmix.cli.boundary import guarded
 from vlmix.cli.browse import browse
 from vlmix.cli.compare import compare
 from vlmix.cli.evaluate import evaluate
+from vlmix.cli.options import CORES, JsonOpt, WorkersOpt
 from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
 from vlmix.cli.sweep import embed, sweep
@@ -56,13 +57,9 @@ OverridesArg = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Change keys of the recipe: seed=1 sources.vg.take=1000 …"),
 ]
-WorkersOpt = Annotated[int, typer.Option(help="Processes.", min=1)]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MixtureArg = Annotated[str, typer.Argument(help="A mixture folder or a view.")]
 FolderArg = Annotated[Path, typer.Argument(help="A mixture folder or a view.")]
 AnnotationsOnlyOpt = Annotated[bool, typer.Option("--annotations-only", help="Leave images alone; write no shards.")]
-
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(wanted: bool) -> None:
@@ -112,7 +109,7 @@ def plan(
     tokenizer: Annotated[
         str | None, typer.Option(help="Count tokens, too: a tokenizer.json, a folder with one, or a hub name.")
     ] = None,
-    workers: WorkersOpt = _CORES,
+    workers: WorkersOpt = CORES,
     as_json: JsonOpt = False,
 ) -> None:
     """Dry run: what a build would hold, source by source. Writes nothing."""
@@ -139,7 +136,7 @@ def build(
     out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],
     overrides: OverridesArg = None,
     images: ImagesOpt = None,
-    workers: WorkersOpt = _CORES,
+    workers: WorkersOpt = CORES,
     annotations_only: AnnotationsOnlyOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -215,7 +212,7 @@ command(
 
 
 @command("verify", DATA, "mixture", "mixture --workers 16")
-def verify(mixture: FolderArg, workers: WorkersOpt = _CORES, as_json: JsonOpt = False) -> None:
+def verify(mixture: FolderArg, workers: WorkersOpt = CORES, as_json: JsonOpt = False) -> None:
     """Check checksums, that every member is readable, and that the index agrees with the shards."""
     from vlmix.mixture.dataset.verify import verify as check
 
@@ -258,7 +255,7 @@ def subsample(
     ] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is a view.")] = False,
-    workers: WorkersOpt = _CORES,
+    workers: WorkersOpt = CORES,
     as_json: JsonOpt = False,
 ) -> None:
     """Select a subset. Subsets of one seed are nested: 10 % lies inside 30 %."""
@@ -380,7 +377,7 @@ command("embed", MODELS, "mixture --vision-tower openai/clip-vit-large-patch14-3
 @command("demo", START, "", "demo --epochs 1")
 def demo(
     out: Annotated[Path, typer.Argument(help="New folder for everything that the demo makes.")] = Path("demo"),
-    workers: WorkersOpt = _CORES,
+    workers: WorkersOpt = CORES,
     epochs: Annotated[int, typer.Option(help="Epochs that each model is trained for.", min=1)] = 12,
 ) -> None:
     """Sample, build, verify, subsample, train, evaluate, sweep and browse, on the miniature releases."""

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vlmix.cli import show
+from vlmix.cli.options import JsonOpt
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_text
 
@@ -21,7 +22,7 @@ def peek(
         typer.Option(metavar="ROLE=COLUMN", help="Which column holds what: question=q, image=photo. Repeatable."),
     ] = None,
     image_root: Annotated[str | None, typer.Option(help="Folder of the images; by default that of the table.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Look at rows of your own: their form, three samples, what would be dropped, and a recipe to start from."""
     from vlmix.builders.peek import peek as look

@@ -7,6 +7,7 @@ import typer
 
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
+from vlmix.cli.options import AllowCodeOpt, JsonOpt
 
 if TYPE_CHECKING:
     from vlmix.mixture.benchmark.answers import Answers
@@ -45,10 +46,8 @@ def score_command(
         Path | None,
         typer.Option("--judgements", help="Judgements file: appended to with --judge, otherwise scored as is."),
     ] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let a YAML file name a function as its metric.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    allow_code: AllowCodeOpt = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Score a file of answers by a benchmark's official rule; `vlmix docs evaluation` lists files and splits."""
     from vlmix.builders import benchmark_named

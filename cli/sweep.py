@@ -13,6 +13,7 @@ import typer
 
 from vlmix.cli import recipes, show
 from vlmix.cli.lookup import recipe_names
+from vlmix.cli.options import AllowCodeOpt, JsonOpt
 from vlmix.cli.train import launch
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def sweep(
     ] = Path("sweep"),
     jobs: Annotated[int, typer.Option(help="Runs at a time on this machine.", min=1)] = 1,
     nproc: Annotated[int, typer.Option(help="Processes of each run, one per GPU.", min=1)] = 1,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let a benchmark's YAML file name a function as its metric.")
-    ] = False,
+    allow_code: AllowCodeOpt = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the rows of all runs.")] = False,
 ) -> None:
     """Train and evaluate over nested subsets, seeds and recipes; table, curve and report. Run it
@@ -119,7 +118,7 @@ def embed(
     ],
     out: Annotated[Path, typer.Option("--out", help="New Parquet file with id and embedding.")],
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Embed a mixture's images with a vision tower, for `vlmix subsample --by clusters`."""
     from vlmix.train.evaluate.embed import embed as run
