@@ -9,11 +9,10 @@ ORDER_VERSION.
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key, mix64
 from vlmix.mixture.keyed import seats
 from vlmix.mixture.schedule.packing import Lengths, Positions
-from vlmix.mixture.schedule.schedule import Epoch, Schedule, shuffle
+from vlmix.mixture.schedule.schedule import Epoch, Schedule, check_batch, shuffle
 
 _SAMPLES, _SLOTS = 3, 4  # purposes of keys, apart from those of `schedule`
 _TEXT, _IMAGE = 0, 1
@@ -75,10 +74,7 @@ class BlendSchedule(Schedule):
         `total`: samples of an epoch, which is rounded up to whole steps; the rest as for `epoch_order`, `identity`
         being unique in its mixture. With `length_window` w, a mixture's samples for w batches of a modality are
         distributed over them by `lengths`; where one of its epochs ends among them, they stay as they come."""
-        if global_batch < 1:
-            raise VlmixError(f"global batch {global_batch}: at least 1")
-        if global_batch > total:
-            raise VlmixError(f"global batch {global_batch} is larger than the {total} samples of an epoch; lower it")
+        check_batch(global_batch, total)
         self.lengths, self.seed, self.global_batch = lengths, seed, global_batch
         self.length_window = length_window
         self.steps_per_epoch = -(-total // global_batch)

@@ -38,6 +38,14 @@ class Epoch:
         return self.samples[self.starts[step] : self.starts[step + 1]]
 
 
+def check_batch(global_batch: int, total: int) -> None:
+    """Raises VlmixError for a global batch that an epoch of `total` samples does not fill."""
+    if global_batch < 1:
+        raise VlmixError(f"global batch {global_batch}: at least 1")
+    if global_batch > total:
+        raise VlmixError(f"global batch {global_batch} is larger than the {total} samples of an epoch; lower it")
+
+
 def shuffle(identity: NDArray[np.int64], repeat: NDArray[np.int32], key: np.uint64) -> Positions:
     """[sum of `repeat`] positions of N samples, each as often as `repeat` [N] says, ordered by `key`. `identity` [N] is
     unique, and all that the order of a sample depends on."""
@@ -67,13 +75,9 @@ def epoch_order(
     and cut into batches; what is left over makes one smaller batch at the end (`drop_last` leaves it out). With
     `length_window` w > 1, w batches at a time are filled by `lengths`, so that a batch holds samples of similar length.
     """
-    if global_batch < 1:
-        raise VlmixError(f"global batch {global_batch}: at least 1")
+    check_batch(global_batch, int(repeat.sum()))
     if length_window > 1 and lengths is None:
         raise VlmixError("a length window needs the lengths of the samples")
-    total = int(repeat.sum())
-    if global_batch > total:
-        raise VlmixError(f"global batch {global_batch} is larger than the {total} samples of an epoch; lower it")
     shuffled = shuffle(identity, repeat, derive_key(seed, epoch, _SAMPLES))
 
     full: list[Positions] = []  # [batches, global_batch] per modality
