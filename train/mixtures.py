@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlmix.mixture.blend import Blend, Samples, origin, parts_of, places
@@ -22,7 +23,7 @@ _HUB = re.compile(r"(?:hf://|https?://(?:www\.)?huggingface\.co/)datasets/([\w.-
 def check(samples: Samples, recipe: Recipe) -> None:
     """Raise VlmixError for a mixture that cannot be trained on, by name."""
     for place, mixture in zip(places(recipe.mixture), parts_of(samples)):
-        images = np.array(mixture.column("image").to_pylist()) != ""
+        images = pc.not_equal(mixture.column("image"), "").to_numpy()
         if mixture.root_manifest.kind == "annotations":
             raise VlmixError(f"{place} was built with --annotations-only: it has no shards to train on")
         if recipe.template == "plain" and not images.all():
