@@ -37,9 +37,8 @@ from vlmix.train.parallel import Ranks, before_backward, reduces_each
 from vlmix.train.profiler import Profiler
 
 EventCallback = Callable[[str, dict[str, Any]], None]
-"""Called on the first rank with an event (data, model, resumed, step, measured, saved, profiled, unreadable,
-stopped, done) and
-facts."""
+"""Called on the first rank with an event (seen, data, model, resumed, wandb, step, measured, saved, profiled,
+unreadable, stopped, done) and facts."""
 
 
 class Measure(Protocol):
