@@ -1,6 +1,5 @@
 """`vlmix browse`: a mixture as pages to look at."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,8 @@ from vlmix.mixture.errors import VlmixError, nearest
 
 if TYPE_CHECKING:
     from vlmix.mixture.browse.sides import Side
+    from vlmix.train.sweep.report.aggregate import Result
 
-_SWEEP, _RESULTS = "sweep.json", "results.jsonl"
 _PICTURES = ("auto", "stored", "reduced")
 
 
@@ -49,12 +48,13 @@ def browse(
     from vlmix.mixture.browse.pages import browse as write
     from vlmix.mixture.browse.sides import sides_of
     from vlmix.mixture.mixture import open as open_mixture
+    from vlmix.train.sweep.folder import is_sweep
 
     require()
     if pictures not in _PICTURES:
         raise VlmixError(f"--pictures {pictures!r}{nearest(pictures, _PICTURES)}")
     options = Options(samples=samples, ids=id or [], where=where, pictures=pictures)  # type: ignore[arg-type]
-    if len(mixtures) == 1 and (Path(mixtures[0]) / _SWEEP).is_file():
+    if len(mixtures) == 1 and is_sweep(Path(mixtures[0])):
         sides = _of_sweep(Path(mixtures[0]), share)
     elif share is not None:
         raise VlmixError("--share goes with the folder of a sweep")
@@ -72,37 +72,28 @@ def browse(
 
 
 def _of_sweep(folder: Path, wanted: str | None) -> "list[Side]":
-    """The subsets of a sweep at one share, one of each selection, with the first of its seeds and grid."""
+    """The subsets of a sweep at one share, one of each selection: that of the first grid and seed in reports."""
     from vlmix.mixture.browse.sides import selected_and_left, whole
     from vlmix.mixture.mixture import open as open_mixture
     from vlmix.mixture.selection.subset import parse_ratio
+    from vlmix.train.sweep.folder import read_rows, recorded_mixture, subset_folder
+    from vlmix.train.sweep.report.aggregate import ordered
 
-    try:
-        sweep = json.loads((folder / _SWEEP).read_text())
-        rows = [json.loads(line) for line in (folder / _RESULTS).read_text().splitlines()]
-        rows = [row for row in rows if (folder / "runs" / row["run"] / "subset").is_dir()]
-        shares = sorted({row["ratio"] for row in rows})
-        names = list(dict.fromkeys(row["selection"] for row in rows))
-    except FileNotFoundError:
-        raise VlmixError(f"{folder}: the sweep has no {_RESULTS} yet: none of its runs is done") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise VlmixError(f"{folder}: its {_SWEEP} or {_RESULTS} is damaged: {error}") from None
+    rows = [row for row in ordered(read_rows(folder)) if subset_folder(folder, row.run).is_dir()]
     if not rows:
-        raise VlmixError(f"{folder}: none of its runs has a subset; name a mixture or a view instead")
+        raise VlmixError(f"{folder}: no finished run of this sweep has a subset; name a mixture or a view instead")
+    shares = sorted({row.ratio for row in rows})
     ratio = shares[0] if wanted is None else parse_ratio(wanted)
     if ratio not in shares:
         raise VlmixError(f"--share {wanted}: the sweep has {', '.join(f'{share:g}' for share in shares)}")
-    firsts = [next((r for r in rows if (r["selection"], r["ratio"]) == (name, ratio)), None) for name in names]
+    firsts: dict[str, Result] = {}
+    for row in rows:
+        if row.ratio == ratio:
+            firsts.setdefault(row.selection, row)
     parts = [
-        (f"{row['selection']} {100 * ratio:g} %", open_mixture(folder / "runs" / row["run"] / "subset"))
-        for row in firsts
-        if row is not None
+        (f"{name} {100 * ratio:g} %", open_mixture(subset_folder(folder, row.run))) for name, row in firsts.items()
     ]
-    places = [
-        Path(sweep.get("mixture") or "."),
-        *(place / sweep.get("mixture", "") for place in folder.absolute().parents),
-    ]
-    found = next((place for place in places if (place / "manifest.json").is_file()), None)
+    found = recorded_mixture(folder)
     return selected_and_left(parts, whole(parts[0][1]) if found is None else open_mixture(found))
 
 

@@ -14,8 +14,6 @@ from vlmix.mixture.errors import VlmixError
 if TYPE_CHECKING:
     from vlmix.mixture.benchmark.compare import Comparison, Run
 
-_SWEEP = "sweep.json"
-
 
 class Pair(NamedTuple):
     """The names of two models, and how the second differs from the first."""
@@ -54,11 +52,13 @@ def compare(
     as_json: JsonOpt = False,
 ) -> None:
     """Compare models question by question: differences with 95 % intervals, and how many questions would tell them."""
+    from vlmix.train.sweep.folder import is_sweep
+
     paths = [Path(model) for model in models]
     for path in paths:
         if not path.exists():
             raise VlmixError(f"there is no {path}; name answer files, folders of `vlmix evaluate`, or sweeps")
-    if all((path / _SWEEP).is_file() for path in paths):
+    if all(map(is_sweep, paths)):
         pairs = _sweeps(paths)
     elif len(paths) < 2:
         raise typer.BadParameter("two models or more are needed; only a sweep is compared within itself")
@@ -107,6 +107,7 @@ def _run(
     from vlmix.mixture.benchmark.benchmark import REPORT_NAME
     from vlmix.mixture.benchmark.compare import Run
     from vlmix.mixture.benchmark.values import NAME, Values
+    from vlmix.train.sweep.folder import is_sweep
 
     if path.is_file():
         if benchmark is None:
@@ -117,7 +118,7 @@ def _run(
         if values is None:
             raise VlmixError(f"{report.benchmark} does not say what each question adds to its score; add tallies to it")
         return Run(0, {report.benchmark: values}), {report.benchmark: report.scorer_version}
-    if (path / _SWEEP).is_file():
+    if is_sweep(path):
         raise VlmixError(f"{path} is a sweep, which compares with sweeps alone; name one of its runs, {path}/runs/…")
     folders = [path, *sorted(path.glob("*/")), *sorted(path.glob("answers/*/"))]
     files = {folder: folder / NAME for folder in folders if (folder / NAME).is_file()}

@@ -18,6 +18,7 @@ import msgspec
 
 from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
+from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import strict_yaml as strict
 from vlmix.mixture.io.atomic import disk_errors, write_text
@@ -48,7 +49,7 @@ def claim(sweep: Sweep, out: Path) -> None:
                 raise VlmixError(f"{out} is not empty and no sweep; choose another --out")
             write_text(path, json.dumps(plain, indent=1) + "\n")
             return
-        before = json.loads(path.read_text())
+        before = _recorded(out)
         former = before.pop("files")
         earlier: Sweep = strict.convert(before, Sweep, str(path))
         for file, was in former.items():
@@ -105,17 +106,45 @@ def finished(out: Path, names: Collection[str]) -> int:
     return sum(row_file(out, name).exists() for name in names)
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is one of a sweep."""
+    return (folder / SPEC).is_file()
+
+
 def recorded_grid(out: Path) -> dict[str, Any]:
     """The grid of the sweep in a folder."""
-    grid: dict[str, Any] = json.loads((out / SPEC).read_text())["grid"]
+    grid: dict[str, Any] = _recorded(out)["grid"]
     return grid
 
 
+def recorded_mixture(out: Path) -> Path | None:
+    """The mixture of the sweep in a folder: its path is seen from where the sweep was started, here or in a folder
+    above `out`. None if it is not there, or is built by the sweep."""
+    mixture: str = _recorded(out).get("mixture", "")
+    places = [Path(mixture), *(above / mixture for above in out.absolute().parents)] if mixture else []
+    return next((place for place in places if (place / MANIFEST_NAME).is_file()), None)
+
+
+def _recorded(out: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode((out / SPEC).read_bytes(), type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise VlmixError(f"{out / SPEC}: {error}; the file is damaged, choose another --out") from None
+
+
 def read_rows(out: Path, names: Collection[str] | None = None) -> list[Result]:
-    """The rows of the finished runs in a sweep's folder, or of those among them with these names."""
+    """The rows of the finished runs in a sweep's folder, or of those among them with these names.
+    Raises VlmixError for a row that is damaged."""
     files = (out / "runs").glob("*/result.json") if names is None else (row_file(out, name) for name in names)
-    rows = [msgspec.json.decode(file.read_bytes(), type=Result) for file in sorted(files) if file.exists()]
+    rows = [_row(file) for file in sorted(files) if file.exists()]
     return sorted(rows, key=lambda row: (json.dumps(row.grid), row.selection, row.ratio, row.seed))
+
+
+def _row(file: Path) -> Result:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Result)
+    except msgspec.DecodeError as error:
+        raise VlmixError(f"{file}: {error}; remove it and run the sweep again, which writes it anew") from None
 
 
 def read_values(out: Path, rows: Iterable[Result]) -> dict[str, dict[str, Values]]:

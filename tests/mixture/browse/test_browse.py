@@ -298,11 +298,14 @@ def test_a_sweep_shows_its_selections_at_one_share(tenth: Path, tmp_path: Path) 
         ("lengths", 0.1): whole.subset(ratio=0.1, by="lengths"),
         ("random", 0.3): whole.subset(ratio=0.3),
     }
-    rows = [{"run": f"{name}-{share}", "selection": name, "ratio": share, "seed": 0} for name, share in parts]
-    for row, part in zip(rows, parts.values()):
-        (runs / row["run"]).mkdir(parents=True)
-        save_view(part, runs / row["run"] / "subset", [])
-    (tenth / "sweep/results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for (name, share), part in parts.items():
+        run = runs / f"{name}-{share}"
+        run.mkdir(parents=True)
+        save_view(part, run / "subset", [])
+        row = {"run": run.name, "grid": {}, "selection": name, "ratio": share, "seed": 0, "samples": len(part)}
+        row |= {"sources": {}, "steps": 1, "loss": 1.0, "train_seconds": 1.0, "evaluate_seconds": 1.0, "scores": {}}
+        row |= {"metrics": {}, "questions": {}, "finished": "", "machine": "", "versions": {}, "mixture": ""}
+        (run / "result.json").write_text(json.dumps(row))
     (tenth / "sweep/sweep.json").write_text(json.dumps({"mixture": "mixture"}))
     assert (
         vlmix_here("browse", tenth / "sweep", "--samples", 1, "--out", tmp_path / "pages", "--workers", 1).returncode
@@ -315,6 +318,9 @@ def test_a_sweep_shows_its_selections_at_one_share(tenth: Path, tmp_path: Path) 
     assert f"{len(one & two)} ids are both in random 10 % and in lengths 10 %" in text
     done = vlmix_here("browse", tenth / "sweep", "--share", "20%", "--out", tmp_path / "more", "--workers", 1)
     assert done.returncode == 1 and "the sweep has 0.1, 0.3" in done.stderr
+    (runs / "random-0.1/result.json").write_text("{")
+    done = vlmix_here("browse", tenth / "sweep", "--out", tmp_path / "more", "--workers", 1)
+    assert done.returncode == 1 and "random-0.1/result.json: " in done.stderr and "remove it" in done.stderr
 
 
 def test_ids_and_conditions_choose_the_pages(mixture: Path, tmp_path: Path) -> None:
