@@ -275,6 +275,7 @@ def _write_galleries(environment: "Environment", out: Path, galleries: list[Gall
             gallery=gallery,
             others=[other for other in galleries if other.source == gallery.source and other is not gallery],
             controls=controls,
+            filtered=filtered,
             records=script_json([card.record(filtered) for card in gallery.cards]),
             up="../",
         )

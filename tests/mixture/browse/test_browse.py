@@ -323,6 +323,19 @@ def test_a_sweep_shows_its_selections_at_one_share(tenth: Path, tmp_path: Path) 
     assert done.returncode == 1 and "random-0.1/result.json: " in done.stderr and "remove it" in done.stderr
 
 
+def test_a_gallery_is_ordered_by_what_tells_its_samples_apart(mixture: Path, tmp_path: Path) -> None:
+    found = set()
+    for page in galleries(written(tmp_path / "pages", mixture, samples=20)):
+        menu = re.search(r'<select name="order".*?</select>', page.read_text(), re.DOTALL)
+        assert menu is not None
+        offered = set(re.findall(r'<option value="(\w+)"', menu[0]))
+        assert offered == {
+            key for key in ("boxes", "words", "rounds", "pictures") if len({r[key] for r in records(page)}) > 1
+        }
+        found |= {("boxes", "boxes" in offered)}
+    assert len(found) == 2, "some galleries have boxes, others have none"
+
+
 def test_ids_and_conditions_choose_the_pages(mixture: Path, tmp_path: Path) -> None:
     ids = index(mixture)["id"].to_list()[5:7]
     pages = written(tmp_path / "ids", mixture, ids=ids)
