@@ -1,6 +1,7 @@
 """`vlmix evaluate`: a model's answers to benchmarks, and their scores."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -51,12 +52,8 @@ def evaluate(
     if data is None and (official := [name for name, one in chosen.items() if one.own is None]):
         raise typer.BadParameter(f"--data is needed: {official[0]} is read from its official files")
     if nproc > 1 and not launched():
-        arguments = [*benchmark, "--model", model, "--out", str(out), "--split", split]
-        arguments += ["--data", str(data)] if data else []
-        arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]
-        arguments += [part for root in images or [] for part in ("--images", str(root))]
         flags = {"--allow-code": allow_code, "--json": as_json, "--quiet": quiet}
-        launch(nproc, ["evaluate", *arguments, *(flag for flag, is_set in flags.items() if is_set)])
+        in_processes(nproc, benchmark, model, out, data, images or (), split, batch, max_new_tokens, limit, flags)
         return
     from vlmix.train.evaluate.evaluate import ANSWERS, Task
     from vlmix.train.evaluate.evaluate import evaluate as run
@@ -77,3 +74,24 @@ def evaluate(
         reports = run(model, tasks, out, progress)
     if not quiet and (not launched() or os.environ["RANK"] == "0"):
         show.evaluated({name: out / name / ANSWERS for name in chosen}, reports, as_json)
+
+
+def in_processes(
+    nproc: int,
+    benchmarks: Iterable[str],
+    model: str,
+    out: Path,
+    data: Path | None,
+    images: Iterable[Path],
+    split: str,
+    batch: int,
+    max_new_tokens: int,
+    limit: int,
+    flags: Mapping[str, bool],
+) -> None:
+    """The command, with its options, in `nproc` processes, which share the questions of each benchmark."""
+    arguments = [*benchmarks, "--model", model, "--out", str(out), "--split", split]
+    arguments += ["--data", str(data)] if data else []
+    arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]
+    arguments += [part for root in images for part in ("--images", str(root))]
+    launch(nproc, ["evaluate", *arguments, *(flag for flag, is_set in flags.items() if is_set)])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmix.cli import recipes, show
+from vlmix.cli.evaluate import in_processes
 from vlmix.cli.lookup import recipe_names
 from vlmix.cli.options import AllowCodeOpt, JsonOpt
 from vlmix.cli.train import launch
@@ -173,13 +174,19 @@ def _evaluate(model: str, tasks: "list[Task]", out: Path, nproc: int, allow_code
     if nproc > 1:  # the answers, by several processes for each benchmark; then scored here
         for task in tasks:
             own = task.benchmark.own
-            arguments = [task.benchmark.name if own is None else str(own.recipe), "--model", model, "--out", str(out)]
-            arguments += ["--data", str(task.data)] if task.data else []
-            arguments += ["--allow-code"] if allow_code else []
-            arguments += ["--split", task.split, "--batch", str(task.batch_size), "--limit", str(task.limit)]
-            arguments += ["--max-new-tokens", str(task.max_new_tokens)]
-            arguments += [part for root in task.images for part in ("--images", str(root))]
-            launch(nproc, ["evaluate", *arguments, "--quiet"])
+            in_processes(
+                nproc,
+                [task.benchmark.name if own is None else str(own.recipe)],
+                model,
+                out,
+                task.data,
+                task.images,
+                task.split,
+                task.batch_size,
+                task.max_new_tokens,
+                task.limit,
+                {"--allow-code": allow_code, "--quiet": True},
+            )
     return evaluate(model, tasks, out)
 
 
