@@ -145,8 +145,12 @@ def aggregate(rows: Iterable[Result], values: RunValues | None = None) -> list[P
 
     Runs that share a point and a seed count as one, by their mean.
     """
+    return points_of(grouped(rows), values)
+
+
+def points_of(groups: Sequence[list[Result]], values: RunValues | None = None) -> list[Point]:
+    """The same of rows that are grouped already, a point for each group."""
     known = values or {}
-    groups = grouped(rows)
     scored = [(group, scores_of(group, known)) for group in groups]
     full = {grid_key(group[0].grid): (group, scores) for group, scores in scored if group[0].ratio == 1}
     points = []

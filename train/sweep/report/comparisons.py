@@ -12,10 +12,9 @@ from vlmix.train.sweep.report.aggregate import (
     Point,
     Result,
     RunValues,
-    aggregate,
     grid_key,
     grouped,
-    ordered,
+    points_of,
     runs_of,
     with_all,
 )
@@ -49,8 +48,10 @@ class Summary(NamedTuple):
 def summarise(rows: Sequence[Result], values: RunValues | None = None, first: dict[str, Any] | None = None) -> Summary:
     """`values` are what each question adds to the scores of each run; without them intervals are over seeds alone, and
     nothing is compared. `first` is the grid that others are compared with, by default the first of the table."""
-    points, groups = aggregate(rows, values), grouped(rows)
-    return Summary(ordered(rows), points, groups, _compared(points, groups, values or {}, first))
+    groups = grouped(rows)
+    points = points_of(groups, values)
+    ordered = [row for group in groups for row in group]
+    return Summary(ordered, points, groups, _compared(points, groups, values or {}, first))
 
 
 def in_common(one: Summary, values: RunValues, other: Summary, other_values: RunValues) -> list[Compared]:

@@ -93,7 +93,7 @@ def page(
         differences=_differences(points, compared),
         composition=_composition(points, groups),
         runs=_runs(points, groups),
-        sub_scores=_sub_scores(points, groups),
+        sub_scores=_sub_scores(rows, points, groups),
         facts=_facts(facts, rows),
         notes=list(notes(summary)),
     )
@@ -176,17 +176,17 @@ def _score(row: Result, benchmark: str) -> str:
     return real(row.scores[benchmark], 2) + ("" if half is None else f" ± {half:.2f}")
 
 
-def _sub_scores(points: list[Point], groups: list[list[Result]]) -> dict[str, Table]:
+def _sub_scores(rows: list[Result], points: list[Point], groups: list[list[Result]]) -> dict[str, Table]:
     """A table for each benchmark that has sub-scores."""
-    header, runs = ["sub-score", *map(Namer(points).point, points)], [row for group in groups for row in group]
+    header = ["sub-score", *map(Namer(points).point, points)]
     tables = {}
     for name in benchmarks(points):
-        metrics = sorted({metric for row in runs for metric in row.metrics.get(name, {})})
+        metrics = sorted({metric for row in rows for metric in row.metrics.get(name, {})})
         if metrics:
-            asked = {row.questions[name] for row in runs if name in row.questions}
+            asked = {row.questions[name] for row in rows if name in row.questions}
             questions = f", {min(asked):,} questions" if len(asked) == 1 else ""
-            rows = [[metric, *(number(sub_score(group, name, metric)) for group in groups)] for metric in metrics]
-            tables[name] = Table(f"{name}{questions}: mean ± half of the 95 % interval", header, rows)
+            cells = [[metric, *(number(sub_score(group, name, metric)) for group in groups)] for metric in metrics]
+            tables[name] = Table(f"{name}{questions}: mean ± half of the 95 % interval", header, cells)
     return tables
 
 
