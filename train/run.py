@@ -57,11 +57,12 @@ _FREE = (
 """Keys of a recipe that may change when a run resumes; so may `validation` and `evaluate`, but for the hold-out."""
 CHECKPOINTS, EXPORTS = "checkpoints", "exports"
 """Folders of a run."""
-_FILES = ("tokenizer", "tokenizer.partial", "lengths.npz", "skipped.jsonl", DATA_NAME, CHECKPOINTS)
-"""What a run may have written before it has its recipe.yaml."""
-_MEASURES = ("validation", "evaluate")
 SKIPPED = "skipped.jsonl"
 """Samples that a run leaves out, and why, one a line."""
+_LENGTHS, _VALIDATION_LENGTHS = "lengths.npz", "validation-lengths.npz"
+_FILES = ("tokenizer", "tokenizer.partial", _LENGTHS, _VALIDATION_LENGTHS, SKIPPED, DATA_NAME, CHECKPOINTS)
+"""What a run may have written before it has its recipe.yaml."""
+_MEASURES = ("validation", "evaluate")
 _KNOBS = (
     *("batch.pack_length", "batch.micro_size", "activation_checkpointing", "loss_chunk", "compile"),
     *("reshard_after_forward", "shard_size", "reduce_gradients"),
@@ -161,7 +162,7 @@ class _Run:
         model, tokenizer, layout, whole = self._model(offered, begun=latest is not None)
         export = partial(self._write_model, tokenizer=tokenizer, layout=layout)
         encoder = Encoder(tokenizer, layout)
-        found = self._lengths(offered, encoder, model.vision)
+        found = self._lengths(offered, encoder, model.vision, _LENGTHS)
         mixture = self._fitting(offered, found)
         skipped, found = len(offered) - len(mixture), found.of(found.fits)
         order: Schedule = me.run_on_all(lambda: mixtures.schedule(mixture, recipe, found.tokens, me.world))
@@ -237,9 +238,9 @@ class _Run:
         whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if me.is_main else {}
         return model, tokenizer, layout, whole
 
-    def _lengths(self, mixture: Samples, encoder: Encoder, vision: ImageGeometry) -> Lengths:
-        """Token lengths, measured by the first rank and kept in the run's folder for the next start."""
-        path = self.folder / "lengths.npz"
+    def _lengths(self, mixture: Samples, encoder: Encoder, vision: ImageGeometry, name: str) -> Lengths:
+        """Token lengths, measured by the first rank and kept under a name in the run's folder for the next start."""
+        path = self.folder / name
 
         def first() -> None:
             words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
@@ -339,17 +340,19 @@ class _Run:
         if config is None:
             return mixture, None
         if config.holdout is not None:
-            return validation.split(mixture, config)
-        other, seen = validation.other(mixture, config)
-        if seen:
+            kept, held = validation.split(mixture, config)
+            return kept, validation.chosen(held, config)
+        other = validation.other(mixture, config)
+        if self.me.is_main and (seen := validation.seen(mixture, other)):
             self.report("seen", {"mixture": config.mixture, "samples": seen, "of": len(other)})
-        return mixture, other
+        return mixture, validation.chosen(other, config)
 
     def _measures(self, validated: Samples | None, collator: Collator, export: _Export) -> list[Measure]:
         recipe, me = self.recipe, self.me
         found: list[Measure] = []
         if validated is not None:
-            found.append(me.run_on_all(lambda: validation.Validation(validated, recipe, collator, me)))
+            lengths = self._lengths(validated, collator.encoder, collator.vision, _VALIDATION_LENGTHS)
+            found.append(me.run_on_all(lambda: validation.Validation(validated, lengths, recipe, collator, me)))
         if recipe.evaluate is not None:
             if self.benchmark is None:
                 me.abort(VlmixError("the recipe has `evaluate`, and no benchmarks were given to train"))

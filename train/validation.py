@@ -18,8 +18,7 @@ from vlmix.mixture.keyed import keyed_order
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.schedule.schedule import Schedule
-from vlmix.train.batches import Collator, MicroBatchDataset
-from vlmix.train.batches import lengths as measure
+from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.config import Recipe
 from vlmix.train.config import Validation as Config
 from vlmix.train.loader import make_loader
@@ -44,9 +43,8 @@ def split(mixture: Samples, config: Config) -> tuple[Samples, Samples]:
     return kept, out
 
 
-def other(trained: Samples, config: Config) -> tuple[Mixture, int]:
-    """The mixture that a recipe validates on, and how many of its samples show a picture that is trained on, or have no
-    picture and a text that is. Raises VlmixError if it has no shards, or prompts of another style."""
+def other(trained: Samples, config: Config) -> Mixture:
+    """The mixture that a recipe validates on. Raises VlmixError if it has no shards, or prompts of another style."""
     mixture = open_mixture(config.mixture)
     if mixture.root_manifest.kind == "annotations":
         raise VlmixError(f"validation.mixture {config.mixture} was built with --annotations-only: it has no shards")
@@ -56,11 +54,24 @@ def other(trained: Samples, config: Config) -> tuple[Mixture, int]:
             f"validation.mixture {config.mixture} has prompts of the style {style}, what is trained on of "
             f"{' and '.join(map(str, styles))}; build one of them anew with the other's"
         )
+    return mixture
+
+
+def seen(trained: Samples, mixture: Mixture) -> int:
+    """How many samples of a mixture show a picture that is trained on, or have no picture and a text that is."""
     groups = picture_groups([*parts_of(trained), mixture]).of
     shown = int(np.isin(groups[len(trained) :], groups[: len(trained)]).sum())
     read = list(_plain_texts([mixture]))
     known = {*_plain_texts(parts_of(trained))} if read else set()
-    return mixture, shown + sum(text in known for text in read)
+    return shown + sum(text in known for text in read)
+
+
+def chosen(mixture: Samples, config: Config) -> Samples:
+    """Those that are measured: at most `samples`, the first in hash order."""
+    if not config.samples or len(mixture) <= config.samples:
+        return mixture
+    order = keyed_order(mixture.column("id").to_pylist(), config.seed, "validation")
+    return mixture.select(np.sort(order[: config.samples]))
 
 
 def _plain_texts(parts: Sequence[Mixture]) -> Iterator[bytes]:
@@ -87,17 +98,12 @@ class Validation:
 
     name = "validation"
 
-    def __init__(self, mixture: Samples, recipe: Recipe, collator: Collator, me: Ranks) -> None:
-        """Raises VlmixError where none of them can be measured."""
+    def __init__(self, mixture: Samples, found: Lengths, recipe: Recipe, collator: Collator, me: Ranks) -> None:
+        """`found`: their token lengths. Raises VlmixError where fewer of them can be measured than there are ranks."""
         config = recipe.validation
         assert config is not None
         self.interval, self.workers, self.me = config.interval, recipe.loader_workers, me
-        if config.samples and len(mixture) > config.samples:
-            order = keyed_order(mixture.column("id").to_pylist(), config.seed, "validation")
-            mixture = mixture.select(np.sort(order[: config.samples]))
-        found = measure(mixture, collator.encoder, collator.vision, recipe.batch.max_length)
         usable = found.fits & (found.targets > 0)
-        self.skipped = int((~usable).sum())
         self.mixture, found = mixture.select(np.flatnonzero(usable)), found.of(usable)
         if len(self.mixture) < me.world:
             raise VlmixError(
