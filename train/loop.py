@@ -109,13 +109,14 @@ class Loop:
         window = _Window(len(self.sources), self.me.device)
         batches = iter(make_loader(data, state.step, steps, self.recipe.loader_workers))
         profiler = Profiler(self.folder, self.recipe.profile)
+        each = reduces_each(self.model, self.recipe)
         for step in range(state.step, steps):
             with profiler.step(step + 1):
                 micros, count = self._fetch(batches, window)
                 unreadable = self._unreadable(micros, state.unreadable) if count["unreadable"] else state.unreadable
                 if count["saved"] == self.me.world:
                     self.checkpoints.wait()
-                losses = self._forward_backward(step, micros, count)
+                losses = self._forward_backward(step, micros, count, each)
                 norm = self._update(step, steps, losses)
                 window.add(count, losses)
             if step + 1 == profiler.last or count["stops"]:
@@ -196,11 +197,11 @@ class Loop:
         assert not isinstance(micros, VlmixError)
         return micros, count
 
-    def _forward_backward(self, step: int, micros: list[MicroBatch], count: _Counts) -> list[_Losses]:
-        """The gradients of a step. Dropout depends on seed, step and rank alone."""
+    def _forward_backward(self, step: int, micros: list[MicroBatch], count: _Counts, each: bool) -> list[_Losses]:
+        """The gradients of a step, reduced after `each` micro-batch or once. Dropout depends on seed, step and rank
+        alone."""
         torch.manual_seed(int(derive_key(self.recipe.seed, step, self.me.rank)) & (2**63 - 1))
         losses = []
-        each = reduces_each(self.model, self.recipe)
         for number, micro in enumerate(micros, 1):
             micro = micro.to(self.me.device)
             before_backward(self.model, number == len(micros), each)
