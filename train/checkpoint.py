@@ -211,6 +211,11 @@ class Checkpoints:
         return VlmixError(f"{path}: cannot write the checkpoint: {what}; free some space. {kept}")
 
 
+def bytes_of(trained: int) -> int:
+    """Size of a checkpoint of so many trained parameters: the weights and AdamW's two moments, in fp32."""
+    return 3 * trained * torch.float32.itemsize
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """The whole checkpoints in the folder of a run's, the oldest first."""
     return sorted(path for path in folder.glob("step-*") if not path.suffix)

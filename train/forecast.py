@@ -25,6 +25,7 @@ from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train import mixtures, validation
 from vlmix.train.batches import Lengths, MicroBatch, micro_batches
 from vlmix.train.batches import lengths as measure
+from vlmix.train.checkpoint import bytes_of
 from vlmix.train.config import Recipe
 from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.flops import PEAKS, Flops
@@ -185,7 +186,7 @@ def forecast(
         padding_waste=1 - epoch.tokens / int(epoch.slots.sum()),
         imbalance=float(epoch.slots.max(axis=1).sum() * world / epoch.slots.sum()),
         memory=_memory(model, recipe, world, epoch, facts),
-        checkpoint_bytes=3 * _FP32 * sum(part["trained"] for part in parameters.values()),
+        checkpoint_bytes=bytes_of(sum(part["trained"] for part in parameters.values())),
         time=time,
     )
 
@@ -218,12 +219,7 @@ class _Facts:
 
         image_tokens, tiles = summed(vision.tokens), summed(vision.tile_count)
         found, self.tokenized = _lengths(samples, encoder, vision, recipe, image_tokens, sample)
-        if not found.fits.any():
-            raise VlmixError(
-                f"{mixtures.named(recipe)}: no sample's images fit into batch.max_length {recipe.batch.max_length}; "
-                f"raise it (the shortest sample has {found.untruncated.min()} tokens)"
-            )
-        self.samples = samples.select(np.flatnonzero(found.fits))
+        self.samples = mixtures.fitting(samples, found, recipe)
         self.places = np.flatnonzero(found.fits)
         """[N]: which of the samples offered they are."""
         self.lengths = found.of(found.fits)

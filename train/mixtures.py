@@ -14,6 +14,7 @@ from vlmix.mixture.dataset.schema import MOST_REPEATS
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.blend import BlendSchedule
 from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.train.batches import Lengths
 from vlmix.train.config import Recipe
 
 _HUB = re.compile(r"(?:hf://|https?://(?:www\.)?huggingface\.co/)datasets/([\w.-]+/[\w.-]+)")
@@ -38,6 +39,16 @@ def named(recipe: Recipe) -> str:
 
 def name_of(samples: Samples) -> str:
     return " + ".join(samples.mixtures) if isinstance(samples, Blend) else samples.manifest.name
+
+
+def fitting(samples: Samples, found: Lengths, recipe: Recipe) -> Samples:
+    """The samples of these lengths whose images fit into batch.max_length. Raises VlmixError where none do."""
+    if not found.fits.any():
+        raise VlmixError(
+            f"{named(recipe)}: no sample's images fit into batch.max_length {recipe.batch.max_length}; raise it (the "
+            f"shortest sample has {found.untruncated.min()} tokens)"
+        )
+    return samples if found.fits.all() else samples.select(np.flatnonzero(found.fits))
 
 
 def schedule(samples: Samples, recipe: Recipe, lengths: NDArray[np.int64], world: int) -> Schedule:

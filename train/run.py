@@ -30,7 +30,7 @@ from vlmix.train import loggers, mixtures, validation
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
 from vlmix.train.card import DATA_NAME, card
-from vlmix.train.checkpoint import Checkpoints, State, checkpoints_in, read_state, restore_weights
+from vlmix.train.checkpoint import Checkpoints, State, bytes_of, checkpoints_in, read_state, restore_weights
 from vlmix.train.config import Recipe, load
 from vlmix.train.evaluate.during import Evaluation
 from vlmix.train.export import CONNECTOR, MODEL, load_connector, write, write_connector
@@ -169,7 +169,7 @@ class _Run:
         steps = steps_of(recipe, order)
         if recipe.profile and recipe.profile[1] > steps:
             me.abort(VlmixError(f"profile: it ends with step {recipe.profile[1]}, the training with step {steps}"))
-        names = sorted(set(mixture.column("source").to_pylist()))
+        names = sorted(mixture.sources)
         pad = tokenizer.pad_token_id
         collator = Collator(encoder, model.vision, recipe.batch, names, 0 if pad is None else int(pad))
         measures = self._measures(validated, collator, export)
@@ -260,20 +260,13 @@ class _Run:
 
     def _fitting(self, mixture: Samples, found: Lengths) -> Samples:
         """The samples whose images fit into batch.max_length. The others are listed in the run's folder."""
-        if found.fits.all():
-            self.me.run_on_main(lambda: (self.folder / SKIPPED).unlink(missing_ok=True))
-            return mixture
-        length = self.recipe.batch.max_length
-        if not found.fits.any():
-            self.me.abort(
-                VlmixError(
-                    f"{mixtures.named(self.recipe)}: no sample's images fit into batch.max_length {length}; raise it "
-                    f"(the shortest sample has {found.untruncated.min()} tokens)"
-                )
-            )
+        fitting = self.me.run_on_all(lambda: mixtures.fitting(mixture, found, self.recipe))
 
         def first() -> None:
-            names, lines = mixture.column("id"), []
+            if found.fits.all():
+                (self.folder / SKIPPED).unlink(missing_ok=True)
+                return
+            names, lines, length = mixture.column("id"), [], self.recipe.batch.max_length
             for position in np.flatnonzero(~found.fits).tolist():
                 tokens = int(found.untruncated[position])
                 sample = mixtures.skipped(self.recipe, names[position].as_py())
@@ -282,7 +275,7 @@ class _Run:
             write_text(self.folder / SKIPPED, "".join(lines))
 
         self.me.run_on_main(first)
-        return mixture.select(np.flatnonzero(found.fits))
+        return fitting
 
     def _tell_data(self, mixture: Samples, skipped: int, found: Lengths, order: Schedule, steps: int) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -323,7 +316,7 @@ class _Run:
         most = config.keep + 1 + bool(config.best)
         count = min(saves, most)
         learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        each = 3 * learnt * torch.float32.itemsize  # the weights and AdamW's two moments
+        each = bytes_of(learnt)
         there = sum(file.stat().st_size for file in self.folder.glob(f"{CHECKPOINTS}/step-*/*") if file.is_file())
         with disk_errors(self.folder):
             free = shutil.disk_usage(self.folder).free
