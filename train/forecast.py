@@ -1,21 +1,14 @@
 """What a training will take, before it is started: its data as the schedule has them, its memory, its time.
 
-The model is built on the meta device, from configurations alone. Memory is that of the process that has most: states by
-their shapes, activations by following what a forward and a backward pass over the largest micro-batch keep alive.
+The model is built on the meta device, from configurations alone.
 """
 
-import weakref
 from typing import Any
 
 import numpy as np
 import torch
 from msgspec import Struct
 from numpy.typing import NDArray
-from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface
 
 from vlmix.mixture.blend import Samples, open_samples
 from vlmix.mixture.errors import VlmixError, nearest
@@ -27,18 +20,17 @@ from vlmix.train.batches import Lengths, MicroBatch, micro_batches
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import bytes_of
 from vlmix.train.config import Recipe
-from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.flops import PEAKS, Flops
 from vlmix.train.images import ImageGeometry
+from vlmix.train.memory import Memory
+from vlmix.train.memory import memory as memory_of
 from vlmix.train.model import TrainableVLM, describe
-from vlmix.train.parallel import reduces_each, shard_size
+from vlmix.train.parallel import shard_size
 from vlmix.train.param_groups import count_parameters
 from vlmix.train.run import own_tokenizer, steps_of
 from vlmix.train.tokens import Encoder, template
 
 SAMPLE = 20_000
-_FP32 = torch.float32.itemsize
-_ATTENTION = "vlmix-forecast"
 
 
 class Source(Struct, frozen=True, kw_only=True):
@@ -58,30 +50,6 @@ class MicroBatches(Struct, frozen=True, kw_only=True):
     least: int
     mean: float
     most: int
-
-
-class Memory(Struct, frozen=True, kw_only=True):
-    """Bytes of the process that has most."""
-
-    weights: int
-    """fp32, its share of them."""
-    frozen_tower: int
-    """A frozen vision tower, whole."""
-    gradients: int
-    """fp32, its share; and whole ones, where a step has several micro-batches and they are reduced once
-    (`reduce_gradients`)."""
-    optimizer: int
-    """AdamW's two moments."""
-    gathered: int
-    """Whole weights in the type of the computation while they are used, and gradients on their way to their shares."""
-    activations: int
-    logits: int
-    """Of `loss_chunk` target tokens, and what else the loss holds for a moment."""
-
-    @property
-    def total(self) -> int:
-        """At most: no moment needs all of it. Without what CUDA and its allocator take for themselves."""
-        return sum(getattr(self, name) for name in self.__struct_fields__)
 
 
 class Time(Struct, frozen=True, kw_only=True):
@@ -134,7 +102,8 @@ def forecast(
 
     With `gpu`, a name of `flops.PEAKS`, and the `efficiency` that it reaches, the time, too. The texts of at most
     `sample` samples are tokenized, the first in hash order (0: of all); the others are taken to have as many tokens as
-    one of their source with about as many words. Raises VlmixError for what `train` raises it for, weights aside.
+    one of their source with about as many words. Raises VlmixError for a recipe, data or a model that `train` raises it
+    for, as far as they show without weights; what is measured while training, and the disk, are not looked at.
     """
     if not recipe.mixture:
         raise VlmixError("no mixture to train on: add mixture=FOLDER")
@@ -185,7 +154,13 @@ def forecast(
         ),
         padding_waste=1 - epoch.tokens / int(epoch.slots.sum()),
         imbalance=float(epoch.slots.max(axis=1).sum() * world / epoch.slots.sum()),
-        memory=_memory(model, recipe, world, epoch, facts),
+        memory=memory_of(
+            model,
+            recipe,
+            world,
+            [_skeleton(members, facts, recipe) for members in epoch.largest],
+            several=int(epoch.counts.max()) > 1,
+        ),
         checkpoint_bytes=bytes_of(sum(part["trained"] for part in parameters.values())),
         time=time,
     )
@@ -326,72 +301,6 @@ def _sources(facts: _Facts, order: Schedule, flops: Flops) -> tuple[Source, dict
     return Source(**{name: float(column.sum()) for name, column in sums.items()}), each
 
 
-def _memory(model: TrainableVLM, recipe: Recipe, world: int, epoch: _Epoch, facts: _Facts) -> Memory:
-    size = shard_size(recipe, world)
-    width = torch.bfloat16.itemsize if recipe.precision == "bf16" else _FP32
-    tower = {id(weight) for weight in model.vision_tower.parameters()} if "vision_tower" not in model.parts else set()
-    sharded = [weight for weight in model.parameters() if id(weight) not in tower]
-    trained = [weight for weight in sharded if weight.requires_grad]
-    inside = {id(weight) for block in model.blocks for weight in block.parameters()}
-    root = [weight for weight in sharded if id(weight) not in inside]
-    blocks = [list(block.parameters()) for block in model.blocks]
-    # A block is used while the next one is gathered, and kept where weights stay gathered.
-    resharded = recipe.reshard_after_forward and size > 1
-    gathered = width * (_count(root) + sum(sorted(map(_count, blocks))[-2 if resharded else 0 :]))
-    learnt = [[weight for weight in group if weight.requires_grad] for group in (root, *blocks)]
-    leaving = width * _count(learnt[0]) + (width + _FP32) * max(map(_count, learnt[1:]), default=0)
-    whole = int(epoch.counts.max()) > 1 and not reduces_each(model, recipe)
-    activations, logits = _peaks(model, recipe, epoch.largest, facts)
-    return Memory(
-        weights=_FP32 * _share(sharded, size),
-        frozen_tower=sum(weight.nbytes for weight in model.vision_tower.parameters()) if tower else 0,
-        gradients=_FP32 * (_share(trained, size) + (_count(trained) if whole else 0)),
-        optimizer=2 * _FP32 * _share(trained, size),
-        gathered=gathered + leaving,
-        activations=activations,
-        logits=logits,
-    )
-
-
-def _count(weights: list[nn.Parameter]) -> int:
-    return sum(weight.numel() for weight in weights)
-
-
-def _share(weights: list[nn.Parameter], size: int) -> int:
-    """Values that the first of `size` processes has: FSDP cuts weights by rows, and the first get the larger part."""
-    return sum(-(-weight.shape[0] // size) * (weight.numel() // weight.shape[0]) for weight in weights)
-
-
-def _peaks(model: TrainableVLM, recipe: Recipe, largest: list[Positions], facts: _Facts) -> tuple[int, int]:
-    """Bytes of activations, and of logits, at their most. The model is cast to the type of the computation."""
-    if recipe.precision == "bf16":
-        model.to(torch.bfloat16)
-    AttentionInterface.register(_ATTENTION, _attend)
-    model.hf.model.language_model.set_attn_implementation(_ATTENTION)
-    model.vision_tower.set_attn_implementation(_ATTENTION)  # type: ignore[operator]
-    for weight in model.parameters():
-        if weight.requires_grad:  # gradients are counted elsewhere
-            weight.register_post_accumulate_grad_hook(_drop)
-    activations = logits = 0
-    for members in largest:
-        micro = _skeleton(members, facts, recipe)
-        with _Alive([*model.parameters(), *model.buffers()]) as alive:
-            hidden = model.target_states(micro)
-            hidden.sum().backward()
-        activations = max(activations, alive.most)
-        head = model.hf.lm_head
-        states = hidden.detach().requires_grad_()
-        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
-        with _Alive([states, weight, micro.targets]) as alive:
-            chunked_cross_entropy(states, weight, bias, micro.targets, recipe.loss_chunk).sum().backward()
-        logits = max(logits, alive.most)
-    return activations, logits
-
-
-def _drop(weight: torch.Tensor) -> None:
-    weight.grad = None
-
-
 def _skeleton(members: Positions, facts: _Facts, recipe: Recipe) -> MicroBatch:
     """A micro-batch of these samples on the meta device: its shapes."""
     lengths = facts.lengths.tokens[members] if len(members) else np.ones(1, dtype=np.int64)
@@ -414,60 +323,9 @@ def _skeleton(members: Positions, facts: _Facts, recipe: Recipe) -> MicroBatch:
         images=torch.empty((sum(tiles), 3, side, side), dtype=torch.uint8, device="meta"),
         image_sizes=sizes,
         tiles_per_image=tiles,
-        cu_seqlens=None,  # as `_attend` looks at shapes alone
+        cu_seqlens=None,  # as `memory` looks at shapes alone
         max_seqlen=int(lengths.max()),
         samples=[""] * len(members),
         sources=numbers(len(members)),
         lengths=lengths,
     )
-
-
-class _Alive(TorchDispatchMode):
-    """Follows the memory of what operations make, but for tensors that were there `before`. `most`: bytes at a time."""
-
-    def __init__(self, before: list[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in before}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._free, key, size).atexit = False
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-class _Attention(torch.autograd.Function):
-    """What a kernel without the square of scores keeps: its inputs, its result, and a number for each row of scores."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:3], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-def _attend(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **more: Any
-) -> tuple[torch.Tensor, None]:
-    """[B, T, H, D] of query [B, H, T, D], without values."""
-    out: torch.Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
-    return out, None

@@ -26,7 +26,8 @@ from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths
 from vlmix.train.config import Recipe, load
 from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.flops import Flops
-from vlmix.train.forecast import _Facts, _peaks, forecast
+from vlmix.train.forecast import _Facts, _skeleton, forecast
+from vlmix.train.memory import peaks
 from vlmix.train.metrics import read
 from vlmix.train.model import TrainableVLM, build, describe
 from vlmix.train.parallel import Ranks, apply_fsdp, init_distributed
@@ -219,7 +220,7 @@ def test_activations_are_those_that_the_profiler_sees(part: Path, trainable: lis
     )
     with torch.device("meta"):
         described = TrainableVLM(describe(recipe, tokenizer)[0], recipe)
-    activations, logits = _peaks(described, recipe, [members], facts)
+    activations, logits = peaks(described, recipe, [_skeleton(members, facts, recipe)])
 
     model = TrainableVLM(parts, recipe)
     for weight in model.parameters():
