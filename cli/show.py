@@ -361,17 +361,14 @@ def _some(what: str, count: int, first: list[str]) -> None:
 
 
 def one(mixture: "Mixture", id: str, as_json: bool) -> None:
-    from vlmix.mixture.dataset.view import read_rows
+    from vlmix.mixture.dataset.view import ids_like, read_rows
 
     try:
         position = mixture.index_of(id)
     except KeyError:
-        stem = id.partition("#")[0]
-        alike = [
-            other for other in mixture.column("id").to_pylist() if other.startswith(stem) or other.endswith(f"/{id}")
-        ]
+        alike = ids_like(mixture, id)
         raise VlmixError(
-            f"{mixture.folder.name} has no sample {id!r}" + (nearest(id, alike[:5]) if alike else "")
+            f"{mixture.folder.name} has no sample {id!r}" + (nearest(id, alike) if alike else "")
         ) from None
     row = next(read_rows(mixture.local_root, [int(mixture.rows[position])]))
     if as_json:
@@ -465,14 +462,11 @@ def rejects(mixture: "Mixture", as_json: bool) -> None:
     import polars as pl
 
     from vlmix.mixture.dataset.manifest import REJECTS_NAME
+    from vlmix.mixture.dataset.view import read_rejects
 
-    path = mixture.local_root / REJECTS_NAME
-    if not path.exists():
+    if (frame := read_rejects(mixture)) is None:
+        path = mixture.root.join(REJECTS_NAME).name
         raise VlmixError(f"{path} is missing: this mixture was copied from another one, which has it")
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the file is damaged") from None
     if as_json:
         _json(frame.to_dicts())
         return

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.boxes import SQUARE_TEXT
 from vlmix.mixture.browse.sides import Side, whole
-from vlmix.mixture.dataset.manifest import REJECTS_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import source_columns
-from vlmix.mixture.dataset.view import index_schema
-from vlmix.mixture.errors import VlmixError, abridged
-from vlmix.mixture.io.storage import Local
+from vlmix.mixture.dataset.view import index_schema, read_rejects
+from vlmix.mixture.errors import abridged
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import CAPTION, GROUNDING, OCR_LINE, OPTION_LETTER, REGION_CAPTION, SHORT_ANSWER
 
@@ -262,15 +260,9 @@ class RejectGroup:
 
 
 def rejects_of(mixture: Reader) -> list[RejectGroup] | None:
-    """The rejects of the folder that a mixture or view comes from, None if it lists none (a copy of another one).
-    Raises VlmixError for a damaged list."""
-    where = mixture.root.join(REJECTS_NAME)
-    try:
-        frame = pl.read_parquet(where.path if isinstance(where, Local) else where.whole())
-    except FileNotFoundError:
+    """The rejects of a mixture in groups, by source and reason; None if it lists none (see `read_rejects`)."""
+    if (frame := read_rejects(mixture)) is None:
         return None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise VlmixError(f"{where.name}: {str(error).splitlines()[0]}; the file is damaged") from None
     groups = frame.group_by("source", "reason", maintain_order=True).agg(
         pl.len().alias("count"), pl.struct("id", "image", "detail", "record").head(REJECTS_SHOWN).alias("examples")
     )

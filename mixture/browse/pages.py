@@ -26,12 +26,12 @@ from vlmix.mixture.browse.facts import (
 from vlmix.mixture.browse.pictures import SIDE, Picture, stored_bytes, write_pictures
 from vlmix.mixture.browse.sides import Side, common_whole, overlaps, short_name, whole
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.view import index_of, read_rows
+from vlmix.mixture.dataset.view import ids_like, index_of, read_rows
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import new_folder
-from vlmix.mixture.io.visible import visible
+from vlmix.mixture.io.visible import is_link, visible
 from vlmix.mixture.keyed import Indices, prefixes
 from vlmix.mixture.version import VERSION
 
@@ -43,7 +43,6 @@ STORED_BUDGET = 16_000_000
 MOST_SAMPLES = 20_000
 """Pages of samples; a browser's gallery and a folder's listing are slow beyond that."""
 _PLAIN = re.compile(r"[^a-z0-9]+")
-_LINK = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 _FEW = 30  # values that a filter lists
 _LONGEST_VALUE = 200  # characters of one
 
@@ -144,7 +143,7 @@ def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, po
     common = {"sides": sides, "version": VERSION, "colors": COLORS, "options": options, "reduced": reduced}
     _write_galleries(environment, partial, galleries, common)
     shown = _write_samples(environment, partial, galleries, common, progress)
-    roots = {side.mixture.root.name: side.mixture for side in sides}
+    roots = {side.mixture.root.name: whole(side.mixture) for side in sides}
     composition = _composition(sides, all_facts)
     order = {name: at for at, (name, _, _) in enumerate(composition)}
     index = environment.get_template("index.html.j2").render(
@@ -163,7 +162,7 @@ def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, po
             }
             for number, found in enumerate(leaders)
         ],
-        rejects=[(_last(name), _shown(rejects_of(mixture))) for name, mixture in roots.items()],
+        rejects=[(short_name(root), _shown(rejects_of(root))) for root in roots.values()],
         overlaps=overlaps(sides),
         longest=LONGEST_COUNTED,
         pages=len(shown),
@@ -191,12 +190,11 @@ def _passing(sides: Sequence[Side], options: Options) -> list[Indices]:
         found = [_positions_of(side.mixture, options.ids) for side in sides]
         missing = sorted(set(options.ids) - {id for mine in found for id in mine})
         if missing:
-            known = sides[0].mixture.column("id").to_pylist()
-            stem = missing[0].partition("#")[0]
-            alike = [id for id in known if id.startswith(stem) or id.endswith(f"/{missing[0]}")][:5]
+            alike = ids_like(sides[0].mixture, missing[0])
+            example = sides[0].mixture.column("id")[0].as_py()
             raise VlmixError(
                 f"no sample has the id {missing[0]!r}"
-                + (nearest(missing[0], alike) if alike else f"; ids are like {known[0]!r}")
+                + (nearest(missing[0], alike) if alike else f"; ids are like {example!r}")
             )
         passing = [np.intersect1d(mine, list(ids.values())).astype(np.int64) for mine, ids in zip(passing, found)]
         if not any(map(len, passing)):
@@ -358,7 +356,7 @@ def _infos(sides: Sequence[Side]) -> dict[str, tuple[str, str]]:
     found = {}
     for side in sides:
         for name, info in (side.mixture.root_manifest.sources | side.mixture.manifest.sources).items():
-            link = info.homepage if _LINK.fullmatch(info.homepage) else ""
+            link = info.homepage if is_link(info.homepage) else ""
             found[name] = (info.license, link)
     return found
 
@@ -384,10 +382,6 @@ def _title(sides: Sequence[Side]) -> str:
     names = [side.name.removeprefix("selected: ") for side in sides if not side.left]
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return f"{listed}, and what is left out" if sides[-1].left else listed
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def _environment() -> "Environment":

@@ -151,6 +151,26 @@ def _damaged(mixture: Reader, error: BaseException) -> VlmixError:
     return VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {first}; `vlmix verify` lists all damage")
 
 
+def read_rejects(mixture: Reader) -> pl.DataFrame | None:
+    """The rejects of the folder that a mixture or view comes from, None if it lists none (a copy of another one).
+    Raises VlmixError for a damaged list."""
+    where = mixture.root.join(REJECTS_NAME)
+    try:
+        return pl.read_parquet(where.path if isinstance(where, Local) else where.whole())
+    except FileNotFoundError:
+        return None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise VlmixError(f"{where.name}: {str(error).splitlines()[0]}; the file is damaged") from None
+
+
+def ids_like(mixture: Reader, id: str, most: int = 5) -> list[str]:
+    """The first ids that somebody may mean who writes an `id` that is not there: of the same record, or with a source
+    before it."""
+    stem = id.partition("#")[0]
+    known = mixture.column("id").to_pylist()
+    return [other for other in known if other.startswith(stem) or other.endswith(f"/{id}")][:most]
+
+
 class CopyJob(ShardTask, frozen=True):
     """A shard to copy: rows of the root's samples.parquet, ascending but for the first image samples."""
 

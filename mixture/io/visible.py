@@ -39,7 +39,12 @@ def markdown_code(text: str) -> str:
 def markdown_link(text: str, url: str) -> str:
     """`text` as a link if `url` is one of http or https, else `text` alone."""
     shown = markdown(text)
-    return f"[{shown}]({quote(url, safe='/:?#@!$&+,;=%~-._')})" if _LINK.fullmatch(url) else shown
+    return f"[{shown}]({quote(url, safe='/:?#@!$&+,;=%~-._')})" if is_link(url) else shown
+
+
+def is_link(text: str) -> bool:
+    """Whether `text` is an address of http or https, and nothing beside it."""
+    return _LINK.fullmatch(text) is not None
 
 
 def _escape(letter: str) -> str:
