@@ -44,6 +44,7 @@ def browse(
 ) -> None:
     """Write pages to look at: composition, histograms, galleries with filters and search, every sample with its boxes.
     They open from disk, without a server."""
+    from vlmix.mixture.browse.cards import counted
     from vlmix.mixture.browse.pages import Options
     from vlmix.mixture.browse.pages import browse as write
     from vlmix.mixture.browse.sides import sides_of
@@ -62,12 +63,12 @@ def browse(
         sides = sides_of([open_mixture(one) for one in mixtures])
     with show.progress() as progress:
         report = write(sides, out, options, workers=workers, progress=progress)
-    galleries = "1 gallery" if report.galleries == 1 else f"{report.galleries} galleries"
-    said = f"{report.page}: {report.samples:,} samples, {galleries}, {report.bytes / 1e6:.1f} MB"
+    galleries = counted(report.galleries, "gallery", "galleries")
+    said = f"{report.page}: {counted(report.samples, 'sample')}, {galleries}, {report.bytes / 1e6:.1f} MB"
     if report.reduced:
         said += "; pictures are reduced, --pictures stored copies them"
     if report.undecoded:
-        said += f"; {report.undecoded:,} pictures cannot be shown, their pages say why"
+        said += f"; {counted(report.undecoded, 'picture')} cannot be shown, the pages say why"
     show.done(said, msgspec.to_builtins(report), as_json)
 
 
