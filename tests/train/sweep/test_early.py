@@ -1,27 +1,22 @@
 """Which runs are left out, on scores that are made up; and a sweep that leaves some out, with a backend of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-import yaml
 
 from tests.mixture.benchmark.made import values_of
-from tests.train.nano import NANO
+from tests.train.sweep.made import sweep_file, untrained
 from vlmix.builders import known_benchmarks
-from vlmix.mixture.benchmark.benchmark import Report
-from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.benchmark.values import Values
-from vlmix.train.config import Recipe
-from vlmix.train.evaluate.evaluate import Task
 from vlmix.train.sweep.early import by_use, needless
 from vlmix.train.sweep.folder import read_rows, read_values
 from vlmix.train.sweep.recipe import EvalConfig, Sweep, load, run_specs
 from vlmix.train.sweep.report.aggregate import Result
-from vlmix.train.sweep.sweep import Backend, left_out, run
+from vlmix.train.sweep.sweep import left_out, run
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 1.0)
 
@@ -128,41 +123,8 @@ def test_a_score_that_is_no_number_decides_nothing() -> None:
 
 @pytest.fixture()
 def plan(mixture: Path, raw: Path, tmp_path: Path) -> Path:
-    recipe = tmp_path / "nano.yaml"
-    recipe.write_text(yaml.safe_dump({**NANO, "batch": {"global_size": 8, "pack_length": 2048, "max_length": 512}}))
-    path = tmp_path / "sweep.yaml"
-    data = {
-        "name": "early", "mixture": str(mixture), "recipe": str(recipe), "ratios": [0.1, 0.2, 0.3, 0.4, 0.5, 1.0],
-        "seeds": [0, 1, 2], "evaluate": {"vqav2": {"data": str(raw)}}, "stop_early": True,
-    }  # fmt: skip
-    path.write_text(yaml.safe_dump(data))
-    return path
-
-
-def backend(rate: Callable[[str], float]) -> Backend:
-    """Models that need no training: `rate` of their questions is right."""
-
-    def train(recipe: Recipe) -> int:
-        out = Path(recipe.out)
-        out.mkdir(parents=True)
-        (out / "metrics.jsonl").write_text('{"step": 1, "of": 1, "loss": 1.0}\n')
-        return 0
-
-    def evaluate(model: str, tasks: list[Task], out: Path) -> list[Any]:
-        values = values_of(np.arange(4000) < rate(Path(model).parent.name) * 4000)
-        (out / "vqav2").mkdir(parents=True)
-        values.write(out / "vqav2" / VALUES_NAME)
-        return [
-            Report(
-                benchmark="vqav2", split="val", score=values.score(), metrics={}, answered=4000, missing=0,
-                duplicates=0, unknown=0, notes=[],
-            )
-        ]  # fmt: skip
-
-    return Backend(
-        build=lambda *_: None, train=train, evaluate=evaluate,
-        recipe=lambda name: yaml.safe_load(Path(name).read_text()), benchmark=known_benchmarks().__getitem__,
-    )  # fmt: skip
+    plain = {"name": "early", "ratios": [0.1, 0.2, 0.3, 0.4, 0.5, 1.0], "seeds": [0, 1, 2], "stop_early": True}
+    return sweep_file(tmp_path, mixture, 8, evaluate={"vqav2": {"data": str(raw)}}, **plain)
 
 
 def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked(
@@ -178,7 +140,7 @@ def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked
     read, shown = [], []
     whole_read = Values.read
     monkeypatch.setattr(Values, "read", lambda path: read.append(path) or whole_read(path))
-    rows = run(parsed, out, backend(rate), lambda *each: shown.append(each))
+    rows = run(parsed, out, untrained(rate), lambda *each: shown.append(each))
     assert len(read) == len({*read}) == len(rows), "what a run left is read once"
     assert shown[0][1:] == (0, 18) and shown[-1][1:] == (len(rows), len(rows)), "runs that are left out are not awaited"
     done = {(row.ratio, row.seed) for row in rows}
@@ -188,5 +150,5 @@ def test_a_sweep_leaves_out_what_cannot_change_its_answer_and_runs_it_when_asked
     assert skipped.keys() == smaller | {"random-0.3-seed2"}
     others = load(plan, benchmark, ["seeds=[3,4,5]"])
     assert left_out(others, read_rows(out), read_values(out, read_rows(out))) == {}, "none of its runs is done"
-    whole = run(load(plan, benchmark, ["stop_early=false"]), out, backend(rate))
+    whole = run(load(plan, benchmark, ["stop_early=false"]), out, untrained(rate))
     assert len(whole) == 18, "the same folder, without leaving anything out"

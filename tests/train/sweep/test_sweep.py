@@ -20,8 +20,7 @@ pytest.importorskip("transformers")
 import yaml
 
 from tests.helpers import VLMIX, vlmix_here
-from tests.train.nano import NANO
-from tests.train.sweep.test_early import backend as untrained
+from tests.train.sweep.made import sweep_file, untrained
 from vlmix.cli.sweep import _backend
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.strict_yaml import RECIPES
@@ -37,20 +36,16 @@ from vlmix.train.sweep.sweep import _mixture, _recipe, run
 @pytest.fixture()
 def spec(mixture: Path, raw: Path, tmp_path: Path) -> Path:
     """Three runs of two steps: two parts and all of the mixture."""
-    recipe = tmp_path / "nano.yaml"
-    recipe.write_text(yaml.safe_dump({**NANO, "batch": {"global_size": 64, "pack_length": 2048, "max_length": 512}}))
-    path = tmp_path / "sweep.yaml"
-    data = {
-        "name": "small",
-        "mixture": str(mixture),
-        "recipe": str(recipe),
-        "overrides": {"max_steps": 2},
-        "ratios": [0.1, 0.3, 1.0],
-        "seeds": [0],
-        "evaluate": {"vqav2": {"data": str(raw), "limit": 8, "max_new_tokens": 4}},
-    }
-    path.write_text(yaml.safe_dump(data))
-    return path
+    return sweep_file(
+        tmp_path,
+        mixture,
+        64,
+        name="small",
+        overrides={"max_steps": 2},
+        ratios=[0.1, 0.3, 1.0],
+        seeds=[0],
+        evaluate={"vqav2": {"data": str(raw), "limit": 8, "max_new_tokens": 4}},
+    )
 
 
 @pytest.mark.slow
