@@ -32,7 +32,7 @@ from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.io.visible import is_link, visible
-from vlmix.mixture.keyed import Indices, prefixes
+from vlmix.mixture.keyed import Indices, prefixes, ranked
 from vlmix.mixture.version import VERSION
 
 if TYPE_CHECKING:
@@ -213,8 +213,8 @@ def _chosen(side: Side, passing: Indices, options: Options) -> Indices:
         return passing
     table = pl.DataFrame({"source": pl.Series(side.mixture.column("source")).gather(passing), "at": passing})
     strata = {part["source"][0]: part["at"].to_numpy() for part in table.partition_by("source", maintain_order=True)}
-    ids = side.mixture.column("id").to_pylist()
-    return prefixes(strata, ids, side.mixture.manifest.seed, dict.fromkeys(strata, options.samples))
+    ranks = ranked(side.mixture.column("id"), side.mixture.manifest.seed)
+    return prefixes(strata, ranks, dict.fromkeys(strata, options.samples))
 
 
 def _cards(

@@ -13,7 +13,7 @@ from vlmix.mixture.build.source_columns import one_type
 from vlmix.mixture.dataset.schema import Reject, source_columns
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
-from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, repeats
+from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, ranked, repeats
 
 Mask: TypeAlias = NDArray[np.bool_]
 _FILTER_COLUMNS = ["id", "source", "image", "width", "height", "num_images", "num_rounds", "num_words"]
@@ -39,6 +39,7 @@ class Candidates:
         self.containers = self.table["container"].to_numpy()
         """[N] number of the container, among those of its entry, that holds the images; -1: they are files."""
         self.sources: list[str] = self.table["source"].to_pylist()
+        self.ranks = ranked(self.ids, recipe.seed)
         self.wanted = self._where()
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -96,17 +97,17 @@ class Candidates:
         if recipe.total is None:
             total = exact_share(recipe.ratio or 1, len(offers))
             if not recipe.stratify:
-                return choose({"": everything}, self.ids, recipe.seed, min(total, len(everything)))
+                return choose({"": everything}, self.ranks, min(total, len(everything)))
             shares = apportion(total, {name: len(members) for name, members in self._strata(offers).items()})
-            return prefixes(self._strata(everything), self.ids, recipe.seed, shares)
+            return prefixes(self._strata(everything), self.ranks, shares)
         if not recipe.stratify:
-            return choose({"": everything}, self.ids, recipe.seed, recipe.total)
+            return choose({"": everything}, self.ranks, recipe.total)
         weights = {name: entry.weight for name, entry in recipe.sources.items() if entry.weight}
         if not weights:
-            return choose(self._strata(everything), self.ids, recipe.seed, recipe.total)
+            return choose(self._strata(everything), self.ranks, recipe.total)
         if missing := [name for name in recipe.sources if name not in weights]:
             raise VlmixError(f"sources.{missing[0]}: has no `weight` while others do; give every source one")
-        return choose(pools, self.ids, recipe.seed, recipe.total, weights)
+        return choose(pools, self.ranks, recipe.total, weights)
 
     def _pools(self, offered: Mask, usable: Mask) -> dict[str, Indices]:
         """What each entry gives. Raises one VlmixError that names all entries that ask for too much."""

@@ -19,7 +19,7 @@ from vlmix.mixture.dataset.view import index_of, replacing_view, save_copy, save
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Progress, silent
-from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes
+from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes, ranked
 from vlmix.mixture.selection.kmeans import read_embeddings
 from vlmix.mixture.selection.match import rank_listing
 from vlmix.mixture.selection.rankings import Priorities, Report, rank_clusters, rank_lengths
@@ -205,7 +205,7 @@ def _highest(
             last = np.partition(mine, len(mine) - count)[len(mine) - count]
             sure.append(members[mine > last])
             equal[name], left[name] = members[mine == last], count - len(sure[-1])
-    return np.sort(np.concatenate([*sure, prefixes(equal, ids, seed, left)]))
+    return np.sort(np.concatenate([*sure, prefixes(equal, ranked(ids, seed), left)]))
 
 
 def _by_source(sources: pl.Series, positions: Indices) -> dict[str, Indices]:

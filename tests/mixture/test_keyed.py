@@ -1,12 +1,14 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmix.mixture import keyed
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.keyed import apportion, choose, exact_share, hash_order, integer_hashes, keyed_order, repeats
+from vlmix.mixture.keyed import apportion, choose, exact_share, hash_order, integer_hashes, keyed_order, ranked, repeats
 
 ids = st.lists(st.text("abcdef0123456789/#", min_size=1, max_size=8), unique=True, max_size=60)
 
@@ -47,7 +49,7 @@ def test_subsets_nest_and_are_exact(sizes: list[int], seed: int, data: st.DataOb
     }
     large = data.draw(st.integers(0, len(names)))
     small = data.draw(st.integers(0, large))
-    inner, outer = (choose(strata, names, seed, total) for total in (small, large))
+    inner, outer = (choose(strata, ranked(names, seed), total) for total in (small, large))
     assert len(inner) == small and len(outer) == large
     assert set(inner.tolist()) <= set(outer.tolist())
     per_source = Counter(names[i].split("/")[0] for i in outer.tolist())
@@ -65,7 +67,7 @@ def test_another_source_leaves_the_rank_order_of_the_first_alone() -> None:
 def test_too_small_a_source_for_its_weight_is_an_error() -> None:
     strata = {"a": np.arange(3), "b": np.arange(3, 20)}
     with pytest.raises(VlmixError, match="'a' asks for 5 samples, it has 3"):
-        choose(strata, [str(i) for i in range(20)], 0, 10, {"a": 1, "b": 1})
+        choose(strata, ranked([str(i) for i in range(20)], 0), 10, {"a": 1, "b": 1})
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,20 @@ def test_repeats_are_exact_and_even(names: list[str], repeat: float, seed: int) 
     counts = repeats(names, repeat, seed)
     assert counts.sum() == exact_share(repeat, len(names))
     assert set(counts.tolist()) <= {int(repeat), int(repeat) + 1}
+
+
+def test_a_column_of_ids_has_the_order_of_its_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyed, "_SLICE", 7)
+    names = [f"s/{i:03d}é" for i in range(50)]
+    column = pa.chunked_array([names[:20], [], names[20:]])
+    assert hash_order(column, 5).tolist() == hash_order(names, 5).tolist()
+    assert hash_order(column.combine_chunks(), 5).tolist() == hash_order(names, 5).tolist()
+
+
+@pytest.mark.parametrize("as_column", [False, True])
+def test_equal_hashes_are_ordered_by_id(as_column: bool) -> None:
+    ids = ["d", "b", "e", "a", "c", "f"]
+    hashes = np.array([7, 7, 1, 7, 9, 9], dtype=np.uint64)
+    ranks = keyed.Ranks(pa.array(ids) if as_column else ids, hashes)
+    assert [ids[i] for i in ranks.order()] == ["e", "a", "b", "d", "c", "f"]
+    assert [ids[i] for i in ranks.order(np.array([0, 3, 4]))] == ["a", "d", "c"]
