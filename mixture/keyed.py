@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 HashOrder = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 Ids: TypeAlias = "Sequence[str] | pa.StringArray | pa.ChunkedArray"
+ORDER = "order"
+"""The purpose of the hash order in which a shuffled mixture holds its samples."""
 _SLICE = 65_536  # ids of a column that are Python strings at a time
 
 

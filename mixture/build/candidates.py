@@ -1,52 +1,105 @@
 """From the candidates of all sources to the samples of the mixture: present images, filters, exact counts, order."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vlmix.mixture.build.extract import CANDIDATES, CandidateFiles, arrow_file, read_rows
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.source_columns import one_type
 from vlmix.mixture.dataset.schema import Reject, source_columns
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
-from vlmix.mixture.keyed import Indices, apportion, choose, exact_share, keyed_order, prefixes, ranked, repeats
+from vlmix.mixture.keyed import Indices, Ranks, apportion, choose, exact_share, prefixes, repeats
 
 Mask: TypeAlias = NDArray[np.bool_]
 _FILTER_COLUMNS = ["id", "source", "image", "width", "height", "num_images", "num_rounds", "num_words"]
 
 
 class Candidates:
-    """The candidates of all entries, in recipe order, as columns: position i in a column is candidate i. Nothing in
-    it changes; which candidates have an image, and a usable one, is said to `pick`."""
+    """The candidates of all entries, in recipe order, as columns: position i in a column is candidate i. Texts stay in
+    their mapped files. Nothing in it changes; which candidates have an image, and a usable one, is said to `pick`."""
 
-    def __init__(self, recipe: Recipe, tables: Mapping[str, Sequence[pa.Table]]) -> None:
+    def __init__(self, recipe: Recipe, paths: Mapping[str, Sequence[tuple[Path, int]]]) -> None:
+        """`paths` are the parts of each entry: the file of its candidates, and how many containers it names."""
         self.recipe = recipe
         self.names = list(recipe.sources)
+        self.parts = [path for name in self.names for path, _ in paths[name]]
+        tables = {name: [read_rows(path) for path, _ in paths[name]] for name in self.names}
+        every = [table for name in self.names for table in tables[name]]
         self.schema = pa.schema(_source_columns(tables))
         """The columns that the sources add, for the index."""
         self.own = {name: _own(tables[name]) for name in self.names}
-        filled = [_filled(table, self.schema) for name in self.names for table in tables[name]]
-        self.table = pa.concat_tables(filled)
-        sizes = [sum(table.num_rows for table in tables[name]) for name in self.names]
+        self._tables = tables
+        self.table = pa.concat_tables([table.select(CANDIDATES.names) for table in every])
+        self._part_starts = np.cumsum([0, *map(len, every)])
+        sizes = [sum(map(len, tables[name])) for name in self.names]
         self.starts = dict(zip(self.names, np.cumsum([0, *sizes[:-1]]).tolist()))
         self.sizes = dict(zip(self.names, sizes))
-        self.ids: list[str] = self.table["id"].to_pylist()
-        self.images: list[list[str]] = self.table["images"].to_pylist()
-        self.containers = self.table["container"].to_numpy()
+        self.ids: pa.ChunkedArray = self.table["id"]
+        before = [first for name in self.names for first in _sums([count for _, count in paths[name]])]
+        self.containers = self._renumbered(before)
         """[N] number of the container, among those of its entry, that holds the images; -1: they are files."""
-        self.sources: list[str] = self.table["source"].to_pylist()
-        self.ranks = ranked(self.ids, recipe.seed)
+        self.datasets, self.sources = _encoded(self.table["source"])
+        """The datasets by name, and [N] the number of each candidate's."""
+        keys = [arrow_file(CandidateFiles(path).keys) for path in self.parts]
+        self.ranks = Ranks(self.ids, np.concatenate([table["rank"].to_numpy() for table in keys]))
+        self.orders = np.concatenate([table["order"].to_numpy() for table in keys])
+        """[N] the hash by which a shuffled mixture is ordered."""
+        self.boxed: Mask = np.concatenate([table["boxed"].to_numpy() for table in keys])
+        """[N] whether a candidate has boxes."""
+        self.image_paths = _flattened([self.table["images"]])
+        """[M] the paths of all images, one candidate's after the other's."""
+        self.image_hashes = _flattened([table["images"] for table in keys]).to_numpy()
+        """[M] a hash of each of these paths."""
+        self.image_ends = np.cumsum(self.column("num_images"), dtype=np.int64)
+        """[N] where the images of a candidate end among them."""
+        self.repeated = self._repeated()
+        """Positions (ascending) of candidates whose id an earlier one of their entry has."""
         self.wanted = self._where()
+        self.wanted[self.repeated] = False
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(number of the entry, row in its candidates file) of a candidate."""
-        starts = list(self.starts.values())
-        entry = int(np.searchsorted(starts, position, side="right")) - 1
-        return entry, position - starts[entry]
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """[N] a column of numbers."""
+        return np.asarray(self.table[name].to_numpy())
+
+    def entries(self, positions: Indices) -> Indices:
+        """[n] the number of each candidate's entry."""
+        return np.searchsorted(list(self.starts.values()), positions, side="right") - 1
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        """([n] number of each candidate's part, [n] its row there)."""
+        parts = np.searchsorted(self._part_starts[1:], positions, side="right")
+        return parts, positions - self._part_starts[parts]
+
+    def images(self, position: int) -> list[str]:
+        """The paths of a candidate's images."""
+        return [str(path) for path in self.table["images"][position].as_py()]
+
+    def image_numbers(self, positions: Indices) -> tuple[Indices, Indices]:
+        """([m] the numbers of these candidates' images among all, [n] how many each has)."""
+        counts = self.column("num_images")[positions].astype(np.int64)
+        firsts = self.image_ends[positions] - counts
+        return np.repeat(firsts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum()), counts
+
+    def _renumbered(self, before: Sequence[int]) -> NDArray[np.int32]:
+        """The column `container`, which counts those of a part, of which `before` are those of its entry's earlier
+        parts."""
+        numbers = self.column("container").copy()
+        for first, start, end in zip(before, self._part_starts, self._part_starts[1:]):
+            mine = numbers[start:end]
+            mine[mine >= 0] += first
+        return numbers
 
     def members(self, name: str) -> Indices:
         """Positions of one entry's candidates that pass its `where`."""
@@ -55,27 +108,51 @@ class Candidates:
 
     def reject(self, position: int, number: int, reason: str, detail: str) -> Reject:
         """A reject because of the image `number` of a candidate, which `detail` names if it has several."""
-        images = self.images[position]
+        images = self.images(position)
         if len(images) > 1:
             detail = f"{images[number]}: {detail}"
-        return Reject(
-            source=self.sources[position], id=self.ids[position], image=images[number], reason=reason, detail=detail
-        )
+        source = self.datasets[self.sources[position]]
+        return Reject(source=source, id=str(self.ids[position]), image=images[number], reason=reason, detail=detail)
+
+    def _repeated(self) -> Indices:
+        found = []
+        for name in self.names:
+            members = np.arange(self.starts[name], self.starts[name] + self.sizes[name])
+            found += [again for _, again in self._twins(members)]
+        return np.array(sorted(found), dtype=np.int64)
+
+    def _twins(self, members: Indices) -> Iterator[tuple[int, int]]:
+        """(first, another) of candidates of one id, among `members` (ascending)."""
+        hashes = self.ranks.hashes[members]
+        order = np.argsort(hashes, kind="stable")
+        same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        before, seen = -2, dict[str, int]()
+        for at in same.tolist():
+            if at != before + 1:
+                seen = {str(self.ids[int(members[order[at]])]): int(members[order[at]])}
+            before, position = at, int(members[order[at + 1]])
+            if (first := seen.setdefault(str(self.ids[position]), position)) != position:
+                yield first, position
 
     def _where(self) -> NDArray[np.bool_]:
-        wanted = np.ones(len(self.ids), dtype=np.bool_)
+        wanted = np.ones(len(self), dtype=np.bool_)
         for name, entry in self.recipe.sources.items():
             if entry.where is None:
                 continue
             start, size = self.starts[name], self.sizes[name]
-            frame = pl.from_arrow(self.table.slice(start, size).select([*_FILTER_COLUMNS, *self.own[name]]))
+            schema = pa.schema([field for field in self.schema if field.name in self.own[name]])
+            table = pa.concat_tables([_filled(table, schema) for table in self._tables[name]])
+            frame = pl.from_arrow(table.select([*_FILTER_COLUMNS, *schema.names]))
             assert isinstance(frame, pl.DataFrame)
             wanted[start : start + size] = matching(frame, entry.where, f"sources.{name}: where")
         return wanted
 
     def labels(self) -> list[str]:
         """The datasets that the recipe's filters let through, in the order of their first conversation."""
-        return list(dict.fromkeys(self.sources[i] for name in self.names for i in self.members(name).tolist()))
+        return list(dict.fromkeys(label for name in self.names for label in self._labels(name)))
+
+    def _labels(self, name: str) -> list[str]:
+        return list(self._strata(self.members(name)))
 
     def pick(self, offered: Mask, usable: Mask) -> Indices:
         """Positions (ascending) of the mixture's samples.
@@ -143,8 +220,7 @@ class Candidates:
             )
         if not count:
             raise VlmixError(f"sources.{name}: ratio {entry.ratio} of {count_offered} conversations is none; raise it")
-        order = keyed_order([self.ids[i] for i in members.tolist()], self.recipe.seed)
-        return np.sort(members[order[:count]])
+        return np.sort(self.ranks.order(members)[:count])
 
     def shortfalls(self, picked: Indices) -> list[str]:
         """What `allow_fewer` accepted, in words."""
@@ -158,7 +234,12 @@ class Candidates:
         return notes
 
     def _strata(self, positions: Indices) -> dict[str, Indices]:
-        return strata([self.sources[i] for i in positions], positions)
+        return self.by_dataset(self.sources[positions], positions)
+
+    def by_dataset(self, sources: NDArray[np.integer], positions: Indices) -> dict[str, Indices]:
+        """`positions` by the dataset [n] that each is of, datasets in the order of their first one."""
+        found, first = np.unique(sources, return_index=True)
+        return {self.datasets[number]: positions[sources == number] for number in found[np.argsort(first)].tolist()}
 
     def epoch_counts(self, picked: Indices) -> NDArray[np.int32]:
         """[len(picked)] int32: how often each sample is seen in an epoch (`repeat`)."""
@@ -167,7 +248,7 @@ class Candidates:
             if entry.repeat != 1:
                 start = self.starts[name]
                 inside = (picked >= start) & (picked < start + self.sizes[name])
-                counts[inside] = repeats([self.ids[i] for i in picked[inside]], entry.repeat, self.recipe.seed)
+                counts[inside] = repeats(taken(self.ids, picked[inside]), entry.repeat, self.recipe.seed)
         return counts
 
     def check_unique(self, picked: Indices) -> None:
@@ -176,21 +257,50 @@ class Candidates:
         builders: dict[str, str] = {}
         for name in self.names:
             builder = self.recipe.sources[name].builder
-            for label in dict.fromkeys(self.sources[i] for i in self.members(name).tolist()):
+            for label in self._labels(name):
                 if builders.setdefault(label, builder) != builder:
                     raise VlmixError(
                         f"sources.{name}: {label} comes from the builders {builders[label]} and {builder}, so its "
                         "conversations would be seen twice; drop one, or narrow a collection with `only`"
                     )
-        seen: dict[str, int] = {}
-        for position in picked.tolist():
-            earlier = seen.setdefault(self.ids[position], position)
-            if earlier != position:
-                first, second = (self.names[self.locate(p)[0]] for p in (earlier, position))
-                raise VlmixError(
-                    f"sources {first!r} and {second!r} both hold {self.ids[position]}; make them disjoint (options "
-                    "such as `only`, or `where`), or keep one with `repeat`"
-                )
+        twins = list(self._twins(picked))
+        if twins:
+            first, again = min(twins, key=lambda pair: pair[1])
+            one, two = (self.names[entry] for entry in self.entries(np.array([first, again])))
+            raise VlmixError(
+                f"sources {one!r} and {two!r} both hold {self.ids[again]}; make them disjoint (options "
+                "such as `only`, or `where`), or keep one with `repeat`"
+            )
+
+
+def taken(column: pa.ChunkedArray, positions: Indices) -> pa.ChunkedArray:
+    """Some values of a column, `positions` ascending. Arrow's own `take` copies a column of many pieces whole."""
+    sizes = [len(chunk) for chunk in column.chunks]
+    edges = np.searchsorted(positions, np.cumsum([0, *sizes]))
+    starts = accumulate(sizes, initial=0)
+    pieces = [
+        chunk.take(pa.array(positions[low:high] - start))
+        for chunk, start, low, high in zip(column.chunks, starts, edges, edges[1:])
+        if low < high
+    ]
+    return pa.chunked_array(pieces, column.type)
+
+
+def _sums(counts: Sequence[int]) -> list[int]:
+    """The sum of those before each."""
+    return list(accumulate(counts[:-1], initial=0))
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int32]]:
+    """The distinct values of a column in the order of their first occurrence, and the number of each value's."""
+    encoded = pc.dictionary_encode(column).unify_dictionaries()
+    names = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
+    return names, np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in encoded.chunks)])
+
+
+def _flattened(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    type = columns[0].type.value_type
+    return pa.chunked_array([chunk.flatten() for column in columns for chunk in column.chunks], type)
 
 
 def _own(tables: Sequence[pa.Table]) -> list[str]:
@@ -214,11 +324,3 @@ def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
         column = table[field.name].cast(field.type) if there else pa.nulls(table.num_rows, field.type)
         table = (table.drop_columns([field.name]) if there else table).append_column(field, column)
     return table
-
-
-def strata(labels: Sequence[str], positions: Indices) -> dict[str, Indices]:
-    """`positions` grouped by label, labels in the order of their first occurrence."""
-    groups: dict[str, list[int]] = {}
-    for label, position in zip(labels, positions.tolist()):
-        groups.setdefault(label, []).append(position)
-    return {label: np.asarray(members, dtype=np.int64) for label, members in groups.items()}

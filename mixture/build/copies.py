@@ -3,23 +3,26 @@
 Shards take samples in another order, in which a container could only be read over and over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from xxhash import xxh3_128_hexdigest
 
+from vlmix.mixture.build.facts import Problems, pack
 from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import Stamp, stamp
 from vlmix.mixture.io.images import ImageInfo, probe_bytes
-from vlmix.mixture.io.pool import Pool, Progress
 from vlmix.mixture.io.rows.containers import Container, pieces, read_images
+from vlmix.mixture.keyed import Indices
 
 
 class CopyJob(Struct, frozen=True):
-    """Rows of a container to copy the images of, and how many images each has."""
+    """Rows of a container to copy the images of, and how many images each has. `full`: the images are decoded."""
 
     number: int
     container: Container
@@ -27,70 +30,56 @@ class CopyJob(Struct, frozen=True):
     places: list[int]
     counts: list[int]
     out: Path
+    full: bool
 
 
-def copy_placed(
-    prepared: Prepared,
-    positions: Sequence[int],
-    facts: dict[str, ImageInfo],
-    out: Path,
-    pool: Pool,
-    progress: Progress,
-) -> None:
-    """Fill `facts` for the images of candidates whose images lie in containers. What an earlier run has copied into
-    `out` is taken as it is."""
-    if not positions:
-        return
-    out.mkdir(exist_ok=True)
+def copy_path(out: Path, key: bytes) -> Path:
+    """The file of copies that the facts of an image name."""
+    return out / f"{key.hex()}.images"
+
+
+def copy_jobs(prepared: Prepared, positions: Indices, out: Path, full: bool) -> Iterator[tuple[CopyJob, Indices]]:
+    """Jobs for the images of candidates whose images lie in containers, each with the candidates that it copies, in the
+    order of its places."""
     candidates = prepared.candidates
-    at = candidates.table["at"].to_numpy()
-    by_container: dict[tuple[str, int], list[int]] = {}
-    for position in positions:
-        name = candidates.names[candidates.locate(position)[0]]
-        by_container.setdefault((name, int(candidates.containers[position])), []).append(position)
-    jobs, images = list[CopyJob](), list[list[list[str]]]()
-    for (name, number), mine in by_container.items():
-        container = prepared.converted[name].containers[number]
-        mine.sort(key=lambda position: at[position])
-        done = 0
-        for places in pieces(container, [int(at[position]) for position in mine]):
-            of = [candidates.images[position] for position in mine[done : done + len(places)]]
-            done += len(places)
-            images.append(of)
-            jobs.append(
-                CopyJob(len(jobs), container, stamp(Path(container.path)), places, [len(paths) for paths in of], out)
-            )
-    total, done = len(positions), 0
-    progress("copying images", 0, total)
-    for job, found in pool.map(copy_images, jobs):
-        for paths, infos in zip(images[job.number], found):
-            facts.update(zip(paths, infos))
-        done += len(job.places)
-        progress("copying images", done, total)
+    at, counts = candidates.column("at"), candidates.column("num_images")
+    entries, numbers = candidates.entries(positions), candidates.containers[positions]
+    order = np.lexsort((at[positions], numbers, entries))
+    entries, numbers, positions = entries[order], numbers[order], positions[order]
+    edges = np.flatnonzero(np.diff(entries) | np.diff(numbers)) + 1
+    number = count()
+    for start, end in zip([0, *edges], [*edges, len(positions)]):
+        name = candidates.names[int(entries[start])]
+        container = prepared.converted[name].containers[int(numbers[start])]
+        signed = stamp(Path(container.path))
+        for places in pieces(container, at[positions[start:end]].tolist()):
+            mine = positions[start : start + len(places)]
+            start += len(places)
+            yield CopyJob(next(number), container, signed, places, counts[mine].tolist(), out, full), mine
 
 
-def copy_images(job: CopyJob) -> list[list[ImageInfo]]:
-    """Copy the images of a job into one file; per row, what they are. Runs in a worker."""
-    name = xxh3_128_hexdigest(msgspec.msgpack.encode((job.container, job.stamp, job.places, job.counts)))
-    copy, done = job.out / f"{name}.images", job.out / f"{name}.done"
+def copy_images(job: CopyJob) -> tuple[bytes, Problems]:
+    """Copy the images of a job into one file: their facts (`facts.pack`), row after row. Runs in a worker; what an
+    earlier run has copied is taken as it is."""
+    decides = job.container, job.stamp, job.places, job.counts, job.full
+    key = bytes.fromhex(xxh3_128_hexdigest(msgspec.msgpack.encode(decides)))
+    copy = copy_path(job.out, key)
+    done = copy.with_suffix(".done")
     try:
-        found = msgspec.msgpack.decode(done.read_bytes(), type=list[list[ImageInfo]])
-        if copy.stat().st_size == sum(info.bytes for row in found for info in row):
-            return found
+        size, rows, problems = msgspec.msgpack.decode(done.read_bytes(), type=tuple[int, bytes, Problems])
+        if copy.stat().st_size == size:
+            return rows, problems
     except (OSError, ValueError):
         pass
-    found, offset = [], 0
-    label = f"{job.container.path}#"
+    found, offset = list[ImageInfo](), 0
     with atomic_write(copy) as file:
-        for place, count, images in zip(job.places, job.counts, read_images(job.container, job.places)):
-            row = []
-            for number in range(count):
+        for place, held, images in zip(job.places, job.counts, read_images(job.container, job.places)):
+            for number in range(held):
                 data = images[number] if number < len(images) else b""
-                path = f"{label}{place}" + (f".{number}" if number else "")
-                info = ImageInfo(path=path, bytes=len(data), copied=str(copy), offset=offset)
-                row.append(probe_bytes(data, info))
+                info = ImageInfo(path=f"{job.container.path}#{place}", bytes=len(data), copied=str(copy), offset=offset)
+                found.append(probe_bytes(data, info, full=job.full))
                 file.write(data)
                 offset += len(data)
-            found.append(row)
-    write_bytes(done, msgspec.msgpack.encode(found))
-    return found
+    rows, problems = pack(found, [key] * len(found))
+    write_bytes(done, msgspec.msgpack.encode((offset, rows, problems)))
+    return rows, problems

@@ -1,27 +1,31 @@
-"""The first stage: one source's raw files to an Arrow file of candidates."""
+"""The first stage: one source's raw files to files of candidates."""
 
 import gc
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate, islice
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 from msgspec import Struct
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from vlmix.mixture.build.recipe import Entry
-from vlmix.mixture.build.source import RawFolder, Rejects, Source, same_rows
+from vlmix.mixture.build.source import RawFolder, Rejects, Source, Unsplit, reject_source, same_rows
 from vlmix.mixture.build.source_columns import SourceColumns, columns_path
 from vlmix.mixture.dataset.manifest import Input
-from vlmix.mixture.dataset.schema import Reject
+from vlmix.mixture.dataset.rejects import reject_rows
+from vlmix.mixture.dataset.schema import REJECTS, Reject
 from vlmix.mixture.errors import VlmixError, fault
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import Stamp, file_digest, sha256, stamp
 from vlmix.mixture.io.rows.containers import Container
+from vlmix.mixture.keyed import ORDER, hash_key
 from vlmix.mixture.record import MAX_IMAGES, Conversation, ImageRef, builder_mistake, defect
 from vlmix.mixture.render import StyleName, count_words, render
 from vlmix.mixture.version import VERSION
@@ -40,15 +44,40 @@ CANDIDATES = pa.schema(
         "num_rounds": pa.int32(),
         "num_words": pa.int32(),
         "characters": pa.int32(),
-        "record": pa.binary(),
     }
 )
-"""One row per conversation that a source offers; `container` and `at` are its `place`, -1 for none; `record` is the
-Conversation in MessagePack."""
+"""One row per conversation that a source offers; `container` and `at` are its `place`, -1 for none."""
 
-SUMMARY = [name for name in CANDIDATES.names if name != "record"]
-_BATCH = 4096
+KEYS = pa.schema(
+    {
+        "rank": pa.uint64(),  # hash of the id that decides whether it is picked
+        "order": pa.uint64(),  # hash of the id that orders the mixture
+        "images": pa.list_(pa.uint64()),  # hash of each image's path
+        "boxed": pa.bool_(),  # whether a round has boxes
+    }
+)
+"""What a build computes of each row of CANDIDATES; in a file of its own, as sources may have columns of these names."""
+
+_BATCH = 16_384
 _NO_IMAGE = ImageRef("")
+
+
+class CandidateFiles:
+    """The files of a part's candidates: `rows` (Arrow, CANDIDATES), `keys` (Arrow, KEYS), `columns` (what the source
+    adds, absent where it has none), `records` (each Conversation in MessagePack, one after the other), `offsets` (where
+    they begin and the last one ends, int64), `rejects` (Arrow, REJECTS)."""
+
+    def __init__(self, rows: Path) -> None:
+        self.rows = rows
+        self.columns = columns_path(rows)
+        self.keys, self.records, self.offsets, self.rejects, self.state = (
+            rows.with_suffix(f".{name}") for name in ("keys", "records", "offsets", "rejects", "state")
+        )
+
+    def digest(self) -> str:
+        """xxh3-128 of each file but the rejects."""
+        found = (self.rows, self.columns, self.keys, self.records, self.offsets)
+        return "".join(file_digest(path) for path in found if path.exists())
 
 
 class ConvertJob(Struct, frozen=True):
@@ -67,13 +96,14 @@ class ConvertJob(Struct, frozen=True):
 
 
 class Converted(Struct, frozen=True, kw_only=True):
-    """What was read: raw files, rejects, and the number of candidates in `ConvertJob.out`."""
+    """What was read: raw files, and how many candidates and rejects."""
 
     candidates: int
     digest: str
-    """xxh3-128 of the file, and of that with the columns that the source adds."""
+    """Of the files of candidates, which follow from it."""
     inputs: list[Input]
-    rejects: list[Reject]
+    rejects: dict[str, tuple[int, str]]
+    """Reason -> how many, and the first one's detail."""
     containers: list[Container]
     image_roots: list[str]
     about: list[str]
@@ -99,25 +129,20 @@ def conversations(
     max_images: int = MAX_IMAGES,
     part: Any = None,
 ) -> tuple[Iterator[Conversation], RawFolder, Rejects]:
-    """The usable conversations of a source, lazily; with the folder that knows the files read, and the rejects that
-    grow while reading."""
+    """The usable conversations of a source, lazily, several of one id among them; with the folder that knows the files
+    read, and the rejects that grow while reading."""
     folder = RawFolder(raw, source, part)
-    # A collection's unrecognised rows are called after the recipe's entry, a dataset's always after the dataset.
-    rejects = Rejects(name if name and source.own else source.name)
+    rejects = Rejects(reject_source(source, name))
 
     def usable() -> Iterator[Conversation]:
-        seen: set[str] = set()
         labels = source.name, rejects.source, *source.parts
         for conversation in _guarded(source, lambda: source.read(folder, options, seed, rejects)):
             if mistake := builder_mistake(conversation, labels):
                 raise VlmixError(f"builder {source.name}: {conversation.id}: {mistake}")
             problem = defect(conversation, source.verbatim, max_images)
-            if problem is None and conversation.id in seen:
-                problem = "duplicate_id", "another conversation of the source has this id"
             if problem is not None:
                 rejects(conversation.id, *problem, image=conversation.image, record=conversation)
                 continue
-            seen.add(conversation.id)
             yield conversation
         for path, count in folder.mended.items():
             detail = f"{count} halves of surrogate pairs were replaced by U+FFFD; nothing was dropped"
@@ -141,26 +166,22 @@ def _guarded(source: Source, read: Callable[[], Iterator[Conversation]]) -> Iter
         raise VlmixError(f"builder {source.name}: {where}, after {count:,} conversations") from error
 
 
-def convert(job: ConvertJob) -> Converted:
-    """Read a source into `job.out`; a finished earlier run over the same files is taken as it is."""
-    state_path = job.out.with_suffix(".state")
-    entry = job.entry
+def convert(job: ConvertJob) -> Converted | None:
+    """Read a source into the files of `job.out`; a finished earlier run over the same files is taken as it is. None if
+    the part cannot be told from the others (`Unsplit`)."""
+    files, entry = CandidateFiles(job.out), job.entry
     decides = VERSION, job.name, entry.builder, entry.options, job.seed, job.prompts, job.max_images
     fingerprint = repr((decides, job.part, str(job.raw)))
-    if (earlier := _earlier(job, state_path, fingerprint)) is not None:
+    if (earlier := _earlier(job, files, fingerprint)) is not None:
         return earlier
     offered, folder, rejects = conversations(
         job.source, entry.options, job.raw, job.seed, job.name, job.max_images, job.part
     )
-    count, columns = 0, SourceColumns(job.name)
-    rows = _rows(columns.noted(offered), job.prompts)
-    with _no_collection(), atomic_write(job.out) as file, pa.ipc.new_file(file, CANDIDATES) as writer:
-        while batch := list(islice(rows, _BATCH)):
-            arrays = [pa.array(column, type) for column, type in zip(zip(*batch), CANDIDATES.types)]
-            writer.write_batch(pa.record_batch(arrays, schema=CANDIDATES))
-            columns.close_batch(len(batch))
-            count += len(batch)
-    columns.write(columns_path(job.out))
+    try:
+        with _no_collection():
+            count, reasons = _write_candidates(offered, job, files, rejects)
+    except Unsplit:
+        return None
     paths = list(dict.fromkeys([*folder.opened, *folder.partly]))
     names = [path.relative_to(job.raw).as_posix() if path.is_relative_to(job.raw) else path.name for path in paths]
     inputs = []
@@ -169,9 +190,9 @@ def convert(job: ConvertJob) -> Converted:
         inputs.append(Input(name, path.stat().st_size, digest, partial=path in folder.partly))
     converted = Converted(
         candidates=count,
-        digest=_digest(job.out),
+        digest=files.digest(),
         inputs=inputs,
-        rejects=rejects.rows,
+        rejects=reasons,
         containers=folder.containers,
         image_roots=[str(root) for root in folder.image_roots],
         about=folder.about,
@@ -179,13 +200,62 @@ def convert(job: ConvertJob) -> Converted:
         fingerprints=folder.fingerprints,
     )
     state = _State(fingerprint, [(str(path), stamp(path)) for path in paths], converted)
-    write_bytes(state_path, msgspec.msgpack.encode(state))
+    write_bytes(files.state, msgspec.msgpack.encode(state))
     return converted
+
+
+def _write_candidates(
+    offered: Iterator[Conversation], job: ConvertJob, files: CandidateFiles, rejects: Rejects
+) -> tuple[int, dict[str, tuple[int, str]]]:
+    """Write all files but the state: (number of candidates, `Converted.rejects`)."""
+    columns, offsets, end = SourceColumns(job.name), [np.zeros(1, dtype=np.int64)], 0
+    reasons: dict[str, tuple[int, str]] = {}
+    rows = _rows(columns.noted(offered), job)
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(atomic_write(path)) for path in (files.rows, files.keys, files.rejects)}
+        records = stack.enter_context(atomic_write(files.records))
+        writers = [
+            stack.enter_context(pa.ipc.new_file(file, schema))
+            for file, schema in zip(opened.values(), (CANDIDATES, KEYS, REJECTS))
+        ]
+        while True:
+            batch = list(islice(rows, _BATCH))
+            for values, writer, schema in zip(_split(batch), writers, (CANDIDATES, KEYS)):
+                arrays = [pa.array(column, type) for column, type in zip(values, schema.types)]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+            columns.close_batch(len(batch))
+            records.writelines(row[2] for row in batch)
+            lengths = np.fromiter((len(row[2]) for row in batch), np.int64, len(batch))
+            offsets.append(end + np.cumsum(lengths))
+            end += int(lengths.sum())
+            if rejects.rows and (len(rejects.rows) >= _BATCH or len(batch) < _BATCH):
+                for reject in rejects.rows:
+                    number, first = reasons.get(reject.reason, (0, reject.detail))
+                    reasons[reject.reason] = number + 1, first
+                writers[2].write_batch(reject_rows(rejects.rows))
+                rejects.rows.clear()
+            if len(batch) < _BATCH:
+                break
+    columns.write(files.columns)
+    written = np.concatenate(offsets)
+    write_bytes(files.offsets, written.tobytes())
+    return len(written) - 1, reasons
+
+
+def _split(batch: Sequence[tuple[tuple[Any, ...], tuple[Any, ...], bytes]]) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """The columns of CANDIDATES and of KEYS."""
+    if batch:
+        yield zip(*(row[0] for row in batch))
+        yield zip(*(row[1] for row in batch))
 
 
 def merged(name: str, source: Source, raw: Path, parts: Sequence[Converted]) -> Converted:
     """The parts of one entry as one. Raises VlmixError if they have no candidate, or the same rows twice."""
-    rejects = [reject for part in parts for reject in part.rejects]
+    rejects: dict[str, tuple[int, str]] = {}
+    for part in parts:
+        for reason, (count, first) in part.rejects.items():
+            before, earliest = rejects.get(reason, (0, first))
+            rejects[reason] = before + count, earliest
     if not any(part.candidates for part in parts):
         why = f"; rejected: {_by_reason(rejects)}" if rejects else ""
         raise VlmixError(f"{name}: {RawFolder(raw, source).folder} gave no usable conversation{why}")
@@ -197,7 +267,7 @@ def merged(name: str, source: Source, raw: Path, parts: Sequence[Converted]) -> 
     return Converted(
         candidates=sum(part.candidates for part in parts),
         digest="".join(part.digest for part in parts),
-        inputs=[one for part in parts for one in part.inputs],
+        inputs=list(dict.fromkeys(one for part in parts for one in part.inputs)),
         rejects=rejects,
         containers=[one for part in parts for one in part.containers],
         image_roots=parts[0].image_roots,
@@ -219,103 +289,108 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _digest(out: Path) -> str:
-    return "".join(file_digest(path) for path in (out, columns_path(out)) if path.exists())
-
-
-def _rows(offered: Iterator[Conversation], prompts: StyleName) -> Iterator[tuple[str | int | bytes | list[str], ...]]:
-    """The values of a candidate's columns, in the order of CANDIDATES."""
-    encoder = msgspec.msgpack.Encoder()
+def _rows(offered: Iterator[Conversation], job: ConvertJob) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], bytes]]:
+    """The values of a candidate's columns in the order of CANDIDATES and of KEYS, and its record."""
+    encode, prompts = msgspec.msgpack.Encoder().encode, job.prompts
+    rank, order = hash_key(job.seed), hash_key(job.seed, ORDER)
     for conversation in offered:
         texts = render(conversation, prompts, count_only=True)
         first, place = conversation.images[0] if conversation.images else _NO_IMAGE, conversation.place
         try:
-            record = encoder.encode(conversation)
+            record = encode(conversation)
         except UnicodeEncodeError:
             raise VlmixError(f"{conversation.id}: a text holds a lone surrogate; the builder must replace it") from None
-        yield (
+        images = [image.path for image in conversation.images]
+        row = (
             conversation.id,
             conversation.source,
             first.path,
             first.width,
             first.height,
-            len(conversation.images),
-            [image.path for image in conversation.images],
+            len(images),
+            images,
             -1 if place is None else place.container,
             -1 if place is None else place.at,
             len(conversation.rounds),
             count_words(texts),
             sum(map(len, texts)),
-            record,
         )
+        id = conversation.id.encode()
+        boxed = any(qa.boxes for qa in conversation.rounds)
+        keys = (
+            xxh3_64_intdigest(id, rank),
+            xxh3_64_intdigest(id, order),
+            [xxh3_64_intdigest(image.encode("utf-8", "surrogatepass")) for image in images],
+            boxed,
+        )
+        yield row, keys, record
 
 
-def _by_reason(rejects: list[Reject]) -> str:
+def _by_reason(rejects: Mapping[str, tuple[int, str]]) -> str:
     """Reasons by how often they occur, each with its first detail."""
-    first = {reject.reason: reject.detail for reject in reversed(rejects)}
-    counts = Counter(reject.reason for reject in rejects).most_common()
-    return ", ".join(f"{count:,} {reason} ({first[reason]})" for reason, count in counts)
+    often = sorted(rejects.items(), key=lambda item: -item[1][0])
+    return ", ".join(f"{count:,} {reason} ({first})" for reason, (count, first) in often)
 
 
-def _earlier(job: ConvertJob, state_path: Path, fingerprint: str) -> Converted | None:
+def _earlier(job: ConvertJob, files: CandidateFiles, fingerprint: str) -> Converted | None:
     try:
-        state = msgspec.msgpack.decode(state_path.read_bytes(), type=_State)
+        state = msgspec.msgpack.decode(files.state.read_bytes(), type=_State)
     except (OSError, ValueError):
         return None
     try:
-        if state.fingerprint != fingerprint or _digest(job.out) != state.converted.digest:
+        if state.fingerprint != fingerprint or files.digest() != state.converted.digest:
             return None
         now = [(path, stamp(Path(path))) for path, _ in state.stamps]
         if now != state.stamps:
             for (path, before), (_, after), held in zip(state.stamps, now, state.converted.inputs):
                 if after != before and (held.partial or sha256(Path(path)) != held.sha256):
                     return None
-            write_bytes(state_path, msgspec.msgpack.encode(_State(fingerprint, now, state.converted)))
+            write_bytes(files.state, msgspec.msgpack.encode(_State(fingerprint, now, state.converted)))
     except OSError:
         return None
     return state.converted
 
 
+def repeated_id(source: str, conversation: Conversation) -> Reject:
+    """The reject of a conversation whose id an earlier one has."""
+    rejects = Rejects(source)
+    detail = "another conversation of the source has this id"
+    rejects(conversation.id, "duplicate_id", detail, image=conversation.image, record=conversation)
+    return rejects.rows[0]
+
+
 class CandidateReader:
-    """Random access to the records of an entry, whose files of candidates follow each other."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._parts = [_Part(path) for path in paths]
-        self._starts = list(accumulate((len(part) for part in self._parts), initial=0))
-
-    def __getitem__(self, row: int) -> Conversation:
-        part = bisect_right(self._starts, row) - 1
-        return self._parts[part][row - self._starts[part]]
-
-    def summaries(self) -> list[pa.Table]:
-        """All rows of each file without their records, with the columns that their source adds."""
-        return [part.summary() for part in self._parts]
-
-
-class _Part:
-    """A file of candidates, mapped."""
+    """Random access to the records of a part's candidates, mapped."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        files = CandidateFiles(path)
+        self._offsets: NDArray[np.int64] = np.memmap(files.offsets, np.int64, "r")
+        self._records = _mapped(files.records) if len(self) else memoryview(b"")
         self._decoder = msgspec.msgpack.Decoder(Conversation)
-        self._columns: dict[int, Any] = {}
 
     def __getitem__(self, row: int) -> Conversation:
-        batch, at = divmod(row, _BATCH)
-        if batch not in self._columns:
-            self._columns[batch] = self._file.get_batch(batch).column("record")
-        return self._decoder.decode(self._columns[batch][at].as_buffer())
+        start, end = self._offsets[row : row + 2].tolist()
+        return self._decoder.decode(self._records[start:end])
 
     def __len__(self) -> int:
-        batches = self._file.num_record_batches
-        return (batches - 1) * _BATCH + len(self._file.get_batch(batches - 1)) if batches else 0
+        return len(self._offsets) - 1
 
-    def summary(self) -> pa.Table:
-        batches = [self._file.get_batch(i).select(SUMMARY) for i in range(self._file.num_record_batches)]
-        table = pa.Table.from_batches(batches, pa.schema([CANDIDATES.field(name) for name in SUMMARY]))
-        if columns_path(self._path).exists():
-            added = pa.ipc.open_file(pa.memory_map(str(columns_path(self._path)))).read_all()
-            for field, column in zip(added.schema, added.columns):
-                table = table.append_column(field, column)
-        return table
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def read_rows(path: Path) -> pa.Table:
+    """The rows of a part's candidates, mapped, with the columns that their source adds."""
+    files = CandidateFiles(path)
+    table = arrow_file(files.rows)
+    if files.columns.exists():
+        for field, column in zip((added := arrow_file(files.columns)).schema, added.columns):
+            table = table.append_column(field, column)
+    return table
+
+
+def arrow_file(path: Path) -> pa.Table:
+    """An Arrow file, mapped."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

@@ -1,21 +1,34 @@
 """From a recipe to the exact list of samples: read the sources, find the images, pick. Writes nothing but its work."""
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from vlmix.mixture.build.candidates import Candidates, Mask, strata
-from vlmix.mixture.build.extract import CandidateReader, Converted, ConvertJob, convert, merged
+from vlmix.mixture.build.candidates import Candidates, Mask
+from vlmix.mixture.build.extract import (
+    CandidateFiles,
+    CandidateReader,
+    Converted,
+    ConvertJob,
+    arrow_file,
+    convert,
+    merged,
+    repeated_id,
+)
+from vlmix.mixture.build.loose import LooseImages
 from vlmix.mixture.build.recipe import Recipe
-from vlmix.mixture.build.source import RawFolder, Source
+from vlmix.mixture.build.source import RawFolder, Source, reject_source
+from vlmix.mixture.dataset.rejects import RejectRows
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
@@ -35,11 +48,9 @@ class Prepared:
     recipe: Recipe
     known: Mapping[str, Source]
     converted: dict[str, Converted]
-    paths: list[list[Path]]
-    """The files of candidates of each entry."""
     candidates: Candidates
-    files: dict[str, list[Path]]
-    """Image -> files that may be it; empty without images."""
+    loose: LooseImages | None
+    """Where the images that are files of their own lie; None: images are left alone."""
     missing: Mask
     """[N]: candidates whose image was not found."""
 
@@ -59,13 +70,25 @@ class Prepared:
                 return builder.parts[source]
         return "unknown", ""
 
-    def imageless(self) -> Iterator[tuple[str, list[int]]]:
+    def rejects(self) -> Iterator[pa.RecordBatch]:
+        """What was dropped while reading."""
+        for path in self.candidates.parts:
+            yield from arrow_file(CandidateFiles(path).rejects).to_batches()
+        repeated = RejectRows()
+        for position, part, row in zip(self.candidates.repeated, *self.candidates.locate(self.candidates.repeated)):
+            name = self.candidates.names[int(self.candidates.entries(position.reshape(1))[0])]
+            said = reject_source(self.known[self.recipe.sources[name].builder], name)
+            repeated.add(repeated_id(said, CandidateReader(self.candidates.parts[int(part)])[int(row)]))
+        yield from repeated.batches()
+
+    def imageless(self) -> Iterator[tuple[str, Indices]]:
         """(name, positions that need an image) of each entry none of whose images is there, as where their folder was
         not named. A few such rows among text are rejects like any other."""
-        for name in self.candidates.names:
-            members = self.candidates.members(name)
-            loose = members[self.candidates.containers[members] < 0]
-            positions = [i for i in loose.tolist() if self.candidates.images[i]]
+        candidates = self.candidates
+        needing = (candidates.containers < 0) & (candidates.column("num_images") > 0)
+        for name in candidates.names:
+            members = candidates.members(name)
+            positions = members[needing[members]]
             if 10 * len(positions) > len(members) and self.missing[positions].all():
                 yield name, positions
 
@@ -84,52 +107,48 @@ def prepare(
         state = "is not a folder" if raw.exists() else "does not exist"
         raise VlmixError(f"{raw} {state}; it should hold one folder of official files per source")
     work.mkdir(parents=True, exist_ok=True)
-    names = list(recipe.sources)
-    jobs = {name: _jobs(number, name, recipe, known, raw, work) for number, name in enumerate(names)}
+    jobs = {name: _jobs(number, name, recipe, known, raw, work) for number, name in enumerate(recipe.sources)}
+    converted = _convert_all(jobs, pool, progress)
+    unsplit = {name: _whole(jobs[name][0]) for name, parts in converted.items() if None in parts}
+    if unsplit:
+        jobs.update(unsplit)
+        converted.update(_convert_all(unsplit, pool, progress))
+    whole: dict[str, Converted] = {}
+    paths: dict[str, list[tuple[Path, int]]] = {}
+    for name, of_entry in jobs.items():
+        parts = [part for part in converted[name] if part is not None]
+        whole[name] = merged(name, of_entry[0].source, raw, parts)
+        paths[name] = [(job.out, len(part.containers)) for job, part in zip(of_entry, parts)]
+        for about in whole[name].about:
+            _log.info(about)
+        for note in whole[name].notes:
+            _log.warning(note)
+    candidates = Candidates(recipe, paths)
+    if image_roots is None:
+        return Prepared(recipe, known, whole, candidates, None, np.zeros(len(candidates), dtype=np.bool_))
+    aliases: dict[str, tuple[ImageFolder, ...]] = {}
+    for entry in recipe.sources.values():
+        aliases.update(known[entry.builder].images)
+    own = {
+        f"{name}/": ImageIndex([*map(Path, entry.image_roots), *image_roots], {})
+        for name, entry in whole.items()
+        if entry.image_roots
+    }
+    loose = LooseImages(candidates, ImageIndex(image_roots, aliases), own, progress)
+    return Prepared(recipe, known, whole, candidates, loose, loose.missing())
+
+
+def _convert_all(
+    jobs: Mapping[str, list[ConvertJob]], pool: Pool, progress: Progress
+) -> dict[str, list[Converted | None]]:
+    """What was read of each part of each entry; None: the part cannot be read by itself."""
     every = [job for of_entry in jobs.values() for job in of_entry]
-    done: dict[Path, Converted] = {}
+    done: dict[Path, Converted | None] = {}
     progress("reading sources", 0, len(every))
     for job, result in pool.map(convert, every):
         done[job.out] = result
         progress("reading sources", len(done), len(every))
-    converted: dict[str, Converted] = {}
-    tables: dict[str, list[pa.Table]] = {}
-    for name, of_entry in jobs.items():
-        parts = [done[job.out] for job in of_entry]
-        converted[name] = merged(name, of_entry[0].source, raw, parts)
-        before = accumulate((len(part.containers) for part in parts), initial=0)
-        summaries = CandidateReader([job.out for job in of_entry]).summaries()
-        tables[name] = [_renumbered(table, by) for table, by in zip(summaries, before)]
-        for about in converted[name].about:
-            _log.info(about)
-        for note in converted[name].notes:
-            _log.warning(note)
-    paths = [[job.out for job in of_entry] for of_entry in jobs.values()]
-    candidates = Candidates(recipe, tables)
-    files: dict[str, list[Path]] = {}
-    missing = np.zeros(len(candidates.ids), dtype=np.bool_)
-    if image_roots is not None:
-        aliases: dict[str, tuple[ImageFolder, ...]] = {}
-        for entry in recipe.sources.values():
-            aliases.update(known[entry.builder].images)
-        index = ImageIndex(image_roots, aliases)
-        own = {
-            f"{name}/": ImageIndex([*map(Path, converted[name].image_roots), *image_roots], {})
-            for name in names
-            if converted[name].image_roots
-        }
-        loose = np.flatnonzero(candidates.containers < 0).tolist()
-        wanted = dict.fromkeys(image for position in loose for image in candidates.images[position])
-        for number, image in enumerate(wanted):
-            prefix = image[: image.find("/") + 1]
-            found = own[prefix].candidates(image.removeprefix(prefix)) if prefix in own else []
-            files[image] = found or index.candidates(image)
-            if number % 10_000 == 0:
-                progress("finding images", number, len(wanted))
-        progress("finding images", len(wanted), len(wanted))
-        for position in loose:
-            missing[position] = not all(files[image] for image in candidates.images[position])
-    return Prepared(recipe, known, converted, paths, candidates, files, missing)
+    return {name: [done[job.out] for job in of_entry] for name, of_entry in jobs.items()}
 
 
 def _jobs(
@@ -146,13 +165,10 @@ def _jobs(
     return [ConvertJob(*common, part, out) for part, out in zip(parts, outs)]
 
 
-def _renumbered(table: pa.Table, by: int) -> pa.Table:
-    """The rows of a part, whose containers follow `by` others."""
-    if not by:
-        return table
-    at = table.column_names.index("container")
-    numbers = pc.if_else(pc.greater_equal(table["container"], 0), pc.add(table["container"], by), -1)
-    return table.set_column(at, "container", numbers.cast(pa.int32()))
+def _whole(part: ConvertJob) -> list[ConvertJob]:
+    """The entry of a part, read in one piece."""
+    out = part.out.with_name(f"{part.out.name.partition('-')[0]}.arrow")
+    return [msgspec.structs.replace(part, part=None, out=out)]
 
 
 class PlanRow(Struct, frozen=True, kw_only=True):
@@ -190,48 +206,42 @@ def plan(
     for shortfall in candidates.shortfalls(picked):
         _log.warning(shortfall)
     seen = candidates.epoch_counts(picked)
-    rejects = [r for c in prepared.converted.values() for r in c.rejects]
-    rows = []
-    wanted_lost = np.flatnonzero(prepared.missing & candidates.wanted).tolist()
-    rounds, words, characters = (
-        candidates.table[column].to_numpy() for column in ("num_rounds", "num_words", "characters")
-    )
-    means = _mean_bytes(prepared)
+    lost = np.bincount(candidates.sources[prepared.missing & candidates.wanted], minlength=len(candidates.datasets))
+    rejects = Counter[str]()
+    for batch in prepared.rejects():
+        rejects.update({row["values"]: row["counts"] for row in batch["source"].value_counts().to_pylist()})
+    rounds, words = candidates.column("num_rounds"), candidates.column("num_words")
+    images, sizes = _stored_sizes(prepared, picked)
     counts = None if tokens is None else _tokens(prepared, picked, tokens, progress)
-    groups = strata([candidates.sources[i] for i in picked], np.arange(len(picked)))
-    for source in candidates.labels():
-        members = groups.get(source, np.empty(0, dtype=np.int64))
-        positions = picked[members]
-        sizes = [size for position in positions.tolist() for size in _sizes(prepared, position, means)]
-        listed = zip((candidates.images[i] for i in positions), rounds[positions], characters[positions])
-        texts = [_json_size(images, int(turns), int(length)) for images, turns, length in listed]
-        rows.append(
-            PlanRow(
-                source=source,
-                samples=len(members),
-                samples_per_epoch=int(seen[members].sum()),
-                rounds=int(rounds[positions].sum()),
-                words=int(words[positions].sum()),
-                images=len(sizes) - sizes.count(0),
-                missing=sum(candidates.sources[i] == source for i in wanted_lost),
-                rejects=sum(r.source == source for r in rejects),
-                bytes=sum(s + -s % BLOCK + BLOCK for s in (*sizes, *texts) if s),
-                license=prepared.homes(source)[0],
-                tokens=None if counts is None else int(counts[members].sum()),
-            )
+    groups = candidates.by_dataset(candidates.sources[picked], np.arange(len(picked)))
+    return [
+        PlanRow(
+            source=source,
+            samples=len(members),
+            samples_per_epoch=int(seen[members].sum()),
+            rounds=int(rounds[picked[members]].sum()),
+            words=int(words[picked[members]].sum()),
+            images=int(images[members].sum()),
+            missing=int(lost[candidates.datasets.index(source)]),
+            rejects=rejects[source],
+            bytes=int(sizes[members].sum()),
+            license=prepared.homes(source)[0],
+            tokens=None if counts is None else int(counts[members].sum()),
         )
-    return rows
+        for source in candidates.labels()
+        for members in [groups.get(source, np.empty(0, dtype=np.int64))]
+    ]
 
 
 def _tokens(
     prepared: Prepared, picked: Indices, tokens: Callable[[Sequence[str]], int], progress: Progress
 ) -> NDArray[np.int64]:
     """[len(picked)] tokens of each sample's texts."""
-    readers = [CandidateReader(path) for path in prepared.paths]
+    candidates = prepared.candidates
+    readers = [CandidateReader(path) for path in candidates.parts]
     counts = np.zeros(len(picked), dtype=np.int64)
-    for number, position in enumerate(picked.tolist()):
-        entry, row = prepared.candidates.locate(position)
-        texts = render(readers[entry][row], prepared.recipe.prompts, count_only=True)
+    for number, (part, row) in enumerate(zip(*candidates.locate(picked))):
+        texts = render(readers[int(part)][int(row)], prepared.recipe.prompts, count_only=True)
         counts[number] = tokens([text.replace(IMAGE_TOKEN, "") for text in texts])
         if number % 1000 == 0:
             progress("counting tokens", number, len(picked))
@@ -239,45 +249,73 @@ def _tokens(
     return counts
 
 
-def _json_size(images: Sequence[str], rounds: int, characters: int) -> int:
-    """Bytes of a sample's JSON, about: its texts, and the names of fields around them and around its images."""
-    return 120 + 56 * rounds + characters + len("".join(images[:1])) + sum(38 + len(image) for image in images)
+def _stored_sizes(prepared: Prepared, picked: Indices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """([n] images of each sample that are there, [n] bytes that it takes in a shard)."""
+    candidates = prepared.candidates
+    numbers, counts = candidates.image_numbers(picked)
+    owners = np.repeat(np.arange(len(picked)), counts)
+    sizes = np.repeat(_mean_bytes(prepared, picked), counts)
+    if prepared.loose is not None:
+        loose = prepared.loose.numbers[numbers]
+        sizes = np.where(loose < 0, sizes, _file_sizes(prepared.loose, loose))
+
+    def summed(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(counts))])
+
+    names = np.concatenate(
+        [np.empty(0, np.int64), *(pc.utf8_length(c).to_numpy() for c in candidates.image_paths.chunks)]
+    )
+    lengths = names[numbers]
+    first = np.zeros(len(picked), dtype=np.int64)
+    first[counts > 0] = lengths[(np.cumsum(counts) - counts)[counts > 0]]
+    # A sample's JSON, about: its texts, and the names of fields around them and around its images.
+    rounds, characters = candidates.column("num_rounds")[picked], candidates.column("characters")[picked]
+    texts = 120 + 56 * rounds + characters + first + summed(38 + lengths)
+    return np.bincount(owners, sizes > 0, len(picked)).astype(np.int64), _in_tar(texts) + summed(_in_tar(sizes))
 
 
-def _mean_bytes(prepared: Prepared) -> dict[tuple[str, int], int]:
-    """(entry, number of its container) -> bytes of the file for each image that is taken from it."""
-    candidates, means = prepared.candidates, {}
-    counts = candidates.table["num_images"].to_numpy()
-    for name, converted in prepared.converted.items():
+def _in_tar(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.where(sizes > 0, sizes + -sizes % BLOCK + BLOCK, 0)
+
+
+def _mean_bytes(prepared: Prepared, picked: Indices) -> NDArray[np.int64]:
+    """[n] bytes of the container of each sample for each image that is taken from it; 0 without a container."""
+    candidates = prepared.candidates
+    held, entries = candidates.column("num_images"), candidates.entries(picked)
+    sizes = np.zeros(len(picked), dtype=np.int64)
+    for entry, (name, converted) in enumerate(prepared.converted.items()):
+        if not converted.containers:
+            continue
         members = slice(candidates.starts[name], candidates.starts[name] + candidates.sizes[name])
         numbers = candidates.containers[members]
-        inside = numbers >= 0
-        images = np.bincount(numbers[inside], counts[members][inside], len(converted.containers))
-        for number, container in enumerate(converted.containers):
-            means[name, number] = int(Path(container.path).stat().st_size // max(images[number], 1))
-    return means
-
-
-def _sizes(prepared: Prepared, position: int, means: Mapping[tuple[str, int], int]) -> list[int]:
-    """Bytes of each image of a candidate, of those in containers on average; 0 for one that is not there."""
-    candidates = prepared.candidates
-    if (number := int(candidates.containers[position])) >= 0:
-        name = candidates.names[candidates.locate(position)[0]]
-        return [means[name, number]] * len(candidates.images[position])
-    sizes = []
-    for image in candidates.images[position]:
-        files = prepared.files.get(image)
-        try:
-            sizes.append(files[0].stat().st_size if files else 0)
-        except OSError:  # a link that leads nowhere; a build finds out and says so
-            sizes.append(0)
+        images = np.bincount(numbers[numbers >= 0], held[members][numbers >= 0], len(converted.containers))
+        files = np.array([Path(container.path).stat().st_size for container in converted.containers])
+        mine = np.flatnonzero((entries == entry) & (candidates.containers[picked] >= 0))
+        sizes[mine] = (files // np.maximum(images, 1).astype(np.int64))[candidates.containers[picked[mine]]]
     return sizes
+
+
+def _file_sizes(loose: LooseImages, numbers: Indices) -> NDArray[np.int64]:
+    """[m] bytes of the likeliest file of each image; 0 for one that is not there, or not in a file of its own (-1)."""
+    sizes = np.zeros(len(loose) + 1, dtype=np.int64)
+    wanted = np.unique(numbers[numbers >= 0])
+    for block, paths in loose.paths(wanted[loose.location[wanted] >= 0]):
+        sizes[block] = [_size(path) for path in paths]
+    return sizes[numbers]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 (half a million times)
+    except OSError:  # a link that leads nowhere; a build finds out and says so
+        return 0
 
 
 def missing_rejects(prepared: Prepared) -> Iterator[Reject]:
     """A reject for every conversation that the recipe wants and whose image was not found."""
-    candidates = prepared.candidates
-    for position in np.flatnonzero(prepared.missing & candidates.wanted).tolist():
-        detail = "no file of that name, in any of its folders or with any image extension"
-        first = next(n for n, image in enumerate(candidates.images[position]) if not prepared.files[image])
-        yield candidates.reject(position, first, "image_missing", detail)
+    candidates, loose = prepared.candidates, prepared.loose
+    assert loose is not None
+    detail = "no file of that name, in any of its folders or with any image extension"
+    for position in np.flatnonzero(prepared.missing & candidates.wanted):
+        absent = loose.location[loose.numbers[candidates.image_numbers(position.reshape(1))[0]]] < 0
+        yield candidates.reject(int(position), int(np.argmax(absent)), "image_missing", detail)

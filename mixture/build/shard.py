@@ -1,69 +1,173 @@
 """Writing one shard: a slice of the mixture order to a tar, and its rows of samples.parquet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
-from msgspec import Struct
+from numpy.typing import NDArray
 
+from vlmix.mixture.build.copies import copy_path
 from vlmix.mixture.build.extract import CandidateReader
+from vlmix.mixture.build.facts import DECIDE, Facts, unpack
 from vlmix.mixture.build.images import StoredForm, plan_storage, scaled, stored_bytes
-from vlmix.mixture.dataset.schema import SampleJson, turns
-from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, store_rows
+from vlmix.mixture.dataset.schema import ROLES, SAMPLES, SampleJson, turns
+from vlmix.mixture.dataset.shards import Members, Places, ShardDone, ShardTask, listed, store_rows, structs
+from vlmix.mixture.io.image_index import file_path
 from vlmix.mixture.io.images import ImageInfo, image_xxh3
 from vlmix.mixture.record import Conversation, ImageRef
-from vlmix.mixture.render import StyleName, count_words, render
+from vlmix.mixture.render import StyleName, render
 
 
-class Pick(Struct, frozen=True):
-    """One sample of a shard: where its candidate is, its place in the natural order, the files of its images."""
+class ImageFiles(msgspec.Struct, frozen=True):
+    """The images of a shard's samples, one sample's after the other's: what they are, and where they lie."""
 
-    entry: int
-    row: int
-    natural_index: int
-    repeat: int
-    facts: tuple[ImageInfo, ...]
+    facts: Facts
+    locations: list[tuple[str, str]]
+    extensions: list[str]
+    location: NDArray[np.int64]
+    """[m] number of each image's location; -1: it was copied out of a container."""
+    extension: NDArray[np.int64]
+    copies: Path
+    full: bool
+
+    def deciding(self) -> bytes:
+        """What decides the stored bytes: of files that were read their own, of the others the signs of a change."""
+        names = DECIDE if self.full else [*DECIDE, "mtime_ns", "ctime_ns", "inode"]
+        return b"".join(self.facts[name].tobytes() for name in names)
+
+    def infos(self, start: int, names: Sequence[str]) -> list[ImageInfo]:
+        """The images from number `start` on, whose paths in LLaVA's layout are `names`."""
+        part = slice(start, start + len(names))
+        facts, paths, copied = self.facts[part], [], []
+        for name, at, end, key in zip(names, self.location[part], self.extension[part], facts["key"]):
+            copied.append(str(copy_path(self.copies, bytes(key))) if at < 0 else "")
+            paths.append(copied[-1] or file_path(self.locations[at], name, self.extensions[end]))
+        return unpack(facts, paths, copied)
 
 
 class ShardJob(ShardTask, frozen=True):
-    """A shard to write; without `images` only the index rows are made."""
+    """A shard to write, its samples [n] by their candidates; without `images` only the index rows are made."""
 
-    picks: list[Pick]
-    candidates: list[list[Path]]
+    parts: list[Path]
+    part: NDArray[np.int64]
+    row: NDArray[np.int64]
+    natural_index: NDArray[np.int64]
+    repeat: NDArray[np.int32]
+    num_words: NDArray[np.int32]
     prompts: StyleName
-    images: bool
+    images: ImageFiles | None
     schema: bytes
     """Of the index, as Arrow writes it."""
 
 
 def write_shard(job: ShardJob) -> ShardDone:
     """Write the tar and its index rows; runs in a worker. Both appear whole or not at all, the rows last."""
-    readers: dict[int, CandidateReader] = {}
-
-    def rows() -> Iterator[Row]:
-        for pick in job.picks:
-            if pick.entry not in readers:
-                readers[pick.entry] = CandidateReader(job.candidates[pick.entry])
-            yield make_row(readers[pick.entry][pick.row], pick, job.prompts, job.images)
-
     schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
-    return store_rows(rows(), job.number, job.first, job.out, job.work, schema, with_tar=job.images)
+    rows = _Rows(job, schema)
+    return store_rows(rows.samples(), rows.columns, job, schema, with_tar=job.images is not None)
 
 
-def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_image: bool) -> Row:
-    """Text, boxes and image bytes of a sample."""
-    data: list[bytes] = []
-    forms: list[StoredForm] = []
-    if with_image:
-        for number, facts in enumerate(pick.facts):
-            form = image_fit(conversation, number, facts)
-            assert form is not None, "samples whose images do not fit are rejected before the order is made"
-            forms.append(form)
-        data = [stored_bytes(facts, form) for facts, form in zip(pick.facts, forms)]
-        conversation = scaled(conversation, forms)
-    texts = render(conversation, prompts)
-    first = conversation.images[0] if conversation.images else ImageRef("")
+class _Rows:
+    """The rows of a shard: everything of a sample that is not its place, as columns that grow while it is written."""
+
+    def __init__(self, job: ShardJob, schema: pa.Schema) -> None:
+        self._job, self._schema = job, schema
+        self._plain: list[tuple[Any, ...]] = []
+        self._added: list[dict[str, Any]] = []
+        self._images: list[tuple[Any, ...]] = []
+        self._texts: list[str] = []
+        self._formats: list[str] = []
+        self._boxes: list[tuple[Any, ...]] = []
+        self._counts: list[tuple[int, int, int, int]] = []
+
+    def samples(self) -> Iterator[Members]:
+        """The samples of the shard, whose rows are noted on the way."""
+        job, readers = self._job, [CandidateReader(path) for path in self._job.parts]
+        taken = 0
+        for part, row in zip(job.part.tolist(), job.row.tolist()):
+            conversation = readers[part][row]
+            data: list[bytes] = []
+            forms: list[StoredForm] = []
+            if job.images is not None and conversation.images:
+                infos = job.images.infos(taken, [image.path for image in conversation.images])
+                taken += len(infos)
+                for number, info in enumerate(infos):
+                    form = image_fit(conversation, number, info)
+                    assert form is not None, "samples whose images do not fit are rejected before the order is made"
+                    forms.append(form)
+                    data.append(stored_bytes(info, form))
+                conversation = scaled(conversation, forms)
+            texts = render(conversation, job.prompts)
+            self._note(conversation, texts, forms, data)
+            yield Members(_sample_json(conversation, texts) if job.images is not None else b"", data)
+
+    def _note(
+        self, conversation: Conversation, texts: list[str], forms: Sequence[StoredForm], data: Sequence[bytes]
+    ) -> None:
+        images, rounds = conversation.images, conversation.rounds
+        first = images[0] if images else _NO_IMAGE
+        self._plain.append(
+            (conversation.id, conversation.source, first.path, first.width, first.height, conversation.extra)
+        )
+        if conversation.columns:
+            self._added.append(conversation.columns)
+        elif len(self._schema) > len(SAMPLES):
+            self._added.append({})
+        hashes = map(image_xxh3, data) if data else [""] * len(images)
+        transforms = [form.transform for form in forms] or ["none"] * len(images)
+        self._images += [
+            (image.path, image.width, image.height, xxh3, transform)
+            for image, xxh3, transform in zip(images, hashes, transforms)
+        ]
+        self._texts += texts
+        self._formats += [qa.format for qa in rounds]
+        boxes = len(self._boxes)
+        for number, qa in enumerate(rounds):
+            if qa.boxes:
+                held = qa.box_images or (0,) * len(qa.boxes)
+                self._boxes += [(number, image, *box) for image, box in zip(held, qa.boxes)]
+        self._counts.append((len(images), len(texts), len(rounds), len(self._boxes) - boxes))
+
+    def columns(self, places: Places) -> dict[str, pa.Array]:
+        """All columns but those of the samples' places."""
+        job, types = self._job, {field.name: field.type for field in self._schema}
+        images, texts, rounds, boxes = np.array(self._counts, dtype=np.int32).reshape(-1, 4).T
+        spots = places.images if job.images is not None else np.zeros((len(self._images), 2), dtype=np.int64)
+        path, width, height, xxh3, transform = _columns(self._images, 5)
+        stored = (path, width, height, spots[:, 0], spots[:, 1], xxh3, transform)
+        # A question, then its answer.
+        turn = structs(types["conversations"].value_type, ((ROLES * len(self._formats)), self._texts))
+        names = ("id", "source", "image", "width", "height", "extra")
+        made = {name: pa.array(values, types[name]) for name, values in zip(names, _columns(self._plain, len(names)))}
+        made |= {
+            "num_images": pa.array(images),
+            "images": listed(images, structs(types["images"].value_type, stored), types["images"]),
+            "num_rounds": pa.array(rounds),
+            "num_words": pa.array(job.num_words),
+            "repeat": pa.array(job.repeat),
+            "natural_index": pa.array(job.natural_index),
+            "conversations": listed(texts, turn, types["conversations"]),
+            "response_formats": listed(rounds, pa.array(self._formats, pa.string()), types["response_formats"]),
+            "boxes": listed(boxes, structs(types["boxes"].value_type, _columns(self._boxes, 6)), types["boxes"]),
+        }
+        added = [field for field in self._schema if field.name not in SAMPLES.names]
+        return made | {
+            field.name: pa.array([row.get(field.name) for row in self._added], field.type) for field in added
+        }
+
+
+_NO_IMAGE = ImageRef("")
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> Sequence[Sequence[Any]]:
+    return list(zip(*rows)) if rows else [()] * width
+
+
+def _sample_json(conversation: Conversation, texts: list[str]) -> bytes:
+    first = conversation.images[0] if conversation.images else _NO_IMAGE
     sample = SampleJson(
         id=conversation.id,
         source=conversation.source,
@@ -74,38 +178,7 @@ def make_row(conversation: Conversation, pick: Pick, prompts: StyleName, with_im
         conversations=turns(texts),
         extra=conversation.extra,
     )
-    columns = {
-        **conversation.columns,
-        "id": sample.id,
-        "source": sample.source,
-        "image": sample.image,
-        "width": sample.width,
-        "height": sample.height,
-        "num_images": len(sample.images),
-        "images": [
-            {
-                "path": image.path,
-                "width": image.width,
-                "height": image.height,
-                "xxh3": image_xxh3(data[number]) if data else "",
-                "transform": forms[number].transform if data else "none",
-            }
-            for number, image in enumerate(sample.images)
-        ],
-        "num_rounds": len(conversation.rounds),
-        "num_words": count_words(texts),
-        "repeat": pick.repeat,
-        "natural_index": pick.natural_index,
-        "conversations": [{"from": turn.from_, "value": turn.value} for turn in sample.conversations],
-        "response_formats": [qa.format for qa in conversation.rounds],
-        "boxes": [
-            {"round": i, "image": image, "x1": box[0], "y1": box[1], "x2": box[2], "y2": box[3]}
-            for i, qa in enumerate(conversation.rounds)
-            for image, box in zip(qa.box_images or (0,) * len(qa.boxes), qa.boxes)
-        ],
-        "extra": sample.extra,
-    }
-    return Row(sample.source, columns, msgspec.json.encode(sample), data)
+    return msgspec.json.encode(sample)
 
 
 def image_fit(conversation: Conversation, number: int, facts: ImageInfo) -> StoredForm | None:

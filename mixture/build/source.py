@@ -25,6 +25,10 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of a builder's own options. Document each field with `Annotated[T, Meta(description=...)]`."""
 
 
+class Unsplit(Exception):
+    """A part of a source cannot be told from the others; the source is read whole."""
+
+
 class Rejects:
     """Collects what a builder drops."""
 
@@ -95,6 +99,12 @@ class RawFolder(OfficialFiles):
 
 
 ReadFunction = Callable[[RawFolder, Any, int, Rejects], Iterator[Conversation]]
+
+
+def reject_source(source: "Source", name: str | None) -> str:
+    """What rejects of a source are called after, that have no other name: of a collection the recipe's entry `name`, of
+    a dataset always the dataset."""
+    return name if name and source.own else source.name
 
 
 def _whole(raw: RawFolder, options: Any, name: str) -> Sequence[Any]:

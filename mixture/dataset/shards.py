@@ -1,9 +1,12 @@
 """One shard: samples to a tar and to their rows of the index; and which samples a shard leads with."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -14,8 +17,10 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.manifest import Counts, Shard
 from vlmix.mixture.dataset.tar import TarWriter
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
-from vlmix.mixture.io.digests import file_digest, sha256
-from vlmix.mixture.keyed import Indices, keyed_order
+from vlmix.mixture.io.digests import file_digest
+from vlmix.mixture.keyed import Indices
+
+_TOGETHER = 4 * 2**20  # bytes that are hashed and written at once
 
 
 class ShardTask(Struct, frozen=True):
@@ -40,18 +45,24 @@ class ShardDone(Struct, frozen=True):
     """The result of a ShardJob; also kept beside the rows, so that a resumed build need not write it again."""
 
     shard: Shard | None
+    samples: int
     counts: dict[str, Counts]
     rows: str
     """xxh3-128 of the file of index rows."""
 
 
-class Row(Struct, frozen=True):
-    """A sample ready to be stored: everything but its place. `images` are the bytes that go into the tar."""
+class Members(Struct, frozen=True):
+    """What goes into the tar of a sample."""
 
-    source: str
-    columns: dict[str, Any]
     json: bytes
     images: Sequence[bytes]
+
+
+class Places(Struct, frozen=True):
+    """Where members lie in a shard: [n, 2] offset and size of each JSON, [m, 2] of each image, zeros without a tar."""
+
+    json: NDArray[np.int64]
+    images: NDArray[np.int64]
 
 
 def image_member(key: str, number: int) -> str:
@@ -64,53 +75,119 @@ def rows_path(work: Path, number: int) -> Path:
 
 
 def store_rows(
-    rows: Iterator[Row], number: int, first: int, out: Path, work: Path, schema: pa.Schema, *, with_tar: bool
+    samples: Iterable[Members],
+    columns: Callable[[Places], dict[str, pa.Array]],
+    task: ShardTask,
+    schema: pa.Schema,
+    *,
+    with_tar: bool,
 ) -> ShardDone:
-    """Append samples to a tar under the keys `first`, `first + 1`, … and keep their rows of `schema` in `work`."""
-    name = shard_path(number) if with_tar else ""
-    path = out / name
-    stored: list[dict[str, Any]] = []
-    counts: dict[str, Counts] = {}
-    with atomic_write(path) if with_tar else nullcontext() as tar_file:
-        tar = TarWriter(tar_file) if tar_file else None
-        for position, row in enumerate(rows, start=first):
-            key, columns = sample_key(position), row.columns
-            places = {"json_offset": 0, "json_size": 0}
-            images = [{**image, "offset": 0, "size": 0} for image in columns["images"]]
+    """Write samples to a tar under the keys `task.first`, `task.first + 1`, … and keep their rows of `schema` in
+    `task.work`. `columns` is asked for all columns but those of the samples' places once all samples were taken."""
+    name = shard_path(task.number) if with_tar else ""
+    path = task.out / name
+    places: list[tuple[int, int]] = []
+    images: list[tuple[int, int]] = []
+    digest, count, size = "", 0, 0
+    with atomic_write(path) if with_tar else nullcontext() as file, _Hashed(file) if file else nullcontext() as hashed:
+        tar = TarWriter(hashed) if hashed else None
+        for count, sample in enumerate(samples, start=1):
             if tar:
-                for nth, (image, data) in enumerate(zip(images, row.images)):
-                    member = tar.add(image_member(key, nth), data)
-                    image |= {"offset": member.offset, "size": member.size}
-                member = tar.add(f"{key}.json", row.json)
-                places = {"json_offset": member.offset, "json_size": member.size}
-            stored.append({**columns, **places, "images": images, "key": key, "shard": name})
-            counts[row.source] = counts.get(row.source, Counts()) + Counts(
-                1, columns["repeat"], columns["num_rounds"], columns["num_words"], columns["num_images"]
-            )
-        if tar:
+                key = sample_key(task.first + count - 1)
+                images += [tar.add(image_member(key, nth), data)[1:] for nth, data in enumerate(sample.images)]
+                places.append(tar.add(f"{key}.json", sample.json)[1:])
+        if tar and hashed:
             tar.close()
-    shard = Shard(name, len(stored), path.stat().st_size, sha256(path)) if with_tar else None
-    batch = pa.RecordBatch.from_pylist(stored, schema)
-    index_rows = rows_path(work, number)
-    with atomic_write(index_rows) as file, pa.ipc.new_file(file, schema) as writer:
+            digest, size = hashed.digest(), tar.position
+    if not with_tar:
+        places = [(0, 0)] * count
+    where = np.array(places, dtype=np.int64).reshape(-1, 2)
+    made = columns(Places(where, np.array(images, dtype=np.int64).reshape(-1, 2)))
+    made |= {
+        "key": pa.array([sample_key(task.first + number) for number in range(count)], pa.string()),
+        "shard": pa.array([name] * count, pa.string()),
+        "json_offset": pa.array(where[:, 0]),
+        "json_size": pa.array(where[:, 1]),
+    }
+    batch = pa.record_batch([made[field.name] for field in schema], schema=schema)
+    index_rows = rows_path(task.work, task.number)
+    with atomic_write(index_rows) as rows_file, pa.ipc.new_file(rows_file, schema) as writer:
         writer.write_batch(batch)
-    done = ShardDone(shard, counts, file_digest(index_rows))
+    shard = Shard(name, count, size, digest) if with_tar else None
+    done = ShardDone(shard, count, _counts(batch), file_digest(index_rows))
     write_bytes(index_rows.with_suffix(".done"), msgspec.msgpack.encode(done))
     return done
 
 
-def arrange(
-    picked: Indices, ids: Sequence[str], has_image: NDArray[np.bool_], recipe_order: str, seed: int, shard: int
-) -> Indices:
-    """[N] indices into `picked` in mixture order, for shards of `shard` samples.
+def _counts(batch: pa.RecordBatch) -> dict[str, Counts]:
+    """What each source gives to a shard."""
+    summed = ("repeat", "num_rounds", "num_words", "num_images")
+    table = pa.Table.from_batches([batch.select(["source", *summed])])
+    groups = table.group_by("source").aggregate([([], "count_all"), *((name, "sum") for name in summed)])
+    return {row.pop("source"): Counts(*row.values()) for row in groups.to_pylist()}
 
-    The first five samples of a shard that holds images are image samples, because HF datasets infers types from them;
-    a shard with fewer than five leads with those it has. `has_image` and the result index `picked`.
-    """
-    if recipe_order == "natural":
-        order = np.arange(len(picked), dtype=np.int64)
-    else:
-        order = keyed_order([ids[i] for i in picked], seed, "order")
+
+class _Hashed:
+    """Writes to a file and hashes what it writes, in a thread beside the one that makes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._sha256 = file, hashlib.sha256()
+        self._waiting: list[bytes | memoryview] = []
+        self._size = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._waiting.append(data)
+        self._size += len(data)
+        if self._size >= _TOGETHER:
+            self._pass_on()
+
+    def digest(self) -> str:
+        """Hex sha256 of everything, once all of it is written."""
+        self._pass_on()
+        self._wait()
+        return self._sha256.hexdigest()
+
+    def _pass_on(self) -> None:
+        self._wait()
+        data, self._waiting, self._size = b"".join(self._waiting), [], 0
+        self._running = self._thread.submit(self._store, data)
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+
+    def _store(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self._file.write(data)
+
+    def __enter__(self) -> "_Hashed":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+
+
+def listed(counts: Sequence[int] | NDArray[np.integer], values: pa.Array, type: pa.ListType) -> pa.ListArray:
+    """A column of lists: the first `counts[0]` of `values`, and so on."""
+    ends = np.cumsum(counts, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(np.append(np.int32(0), ends)), values, type=type)
+
+
+def structs(type: pa.StructType, columns: Sequence[Sequence[object] | NDArray[np.integer]]) -> pa.StructArray:
+    """A column of structs from the values of their fields."""
+    arrays = [pa.array(column, field.type) for field, column in zip(type, columns)]
+    return pa.StructArray.from_arrays(arrays, fields=list(type))
+
+
+def lead_with_images(order: Indices, has_image: NDArray[np.bool_], shard: int) -> Indices:
+    """[N] `order`, the samples by number, changed inside each shard of `shard` samples so that its first five are image
+    samples, because HF datasets infers types from them; one with fewer than five leads with those it has. `has_image`
+    [N] is by the samples' numbers."""
+    order = order.copy()
     for start in range(0, len(order), shard):
         part = order[start : start + shard]
         with_image = np.flatnonzero(has_image[part])[:5]

@@ -2,7 +2,7 @@
 killed run continues."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,11 +10,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import Struct
 from xxhash import xxh3_128_hexdigest
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.card import card
 from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
+from vlmix.mixture.dataset.schema import PART_ROWS, index_files, part_name
 from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
 from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
 from vlmix.mixture.io.digests import file_digest, sha256
@@ -25,52 +27,109 @@ AnyJob = TypeVar("AnyJob", bound=ShardTask)
 
 def run_shards(
     write: Callable[[AnyJob], ShardDone],
-    jobs: Sequence[AnyJob],
+    jobs: Callable[[int], AnyJob],
+    sizes: Sequence[int],
     plan: bytes,
+    folder: Path,
+    work: Path,
+    schema: pa.Schema,
     pool: Pool,
     progress: Progress,
 ) -> list[ShardDone]:
-    """The results of all jobs in order. Shards of an earlier run are kept if its `plan`, which holds everything that
-    decides the bytes, was the same."""
-    if not jobs:
-        return []
-    mark, fingerprint = jobs[0].work / "order", xxh3_128_hexdigest(plan).encode()
+    """Write the shards `jobs(0)`, `jobs(1)`, … of `sizes` samples and the index of `schema`: the results in order.
+    Shards of an earlier run are kept if its `plan`, which holds everything that decides the bytes, was the same."""
+    count = len(sizes)
+    mark, fingerprint = work / "order", xxh3_128_hexdigest(plan).encode()
     if not mark.exists() or mark.read_bytes() != fingerprint:
-        shutil.rmtree(jobs[0].out / "train", ignore_errors=True)
-        for stale in jobs[0].work.glob("rows-*"):
+        shutil.rmtree(folder / "train", ignore_errors=True)
+        for stale in work.glob("rows-*"):
             stale.unlink()
         write_bytes(mark, fingerprint)
-    done = {job.number: earlier for job in jobs if (earlier := _finished(job)) is not None}
-    progress("writing shards", len(done), len(jobs))
-    for job, result in pool.map(write, [job for job in jobs if job.number not in done]):
-        done[job.number] = result
-        progress("writing shards", len(done), len(jobs))
-    return [done[number] for number in sorted(done)]
+    done = {number: earlier for number in range(count) if (earlier := _finished(number, folder, work)) is not None}
+    missing = [number for number in range(count) if number not in done]
+    progress("writing shards", len(done), count)
+
+    def results() -> Iterator[ShardDone]:
+        """Those of all shards, in order, as soon as they are there."""
+        running = pool.map(write, map(jobs, missing))
+        for number in range(count):
+            while number not in done:
+                job, result = next(running)
+                done[job.number] = result
+                progress("writing shards", len(done), count)
+            yield done[number]
+
+    write_index(folder, work, sizes, results(), schema, pool)
+    return [done[number] for number in range(count)]
 
 
-def _finished(job: ShardTask) -> ShardDone | None:
+def _finished(number: int, folder: Path, work: Path) -> ShardDone | None:
     """The result of an earlier run, if its files are still what it wrote; damaged work is absent work."""
-    rows = rows_path(job.work, job.number)
+    rows = rows_path(work, number)
     try:
         done = msgspec.msgpack.decode(rows.with_suffix(".done").read_bytes(), type=ShardDone)
         if file_digest(rows) != done.rows:
             return None
-        if done.shard is not None and sha256(job.out / done.shard.path) != done.shard.sha256:
+        if done.shard is not None and sha256(folder / done.shard.path) != done.shard.sha256:
             return None
     except (OSError, ValueError):
         return None
     return done
 
 
-def write_index(folder: Path, work: Path, done: list[ShardDone], schema: pa.Schema) -> None:
-    """samples.parquet of `schema` from the rows that the shard writers left, one row group per shard."""
+class PartJob(Struct, frozen=True):
+    """A part of an index to write: its file, the shards from `first` up to `end` that it holds, the index's schema."""
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        for number in range(len(done)):
-            with pa.memory_map(str(rows_path(work, number))) as source:
-                yield pa.ipc.open_file(source).get_batch(0)
+    path: Path
+    work: Path
+    first: int
+    end: int
+    schema: bytes
 
-    write_parquet(folder / SAMPLES_NAME, batches(), schema)
+
+def write_index(
+    folder: Path, work: Path, sizes: Sequence[int], done: Iterable[ShardDone], schema: pa.Schema, pool: Pool
+) -> None:
+    """samples.parquet of `schema` from the rows that shard writers leave, one row group per shard, of `sizes` rows.
+
+    Up to PART_ROWS rows it is a file, written while the shards are made, which are `done` one after the other; else a
+    folder of parts, each of as many whole shards as fit, written side by side when all shards are there.
+    """
+    index, ends = folder / SAMPLES_NAME, _part_ends(sizes)
+    if index.is_dir():  # of a run that was killed
+        shutil.rmtree(index)
+    if len(ends) == 1:
+        write_parquet(index, (_rows(work, number) for number, _ in enumerate(done)), schema)
+        return
+    for _ in done:
+        pass
+    described = schema.serialize().to_pybytes()
+    parts = zip([0, *ends], ends)
+    jobs = (PartJob(index / part_name(i), work, first, end, described) for i, (first, end) in enumerate(parts))
+    for _ in pool.map(write_part, jobs):
+        pass
+
+
+def _part_ends(sizes: Sequence[int]) -> list[int]:
+    """The number of the first shard after each part."""
+    ends, rows = list[int](), 0
+    for number, size in enumerate(sizes):
+        if rows and rows + size > PART_ROWS:
+            ends.append(number)
+            rows = 0
+        rows += size
+    return [*ends, len(sizes)]
+
+
+def write_part(job: PartJob) -> None:
+    """Write a part of an index; runs in a worker."""
+    schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
+    write_parquet(job.path, (_rows(job.work, number) for number in range(job.first, job.end)), schema)
+
+
+def _rows(work: Path, number: int) -> pa.RecordBatch:
+    with pa.memory_map(str(rows_path(work, number))) as source:
+        return pa.ipc.open_file(source).get_batch(0)
 
 
 def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
@@ -84,9 +143,10 @@ def merge_counts(done: list[ShardDone]) -> dict[str, Counts]:
 
 def finalize(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card and, last of all, the manifest with the checksums of the other files."""
-    most_images = pc.max(pq.read_table(folder / SAMPLES_NAME, columns=["num_images"])["num_images"]).as_py()
+    index = folder / SAMPLES_NAME
+    most_images = pc.max(pq.read_table(index, columns=["num_images"])["num_images"]).as_py()
     write_text(folder / CARD_NAME, card(manifest, most_images))
-    names = (CARD_NAME, REJECTS_NAME, SAMPLES_NAME)
-    files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
+    named = [folder / CARD_NAME, folder / REJECTS_NAME, *(file.path for file in index_files(index))]
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in named if path.exists()}
     manifest = msgspec.structs.replace(manifest, checksums=files)
     return manifests.write(folder, manifest)

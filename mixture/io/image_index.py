@@ -1,14 +1,19 @@
 """Where images lie: each folder is listed once, names are matched by stem."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from vlmix.mixture.errors import VlmixError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+_MOST_LISTED = 2_000_000  # names kept, about 0.5 GB
+
+Listing = dict[str, list[str]]
+"""Stem -> names of the images in a folder that have it."""
 
 
 class ImageFolder(Struct, frozen=True):
@@ -16,6 +21,14 @@ class ImageFolder(Struct, frozen=True):
 
     path: str
     prefix: str = ""
+
+
+class Found(NamedTuple):
+    """Where the files of a folder of LLaVA's layout may lie: a directory, what its stems begin with, its listing."""
+
+    directory: str
+    prefix: str
+    listing: Listing
 
 
 class ImageIndex:
@@ -29,21 +42,25 @@ class ImageIndex:
     def __init__(self, roots: Iterable[Path], aliases: Mapping[str, tuple[ImageFolder, ...]]) -> None:
         self.roots = list(dict.fromkeys(roots))
         self.aliases = aliases
-        self._listings: dict[Path, dict[str, list[str]]] = {}
+        self._listings: dict[str, Listing] = {}
+        self._listed = 0
         for root in self.roots:
             if not root.is_dir():
                 raise VlmixError(f"image folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
 
     def candidates(self, image: str) -> list[Path]:
         """Files that may be `image` (a safe path in LLaVA's layout), the likeliest first; empty if there is none."""
-        pure = PurePosixPath(image)
-        found: list[Path] = []
-        for folder in self._folders(pure.parent):
-            stem = folder.prefix + pure.stem
-            for directory in self._directories(folder.path):
-                names = self._listing(directory).get(stem, ())
-                found += [directory / name for name in sorted(names, key=lambda n: _preference(n, pure.name))]
-        return list(dict.fromkeys(found))
+        folder, name = split_name(image)
+        return [Path(path) for path in dict.fromkeys(_paths(self.found(folder), name))]
+
+    def found(self, folder: str) -> list[Found]:
+        """The directories, of those that hold an image at all, in which the files of `folder` may lie."""
+        return [
+            Found(directory, each.prefix, listing)
+            for each in self._folders(PurePosixPath(folder))
+            for directory in self._directories(each.path)
+            if (listing := self._listing(directory))
+        ]
 
     def _folders(self, parent: PurePosixPath) -> list[ImageFolder]:
         """The folder itself and what stands for it; an alias of a folder holds for the folders inside it."""
@@ -54,15 +71,16 @@ class ImageIndex:
                 folders.append(ImageFolder(alias.path if inside == "." else f"{alias.path}/{inside}", alias.prefix))
         return folders
 
-    def _directories(self, folder: str) -> list[Path]:
+    def _directories(self, folder: str) -> list[str]:
         tail = folder.partition("/")[2]
         paths = [root / folder for root in self.roots]
-        return paths + [root / tail for root in self.roots if tail and root.name == folder.partition("/")[0]]
+        paths += [root / tail for root in self.roots if tail and root.name == folder.partition("/")[0]]
+        return list(map(str, paths))
 
-    def _listing(self, directory: Path) -> dict[str, list[str]]:
+    def _listing(self, directory: str) -> Listing:
         listing = self._listings.get(directory)
         if listing is None:
-            listing = self._listings[directory] = {}
+            listing = {}
             try:
                 names = [entry.name for entry in os.scandir(directory)]
             except OSError:  # not there, not a folder, a name too long: there is nothing to be found in it
@@ -71,7 +89,49 @@ class ImageIndex:
                 stem, extension = os.path.splitext(name)  # noqa: PTH122 (a path object each takes three times as long)
                 if extension.lower() in EXTENSIONS:
                     listing.setdefault(stem, []).append(name)
+            if self._listed + len(names) > _MOST_LISTED:
+                self._listings.clear()
+                self._listed = 0
+            self._listings[directory] = listing
+            self._listed += len(names)
         return listing
+
+
+def split_name(image: str) -> tuple[str, str]:
+    """(folder, name) of an image's path in LLaVA's layout."""
+    folder, _, name = image.rpartition("/")
+    if name in ("", "."):
+        pure = PurePosixPath(image)
+        return str(pure.parent), pure.name
+    return folder, name
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its extension."""
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name
+
+
+def file_path(location: tuple[str, str], name: str, extension: str) -> str:
+    """The file of the image `name` (its path in LLaVA's layout) at a location: a directory, and what the names of its
+    files begin with."""
+    directory, beginning = location
+    return f"{directory}/{beginning}{stem_of(split_name(name)[1])}{extension}"
+
+
+def _paths(found: Iterable[Found], name: str) -> Iterator[str]:
+    """The files there that may be the image `name`, the likeliest first."""
+    stem = stem_of(name)
+    for directory, prefix, listing in found:
+        names = listing.get(prefix + stem)
+        if names is not None:
+            for each in likeliest(names, name):
+                yield f"{directory}/{each}"
+
+
+def likeliest(files: list[str], name: str) -> list[str]:
+    """Files of one stem, that which is called `name` first."""
+    return sorted(files, key=lambda file: _preference(file, name))
 
 
 def _preference(name: str, wanted: str) -> tuple[bool, int, str]:

@@ -28,6 +28,8 @@ MAX_SCANNED = 2_000_000_000
 """Pixels over all scans of a JPEG or all strips of a TIFF. A progressive JPEG has ten scans or so; the largest image
 may have 22."""
 
+_HEADER = 2**16
+"""Bytes read of a JPEG that is not decoded. If its header is longer, it is decoded."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not stuffed zeros, fill bytes and restarts
 _BARE = frozenset((0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
 """Markers that Pillow or libjpeg reads without a length."""
@@ -35,9 +37,11 @@ _EXIF, _SCAN, _END = 0xE1, 0xDA, 0xD9
 
 MIN_SIDE = 8  # shop placeholders are 1x1; a side of 1 or 3 pixels is also mistaken for the channel axis downstream
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+FORMATS = ("", *_FORMATS, "MPO")
+"""What `ImageInfo.format` may be."""
 _ORIENTATION, _STRIP_OFFSETS, _TILE_OFFSETS = 0x0112, 273, 324
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-_TRANSPOSING = (5, 6, 7, 8)
+TRANSPOSING = (5, 6, 7, 8)
 
 
 class ImageInfo(Struct, frozen=True, kw_only=True):
@@ -70,26 +74,49 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     @property
     def transposed_size(self) -> tuple[int, int]:
         """Width and height after the EXIF orientation is applied."""
-        return (self.height, self.width) if self.orientation in _TRANSPOSING else (self.width, self.height)
+        return (self.height, self.width) if self.orientation in TRANSPOSING else (self.width, self.height)
 
 
-def probe(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+def probe(path: Path, max_pixels: int = MAX_PIXELS, *, full: bool = True) -> ImageInfo:
     """Decode the file once and say what it is; never raises for a bad image.
 
     JPEGs are decoded at an eighth of their size: all entropy-coded data is read, so truncation and damage show, in two
-    thirds of the time.
+    thirds of the time. Of a JPEG that is not to be decoded (not `full`) the header is read, which does not show them,
+    and `digest` is empty; other formats, which are decoded to be stored, are decoded all the same.
     """
     facts = ImageInfo(path=str(path))
     try:
         found = stamp(path)
         facts = msgspec.structs.replace(facts, bytes=found.size, stamp=found)
+        if not full and 0 < found.size <= MAX_BYTES:
+            with path.open("rb") as file:
+                head = file.read(_HEADER)
+            if header := _jpeg_header(head, facts, max_pixels):
+                return header
         return probe_bytes(path.read_bytes() if found.size <= MAX_BYTES else b"", facts, max_pixels)
     except OSError as error:
         detail = error.strerror or str(error)
         return msgspec.structs.replace(facts, problem="image_unreadable", detail=detail)
 
 
-def probe_bytes(data: bytes, facts: ImageInfo, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+def _jpeg_header(head: bytes, facts: ImageInfo, max_pixels: int) -> ImageInfo | None:
+    """What the first bytes of a sound JPEG say; None for anything that asks for a closer look."""
+    if not head.startswith(b"\xff\xd8") or too_complex(head):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(head), formats=("JPEG",)) as image:
+                (width, height), orientation = image.size, _orientation(image)
+                plain = image.format == "JPEG" and image.mode in _EIGHT_BIT
+    except Exception:  # the closer look finds out and says why
+        return None
+    if not plain or width * height > max_pixels or min(width, height) < MIN_SIDE:
+        return None
+    return msgspec.structs.replace(facts, format="JPEG", width=width, height=height, orientation=orientation)
+
+
+def probe_bytes(data: bytes, facts: ImageInfo, max_pixels: int = MAX_PIXELS, *, full: bool = True) -> ImageInfo:
     """The same of the `facts.bytes` bytes `data`, which are empty if they were too many to read."""
 
     def bad(problem: str, detail: str) -> ImageInfo:
@@ -100,6 +127,8 @@ def probe_bytes(data: bytes, facts: ImageInfo, max_pixels: int = MAX_PIXELS) -> 
     if facts.bytes > MAX_BYTES:
         return bad("image_too_large", f"{facts.bytes} bytes, at most {MAX_BYTES} are read")
     facts = msgspec.structs.replace(facts, digest=image_xxh3(data))
+    if not full and (header := _jpeg_header(data[:_HEADER], facts, max_pixels)):
+        return header
     try:
         if excess := too_complex(data):
             return bad("image_too_complex", excess)

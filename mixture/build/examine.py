@@ -1,0 +1,269 @@
+"""Which of the picked samples have images that can be used: their images are examined, or copied out of containers."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from vlmix.mixture.build.copies import CopyJob, copy_images, copy_jobs
+from vlmix.mixture.build.extract import CandidateReader
+from vlmix.mixture.build.facts import FACTS, Facts, FactsFile, Journal, Problems, pack, path_key, unpack
+from vlmix.mixture.build.plan import Prepared, RejectRows
+from vlmix.mixture.build.shard import ImageFiles, image_fit
+from vlmix.mixture.io.digests import Stamp, file_digest, stamp
+from vlmix.mixture.io.images import TRANSPOSING, ImageInfo, probe
+from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.keyed import Indices
+
+_CHUNK = 256  # images per task
+_BLOCK = 1_000_000  # candidates judged at a time
+
+
+class ProbeJob(Struct, frozen=True):
+    """Images to examine, each by the files that may be it; `first` is the number of the first. `full`: they are
+    decoded."""
+
+    first: int
+    files: list[list[str]]
+    full: bool
+
+
+class Examined:
+    """What is known of the images of candidates; `full`: they are decoded, else JPEGs are known by their headers."""
+
+    def __init__(self, prepared: Prepared, work: Path, full: bool) -> None:
+        assert prepared.loose is not None, "images are looked up before they are examined"
+        self._prepared, self._loose, self.full = prepared, prepared.loose, full
+        self.copies = work / "images"
+        self._journal = Journal(work / "images.facts")
+        (work / "copied.facts").unlink(missing_ok=True)
+        self._copied = FactsFile(work / "copied.facts")
+        self._rows = np.full(len(self._loose), -1, dtype=np.int32)
+        """[K] row of each loose image in the journal; -1: not examined."""
+        count = len(prepared.candidates.image_hashes) if (prepared.candidates.containers >= 0).any() else 0
+        self._copied_rows = np.full(count, -1, dtype=np.int32)
+        """[M] row of each image out of a container."""
+
+    def pick(self, rejects: RejectRows, pool: Pool, progress: Progress) -> Indices:
+        """Pick, examine the images of what was picked, replace what cannot be used, until all can: the positions of the
+        mixture's samples, ascending. Adds to `rejects`."""
+        candidates = self._prepared.candidates
+        with_images = candidates.column("num_images") > 0
+        judged = np.zeros(len(candidates), dtype=np.bool_)
+        offered = ~self._prepared.missing
+        usable = offered.copy()
+        while True:
+            picked = candidates.pick(offered, usable)
+            fresh = picked[with_images[picked] & ~judged[picked]]
+            if not len(fresh):
+                return picked
+            inside = candidates.containers[fresh] >= 0
+            self._probe(fresh[~inside], pool, progress)
+            self._copy(fresh[inside], pool, progress)
+            judged[fresh] = True
+            for start in range(0, len(fresh), _BLOCK):
+                self._judge(fresh[start : start + _BLOCK], usable, rejects)
+
+    def facts(self, images: Indices) -> Facts:
+        """[m] of images by their numbers among all of the candidates'."""
+        numbers = self._loose.numbers[images]
+        facts = np.empty(len(images), FACTS)
+        mine = numbers >= 0
+        facts[mine] = self._journal[self._rows[numbers[mine]]]
+        facts[~mine] = self._copied[self._copied_rows[images[~mine]]]
+        return facts
+
+    def files(self, positions: Indices) -> ImageFiles:
+        """The images of candidates that were examined."""
+        images, _ = self._prepared.candidates.image_numbers(positions)
+        numbers, loose = self._loose.numbers[images], self._loose
+        inside = numbers < 0
+        used, location = np.unique(loose.location[numbers[~inside]], return_inverse=True)
+        where = np.full(len(images), -1, dtype=np.int64)
+        where[~inside] = location
+        return ImageFiles(
+            facts=self.facts(images),
+            locations=[loose.locations[each] for each in used],
+            extensions=loose.extensions,
+            location=where,
+            extension=np.where(inside, 0, loose.extension[numbers]),
+            copies=self.copies,
+            full=self.full,
+        )
+
+    def _judge(self, fresh: Indices, usable: np.ndarray, rejects: RejectRows) -> None:
+        """Take those of the candidates `fresh` out of `usable` whose images cannot serve them."""
+        candidates = self._prepared.candidates
+        images, counts = candidates.image_numbers(fresh)
+        facts = self.facts(images)
+        owners = np.repeat(np.arange(len(fresh)), counts)
+        suspect = np.bincount(owners, facts["problem"], len(fresh)) > 0
+        suspect |= candidates.boxed[fresh] & ~(self._same_size(fresh, counts, facts))
+        ends = np.cumsum(counts)
+        readers: dict[int, CandidateReader] = {}
+        for at in np.flatnonzero(suspect).tolist():
+            mine = slice(ends[at] - counts[at], ends[at])
+            if problem := self._unusable(int(fresh[at]), images[mine], facts[mine], readers):
+                usable[fresh[at]] = False
+                rejects.add(candidates.reject(int(fresh[at]), *problem))
+
+    def _same_size(self, fresh: Indices, counts: Indices, facts: Facts) -> np.ndarray:
+        """[n] whether a candidate has one image, of the size that its boxes were made on."""
+        candidates = self._prepared.candidates
+        first = facts[np.cumsum(counts) - counts]
+        width, height = candidates.column("width")[fresh], candidates.column("height")[fresh]
+        turned = np.isin(first["orientation"], TRANSPOSING)
+        raw = (first["width"] == width) & (first["height"] == height)
+        upright = turned & (first["width"] == height) & (first["height"] == width)
+        return np.asarray((counts == 1) & (raw | upright))
+
+    def _unusable(
+        self, position: int, images: Indices, facts: Facts, readers: dict[int, CandidateReader]
+    ) -> tuple[int, str, str] | None:
+        """The first of a candidate's images that cannot be used, and why: (number, code, detail); None if all can."""
+        candidates = self._prepared.candidates
+        for number in np.flatnonzero(facts["problem"]).tolist()[:1]:
+            image = int(images[number])
+            loose = int(self._loose.numbers[image])
+            problems = (
+                self._journal.problems[self._rows[loose]]
+                if loose >= 0
+                else self._copied.problems[self._copied_rows[image]]
+            )
+            return number, problems[0], f"{problems[1]} ({self._file_name(position, number, loose)})"
+        parts, rows = candidates.locate(np.array([position]))
+        part = int(parts[0])
+        if part not in readers:
+            readers[part] = CandidateReader(candidates.parts[part])
+        conversation = readers[part][int(rows[0])]
+        for number, image in enumerate(unpack(facts, [""] * len(facts), [""] * len(facts))):
+            if image_fit(conversation, number, image) is None:
+                ref = conversation.images[number]
+                detail = f"the file is {image.width}x{image.height}, the boxes were made on {ref.width}x{ref.height}"
+                return number, "image_size", detail
+        return None
+
+    def _file_name(self, position: int, number: int, loose: int) -> str:
+        candidates = self._prepared.candidates
+        if loose >= 0:
+            return Path(self._loose.file(loose)).name
+        name = candidates.names[int(candidates.entries(np.array([position]))[0])]
+        container = self._prepared.converted[name].containers[int(candidates.containers[position])]
+        place = candidates.table["at"][position].as_py()
+        return f"{Path(container.path).name}#{place}" + (f".{number}" if number else "")
+
+    def _copy(self, fresh: Indices, pool: Pool, progress: Progress) -> None:
+        """Copy and examine the images of candidates whose images lie in containers."""
+        if not len(fresh):
+            return
+        self.copies.mkdir(exist_ok=True)
+        waiting: dict[int, Indices] = {}
+
+        def jobs() -> Iterator[CopyJob]:
+            for job, mine in copy_jobs(self._prepared, fresh, self.copies, self.full):
+                waiting[job.number] = mine
+                yield job
+
+        done = 0
+        progress("copying images", 0, len(fresh))
+        for job, (rows, problems) in pool.map(copy_images, jobs()):
+            mine = waiting.pop(job.number)
+            self._copied_rows[self._prepared.candidates.image_numbers(mine)[0]] = self._copied.append(rows, problems)
+            done += len(mine)
+            progress("copying images", done, len(fresh))
+
+    def _probe(self, fresh: Indices, pool: Pool, progress: Progress) -> None:
+        """Examine the files of candidates' images: of those that may be an image, the first that is sound counts, else
+        the first."""
+        loose = self._loose
+        numbers = self._unknown(np.unique(loose.numbers[self._prepared.candidates.image_numbers(fresh)[0]]))
+        for block, paths in loose.paths(numbers):
+            self._recall(block, paths)
+        numbers_left = self._unknown(numbers)
+        likeliest = (
+            (number, [path])
+            for block, paths in loose.paths(numbers_left)
+            for number, path in zip(block.tolist(), paths)
+        )
+        self._probe_files(likeliest, len(numbers_left), pool, progress)
+        problems = self._journal.problems
+        doubtful = numbers[loose.several[numbers]].tolist()
+        others = [(number, loose.every(number)[1:]) for number in doubtful if int(self._rows[number]) in problems]
+        others = [(number, list(map(str, files))) for number, files in others if files]
+        self._probe_files(iter(others), len(others), pool, progress)
+
+    def _unknown(self, numbers: Indices) -> Indices:
+        return numbers[self._rows[numbers] < 0]
+
+    def _recall(self, numbers: Indices, paths: Sequence[str]) -> None:
+        """Take what the journal says of files that have not changed since."""
+        journal = self._journal
+        rows = journal.find([path_key(path, self.full) for path in paths])
+        known = [at for at, row in enumerate(rows) if row >= 0]
+        facts = journal[np.array([rows[at] for at in known], dtype=np.int64)]
+        for at, fact in zip(known, facts):
+            path, row = Path(paths[at]), rows[at]
+            try:
+                now = stamp(path)
+                if now != stamp_of(fact):
+                    row = self._renewed(path, now, fact, row)
+            except OSError:
+                row = -1
+            self._rows[numbers[at]] = row
+
+    def _renewed(self, path: Path, now: Stamp, fact: np.void, row: int) -> int:
+        """The row of a file of other times, a new one if its bytes are the same; -1 if they are not."""
+        digest = bytes(fact["digest"])
+        if not any(digest) or now.size != fact["bytes"] or file_digest(path) != digest.hex():
+            return -1
+        problem = self._journal.problems.get(row)
+        info = unpack(fact.reshape(1), [str(path)], [""])[0]
+        if problem is not None:
+            info = msgspec.structs.replace(info, problem=problem[0], detail=problem[1])
+        info = msgspec.structs.replace(info, stamp=now)
+        return int(self._journal.append(*pack([info], [bytes(fact["key"])]))[0])
+
+    def _probe_files(self, files: Iterator[tuple[int, list[str]]], total: int, pool: Pool, progress: Progress) -> None:
+        """Examine the files of loose images, up to the first sound one of each."""
+        waiting: dict[int, list[int]] = {}
+
+        def jobs() -> Iterator[ProbeJob]:
+            for chunk in iter(lambda: list(islice(files, _CHUNK)), []):
+                waiting[chunk[0][0]] = [number for number, _ in chunk]
+                yield ProbeJob(chunk[0][0], [tried for _, tried in chunk], self.full)
+
+        done = 0
+        progress("checking images", 0, total)
+        for job, (rows, problems, tried) in pool.map(probe_files, jobs()):
+            numbers = waiting.pop(job.first)
+            new = self._journal.append(rows, problems)
+            lasts = np.cumsum(tried) - 1
+            for number, row, count, paths in zip(numbers, new[lasts].tolist(), tried, job.files):
+                if self._rows[number] < 0:
+                    self._rows[number] = row
+                elif row not in self._journal.problems:
+                    self._rows[number] = row
+                    self._loose.choose(number, paths[count - 1])
+            done += len(numbers)
+            progress("checking images", done, total)
+
+
+def stamp_of(fact: np.void) -> Stamp:
+    """The sign that a file of these facts has not changed."""
+    return Stamp(*(int(fact[name]) for name in ("bytes", "mtime_ns", "ctime_ns", "inode")))
+
+
+def probe_files(job: ProbeJob) -> tuple[bytes, Problems, list[int]]:
+    """The facts (`facts.pack`) of all files that were tried, and how many each image took. Runs in a worker."""
+    infos, tried = list[ImageInfo](), []
+    for paths in job.files:
+        before = len(infos)
+        for path in paths:
+            infos.append(probe(Path(path), full=job.full))
+            if not infos[-1].problem:
+                break
+        tried.append(len(infos) - before)
+    return *pack(infos, [path_key(info.path, job.full) for info in infos]), tried
