@@ -190,7 +190,12 @@ class Reader(Sequence[Sample]):
         is missing, truncated or no longer the one that the index was made of."""
         places = self._places if self._places is not None else self._load_places()
         shard, json_offset, json_size, row, first, last = places[position].tolist()
-        images = self._images[first:last].tolist()
+        return self.members(shard, row, (json_offset, json_size), self._images[first:last].tolist())
+
+    def members(self, shard: int, row: int, json_place: tuple[int, int], images: Sequence[Sequence[int]]) -> RawSample:
+        """The undecoded members of the root's sample in `row`, which lie in the shard of that number at (offset, size).
+        For who reads the places from the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
+        json_offset, json_size = json_place
         if shard not in self._open:
             self._open_shard(shard, json_offset, row)
         descriptor = self._open[shard]
