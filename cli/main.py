@@ -287,6 +287,36 @@ def subsample(
 
 
 @command(
+    "merge",
+    DATA,
+    "mixture more --out both",
+    "'{mixture: {repeat: 2}, more: {ratio: 0.1}}' --out both",
+    "mixture more total=100000 duplicates=drop --out both",
+)
+def merge(
+    mixtures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MIXTURE... [KEY=VALUE]...",
+            help="Mixture folders or views; or how much of each, '{mix665k: {}, mine: {ratio: 0.1}}'; or a YAML file. "
+            "Then changes: name=both seed=1 total=100000 duplicates=drop prompts=mixed.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy shards, also where they could be hard-linked.")] = False,
+    workers: WorkersOpt = CORES,
+    as_json: JsonOpt = False,
+) -> None:
+    """Make mixtures one, without the raw files. If interrupted, run it again to resume."""
+    from vlmix.mixture.merge.merge import merge as make
+    from vlmix.mixture.merge.recipe import typed
+
+    with show.progress() as progress:
+        merged = make(typed(mixtures), out, copy=copy, workers=workers, progress=progress)
+    show.merged(out, merged, as_json)
+
+
+@command(
     "batches",
     DATA,
     "mixture --global-batch 8",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vlmix.mixture.build.source import Source
     from vlmix.mixture.dataset.manifest import Manifest
     from vlmix.mixture.dataset.verify import Verified
+    from vlmix.mixture.merge.merge import Merged
     from vlmix.mixture.mixture import Mixture
     from vlmix.mixture.schedule.listing import Share
     from vlmix.mixture.schedule.schedule import Schedule
@@ -327,6 +328,18 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
     size = sum(shard.bytes for shard in manifest.shards)
     where = f"a view of {manifest.parent.path}" if manifest.parent else f"{len(manifest.shards)} shards, {_bytes(size)}"
     _say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
+
+
+def merged(folder: Path, made: "Merged", as_json: bool) -> None:
+    """A merged mixture's composition, and where its shards came from."""
+    counts = {"linked": made.linked, "copied": made.copied, "written": made.written}
+    if as_json:
+        _json({**msgspec.to_builtins(made.manifest), "placed": counts})
+        return
+    manifest(folder, made.manifest, False)
+    if made.manifest.shards:
+        how = {"linked": "hard-linked", "copied": "copied", "written": "written anew"}
+        _say("shards: " + ", ".join(f"{count:,} {how[name]}" for name, count in counts.items() if count))
 
 
 def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: bool) -> None:

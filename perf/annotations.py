@@ -15,9 +15,8 @@ letter for letter in count; for Visual Genome the draws differ, so only the numb
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from common import (
     TIMES,
@@ -35,13 +34,8 @@ from common import (
     warm_arrow,
     work_folder,
 )
+from true_size.catalogue import ANNOTATIONS, IMAGE_DATA, QUESTIONS, REGIONS, Catalogue
 
-VQA_IMAGES, VQA_QUESTIONS = 82_783, 443_757
-VG_IMAGES, VG_REGIONS_MEAN = 108_077, 50
-QUESTIONS = "vqav2/v2_OpenEnded_mscoco_train2014_questions.json"
-ANNOTATIONS = "vqav2/v2_mscoco_train2014_annotations.json"
-IMAGE_DATA = "vg/image_data.json"
-REGIONS = "vg/region_descriptions.json"
 FILES = {"vqav2": (QUESTIONS, ANNOTATIONS), "vg": (IMAGE_DATA, REGIONS)}
 LINES = {
     "plain": "json.load + dicts",
@@ -52,138 +46,15 @@ LINES = {
     "read": "floor: bytes read",
 }
 
-_THINGS = "man woman dog cat bus train table clock plate pizza horse umbrella boat zebra laptop bench kite skateboard"
-_LOOKS = "red blue small white tall old wooden green shiny empty striped yellow large brown black open plastic wet"
-_PLACES = "street kitchen field beach room sidewalk counter grass wall window water fence snow shelf road tree"
-_ASKS = (
-    "What color is the {look} {thing}?",
-    "Is the {thing} {look}?",
-    "How many {thing}s are on the {place}?",
-    "What is the {thing} next to the {place} doing?",
-    "Is there a {look} {thing} in the {place}?",
-    "Where is the {thing}?",
-    "What kind of {thing} is this?",
-    "Does the {thing} look {look} to you?",
-)
-_SAYS = (
-    "a {look} {thing} on the {place}",
-    "the {thing} is {look}",
-    "{look} {thing}",
-    "a {thing} near the {look} {place} ",  # 7 % of the real phrases have outer white space
-    "The {thing} is next to the {place}.",
-    "{thing} standing by a {look} {place}",
-    "A {look} {place}",
-    "part of a {look} {thing}\\n",
-)
-_SIZES = ((800, 600), (500, 375), (1024, 768), (500, 333), (375, 500), (640, 480))
-_KINDS = (("is the", "yes/no"), ("how many", "number"), ("what color is the", "other"), ("none of the above", "other"))
-
-
-def _texts(forms: tuple[str, ...], count: int, rng: random.Random) -> list[str]:
-    words = _THINGS.split(), _LOOKS.split(), _PLACES.split()
-    things, looks, places = (rng.choices(w, k=count) for w in words)
-    said = zip(rng.choices(forms, k=count), things, looks, places)
-    return [form.format(thing=thing, look=look, place=place) for form, thing, look, place in said]
-
-
-def generate_vqav2(raw: Path, scale: float) -> None:
-    """Questions and annotations with upstream's keys, key order and spacing (about 800 bytes an annotation)."""
-    rng = random.Random(0)
-    images, total = max(round(VQA_IMAGES * scale), 1), max(round(VQA_QUESTIONS * scale), 1)
-    asked = _texts(_ASKS, 20_000, rng)
-    answered = [_answers(rng) for _ in range(20_000)]
-    head = (
-        '{"info": {"description": "This is v2.0 of the VQA dataset.", "url": "http://visualqa.org", "version": "2.0", '
-        '"year": 2017, "contributor": "VQA Team", "date_created": "2017-04-26 17:07:13"}, "data_type": "mscoco", '
-        '"data_subtype": "train2014", '
-    )
-    # The files list an image's questions together, images in no order of their ids.
-    ids = rng.sample(range(1, 581_922), images)
-    named = [(ids[i % images], i // images) for i in sorted(range(total), key=lambda i: (i % images, i // images))]
-
-    def questions() -> Iterator[str]:
-        for image, number in named:
-            text = rng.choice(asked)
-            yield f'{{"image_id": {image}, "question": "{text}", "question_id": {image * 1000 + number}}}'
-
-    def annotations() -> Iterator[str]:
-        for image, number in named:
-            before, after = rng.choice(answered)
-            yield f'{{{before}, "image_id": {image}, {after}, "question_id": {image * 1000 + number}}}'
-
-    _write(raw / QUESTIONS, head + '"task_type": "Open-Ended", "questions": [', questions(), "]}")
-    _write(raw / ANNOTATIONS, head + '"annotations": [', annotations(), "]}")
-
-
-def _answers(rng: random.Random) -> tuple[str, str]:
-    """The fields of an annotation before and after its ids."""
-    start, kind = rng.choices(_KINDS, weights=(38, 12, 30, 20))[0]
-    pool = {"yes/no": ["yes", "no"], "number": ["1", "2", "3", "4"]}.get(kind) or (_LOOKS + " " + _THINGS).split()
-    best, others = rng.choice(pool), rng.sample(pool, 2)
-    given = [best if rng.random() < 0.7 else rng.choice(others) for _ in range(10)]
-    listed = ", ".join(
-        f'{{"answer": "{answer}", "answer_confidence": "{rng.choice(("yes", "maybe", "no"))}", "answer_id": {i}}}'
-        for i, answer in enumerate(given, start=1)
-    )
-    common = max(given, key=given.count)
-    before = f'"question_type": "{start}", "multiple_choice_answer": "{common}", "answers": [{listed}]'
-    return before, f'"answer_type": "{kind}"'
-
-
-def generate_vg(raw: Path, scale: float) -> None:
-    """Images and regions of version 1.2; one region in a thousand starts left of its image, as upstream."""
-    rng = random.Random(1)
-    phrases = _texts(_SAYS, 50_000, rng)
-    ids = range(2_300_000, 2_300_000 + max(round(VG_IMAGES * scale), 1))
-    sizes = rng.choices(_SIZES, k=len(ids))
-
-    def images() -> Iterator[str]:
-        for image, (width, height) in zip(ids, sizes):
-            url = f"https://cs.stanford.edu/people/rak248/VG_100K{'_2' * (image % 2)}/{image}.jpg"
-            size = f'"width": {width}, "url": "{url}", "height": {height}'
-            yield f'{{{size}, "image_id": {image}, "coco_id": null, "flickr_id": null}}'
-
-    def regions() -> Iterator[str]:
-        number = 5_000_000
-        for image, size in zip(ids, sizes):
-            count = rng.randint(VG_REGIONS_MEAN - 45, VG_REGIONS_MEAN + 45)
-            listed = ", ".join(_region(number + i, image, *size, phrases, rng.random) for i in range(count))
-            number += count
-            yield f'{{"regions": [{listed}], "id": {image}}}'
-
-    _write(raw / IMAGE_DATA, "[", images(), "]")
-    _write(raw / REGIONS, "[", regions(), "]")
-
-
-def _region(number: int, image: int, width: int, height: int, phrases: list[str], draw: Callable[[], float]) -> str:
-    x, y = int(draw() * width * 0.8), int(draw() * height * 0.8)
-    w, h = 1 + int(draw() * (width - x)), 1 + int(draw() * (height - y))
-    if draw() < 0.001:
-        x = -x - 1
-    return (
-        f'{{"region_id": {number}, "width": {w}, "height": {h}, "image_id": {image}, '
-        f'"phrase": "{phrases[int(draw() * len(phrases))]}", "y": {y}, "x": {x}}}'
-    )
-
-
-def _write(path: Path, head: str, items: Iterator[str], tail: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", buffering=2**20) as file:
-        file.write(head + next(items))
-        _append(file, items)
-        file.write(tail)
-
-
-def _append(file: TextIO, items: Iterator[str]) -> None:
-    for item in items:
-        file.write(", ")
-        file.write(item)
-
 
 def generate(args: argparse.Namespace) -> Facts:
+    from true_size.questions import vqav2
+    from true_size.regions import vg
+
     clock = Clock()
-    generate_vqav2(args.work, args.scale)
-    generate_vg(args.work, args.scale)
+    catalogue = Catalogue(args.scale)
+    vqav2(args.work, catalogue)
+    vg(args.work, catalogue)
     return clock.facts()
 
 
@@ -275,11 +146,12 @@ def plain(args: argparse.Namespace) -> Facts:
 
 
 def vlmix(args: argparse.Namespace) -> Facts:
-    from vlmix.builders.sources import vg, vqav2
+    from importlib import import_module
+
     from vlmix.mixture.build.extract import CandidateReader, ConvertJob, convert
     from vlmix.mixture.build.recipe import Entry
 
-    source = {"vqav2": vqav2.SOURCE, "vg": vg.SOURCE}[args.source]
+    source = import_module(f"vlmix.builders.sources.{args.source}").SOURCE
     out = args.work / "candidates.arrow"
     for earlier in (out, out.with_suffix(".state")):
         earlier.unlink(missing_ok=True)  # a finished conversion would be taken as it is

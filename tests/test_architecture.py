@@ -36,6 +36,7 @@ RULES: dict[str, set[str]] = {
     "mixture.mixture": {"mixture.*base", "mixture.dataset", "mixture.selection", "mixture.schedule"},
     "mixture.holdout": {"mixture.*base", "mixture.dataset"},
     "mixture.blend": {"mixture.*base", "mixture.dataset", "mixture.schedule", "mixture.mixture"},
+    "mixture.merge": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.blend"},
     "builders": {"mixture"},
     "builders.miniature": set(),
     "train": {"mixture"},

@@ -1,11 +1,12 @@
 """vlmix: what vision-language data is worth.
 
-The public door: `open` reads a mixture, `blend` several with weights, `build` makes one, `vlmix.torch` feeds a training
-loop. Importing this loads neither torch nor polars.
+The public door: `open` reads a mixture, `blend` several with weights, `build` makes one, `merge` one of several,
+`vlmix.torch` feeds a training loop. Importing this loads neither torch nor polars.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vlmix.mixture.blend import Blend, blend
 from vlmix.mixture.dataset.reader import Sample
@@ -13,7 +14,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture, open
 from vlmix.mixture.version import VERSION as __version__
 
-__all__ = ["Blend", "Mixture", "Sample", "VlmixError", "__version__", "blend", "build", "open"]
+__all__ = ["Blend", "Mixture", "Sample", "VlmixError", "__version__", "blend", "build", "merge", "open"]
 
 
 def build(
@@ -41,4 +42,26 @@ def build(
     make(
         parsed, known_sources(), Path(raw), Path(out), images=roots, workers=workers, annotations_only=annotations_only
     )
+    return open(out)
+
+
+def merge(
+    mixtures: Sequence[str | Path] | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    copy: bool = False,
+    workers: int = 1,
+) -> Mixture:
+    """Make mixtures one, the new folder `out`, as `vlmix merge MIXTURE ... KEY=VALUE ... --out OUT` does, and open it.
+
+    `mixtures` are folders, how much of each (`{"mix665k": {}, "mine": {"ratio": 0.1}}`), or a YAML file. Shards are
+    hard-linked where the file system allows it; with `copy` they are copied. Raises VlmixError for mixtures that do not
+    go together. With more than one worker, call it below `if __name__ == "__main__":`.
+    """
+    from vlmix.mixture.merge.merge import merge as make
+    from vlmix.mixture.merge.recipe import load
+
+    named = mixtures if isinstance(mixtures, Mapping) else [mixtures] if isinstance(mixtures, str | Path) else mixtures
+    make(load(named, overrides), Path(out), copy=copy, workers=workers)
     return open(out)

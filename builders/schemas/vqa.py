@@ -1,6 +1,10 @@
 """VQA's question files, which VQAv2, OK-VQA and VQA v1 share."""
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Id = Annotated[int, Meta(ge=-(2**62), lt=2**62)]
 
 
 class Info(Struct, frozen=True):
@@ -8,9 +12,9 @@ class Info(Struct, frozen=True):
 
 
 class Question(Struct, gc=False):
-    image_id: int
+    image_id: Id
     question: str
-    question_id: int
+    question_id: Id
 
 
 class Questions(Struct):

@@ -28,7 +28,7 @@ def read(raw: RawFolder, options: AokVqaOptions, seed: int, reject: Rejects) -> 
     together and the copies stand next to each other."""
     path = raw.require(f"aokvqa_v1p0_{options.split}.json")
     images: dict[int, list[Record]] = {}
-    records = raw.json(path, list[Record])
+    records = list(raw.elements(path, Record))
     for record in unique(
         records, lambda r: r.question_id, reject, lambda r: f"aokvqa/{r.image_id:012d}", "question"
     ).values():

@@ -5,18 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import pyarrow as pa
 from msgspec import Meta, Struct
 
 from vlmix.builders import layout
+from vlmix.builders.sources.by_image import by_image
 from vlmix.builders.sources.duplicates import reject_repeated
 from vlmix.builders.text import short, text_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round
-
-_IMAGES_AT_ONCE = 2000
 
 
 class GqaOptions(Options, frozen=True, kw_only=True):
@@ -44,18 +42,25 @@ def read(raw: RawFolder, options: GqaOptions, seed: int, reject: Rejects) -> Ite
         paths = folder
     else:
         paths = [single or raw.require(f"{name}.json")]
-    columns: dict[str, list[pa.Array]] = {"image": [], "question": [], "answer": []}
+    batches = []
     for path in paths:
-        questions, repeated = raw.keyed(path, Question, "imageId")
-        reject_repeated(repeated, "gqa/question", "question", reject)
-        if any(q.answer is None for q in questions.values()):
+        entries = raw.keyed(path, Question, "imageId")
+        read = list(map(_columns, entries))
+        if repeated := entries.repeated():
+            reject_repeated(repeated, "gqa/question", "question", reject)
+            read = list(map(_columns, entries))  # without those
+        if any(batch["answer"].null_count for batch in read):
             raise raw.wrong(path, "its questions have no answers, as in a test split")
-        columns["image"].append(pa.array([q.imageId for q in questions.values()], pa.large_string()))
-        columns["question"].append(pa.array([q.question for q in questions.values()], pa.large_string()))
-        columns["answer"].append(pa.array([q.answer for q in questions.values()], pa.large_string()))
-        del questions
-    table = pa.table({name: pa.chunked_array(chunks, pa.large_string()) for name, chunks in columns.items()})
-    yield from _merge(table.combine_chunks(), options, reject)
+        batches += read
+    for image, questions, answers in by_image(pa.Table.from_batches(batches)):
+        yield from _conversation(image, questions, answers, options, reject)
+
+
+def _columns(questions: dict[str, Question]) -> pa.RecordBatch:
+    columns = {name: [getattr(q, name) for q in questions.values()] for name in ("imageId", "question", "answer")}
+    return pa.record_batch(
+        [pa.array(column, pa.large_string()) for column in columns.values()], ["image", "question", "answer"]
+    )
 
 
 def _folder(raw: RawFolder, name: str) -> list[Path]:
@@ -66,24 +71,6 @@ def _folder(raw: RawFolder, name: str) -> list[Path]:
                     raise raw.wrong(folder, f"{name}_{number}.json is missing, {file.name} is there")
             return files
     return []
-
-
-def _merge(table: pa.Table, options: GqaOptions, reject: Rejects) -> Iterator[Conversation]:
-    encoded = table["image"].combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    codes = encoded.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-    for first in range(0, len(names), _IMAGES_AT_ONCE):
-        last = min(first + _IMAGES_AT_ONCE, len(names))
-        start = int(ends[first - 1]) if first else 0
-        part = table.take(order[start : int(ends[last - 1])])
-        questions, answers = part["question"].to_pylist(), part["answer"].to_pylist()
-        at = 0
-        for code in range(first, last):
-            end = int(ends[code]) - start
-            yield from _conversation(names[code], questions[at:end], answers[at:end], options, reject)
-            at = end
 
 
 def _conversation(

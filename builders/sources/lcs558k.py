@@ -1,12 +1,13 @@
 """LCS-558K: the captions of LLaVA's first stage (huggingface.co/datasets/liuhaotian/LLaVA-Pretrain)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vlmix.builders import layout
 from vlmix.builders.llava_rows import split_image, turn_problem
 from vlmix.builders.sources.llava_instruct import Row
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
+from vlmix.mixture.io.json_pieces import Share
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round, is_blank
 
@@ -15,7 +16,7 @@ FILE = "blip_laion_cc_sbu_558k.json"
 
 def read(raw: RawFolder, options: Options, seed: int, reject: Rejects) -> Iterator[Conversation]:
     """One caption per image under the prompt that the file gives it, both untouched."""
-    for row in raw.json(raw.require(FILE), list[Row]):
+    for row in raw.elements(raw.require(FILE), Row, raw.share):
         identity = f"lcs558k/{row.id}"
         problem = turn_problem(row.conversations)
         if problem is None and len(row.conversations) != 2:
@@ -39,6 +40,10 @@ def read(raw: RawFolder, options: Options, seed: int, reject: Rejects) -> Iterat
         )
 
 
+def split(raw: RawFolder, options: Options, name: str) -> Sequence[Share | None]:
+    return raw.shares(FILE)
+
+
 SOURCE = Source(
     name="lcs558k",
     title="LCS-558K",
@@ -47,5 +52,6 @@ SOURCE = Source(
     response_formats=("caption",),
     files=(RawFile(FILE, "captions; images below images/"),),
     read=read,
+    split=split,
     images=layout.LCS,
 )

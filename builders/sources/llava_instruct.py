@@ -1,7 +1,7 @@
 """LLaVA-Instruct-150K: GPT-4's conversations about COCO images (liuhaotian/LLaVA-Instruct-150K on Hugging Face)."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -10,6 +10,7 @@ from xxhash import xxh3_64_hexdigest
 from vlmix.builders import layout
 from vlmix.builders.llava_rows import split_image, turn_problem
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
+from vlmix.mixture.io.json_pieces import Share
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round, is_blank
 
@@ -39,7 +40,7 @@ def read(raw: RawFolder, options: LlavaInstructOptions, seed: int, reject: Rejec
     """Texts untouched, the image token where the file has it. Ids repeat across the parts, so ours add a hash of the
     texts. A last question without answer and rounds with an empty text are dropped."""
     copies: Counter[str] = Counter()
-    for row in raw.json(raw.require(_FILES[options.part]), list[Row]):
+    for row in raw.elements(raw.require(_FILES[options.part]), Row, raw.share):
         turns = row.conversations
         identity = content_id(f"llava_instruct/{row.id}", turns, copies)
         if len(turns) % 2 and len(turns) > 1 and turn_problem(turns[:-1]) is None:
@@ -69,6 +70,10 @@ def read(raw: RawFolder, options: LlavaInstructOptions, seed: int, reject: Rejec
             )
 
 
+def split(raw: RawFolder, options: LlavaInstructOptions, name: str) -> Sequence[Share | None]:
+    return raw.shares(_FILES[options.part])
+
+
 def content_id(identity: str, turns: list[dict[str, Any]], copies: Counter[str]) -> str:
     """`identity` made unique and independent of the place in the file: a hash of the texts is added, and a number
     for rows whose texts are equal too."""
@@ -91,6 +96,8 @@ SOURCE = Source(
         RawFile("complex_reasoning_77k.json", "one of its parts (`part: reasoning`)", optional=True),
     ),
     read=read,
+    split=split,
+    numbers=True,
     options=LlavaInstructOptions,
     images=layout.COCO,
 )

@@ -7,7 +7,8 @@ whatever their image folders are called.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ from vlmix.builders.sources.llava_instruct import content_id
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io import exact_json
+from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.json_pieces import Share, shares
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation, ImageRef, Round
 from vlmix.mixture.render import (
@@ -64,30 +67,33 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
     path = _locate(raw, options.path)
     if options.path != OFFICIAL:
         raw.own = "LLaVA's form: a JSON list, or one object a line, of rows with `conversations`"
-    elements = raw.rows(path)
+    elements = raw.rows(path, raw.share)
     for name in options.only or ():
         if name not in (*_PARTS, "other"):
             raise VlmixError(f"{reject.source}: `only` names {name!r}{nearest(name, [*_PARTS, 'other'])}")
     copies: Counter[str] = Counter()
     recognizes: bool | None = None
-    for number, (text, row) in enumerate(elements):
+    before = cache(lambda: raw.rows_before(path, raw.share))  # which few files need: whose rows are bad, or have no id
+    for at, (text, row) in enumerate(elements):
         if recognizes is None:  # the first element opens the file, so its hash is on the way
             recognizes = _recognizes(raw, path, options)
             if options.only and not recognizes:
                 raise VlmixError(f"{reject.source}: `only` needs `recognize: true`: {path} is not the official file")
         if row is None:
+            number = before() + at
             detail = f"row {number} has NaN or a number too large for a float, which is not JSON"
             reject(f"{reject.source}/row {number}", "bad_number", detail, record=text.decode())
             continue
         turns = row.get("conversations")
         images, problem = row_images(row)
         image = images[0] if images else ""
-        name = f"{reject.source}/{row.get('id', f'row {number}')}"
+        name = f"{reject.source}/{row['id'] if 'id' in row else f'row {before() + at}'}"
         if problem:
-            reject(name, problem[0], f"row {number}: {problem[1]}", record=row)
+            reject(name, problem[0], f"row {before() + at}: {problem[1]}", record=row)
             continue
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            reject(name, "bad_turn", f"row {number} has no list of turns in `conversations`", image=image, record=row)
+            detail = f"row {before() + at} has no list of turns in `conversations`"
+            reject(name, "bad_turn", detail, image=image, record=row)
             continue
         if problem := turn_problem(turns):
             reject(name, *problem, image=image, record=row)
@@ -96,13 +102,17 @@ def read(raw: RawFolder, options: LlavaJsonOptions, seed: int, reject: Rejects) 
         recognised = recognise(row, image, texts) if recognizes and len(images) < 2 else None
         # The official chats may speak of <image>, as of any tag; they have no image by design.
         if recognised != "sharegpt" and (problem := token_problem(len(images), texts)):
-            reject(name, problem[0], f"row {number}: {problem[1]}", image=image, record=row)
+            reject(name, problem[0], f"row {before() + at}: {problem[1]}", image=image, record=row)
             continue
         if options.only and (recognised or "other") not in options.only:
             continue
         source = recognised or reject.source
-        identity = content_id(f"{source}/{row.get('id', number)}", turns, copies)
+        identity = content_id(f"{source}/{row['id'] if 'id' in row else before() + at}", turns, copies)
         yield _conversation(identity, source, images, texts, _template(text, row, turns))
+
+
+def split(raw: RawFolder, options: LlavaJsonOptions, name: str) -> Sequence[Share | None]:
+    return shares(_locate(raw, options.path).stat().st_size)
 
 
 def recognise(row: dict[str, Any], image: str, texts: list[str]) -> str | None:
@@ -180,7 +190,7 @@ def _recognizes(raw: RawFolder, path: Path, options: LlavaJsonOptions) -> bool:
         return options.recognize
     if options.path == OFFICIAL:
         return True
-    return path.stat().st_size == _OFFICIAL_BYTES and raw.hashes[path].result() == _OFFICIAL_SHA256
+    return path.stat().st_size == _OFFICIAL_BYTES and (raw.hashes[path].result() or sha256(path)) == _OFFICIAL_SHA256
 
 
 def _locate(raw: RawFolder, name: str) -> Path:
@@ -199,6 +209,8 @@ SOURCE = Source(
     response_formats=("free", "short_answer", "choice", "caption"),
     files=(RawFile(OFFICIAL, "the 665K mixture, or any file of its form (`path`)"),),
     read=read,
+    split=split,
+    numbers=True,
     options=LlavaJsonOptions,
     images=layout.EVERYTHING,
     parts=_PARTS,

@@ -30,10 +30,9 @@ class Book(Struct):
 
 def read(raw: RawFolder, options: OcrVqaOptions, seed: int, reject: Rejects) -> Iterator[Conversation]:
     """One conversation per book, its questions in dataset order (author, title, genre, yes, no), its answers raw."""
-    path = raw.require("dataset.json")
-    books, repeated = raw.keyed(path, Book, "questions")
-    reject_repeated(repeated, "ocrvqa", "book", reject)
-    for key, book in books.items():
+    books = raw.keyed(raw.require("dataset.json"), Book, "questions")
+    reject_repeated(books.repeated(), "ocrvqa", "book", reject)
+    for key, book in (pair for piece in books for pair in piece.items()):
         if book.split != _SPLITS[options.split]:
             continue
         identity = f"ocrvqa/{key}"

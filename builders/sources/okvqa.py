@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from vlmix.builders import layout
-from vlmix.builders.sources.vqa import Answer, merge, read_questions
+from vlmix.builders.schemas.vqa import Id
+from vlmix.builders.sources.vqa import Answer, merge, read_annotations, read_questions
 from vlmix.builders.text import Split, majority
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
@@ -23,7 +24,7 @@ class OkVqaOptions(Options, frozen=True, kw_only=True):
 
 
 class Annotation(Struct):
-    question_id: int
+    question_id: Id
     answers: list[Answer]
 
 
@@ -40,7 +41,6 @@ def read(raw: RawFolder, options: OkVqaOptions, seed: int, reject: Rejects) -> I
     year = f"{options.split}2014"
     questions = read_questions(raw, f"OpenEnded_mscoco_{year}_questions.json", "OK-VQA", year, digits=1)
     path = raw.require(f"mscoco_{year}_annotations.json")
-    annotations = raw.json(path, Annotations).annotations
 
     def answer(annotation: Annotation) -> str:
         chosen = majority(getattr(a, options.answer) for a in annotation.answers)
@@ -48,7 +48,8 @@ def read(raw: RawFolder, options: OkVqaOptions, seed: int, reject: Rejects) -> I
             return majority(a.raw_answer for a in annotation.answers if is_blank(getattr(a, options.answer)))
         return chosen
 
-    yield from merge("okvqa", options.split, questions, annotations, answer, options.capitalize, reject)
+    annotations = read_annotations(raw, path, Annotations, Annotation, answer)
+    yield from merge("okvqa", options.split, questions, annotations, options.capitalize, reject)
 
 
 SOURCE = Source(

@@ -7,12 +7,13 @@ is kept, as LLaVA-1.5 did ("truncated rather than splitting").
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
+from vlmix.mixture.io.json_pieces import Share
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.io.tokenizer import TokenCounter
 from vlmix.mixture.record import Conversation, Round, is_blank
@@ -63,7 +64,7 @@ def read(raw: RawFolder, options: ShareGptOptions, seed: int, reject: Rejects) -
     """The first chunk of each chat that begins with a question and whose roles alternate."""
     count = _counter(raw, options.tokenizer)
     for name in _DUMPS[options.dump]:
-        for chat in raw.elements(raw.require(name), Chat):
+        for chat in raw.elements(raw.require(name), Chat, raw.share):
             identity = f"sharegpt/{chat.id}"
             try:
                 texts = _pairs(chat, options)
@@ -138,6 +139,12 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(ascii_count / 3.6 + 1.5 * (len(text) - ascii_count))
 
 
+def split(raw: RawFolder, options: ShareGptOptions, name: str) -> Sequence[Share | None]:
+    """A dump of one file in shares."""
+    names = _DUMPS[options.dump]
+    return raw.shares(*names) if len(names) == 1 else (None,)
+
+
 def _counter(raw: RawFolder, tokenizer: str | None) -> Callable[[str], int]:
     if tokenizer is None:
         return estimate_tokens
@@ -159,5 +166,6 @@ SOURCE = Source(
         RawFile("sg_90k_part{1,2}_html_cleaned.json", "`dump: sg_90k`: chats, whole", optional=True),
     ),
     read=read,
+    split=split,
     options=ShareGptOptions,
 )

@@ -1,6 +1,6 @@
 """Visual Genome region descriptions (visualgenome.org)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -13,11 +13,13 @@ from vlmix.builders.sources.regions import region
 from vlmix.builders.text import phrase
 from vlmix.mixture.boxes import box_defect, clip
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
+from vlmix.mixture.io.json_pieces import Share, Unsplit
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.keyed import integer_hashes
 from vlmix.mixture.record import Conversation, ImageRef, Round
 
 _IMAGES_AT_ONCE = 512
+_FILES = {"1.2": "region_descriptions.json", "1.0": "region_descriptions_v1.json"}
 
 
 class VgOptions(Options, frozen=True, kw_only=True):
@@ -73,15 +75,21 @@ def read(raw: RawFolder, options: VgOptions, seed: int, reject: Rejects) -> Iter
     """One conversation per image: regions sampled by seed, in that order, each asked in a direction sampled by
     seed. Boxes are clipped to the image. An unusable region that the draw meets is rejected and the next one taken.
     Which images LLaVA took is unknown; `take` draws them by seed."""
-    listed = raw.json(raw.require("image_data.json"), list[Picture])
-    pictures = unique(listed, lambda p: p.image_id, reject, lambda p: f"vg/{p.image_id}", "image")
-    name = "region_descriptions.json" if options.version == "1.2" else "region_descriptions_v1.json"
-    path = raw.require(name)
-    images = raw.elements(path, Regions)
+    listed = list(raw.elements(raw.require("image_data.json"), Picture))
+    told = reject if raw.first else Rejects(reject.source)
+    pictures = unique(listed, lambda p: p.image_id, told, lambda p: f"vg/{p.image_id}", "image")
+    path = raw.require(_FILES[options.version])
+    images = raw.elements(path, Regions, raw.share)
     while batch := list(islice(images, _IMAGES_AT_ONCE)):
         if all(image.id < 0 and image.image_id < 0 for image in batch):
-            raise raw.wrong(path, "its entries have neither `id` nor `image_id`")
+            problem = raw.wrong(path, "its entries have neither `id` nor `image_id`")
+            raise problem if raw.share is None else Unsplit(str(problem))  # the batches of a share are others
         yield from _draw(batch, pictures, options, seed, reject)
+
+
+def split(raw: RawFolder, options: VgOptions, name: str) -> Sequence[Share | None]:
+    """The regions in shares; each share reads all sizes."""
+    return raw.shares(_FILES[options.version])
 
 
 def _draw(
@@ -157,6 +165,7 @@ SOURCE = Source(
         RawFile("region_descriptions_v1.json", "regions, version 1.0 (`version: '1.0'`)", optional=True),
     ),
     read=read,
+    split=split,
     options=VgOptions,
     images=layout.VISUAL_GENOME,
 )

@@ -7,7 +7,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from vlmix.builders import layout
-from vlmix.builders.sources.vqa import Answer, merge, read_questions
+from vlmix.builders.schemas.vqa import Id
+from vlmix.builders.sources.vqa import Answer, merge, read_annotations, read_questions
 from vlmix.builders.text import Split, majority
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.io.official import RawFile
@@ -20,7 +21,7 @@ class VqaV2Options(Options, frozen=True, kw_only=True):
 
 
 class Annotation(Struct, gc=False):
-    question_id: int
+    question_id: Id
     multiple_choice_answer: str | None = None
     answers: msgspec.Raw = msgspec.Raw()  # decoded only where a copy of the release left the first field out
 
@@ -38,7 +39,6 @@ def read(raw: RawFolder, options: VqaV2Options, seed: int, reject: Rejects) -> I
     year = f"{options.split}2014"
     questions = read_questions(raw, f"v2_OpenEnded_mscoco_{year}_questions.json", "v2.0 of the VQA", year, digits=3)
     path = raw.require(f"v2_mscoco_{year}_annotations.json")
-    annotations = raw.json(path, Annotations).annotations
 
     def answer(annotation: Annotation) -> str:
         if annotation.multiple_choice_answer is not None:
@@ -48,7 +48,8 @@ def read(raw: RawFolder, options: VqaV2Options, seed: int, reject: Rejects) -> I
         except msgspec.DecodeError:
             return ""
 
-    yield from merge("vqav2", options.split, questions, annotations, answer, options.capitalize, reject)
+    annotations = read_annotations(raw, path, Annotations, Annotation, answer)
+    yield from merge("vqav2", options.split, questions, annotations, options.capitalize, reject)
 
 
 SOURCE = Source(

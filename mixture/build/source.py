@@ -16,6 +16,7 @@ from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.image_index import ImageFolder
+from vlmix.mixture.io.json_pieces import Share, shares
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.rows.containers import Container
 from vlmix.mixture.record import FORMATS, Conversation, ResponseFormat
@@ -83,9 +84,24 @@ class RawFolder(OfficialFiles):
         return data
 
     def note(self, path: Path) -> None:
-        """A file that is read becomes an input of the build."""
+        """A file that is read becomes an input of the build; the first share hashes it for all."""
         self.opened.append(path)
-        self.hashes[path] = self._hasher.submit(sha256, path)
+        if path not in self.hashes:
+            self.hashes[path] = self._hasher.submit(sha256 if self.first else str, path if self.first else "")
+
+    @property
+    def share(self) -> Share | None:
+        """The share of the source's one large file that is to be read; None: all of it."""
+        return self.part if isinstance(self.part, Share) else None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first part, which also says what concerns all."""
+        return self.share is None or not self.share.number
+
+    def shares(self, *names: str) -> tuple[Share | None, ...]:
+        """The shares of the first of `names` that is there."""
+        return shares(self.require(*names).stat().st_size)
 
     def fingerprint(self, path: Path, fingerprint: str) -> None:
         """Raises VlmixError if another file has the same rows."""
@@ -119,7 +135,9 @@ class Source:
     a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
     record back as it came, empty texts included. Of an `own` source the files are the user's: its samples, and their
     loose images, are called after the recipe's entry, and their license is not known. `split` gives, for the
-    options of the entry of this name, what `read` can read by itself in another process, as its `raw.part`.
+    options of the entry of this name, what `read` can read by itself in another process, as its `raw.part`; an entry
+    for one of whose parts `read` raises Unsplit is read whole, and one of a source that `numbers` ids which repeat if
+    two parts have an id in common.
     """
 
     name: str
@@ -134,6 +152,7 @@ class Source:
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verbatim: bool = False
     own: bool = False
+    numbers: bool = False
     split: Callable[[RawFolder, Any, str], Sequence[Any]] = _whole
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, get_args
 
 import msgspec
@@ -26,8 +27,10 @@ def index_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     """What is wrong with the columns `COLUMNS` of a mixture's index, texts aside; `frame` has no nulls."""
     count = len(frame)
     yield from count_problems(frame, manifest)
-    keys = pl.int_range(count, eager=True).cast(pl.String).str.zfill(9)
-    yield from _rows("key", frame["key"] != keys, "is not the position in the mixture")
+    shifts = np.repeat(np.array(manifest.key_shifts(), dtype=np.int64), [shard.samples for shard in manifest.shards])
+    numbers = np.arange(count) + (shifts if len(shifts) == count else 0)
+    keys = pl.Series(numbers).cast(pl.String).str.zfill(9)
+    yield from _rows("key", frame["key"] != keys, "is not the position in the mixture, or what its shard begins with")
     yield from _rows("id", (frame["id"] == "") | frame["id"].is_duplicated(), "is empty or a duplicate")
     yield from _ordinal_problems(frame, manifest)
     most = most_repeats(manifest)
@@ -74,9 +77,15 @@ def _ordinal_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     yield from _rows("natural_index", bad, "is not a place in the natural order of its own")
     if manifest.recipe["order"] == "natural" and not bad.any():
         natural = frame.select("natural_index", pl.col("image") != "").sort("natural_index")
-        size = int(manifest.recipe["samples_per_shard"])
-        order = arrange(np.arange(len(frame)), [], natural["image"].to_numpy(), "natural", 0, size)
-        yield from _rows("natural_index", ordinal != natural["natural_index"][order], "is not in the natural order")
+        has_image, size = natural["image"].to_numpy(), int(manifest.recipe["samples_per_shard"])
+        sizes = [shard.samples for shard in manifest.shards] or [size] * -(-len(frame) // size)
+        starts = [0, *np.cumsum(sizes).tolist()]
+        images = [has_image[a:b] for a, b in pairwise(starts)]
+        order = [a + arrange(np.arange(len(i)), [], i, "natural", 0, size) for a, i in zip(starts, images)]
+        # Nothing says where the row groups of merged annotations begin.
+        if sum(map(len, images)) == len(frame) and (manifest.shards or "mixtures" not in manifest.recipe):
+            wrong = ordinal != natural["natural_index"][np.concatenate(order)]
+            yield from _rows("natural_index", wrong, "is not in the natural order")
 
 
 def most_repeats(manifest: Manifest) -> int:
@@ -173,6 +182,6 @@ def _prompt_problem(row: dict[str, Any], texts: list[str], prompts: str) -> str 
                 return f"`response_formats`: round {first // 2} is called a {name} and is not asked as one"
     for nth, name in enumerate(row["response_formats"]):
         answer = texts[2 * nth + 1]
-        if name == "choice" and prompts != "instructblip" and not (len(answer) == 1 and answer in LETTERS):
+        if name == "choice" and prompts in ("llava", "plain") and not (len(answer) == 1 and answer in LETTERS):
             return f"`response_formats`: round {nth} is called a choice, and its answer is no letter"
     return None

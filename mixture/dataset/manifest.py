@@ -1,6 +1,7 @@
 """`manifest.json`: what a mixture is made of, and whether it is complete."""
 
 import hashlib
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +12,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_bytes
 from vlmix.mixture.io.storage import Local, Location
 from vlmix.mixture.record import unsafe_path
-from vlmix.mixture.version import FORMAT_VERSION, ORDER_VERSION, VERSION
+from vlmix.mixture.version import FORMAT_VERSION, OLDEST_FORMAT_VERSION, ORDER_VERSION, VERSION
 
 T = TypeVar("T")
 NAME = "manifest.json"
@@ -47,13 +48,16 @@ class Counts(Struct, frozen=True):
         return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
 
 
-class Shard(Struct, frozen=True):
+class Shard(Struct, frozen=True, omit_defaults=True):
     """A written shard as the manifest lists it."""
 
     path: str
     samples: int
     bytes: int
     sha256: str
+    first_key: int | None = None
+    """The number that its first sample's key is, the others counting on; None: the sample's position in the mixture.
+    Shards that were merged keep the keys that they had."""
 
 
 class SourceInfo(Struct, frozen=True, kw_only=True):
@@ -98,15 +102,25 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """Of the file's own bytes, with zeros for these digits; `write` fills it in."""
 
     @property
+    def index(self) -> list[str]:
+        """The files of the index: samples.parquet, or the parts in that folder."""
+        return sorted(name for name in self.checksums if name.startswith(f"{SAMPLES_NAME}/")) or [SAMPLES_NAME]
+
+    def key_shifts(self) -> list[int]:
+        """[S] of each shard, the number that a sample's key is, less the sample's position in the mixture."""
+        starts = accumulate((shard.samples for shard in self.shards), initial=0)
+        return [0 if shard.first_key is None else shard.first_key - start for shard, start in zip(self.shards, starts)]
+
+    @property
     def total(self) -> Counts:
         return sum((info.counts for info in self.sources.values()), Counts())
 
 
 def write(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of a folder, with its checksum; gives it back as it was written."""
-    plain = msgspec.structs.replace(
-        manifest, format_version=FORMAT_VERSION, order_version=ORDER_VERSION, sha256=_UNSEALED
-    )
+    plain_folder = manifest.index == [SAMPLES_NAME] and all(shard.first_key is None for shard in manifest.shards)
+    version = OLDEST_FORMAT_VERSION if plain_folder else FORMAT_VERSION
+    plain = msgspec.structs.replace(manifest, format_version=version, order_version=ORDER_VERSION, sha256=_UNSEALED)
     sealed = _sealed(msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n")
     write_bytes(folder / NAME, sealed)
     return parse(sealed, NAME)
@@ -136,7 +150,7 @@ def parse(data: bytes, name: str, *, sealed: bool = True) -> Manifest:
     """The manifest that `data`, the bytes of the file `name`, holds. With `sealed=False` its checksum is not looked at,
     for a report on what else is damaged."""
     version = _decoded(data, _Version, name).format_version
-    if version != FORMAT_VERSION:
+    if not OLDEST_FORMAT_VERSION <= version <= FORMAT_VERSION:
         age, remedy = ("newer", "update vlmix") if version > FORMAT_VERSION else ("older", "build the mixture again")
         raise VlmixError(
             f"{name}: format version {version} is {age} than the {FORMAT_VERSION} that this vlmix reads; {remedy}"

@@ -4,7 +4,10 @@ import hashlib
 import io
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -12,16 +15,16 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset import notebook
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
-from vlmix.mixture.dataset.schema import SAMPLES, VIEW, SampleJson, columns_problem
+from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, columns_problem
 from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError, abridged
+from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
 from vlmix.mixture.io.storage import Local, Location, locate
 
 if TYPE_CHECKING:
@@ -96,12 +99,10 @@ class Reader(Sequence[Sample]):
         self.positions = positions
         """Rows of the folder's index that belong to this part; None: all."""
         self._columns: dict[str, pa.ChunkedArray] = {}
-        self._places: NDArray[np.int64] | None = None
-        """[N, 6]: number of the shard, offset and size of the JSON, row in the root, first and last + 1 of its rows in
-        `_images`."""
-        self._images: NDArray[np.int64] = np.empty((0, 2), dtype=np.int64)
-        """[M, 2]: offset and size of each image."""
+        self._places: Arrays | None = None
+        """Of all samples of the folder: see `_make_places`."""
         self._rows: NDArray[np.int64] | None = None
+        self._key_shifts = root_manifest.key_shifts()
         self._open: dict[int, int | None] = {}
         """Shards that were looked at -> descriptor; None where ranges are asked for one by one."""
         self._lock = threading.Lock()
@@ -159,7 +160,9 @@ class Reader(Sequence[Sample]):
     @property
     def sources(self) -> dict[str, int]:
         """Source -> number of its samples, in the order of the mixture's sources."""
-        counts = {row["values"]: row["counts"] for row in self.column("source").value_counts().to_pylist()}
+        if self.positions is None:
+            return {name: info.counts.samples for name, info in self.manifest.sources.items() if info.counts.samples}
+        counts = {row["values"]: row["counts"] for row in self._part("source").value_counts().to_pylist()}
         return {name: counts[name] for name in [*self.manifest.sources, *counts] if name in counts}
 
     @overload
@@ -188,9 +191,20 @@ class Reader(Sequence[Sample]):
     def raw(self, position: int) -> RawSample:
         """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
         is missing, truncated or no longer the one that the index was made of."""
+        at = range(len(self))[position]
+        at = at if self.positions is None else int(self.positions[at])
         places = self._places if self._places is not None else self._load_places()
-        shard, json_offset, json_size, row, first, last = places[position].tolist()
-        images = self._images[first:last].tolist()
+        row = int(places["row"][at]) if "row" in places else at
+        shard = bisect_right(self._shard_ends, row)
+        json_offset, json_size = int(places["json_offset"][at]), int(places["json_size"][at])
+        first, last = places["first_image"][at : at + 2].tolist()
+        images = list(zip(places["image_offset"][first:last].tolist(), places["image_size"][first:last].tolist()))
+        return self.members(shard, row, (json_offset, json_size), images)
+
+    def members(self, shard: int, row: int, json_place: tuple[int, int], images: Sequence[Sequence[int]]) -> RawSample:
+        """The undecoded members of the root's sample in `row`, which lie in the shard of that number at (offset, size).
+        For who reads the places from the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
+        json_offset, json_size = json_place
         if shard not in self._open:
             self._open_shard(shard, json_offset, row)
         descriptor = self._open[shard]
@@ -204,7 +218,7 @@ class Reader(Sequence[Sample]):
         if len(text) != json_size or any(len(jpeg) != size for jpeg, (_, size) in zip(jpegs, images)):
             path = self.root_manifest.shards[shard].path
             raise VlmixError(f"{self.root.join(path).name}: truncated since it was opened; {self._hint}")
-        return RawSample(f"{row:09d}", jpegs, text)
+        return RawSample(self._key(shard, row), jpegs, text)
 
     def _positions(self, chosen: Any) -> NDArray[np.int64]:
         """Positions, from 0, of a part that is chosen by anything that `[]` takes."""
@@ -216,7 +230,10 @@ class Reader(Sequence[Sample]):
             what = f"{type(chosen).__name__} {abridged(repr(chosen), 60)}"
             raise TypeError(f"{what}: expected a position, an id, a slice, a list of positions or ids, or a mask")
         if array.dtype.kind == "U":
-            return np.array([self.index_of(id) for id in array.tolist()], dtype=np.int64)
+            found = pc.index_in(pa.array(array, pa.string()), value_set=self.column("id"))
+            if found.null_count:
+                raise KeyError(str(array[found.is_null().to_numpy(zero_copy_only=False)][0]))
+            return np.asarray(found.to_numpy(), dtype=np.int64)
         return np.asarray(everything[array if array.size else np.empty(0, dtype=np.int64)], dtype=np.int64)
 
     def index_of(self, id: str) -> int:
@@ -247,18 +264,29 @@ class Reader(Sequence[Sample]):
         """The index as a lazy polars frame: of a whole mixture with its texts, of a view without."""
         import polars as pl
 
-        index = self.folder.join(SAMPLES_NAME)
-        frame = pl.scan_parquet(index.path) if isinstance(index, Local) else pl.read_parquet(index.whole()).lazy()
+        files = [self.folder.join(name) for name in self.manifest.index]
+        frames = (
+            pl.scan_parquet(file.path) if isinstance(file, Local) else pl.read_parquet(file.whole()).lazy()
+            for file in files
+        )
+        frame = pl.concat(frames)
         if self.positions is None:
             return frame
         mine = pl.LazyFrame({"position": self.positions})
         numbered = frame.with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
         return mine.join(numbered, on="position", how="left", maintain_order="left").drop("position")
 
+    def own_index(self, dictionaries: Sequence[str] = ()) -> Index:
+        """The folder's index, opened anew. Raises VlmixError if it is missing or damaged."""
+        return Index([self.folder.join(name) for name in self.manifest.index], dictionaries)
+
     def select(self, positions: NDArray[np.int64]) -> Self:
         """The samples at `positions`, in that order."""
         mine = positions if self.positions is None else self.positions[positions]
-        return type(self)(self.folder, self.manifest, self.root, self.root_manifest, np.asarray(mine, dtype=np.int64))
+        mine = np.asarray(mine, dtype=np.int64)
+        part = type(self)(self.folder, self.manifest, self.root, self.root_manifest, mine)
+        part._places = self._places
+        return part
 
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
         """[N] int64: words of each sample, plus `image_tokens` for each image."""
@@ -280,18 +308,14 @@ class Reader(Sequence[Sample]):
     def _heavy(self, name: str) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
         """A column of the root's index that views have not, a row group at a time: [n] positions and the values."""
         order = np.argsort(self.rows, kind="stable")
-        rows, start = self.rows[order], 0
-        with self.root.join(SAMPLES_NAME).arrow() as opened:
-            file = pq.ParquetFile(opened)
-            for group in range(file.num_row_groups):
-                size = file.metadata.row_group(group).num_rows
-                low, high = np.searchsorted(rows, [start, start + size])
-                if low < high:
-                    texts = file.read_row_group(group, columns=[name])
-                    if problem := columns_problem(texts):
-                        raise VlmixError(f"{self.root.name}: {SAMPLES_NAME}: {problem}; {self._hint}")
-                    yield order[low:high], texts[name].combine_chunks().take(pa.array(rows[low:high] - start))
-                start += size
+        rows = self.rows[order]
+        for first, size, read in Index([self.root.join(name) for name in self.root_manifest.index]).groups([name]):
+            low, high = np.searchsorted(rows, [first, first + size])
+            if low < high:
+                texts = read()
+                if problem := columns_problem(texts):
+                    raise VlmixError(f"{self.root.name}: {SAMPLES_NAME}: {problem}; {self._hint}")
+                yield order[low:high], texts[name].combine_chunks().take(pa.array(rows[low:high] - first))
 
     def texts(self) -> Iterator[tuple[NDArray[np.int64], list[list[str]]]]:
         """The same as Python's strings: [n] positions, and for each the values of its turns."""
@@ -301,14 +325,17 @@ class Reader(Sequence[Sample]):
 
     def _part(self, name: str) -> pa.ChunkedArray:
         """A column of the index for the samples of this part, not kept."""
-        column = self._table(self.folder, [name])[name]
+        column = self._table([name])[name]
         return column if self.positions is None else column.take(pa.array(self.positions))
 
     def image_fields(self, *names: str) -> tuple[NDArray[np.int64], list[pa.Array]]:
         """[N] how many images each sample has, and `names` of `images` (`dataset.schema.SAMPLES`) for all of them, [M]
         each, one sample's after the other's. Not kept."""
-        lists = self._table(self.folder, [f"images.list.element.{name}" for name in names])["images"]
+        lists = self._table([f"images.list.element.{name}" for name in names])["images"]
         lists = (lists if self.positions is None else lists.take(pa.array(self.positions))).combine_chunks()
+        return self._fields(lists, *names)
+
+    def _fields(self, lists: pa.ListArray, *names: str) -> tuple[NDArray[np.int64], list[pa.Array]]:
         fields = [lists.flatten().field(name) for name in names]
         if any(field.null_count for field in fields):
             raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME}: an image has no {' or '.join(names)}; {self._hint}")
@@ -322,7 +349,9 @@ class Reader(Sequence[Sample]):
         return self.root.path
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_lock": None}
+        kept = {**self.__dict__, "_open": {}, "_lock": None}
+        # What is mapped is not sent along, and large columns are read anew where they are needed.
+        return kept if self.manifest.samples < LEAST else {**kept, "_places": None, "_rows": None, "_columns": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -337,47 +366,77 @@ class Reader(Sequence[Sample]):
     def _hint(self) -> str:
         return f"`vlmix verify {self.root.name}` lists all damage"
 
-    def _table(self, folder: Location, columns: list[str]) -> pa.Table:
-        index = folder.join(SAMPLES_NAME)
-        try:
-            with index.arrow() as file:
-                table = pq.ParquetFile(file).read(columns)
-        except FileNotFoundError:
-            raise VlmixError(f"{index.name} is missing; {self._hint}") from None
-        except (pa.ArrowException, OSError) as error:
-            raise VlmixError(f"{index.name}: {str(error).splitlines()[0]}; {self._hint}") from None
-        names = [name.partition(".")[0] for name in columns]
-        if missing := [name for name in names if name not in table.column_names]:
-            known = missing[0] in SAMPLES.names or missing[0] in VIEW.names
-            what = "does not match the format version of its manifest" if known else "does not have such a column"
-            raise VlmixError(f"{index.name} has no column {missing[0]!r}: it {what}")
-        if problem := columns_problem(table):
-            raise VlmixError(f"{index.name}: {problem}; {self._hint}")
-        if table.num_rows != self.manifest.samples:
-            raise VlmixError(
-                f"{index.name} has {table.num_rows} rows, the manifest says {self.manifest.samples}; {self._hint}"
-            )
-        return table
+    def _table(self, columns: list[str]) -> pa.Table:
+        return pa.concat_tables(self._tables(columns))
 
-    def _load_places(self) -> NDArray[np.int64]:
-        table = self._table(self.folder, ["shard", "json_offset", "json_size"])
-        if self.positions is not None:
-            table = table.take(pa.array(self.positions))
-        paths = pa.array([shard.path for shard in self.root_manifest.shards], pa.string())
-        places = np.empty((table.num_rows, 6), dtype=np.int64)
-        places[:, 0] = pc.fill_null(pc.index_in(table["shard"], value_set=paths), -1).to_numpy()
-        sizes = np.array([shard.bytes for shard in self.root_manifest.shards] or [0], dtype=np.int64)[places[:, 0]]
-        counts, fields = self.image_fields("offset", "size")
-        ends, images = np.cumsum(counts), np.stack([field.to_numpy() for field in fields], axis=1)
-        images = images if self.root_manifest.shards else images[:0]
-        places[:, 1], places[:, 2] = table["json_offset"].to_numpy(), table["json_size"].to_numpy()
-        places[:, 3], places[:, 4], places[:, 5] = self.rows, ends - counts, ends
-        ranges = np.concatenate([places[:, 1:3], images])
-        within = np.concatenate([sizes, np.repeat(sizes, counts)[: len(images)]])
-        if len(ranges) and ((ranges < 0).any() or (ranges[:, 1] > within - ranges[:, 0]).any()):
-            raise VlmixError(f"{self.folder.name}: {SAMPLES_NAME} places samples outside their shards; {self._hint}")
-        self._places, self._images = places, images
-        return places
+    def _tables(self, columns: list[str], dictionaries: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """Columns of the folder's index, checked, a part at a time."""
+        name, rows = self.folder.join(SAMPLES_NAME).name, 0
+        for table in self.own_index(dictionaries).parts(columns):
+            names = [column.partition(".")[0] for column in columns]
+            if missing := [column for column in names if column not in table.column_names]:
+                known = missing[0] in SAMPLES.names or missing[0] in VIEW.names
+                what = "does not match the format version of its manifest" if known else "does not have such a column"
+                raise VlmixError(f"{name} has no column {missing[0]!r}: it {what}")
+            if problem := columns_problem(table):
+                raise VlmixError(f"{name}: {problem}; {self._hint}")
+            rows += table.num_rows
+            yield table
+        if rows != self.manifest.samples:
+            raise VlmixError(f"{name} has {rows} rows, the manifest says {self.manifest.samples}; {self._hint}")
+
+    @cached_property
+    def _shard_ends(self) -> list[int]:
+        """[S] rows of the root up to the end of each shard."""
+        return list(accumulate(shard.samples for shard in self.root_manifest.shards))
+
+    def _load_places(self) -> Arrays:
+        if not self.root_manifest.shards:
+            self._open_shard(-1, 0, 0)
+        if self.manifest.samples < LEAST:
+            self._places = self._make_places()
+        else:
+            key = ["places", self.manifest.sha256, self.root_manifest.sha256]
+            self._places = once_per_node(key, self._make_places)
+        return self._places
+
+    def _make_places(self) -> Arrays:
+        """Where the members of the folder's N samples with their M images are: `json_offset`, `json_size` [N],
+        `first_image` [N + 1] into `image_offset`, `image_size` [M], and of a view `row` [N], the samples' rows in the
+        root, which say what their shards are."""
+        shards = self.root_manifest.shards
+        paths, sizes = pa.array([shard.path for shard in shards]), np.array([shard.bytes for shard in shards])
+        ends, view = np.array(self._shard_ends), self.manifest.parent is not None
+        fits: type = np.uint32 if sizes.max() < 2**32 else np.int64  # no place lies behind the end of its shard
+        parts: list[tuple[NDArray[Any], ...]] = []
+        images = ["images.list.element.offset", "images.list.element.size"]
+        names, first = ["shard", "json_offset", "json_size", *(["root_row"] if view else []), *images], 0
+        for table in self._tables(names, dictionaries=["shard"]):
+            rows = table["root_row"].to_numpy() if view else np.arange(first, first + table.num_rows)
+            shard = np.searchsorted(ends, rows, side="right")
+            counts, (image_offset, image_size) = self._fields(table["images"].combine_chunks(), "offset", "size")
+            offset = np.concatenate([table["json_offset"].to_numpy(), image_offset.to_numpy()])
+            size = np.concatenate([table["json_size"].to_numpy(), image_size.to_numpy()])
+            sound = bool(len(rows) == 0 or (rows.min() >= 0 and shard.max() < len(shards)))
+            sound = sound and np.array_equal(_numbers(table["shard"], paths), shard)
+            within = sizes[np.concatenate([shard, np.repeat(shard, counts)])] if sound else sizes[:0]
+            if not sound or (offset < 0).any() or (size < 0).any() or (size > within - offset).any():
+                what = f"{SAMPLES_NAME} places samples outside their shards"
+                raise VlmixError(f"{self.folder.name}: {what}; {self._hint}")
+            offset, size, here = offset.astype(fits), size.astype(fits), table.num_rows
+            parts.append((offset[:here], size[:here], offset[here:], size[here:], counts, rows if view else rows[:0]))
+            first += here
+        json_offset, json_size, image_offset, image_size, counts, rows = map(np.concatenate, zip(*parts))
+        first_image = np.zeros(first + 1, dtype=np.uint32 if len(image_size) < 2**32 else np.int64)
+        np.cumsum(counts, out=first_image[1:])
+        found = {"json_offset": json_offset, "json_size": json_size, "first_image": first_image}
+        found |= {"image_offset": image_offset, "image_size": image_size}
+        row_type = np.uint32 if self.root_manifest.samples < 2**32 else np.int64
+        return found | ({"row": rows.astype(row_type)} if view else {})
+
+    def _key(self, shard: int, row: int) -> str:
+        """What the members of the root's sample in `row` are called in its shard."""
+        return f"{row + self._key_shifts[shard]:09d}"
 
     def _open_shard(self, number: int, offset: int, row: int) -> None:
         """Look at a shard for the first time: it has to be as long as the manifest says, and the member at `offset` to
@@ -395,9 +454,19 @@ class Reader(Sequence[Sample]):
                 f"{where.name} has {size} bytes, the manifest says {shard.bytes}: it was truncated or changed since "
                 f"the index was made; {self._hint}"
             )
-        if where.range(offset - BLOCK, 100).rstrip(b"\0") != b"%09d.json" % row:
-            raise VlmixError(f"{where.name} was changed since the index was made: {row:09d} is elsewhere; {self._hint}")
+        key = self._key(number, row)
+        if where.range(offset - BLOCK, 100).rstrip(b"\0") != f"{key}.json".encode():
+            raise VlmixError(f"{where.name} was changed since the index was made: {key} is elsewhere; {self._hint}")
         with self._lock:
             if number not in self._open:
                 few = sum(descriptor is not None for descriptor in self._open.values()) < _MOST_OPEN
                 self._open[number] = os.open(where.path, os.O_RDONLY) if few and isinstance(where, Local) else None
+
+
+def _numbers(values: pa.ChunkedArray, of: pa.Array) -> NDArray[np.int64]:
+    """[N] the place of each value, read as a dictionary, in `of`; -1 for one that is not there."""
+    chunks = (
+        pc.fill_null(pc.index_in(chunk.dictionary, value_set=of), -1).to_numpy()[chunk.indices.to_numpy()]
+        for chunk in values.chunks
+    )
+    return np.concatenate([*chunks, np.empty(0, dtype=np.int64)])

@@ -1,17 +1,23 @@
 """The index of a mixture: `samples.parquet`, one row per sample in mixture order, and `rejects.parquet`."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Struct, field
 from msgspec.structs import asdict
+from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io import exact_json
 from vlmix.mixture.io.atomic import write_parquet
+from vlmix.mixture.io.storage import Local, Location
 from vlmix.mixture.record import ImageRef
 
 _TURN = pa.struct({"from": pa.string(), "value": pa.string()})
@@ -63,6 +69,10 @@ SAMPLES = pa.schema(
 
 Transform = Literal["none", "reencoded", "rotated", "orientation_cleared"]
 MOST_REPEATS = 1000
+_HINT = "`vlmix verify` lists all damage"
+PART_ROWS = 1_000_000
+"""Rows of one file of an index. With more, samples.parquet is a folder of parts, each of as many whole row groups as
+fit, and of one at least."""
 
 TEXT_COLUMNS = ("conversations", "response_formats", "boxes", "extra")
 """The heavy columns, which a view leaves with its root."""
@@ -120,19 +130,127 @@ class Reject(Struct, frozen=True, kw_only=True):
     record: str = ""
 
 
-def open_index(path: Path) -> pq.ParquetFile:
-    """A mixture's samples.parquet, opened. Raises VlmixError if it is missing, damaged or of other columns."""
-    if path.exists() and not path.is_file():
-        raise VlmixError(f"{path}: not a regular file")
+class Index:
+    """A mixture's samples.parquet, opened: one file, or the parts of a folder, read as one. Row groups are numbered
+    through all parts; where there are shards, row group k has the rows of shard k.
+
+    A part is opened when it is needed, and one at a time. Whatever is read raises VlmixError if its file is missing,
+    damaged, or of other columns than the first. Columns are named as Parquet's leaves are: `images.list.element.size`.
+    """
+
+    def __init__(self, files: Sequence[Location], dictionaries: Sequence[str] = ()) -> None:
+        """`files`: the file, or the parts in order; `dictionaries`: columns to read as dictionaries of their values."""
+        self.files, self._dictionaries = files, list(dictionaries)
+        self._open: tuple[int, pq.ParquetFile] = 0, self._opened(0)
+        self.schema_arrow: pa.Schema = self._open[1].schema_arrow
+
+    @cached_property
+    def group_rows(self) -> NDArray[np.int64]:
+        """[G] rows of each row group."""
+        return np.concatenate(self._groups)
+
+    @property
+    def num_row_groups(self) -> int:
+        return len(self.group_rows)
+
+    def place(self, group: int) -> tuple[int, int]:
+        """The number of the file that holds a row group, and the group's number in it."""
+        ends = np.cumsum([len(groups) for groups in self._groups])
+        file = int(np.searchsorted(ends, group, side="right"))
+        return file, group - int(ends[file]) + len(self._groups[file])
+
+    def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        number, within = self.place(group)
+        return self._read(number, columns, within)
+
+    def groups(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, int, Callable[[], pa.Table]]]:
+        """Of each row group its first row, its number of rows, and what reads it."""
+        first = 0
+        for number in range(len(self.files)):
+            for within, rows in enumerate(_counted(self._part(number).metadata).tolist()):
+                yield first, rows, partial(self._read, number, columns, within)
+                first += rows
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All rows, a part at a time."""
+        for number in range(len(self.files)):
+            yield self._read(number, columns)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        return pa.concat_tables(self.parts(columns))
+
+    def _read(self, number: int, columns: Sequence[str] | None, group: int | None = None) -> pa.Table:
+        file = self._part(number)
+        with _sound(self.files[number]):
+            return file.read(columns) if group is None else file.read_row_group(group, columns)
+
+    def _part(self, number: int) -> pq.ParquetFile:
+        if self._open[0] != number:
+            file = self._opened(number)
+            if not file.schema_arrow.equals(self.schema_arrow):
+                raise VlmixError(f"{self.files[number].name}: its columns are not those of the first part; {_HINT}")
+            self._open = number, file
+        return self._open[1]
+
+    def _opened(self, number: int) -> pq.ParquetFile:
+        with _sound(self.files[number]):
+            return pq.ParquetFile(self.files[number].arrow(), read_dictionary=self._dictionaries)
+
+    @cached_property
+    def _groups(self) -> list[NDArray[np.int64]]:
+        """Of each part, the rows of its row groups."""
+        return [self._counts(number) for number in range(len(self.files))]
+
+    def _counts(self, number: int) -> NDArray[np.int64]:
+        where = self.files[number]
+        if len(self.files) == 1 or not isinstance(where, Local):
+            return _counted(self._part(number).metadata)
+        with _sound(where):
+            found = where.path.stat()
+            return _counts_of(where.path, (found.st_size, found.st_mtime_ns, found.st_ino))
+
+
+@lru_cache(maxsize=1024)
+def _counts_of(path: Path, _: tuple[int, ...]) -> NDArray[np.int64]:
+    """Kept, as a worker that reads a few row groups would open all parts for each of its tasks."""
+    return _counted(pq.read_metadata(path))
+
+
+def _counted(metadata: pq.FileMetaData) -> NDArray[np.int64]:
+    return np.array([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
+
+
+@contextmanager
+def _sound(where: Location) -> Iterator[None]:
     try:
-        file = pq.ParquetFile(path)
+        yield
     except FileNotFoundError:
-        raise VlmixError(f"{path} is missing") from None
+        raise VlmixError(f"{where.name} is missing; {_HINT}") from None
     except (pa.ArrowException, OSError) as error:
-        raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the index is damaged") from None
-    if not is_index(file.schema_arrow):
+        raise VlmixError(f"{where.name}: {str(error).splitlines()[0]}; {_HINT}") from None
+
+
+def open_index(path: Path) -> Index:
+    """A mixture's samples.parquet, a file or a folder of parts, opened. Raises VlmixError if it is missing, damaged or
+    of other columns."""
+    index = Index(index_files(path))
+    if not is_index(index.schema_arrow):
         raise VlmixError(f"{path}: its columns are not those of a mixture's index; it was not written by this vlmix")
-    return file
+    return index
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def index_files(path: Path) -> list[Local]:
+    """The files of a samples.parquet: itself, or the parts of the folder. Raises VlmixError where one is missing."""
+    if not path.is_dir():
+        return [Local(path)]
+    names = sorted(part.name for part in path.glob("part-*.parquet"))
+    if not names or names != [part_name(number) for number in range(len(names))]:
+        raise VlmixError(f"{path}: its parts are not {part_name(0)} and those after it; {_HINT}")
+    return [Local(path / name) for name in names]
 
 
 def columns_problem(table: pa.Table) -> str | None:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
@@ -114,11 +114,7 @@ def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Co
 
 def index_schema(mixture: Reader) -> pa.Schema:
     """The columns of a mixture's or a view's own index. Raises VlmixError if it is missing or damaged."""
-    try:
-        with mixture.folder.join(SAMPLES_NAME).arrow() as file:
-            return pq.ParquetFile(file).schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(mixture, error) from None
+    return mixture.own_index().schema_arrow
 
 
 def index_of(mixture: Reader, *, images: bool = True) -> pl.DataFrame:
@@ -167,8 +163,9 @@ def ids_like(mixture: Reader, id: str, most: int = 5) -> list[str]:
     """The first ids that somebody may mean who writes an `id` that is not there: of the same record, or with a source
     before it."""
     stem = id.partition("#")[0]
-    known = mixture.column("id").to_pylist()
-    return [other for other in known if other.startswith(stem) or other.endswith(f"/{id}")][:most]
+    known = mixture.column("id")
+    alike = pc.or_(pc.starts_with(known, stem), pc.ends_with(known, f"/{id}"))
+    return list(known.take(pc.indices_nonzero(alike)[:most]).to_pylist())
 
 
 class CopyJob(ShardTask, frozen=True):
@@ -194,7 +191,7 @@ def copy_shard(job: CopyJob) -> ShardDone:
 def read_rows(root: Path, rows: list[int]) -> Iterator[dict[str, Any]]:
     """Whole rows of a root's samples.parquet in the order asked for, reading only the row groups that hold them."""
     file = open_index(root / SAMPLES_NAME)
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    sizes = file.group_rows
     ends = np.cumsum(sizes)
     wanted = np.asarray(rows, dtype=np.int64)
     groups = np.searchsorted(ends, wanted, side="right")

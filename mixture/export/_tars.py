@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME
+from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.shards import image_member, shard_path
+from vlmix.mixture.dataset.shards import image_member, sample_key, shard_path
 from vlmix.mixture.dataset.tar import BLOCK, Member, TarWriter, scan
 from vlmix.mixture.dataset.view import save_copy
 from vlmix.mixture.errors import VlmixError
@@ -41,22 +41,25 @@ class Tar(NamedTuple):
         return [*starts, last.offset + last.size + -last.size % BLOCK]
 
 
-def place(mixture: Reader, folder: Path, progress: Progress, *, whole_shards: bool = True) -> Iterator[Tar]:
+def place(
+    mixture: Reader, folder: Path, progress: Progress, workers: int, *, whole_shards: bool = True
+) -> Iterator[Tar]:
     """Put shards with the samples of `mixture` into `folder`, and return what is in them.
 
     A mixture's shards are hard-linked, or copied where the file system has no such links, with the files that make it a
-    mixture. A view is written out as a mixture. With `whole_shards`, which the forms need that can repeat shards but
-    not samples, a mixture whose samples have unlike `repeat` gets new shards of one `repeat` each, under the same keys.
+    mixture. A view is written out as a mixture, and so is a merged one, which may have a key twice. With
+    `whole_shards`, which the forms need that can repeat shards but not samples, a mixture whose samples have unlike
+    `repeat` gets new shards of one `repeat` each, with unique keys.
     """
     repeats = mixture.column("repeat").to_numpy()
     if whole_shards and (repeats != repeats[0]).any():
         paths = _write_by_repeat(mixture, folder, repeats, progress)
         repeats = np.sort(repeats)
-    elif mixture.manifest.parent is None:
+    elif mixture.manifest.parent is None and not any(mixture.manifest.key_shifts()):
         paths = _link_all(mixture, folder)
     else:
         copy = folder / "copy"
-        paths = [shard.path for shard in save_copy(mixture, copy, [], progress=progress).shards]
+        paths = [shard.path for shard in save_copy(mixture, copy, [], workers=workers, progress=progress).shards]
         repeats = Reader.open(copy).column("repeat").to_numpy()  # a copy may begin with other samples
         for entry in copy.iterdir():
             entry.rename(folder / entry.name)
@@ -87,8 +90,9 @@ def _link_all(mixture: Reader, folder: Path) -> list[str]:
             os.link(source, target)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(source, target)
-    for name in (MANIFEST_NAME, SAMPLES_NAME, REJECTS_NAME, CARD_NAME):
+    for name in (MANIFEST_NAME, *mixture.manifest.index, REJECTS_NAME, CARD_NAME):
         if (root / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(root / name, folder / name)
     return [shard.path for shard in mixture.manifest.shards]
 
@@ -104,9 +108,9 @@ def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], 
         with (folder / path).open("wb") as file:
             tar = TarWriter(file)
             for position in positions.tolist():
-                raw = mixture.raw(position)
+                raw, key = mixture.raw(position), sample_key(int(mixture.rows[position]))
                 for nth, jpeg in enumerate(raw.jpegs):
-                    tar.add(image_member(raw.key, nth), jpeg)
-                tar.add(f"{raw.key}.json", raw.json)
+                    tar.add(image_member(key, nth), jpeg)
+                tar.add(f"{key}.json", raw.json)
             tar.close()
     return paths

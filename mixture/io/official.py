@@ -3,18 +3,27 @@
 import json
 import mmap
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io import json_pieces
+from vlmix.mixture.io.json_pieces import Pieces, Share, Unsplit
 from vlmix.mixture.io.surrogates import replace_lone_surrogates
 
 T = TypeVar("T")
+U = TypeVar("U")
+_UNREADABLE = msgspec.DecodeError, UnicodeDecodeError, RecursionError
+_BYTE = re.compile(r"\(byte (\d+)\)")
+_CUT = "Input data was truncated"  # what msgspec says of JSON that ends too early
 
 
 class RawFile(Struct, frozen=True):
@@ -124,89 +133,177 @@ class OfficialFiles:
         """The file decoded as `type`; unknown fields are skipped, wrong ones are an error that names the place."""
         return self._decode(path, self.read(path), type)
 
-    def keyed(self, path: Path, type: type[T], mark: str) -> tuple[dict[str, T], list[RepeatedKey]]:
-        """A file that is one JSON object, decoded as key -> `type`, and the keys that it holds more than once.
+    def keyed(self, path: Path, type: type[T], mark: str) -> "Keyed[T]":
+        """A file that is one JSON object of key -> `type`. `mark` is a field that every value has once."""
+        return Keyed(self, path, type, mark)
 
-        A decoder keeps the last value of such a key and says nothing. `mark` is a field that every value has once:
-        where it occurs as often as there are keys, none is repeated, and counting costs little.
-        Values that agree are kept; keys whose values differ are left out.
-        """
-        buffer = self.read(path)
-        found = self._decode(path, buffer, dict[str, type])  # type: ignore[valid-type]
-        if sum(1 for _ in re.finditer(b'"%s"' % mark.encode(), buffer)) == len(found):
-            return found, []
-        values: dict[str, list[Any]] = {}
-        for key, value in json.loads(bytes(buffer), object_pairs_hook=list):
-            values.setdefault(key, []).append(value)
-        repeated = [
-            RepeatedKey(key, len(several), all(value == several[0] for value in several))
-            for key, several in values.items()
-            if len(several) > 1
-        ]
-        for each in repeated:
-            if not each.agree:
-                del found[each.key]
-        return found, repeated
+    def elements(self, path: Path, type: type[T], share: Share | None = None) -> Iterator[T]:
+        """The elements of a file that is one long JSON list, or of a share of it, decoded a piece at a time.
+        Raises Unsplit if a share cannot be read by itself."""
+        pieces = Pieces(self.read(path))
+        if not pieces.there:
+            yield from self._decode(path, pieces.data, list[type]) if _first(share) else ()  # type: ignore[valid-type]
+            return
+        decode = msgspec.json.Decoder(list[type]).decode  # type: ignore[valid-type]
+        before = 0
 
-    def elements(self, path: Path, type: type[T]) -> Iterator[T]:
-        """The elements of a file that is one long JSON list, decoded one at a time to keep memory flat."""
-        decoder = msgspec.json.Decoder(type)
-        for number, raw in enumerate(self.json(path, list[msgspec.Raw])):
-            try:
-                yield decoder.decode(raw)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise VlmixError(f"{path}: record {number}: {error}; {self._other}") from None
+        def faulty(text: bytes) -> None:
+            self._check_each(path, text, type, before, "", share)
 
-    def rows(self, path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        for _, _, found in self.decoded(path, pieces, share, decode, faulty):
+            yield from found
+            before += len(found)
+
+    def listed(
+        self, path: Path, whole: type[T], key: str, type: type[U], share: Share | None = None
+    ) -> Iterator[tuple[T | None, list[U]]]:
+        """A file that is one JSON object with one long list, its field `key`: (None, elements) for each piece of the
+        list but the last, which comes with the object as `whole`."""
+        pieces = Pieces(self.read(path), key=key)
+        if not pieces.there:
+            if _first(share):
+                found = self._decode(path, pieces.data, whole)
+                yield found, getattr(found, key)
+            return
+        before = 0
+        elements, rest = msgspec.json.Decoder(list[type]), msgspec.json.Decoder(whole)  # type: ignore[valid-type]
+
+        def decode(text: bytes) -> Any:
+            return elements.decode(text) if text.startswith(b"[") else rest.decode(text)
+
+        def faulty(text: bytes) -> None:
+            self._check_each(path, text, type, before, key, share)
+
+        for piece, text, found in self.decoded(path, pieces, share, decode, faulty):
+            if not piece.last:
+                yield None, found
+                before += len(found)
+                continue
+            if text.count(b'"%s"' % key.encode()) > 1 and [k for k, _ in _pairs(text)].count(key) > 1:
+                raise self.wrong(path, f"it has {key!r} more than once")
+            yield found, getattr(found, key)
+
+    def rows(self, path: Path, share: Share | None = None) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         """The elements of a JSON list, or the lines of a user's own JSONL file, with the objects that they are. None
         stands for one that no JSON parser but Python's reads, as it has NaN or a number beyond all floats."""
-        buffer = self.read(path)
-        texts: Iterable[Any]
-        if self.own and bytes(buffer[:1000]).lstrip().startswith(b"{"):
-            texts = (line for line in bytes(buffer).splitlines() if line.strip())
-        else:
-            try:
-                texts = self._decode(path, buffer, list[msgspec.Raw])
-            except VlmixError:
-                if (scanned := _scanned(bytes(buffer))) is None:
-                    raise
-                texts = scanned
         decoder = msgspec.json.Decoder(dict[str, Any])
-        for number, raw in enumerate(texts):
-            text = bytes(raw)
+        for number, text in enumerate(self._texts(path, share)):
             try:
-                yield text, decoder.decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                row = decoder.decode(text)
+            except _UNREADABLE as error:
                 mended, count = replace_lone_surrogates(text)
                 if count:
-                    self.mended[path] = self.mended.get(path, 0) + count
+                    self._note_mended(path, count)
                     yield mended, self._decode(path, mended, dict[str, Any], f"record {number}: ")
                 elif isinstance(_python(text), dict):
                     yield text, None
+                elif share is not None:
+                    raise Unsplit(f"{path}: {error}") from None
                 else:
                     raise VlmixError(f"{path}: record {number}: {error}; {self._other}") from None
+            else:
+                yield text, row
+
+    def rows_before(self, path: Path, share: Share | None) -> int:
+        """How many rows of a file come before those of a share."""
+        return sum(1 for _ in self._texts(path, share, before=True)) if share is not None else 0
+
+    def _texts(self, path: Path, share: Share | None, before: bool = False) -> Iterator[bytes]:
+        """The rows of a share as JSON, or the rows before it."""
+        data = self.read(path)
+        if self.own and bytes(data[:1000]).lstrip().startswith(b"{"):
+            start, stop = json_pieces.line_range(data, share)
+            lines = json_pieces.lines(data, 0, start) if before else json_pieces.lines(data, start, stop)
+            yield from (line for line in lines if line.strip())
+            return
+        pieces = Pieces(data)
+        if not pieces.there:
+            yield from map(bytes, self._decode(path, data, list[msgspec.Raw]) if _first(share) else ())
+            return
+        decode: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[msgspec.Raw]).decode
+        for _, _, found in self.decoded(path, pieces, share, decode, _scanned, before):
+            yield from map(bytes, found)
+
+    def decoded(
+        self,
+        path: Path,
+        pieces: Pieces,
+        share: Share | None,
+        decode: Callable[[bytes], T],
+        otherwise: Callable[[bytes], T | None],
+        before: bool = False,
+    ) -> Iterator[tuple[json_pieces.Piece, bytes, T]]:
+        """The pieces of a share, or of what is before it: each with its JSON and what `decode` makes of it.
+        `otherwise` is asked about JSON that `decode` refuses, even with halves of surrogate pairs replaced; it may
+        know what it is, or raise an error that names the place."""
+        (at, stop), size = pieces.range(share), json_pieces.PIECE
+        if before:
+            at, stop = pieces.start, at - 1
+        while at <= stop:
+            piece = pieces.piece(at, stop, size)
+            text, count = pieces.text(piece), 0
+            found, error = _tried(decode, text)
+            if error is not None:
+                # msgspec reports half of a surrogate pair (chats cut inside an emoji) as truncated input.
+                text, count = replace_lone_surrogates(text)
+                found, error = _tried(decode, text) if count else (found, error)
+            if error is not None:
+                if str(error) == _CUT and piece.end < stop and size < json_pieces.LONGEST:
+                    size *= 2  # its last comma is inside a record
+                    continue
+                found = otherwise(text)
+            if found is None:
+                if share is not None:
+                    raise Unsplit(f"{path}: {error}")
+                assert error is not None
+                raise self._unreadable(path, error, at=piece.start - len(pieces.head if piece.last else pieces.opening))
+            if count:
+                self._note_mended(path, count)
+            yield piece, text, found
+            at, size = piece.end + 1, json_pieces.PIECE
+
+    def _check_each(self, path: Path, text: bytes, type: type[Any], before: int, key: str, share: Share | None) -> None:
+        """Raises VlmixError for the first element of a list, or of the list `key` of an object, that is no `type`."""
+        if share is not None:
+            return
+        with suppress(*_UNREADABLE, KeyError):
+            if not text.startswith(b"["):
+                text = bytes(msgspec.json.decode(text, type=dict[str, msgspec.Raw])[key])
+            for number, raw in enumerate(msgspec.json.decode(text, type=list[msgspec.Raw]), before):
+                if error := _tried(msgspec.json.Decoder(type).decode, raw)[1]:
+                    raise VlmixError(f"{path}: record {number}: {error}; {self._other}")
+
+    def _note_mended(self, path: Path, count: int) -> None:
+        self.mended[path] = self.mended.get(path, 0) + count
 
     def lines(self, path: Path, type: type[T]) -> list[T]:
         """The objects of a JSONL file; blank lines are skipped."""
-        lines = enumerate(bytes(self.read(path)).splitlines(), 1)
+        lines = enumerate(json_pieces.lines(self.read(path)), 1)
         return [self._decode(path, line, type, f"line {number}: ") for number, line in lines if line.strip()]
 
     def _decode(self, path: Path, buffer: Any, type: type[T], place: str = "") -> T:
-        try:
-            return msgspec.json.decode(buffer, type=type)
-        except msgspec.ValidationError as error:
-            raise VlmixError(f"{path}: {place}{error}; {self._other}") from None
-        except msgspec.DecodeError as error:
-            # msgspec reports half of a surrogate pair (chats cut inside an emoji) as truncated input.
+        decode = msgspec.json.Decoder(type).decode
+        found, error = _tried(decode, buffer)
+        if error is not None:
             text, count = replace_lone_surrogates(bytes(buffer))
             if count:
-                self.mended[path] = self.mended.get(path, 0) + count
-                return self._decode(path, text, type, place)
-            raise VlmixError(f"{path}: {place}{error}; {self._again}") from None
-        except RecursionError:
-            raise VlmixError(f"{path}: {place}nested too deeply; {self._again}") from None
-        except UnicodeDecodeError as error:
-            raise VlmixError(f"{path}: {place}not UTF-8 at byte {error.start}; {self._again}") from None
+                self._note_mended(path, count)
+                found, error = _tried(decode, text)
+        if error is not None:
+            raise self._unreadable(path, error, place)
+        return found  # type: ignore[return-value]
+
+    def _unreadable(self, path: Path, error: Exception, place: str = "", at: int = 0) -> VlmixError:
+        """The error for JSON that is not what it should be; `at`: the byte of the file at which it starts."""
+        match error:
+            case msgspec.ValidationError():
+                return VlmixError(f"{path}: {place}{error}; {self._other}")
+            case UnicodeDecodeError():
+                return VlmixError(f"{path}: {place}not UTF-8 at byte {error.start}; {self._again}")
+            case RecursionError():
+                return VlmixError(f"{path}: {place}nested too deeply; {self._again}")
+        what = _BYTE.sub(lambda match: f"(byte {int(match[1]) + at})", str(error))
+        return VlmixError(f"{path}: {place}{what}; {self._again}")
 
     def wrong(self, path: Path, what: str) -> VlmixError:
         """The error for a file that is not what its name says."""
@@ -223,6 +320,83 @@ class OfficialFiles:
         if self.own:
             return f"expected is {self.own}"
         return f"this is not the {self.title} file that was expected: get it from {self.homepage}"
+
+
+class Keyed(Generic[T]):
+    """A file that is one JSON object, a piece at a time: iterating gives dicts of key -> `type`, in file order.
+
+    A decoder keeps the last value of a key that is repeated and says nothing; `repeated` finds such keys. Those whose
+    values agree are then given once, the others not at all.
+    """
+
+    def __init__(self, files: OfficialFiles, path: Path, type: type[T], mark: str) -> None:
+        self._files, self._path, self._type, self._mark = files, path, type, b'"%s"' % mark.encode()
+        self._pieces = Pieces(files.read(path), "{}")
+        self._hashes: list[NDArray[np.int64]] = []
+        """Of the keys, by piece."""
+        self._marks = 0
+        self._repeated: dict[str, RepeatedKey] = {}
+
+    def __iter__(self) -> Iterator[dict[str, T]]:
+        given: set[str] = set()
+        for _, found in self._read(self._type):
+            for key in found.keys() & self._repeated.keys():
+                if key in given or not self._repeated[key].agree:
+                    del found[key]
+                given.add(key)
+            yield found
+
+    def repeated(self) -> list[RepeatedKey]:
+        """The keys that the file holds more than once. After an iteration that costs nothing where there are none."""
+        if not self._hashes:
+            for _ in self._read(msgspec.Raw):
+                pass
+        if self._marks == len(np.unique(np.concatenate(self._hashes))):
+            return []
+        hashes, counts = np.unique([hash(key) for key, _ in self._members()], return_counts=True)
+        suspects = set(hashes[counts > 1].tolist())
+        values: dict[str, list[Any]] = {}
+        for key, value in self._members():
+            if hash(key) in suspects:
+                values.setdefault(key, []).append(value)
+        self._repeated = {
+            key: RepeatedKey(key, len(several), all(value == several[0] for value in several))
+            for key, several in values.items()
+            if len(several) > 1
+        }
+        return list(self._repeated.values())
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        """Every key with its value, repeated ones too."""
+        for text, _ in self._read(msgspec.Raw):
+            yield from _pairs(text)
+
+    def _read(self, type: Any) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        self._hashes, self._marks = [], 0
+        if not self._pieces.there:
+            self._files.json(self._path, dict[str, type])  # which says why not
+        decode = msgspec.json.Decoder(dict[str, type]).decode
+        for _, text, found in self._files.decoded(self._path, self._pieces, None, decode, lambda text: None):
+            self._hashes.append(np.fromiter(map(hash, found), np.int64, len(found)))
+            self._marks += text.count(self._mark)
+            yield text, found
+
+
+def _tried(decode: Callable[[Any], T], text: Any) -> tuple[T | None, Exception | None]:
+    try:
+        return decode(text), None
+    except _UNREADABLE as error:
+        return None, error
+
+
+def _first(share: Share | None) -> bool:
+    return share is None or not share.number
+
+
+def _pairs(text: bytes) -> list[tuple[str, Any]]:
+    """The members of a JSON object, repeated ones too."""
+    pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
+    return pairs
 
 
 def _python(text: bytes) -> Any:

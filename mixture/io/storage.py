@@ -45,7 +45,7 @@ class Local:
         """The file for Arrow. Never a Python file object: reading one with threads aborts some processes at their
         exit (apache/arrow#50482)."""
         self._stat()
-        return pa.memory_map(self.name)
+        return pa.OSFile(self.name)
 
     def _stat(self) -> os.stat_result:
         """Opening a pipe would wait for good, and a device may have no end."""

@@ -32,7 +32,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Any:
     """
     data = _load(path)
     for change in overrides or []:
-        _override(data, change)
+        override(data, change)
     return data
 
 
@@ -212,9 +212,10 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _override(data: Any, override: str) -> None:
-    path, equals, text = override.partition("=")
-    shown = abridged(override)
+def override(data: Any, change: str) -> None:
+    """Apply a change `key=value` to plain data; dots in the key lead into mappings."""
+    path, equals, text = change.partition("=")
+    shown = abridged(change)
     if not equals or not path:
         raise VlmixError(f"{shown}: write key=value, for example seed=1")
     node = data

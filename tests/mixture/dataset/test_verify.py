@@ -78,8 +78,8 @@ def test_a_damaged_manifest_is_an_error(copy: Path) -> None:
     text = path.read_text()
     for changed, message in [
         (text[: len(text) // 2], "the manifest is damaged"),
-        (text.replace('"format_version": 3', '"format_version": 4'), "newer than the 3"),
-        (text.replace('"format_version": 3', '"format_version": 2'), "older than the 3"),
+        (text.replace('"format_version": 3', '"format_version": 5'), "newer than the 4"),
+        (text.replace('"format_version": 3', '"format_version": 2'), "older than the 4"),
         (text.replace('"seed": 0', '"seed": 1'), "differ from its own checksum"),
     ]:
         assert changed != text

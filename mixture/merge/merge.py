@@ -1,0 +1,332 @@
+"""Mixtures become one, without the raw files: shards are linked or copied as they are, and their rows of the index
+written anew. Only samples of shards that are not taken whole are written to new ones.
+
+Atomic, resumable and the same bytes whatever the number of workers, as a build is; whether shards were linked or copied
+changes no byte either.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.index_checks import counts_of
+from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Input, Manifest, Shard, SourceInfo
+from vlmix.mixture.dataset.schema import REJECTS, SampleJson, open_index
+from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, rows_path, sample_key, shard_path, store_rows
+from vlmix.mixture.dataset.view import read_rejects, read_rows
+from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_bytes, write_parquet
+from vlmix.mixture.io.digests import file_digest
+from vlmix.mixture.io.images import image_xxh3
+from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.io.staging import staging_folder
+from vlmix.mixture.io.storage import Local
+from vlmix.mixture.merge.parts import (
+    Part,
+    Piece,
+    drop_duplicates,
+    interleaved,
+    keep,
+    natural_places,
+    open_parts,
+    pieces_of,
+    resolved,
+    schema_of,
+    seen,
+)
+from vlmix.mixture.merge.recipe import MergeRecipe
+from vlmix.mixture.version import VERSION
+
+_CHUNK = 2**24  # bytes of a shard that are copied at a time
+_ROWS = 100_000  # rejects that are written at a time
+
+
+class Merged(NamedTuple):
+    """What was made: the manifest, and how many shards were hard-linked, copied, and written anew."""
+
+    manifest: Manifest
+    linked: int
+    copied: int
+    written: int
+
+
+def merge(
+    recipe: MergeRecipe, out: Path, *, copy: bool = False, workers: int = 1, progress: Progress = silent
+) -> Merged:
+    """Make the new mixture folder `out` of the recipe's mixtures.
+
+    Shards are hard-linked where the file system allows it, else copied; with `copy` always copied. Raises VlmixError
+    for mixtures that do not go together, for one that is damaged, and for more than there is; what was finished until
+    then is kept for the next run.
+    """
+    with staging_folder(out) as (partial, work), Pool(workers) as pool:
+        parts = open_parts(recipe, progress)
+        schema, seed = schema_of(parts), parts[0].manifest.seed if recipe.seed is None else recipe.seed
+        kept = keep(parts, recipe, seed)
+        dropped = drop_duplicates(parts, kept, drop=recipe.duplicates == "drop")
+        plain = resolved(recipe, parts, kept, seed)
+        natural = natural_places(parts, kept)
+        size = int(plain["samples_per_shard"])
+        by_part = [list(pieces_of(*each, size)) for each in zip(range(len(parts)), parts, kept, natural)]
+        pieces = list(chain(*by_part)) if plain["order"] == "natural" else interleaved(by_part)
+        repeats = [seen(part, mask, seed) for part, mask in zip(parts, kept)]
+        with_tar = bool(parts[0].root_manifest.shards)
+        jobs = list(_jobs(parts, pieces, natural, repeats, schema, partial, work, with_tar))
+        plan = msgspec.msgpack.encode((VERSION, plain, [part.manifest_sha256 for part in parts]))
+        done = run_shards(write_piece, jobs, plan, pool, progress)
+        write_index(partial, work, done, schema)
+        rejects = _write_rejects(parts, dropped, partial)
+        shards = [shard for each, job in zip(done, jobs) if (shard := each.shard or job.shard)]
+        placed = _place(jobs, copy, pool, progress)
+        counts = merge_counts(done)
+        manifest = Manifest(
+            kind="mixture" if with_tar else "annotations",
+            name=str(plain["name"]),
+            seed=seed,
+            recipe=plain,
+            samples=sum(c.samples for c in counts.values()),
+            sources=_sources(parts, counts),
+            libraries=_libraries(parts),
+            rejects=rejects,
+            inputs=_inputs(parts),
+            shards=shards,
+            checksums={},
+        )
+        manifest = finalize(partial, manifest)
+    return Merged(manifest, sum(placed), len(placed) - sum(placed), len(shards) - len(placed))
+
+
+class PieceJob(ShardTask, frozen=True):
+    """A shard of the merged mixture: shard `group` of `root`, or none and a new one of its `rows`. Of each sample,
+    `natural` is its place in the natural order, `repeat` how often it is seen."""
+
+    root: Path
+    group: int | None
+    source: str
+    """Path in the root of a shard that is taken as it is, and the `shard` that it becomes; else "" and None."""
+    shard: Shard | None
+    rows: Any
+    natural: Any
+    repeat: Any
+    schema: bytes
+    with_tar: bool
+
+
+def _jobs(
+    parts: Sequence[Part],
+    pieces: Sequence[Piece],
+    natural: Sequence[NDArray[np.int64]],
+    repeats: Sequence[NDArray[np.int32]],
+    schema: pa.Schema,
+    out: Path,
+    work: Path,
+    with_tar: bool,
+) -> Iterator[PieceJob]:
+    first, described = 0, schema.serialize().to_pybytes()
+    shifts = [part.root_manifest.key_shifts() for part in parts]
+    for number, (owner, group, rows) in enumerate(pieces):
+        part = parts[owner]
+        which = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        shard = part.root_manifest.shards[group] if with_tar and group is not None else None
+        yield PieceJob(
+            number=number,
+            first=first,
+            out=out,
+            work=work,
+            root=part.root,
+            group=group,
+            source=shard.path if shard else "",
+            shard=shard and _renamed(shard, number, rows[0] + shifts[owner][group or 0], first),
+            rows=None if isinstance(rows, range) else rows,
+            natural=natural[owner][which],
+            repeat=repeats[owner][which],
+            schema=described,
+            with_tar=with_tar,
+        )
+        first += len(rows)
+
+
+def _renamed(shard: Shard, number: int, first_key: int, first: int) -> Shard:
+    """A shard as number `number` of a mixture, whose first sample is at position `first` there."""
+    own = None if first_key == first else first_key
+    return msgspec.structs.replace(shard, path=shard_path(number), first_key=own)
+
+
+def write_piece(job: PieceJob) -> ShardDone:
+    """Write a shard's rows of the index, and its tar if it is a new one; runs in a worker."""
+    schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
+    if job.group is None:
+        return store_rows(_new_rows(job), job.number, job.first, job.out, job.work, schema, with_tar=job.with_tar)
+    table = open_index(job.root / SAMPLES_NAME).read_row_group(job.group)
+    if table.num_rows != len(job.natural):
+        what = f"row group {job.group} has {table.num_rows} rows, the manifest says {len(job.natural)}"
+        raise VlmixError(f"{job.root / SAMPLES_NAME}: {what}; `vlmix verify {job.root}` lists all damage")
+    changed = {"natural_index": pa.array(job.natural), "repeat": pa.array(job.repeat)}
+    if job.with_tar:
+        changed["shard"] = pa.repeat(shard_path(job.number), table.num_rows)
+    else:
+        changed["key"] = pa.array([sample_key(job.first + row) for row in range(table.num_rows)])
+    columns = []
+    for field in schema:
+        column = changed.get(field.name)
+        if column is None and field.name in table.column_names:
+            column = table[field.name].combine_chunks().cast(field.type)
+        columns.append(pa.nulls(table.num_rows, field.type) if column is None else column)
+    return _kept(job, pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def _kept(job: PieceJob, batch: pa.RecordBatch) -> ShardDone:
+    rows = rows_path(job.work, job.number)
+    with atomic_write(rows) as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    names = ["source", "repeat", "num_rounds", "num_words", "num_images"]
+    done = ShardDone(None, counts_of(pl.DataFrame(pl.from_arrow(batch.select(names)))), file_digest(rows))
+    write_bytes(rows.with_suffix(".done"), msgspec.msgpack.encode(done))
+    return done
+
+
+def _new_rows(job: PieceJob) -> Iterator[Row]:
+    """The samples of a new shard, whose bytes are compared with the index: in their new place nobody could any more."""
+    numbers = zip(job.natural.tolist(), job.repeat.tolist())
+    for (natural, repeat), columns in zip(numbers, read_rows(job.root, job.rows.tolist())):
+        text, images = b"", []
+        if job.with_tar:
+            where = Local(job.root / columns["shard"])
+            try:
+                text = where.range(columns["json_offset"], columns["json_size"])
+                images = [where.range(image["offset"], image["size"]) for image in columns["images"]]
+            except FileNotFoundError:
+                raise _damage(job.root, columns["shard"], "is missing") from None
+            if [image["xxh3"] for image in columns["images"]] != list(map(image_xxh3, images)):
+                raise _damage(job.root, columns["shard"], f"has other images for {columns['id']} than the index")
+            if not _same(text, columns):
+                raise _damage(job.root, columns["shard"], f"has another text for {columns['id']} than the index")
+        yield Row(columns["source"], {**columns, "natural_index": natural, "repeat": repeat}, text, images)
+
+
+def _same(text: bytes, columns: dict[str, Any]) -> bool:
+    try:
+        return msgspec.json.decode(text, type=SampleJson) == msgspec.convert(columns, SampleJson)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def _damage(root: Path, shard: str, what: str) -> VlmixError:
+    return VlmixError(f"{root / shard} {what}; `vlmix verify {root}` lists all damage")
+
+
+class PlaceJob(Struct, frozen=True):
+    """The shard `source` of `root` to link, or with `copy` to copy, into `out` as `shard`."""
+
+    root: Path
+    source: str
+    shard: Shard
+    out: Path
+    copy: bool
+
+
+def _place(jobs: Sequence[PieceJob], copy: bool, pool: Pool, progress: Progress) -> list[bool]:
+    """Link or copy the shards that are taken as they are; whether each was linked."""
+    tasks = [PlaceJob(job.root, job.source, job.shard, job.out, copy) for job in jobs if job.shard]
+    linked = []
+    for _, was_linked in pool.map(place_shard, tasks):
+        linked.append(was_linked)
+        progress("placing shards", len(linked), len(tasks))
+    return linked
+
+
+def place_shard(job: PlaceJob) -> bool:
+    """Put a shard in its place, if an earlier run has not; True if it is a hard link. Runs in a worker."""
+    source, target = (job.root / job.source).resolve(), job.out / job.shard.path  # a link to a link would lead nowhere
+    if not source.is_file():
+        raise _damage(job.root, job.source, "is missing")
+    if (size := source.stat().st_size) != job.shard.bytes:
+        raise _damage(job.root, job.source, f"has {size} bytes, the manifest says {job.shard.bytes}")
+    if target.exists():
+        if linked := target.samefile(source):
+            if not job.copy:
+                return True
+            target.unlink()
+        elif target.stat().st_size == size:
+            return linked
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    if not job.copy:
+        try:
+            os.link(source, target)
+            return True
+        except OSError:  # another file system, or one without hard links, or a file of somebody else
+            pass
+    digest = hashlib.sha256()
+    with atomic_write(target) as file:
+        for offset in range(0, size, _CHUNK):
+            data = Local(source).range(offset, _CHUNK)
+            digest.update(data)
+            file.write(data)
+        if digest.hexdigest() != job.shard.sha256:
+            raise _damage(job.root, job.source, "differs from the manifest's checksum")
+    return False
+
+
+def _write_rejects(parts: Sequence[Part], dropped: pl.DataFrame, out: Path) -> dict[str, dict[str, int]]:
+    """rejects.parquet: those of all mixtures (views have none), each once, and the duplicates; their counts."""
+    frames = [dropped.select(REJECTS.names)]
+    for part in parts:
+        if part.manifest.kind != "view" and (own := read_rejects(part.open())) is not None:
+            frames.append(own.select(REJECTS.names))
+    names = ["source", "id", "round", "reason", "detail", "image", "record"]
+    frame = pl.concat(frames).unique().sort(names)
+    slices = (piece.to_arrow().cast(REJECTS).combine_chunks() for piece in frame.iter_slices(_ROWS))
+    write_parquet(out / REJECTS_NAME, (batch for table in slices for batch in table.to_batches()), REJECTS)
+    counts: dict[str, dict[str, int]] = {}
+    for source, reason, count in frame.group_by("source", "reason").len().sort("source", "reason").rows():
+        counts.setdefault(source, {})[reason] = count
+    return counts
+
+
+def _sources(parts: Sequence[Part], counts: Mapping[str, Counts]) -> dict[str, SourceInfo]:
+    """The sources of all mixtures; one that has several licenses keeps them all."""
+    found: dict[str, list[SourceInfo]] = {}
+    for part in parts:
+        for name, info in part.manifest.sources.items():
+            found.setdefault(name, []).append(info)
+    return {
+        name: SourceInfo(
+            license="; ".join(dict.fromkeys(info.license for info in infos)),
+            homepage=next((info.homepage for info in infos if info.homepage), ""),
+            counts=counts[name],
+        )
+        for name, infos in found.items()
+        if name in counts
+    }
+
+
+def _libraries(parts: Sequence[Part]) -> dict[str, str]:
+    """Library -> its version, or versions where mixtures were built with several."""
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        for library, version in part.manifest.libraries.items():
+            found.setdefault(library, []).append(version)
+    return {library: ", ".join(dict.fromkeys(versions)) for library, versions in found.items()}
+
+
+def _inputs(parts: Sequence[Part]) -> dict[str, list[Input]]:
+    """The manifest of each mixture, which has the checksums of its other files, and the raw files that it was made of,
+    below the mixture's name."""
+    found = {}
+    for part in parts:
+        found[part.name] = [Input(f"{part.name}/{manifests.NAME}", part.manifest_bytes, part.manifest_sha256)]
+        found |= {f"{part.name}/{entry}": inputs for entry, inputs in part.manifest.inputs.items()}
+    return found

@@ -1,0 +1,1 @@
+"""Releases of true size, generated source by source."""
