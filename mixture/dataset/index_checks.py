@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.boxes import box_defect, square_text
 from vlmix.mixture.dataset.manifest import Counts, Manifest
 from vlmix.mixture.dataset.schema import MOST_REPEATS, ROLES, VIEW, Transform, extra_of
-from vlmix.mixture.dataset.shards import arrange
+from vlmix.mixture.dataset.shards import lead_with_images
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.record import FORMATS, IMAGE_TOKEN
 from vlmix.mixture.render import LETTERS, OPTION_LETTER, SHORT_ANSWER, count_words
@@ -81,7 +81,7 @@ def _ordinal_problems(frame: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
         sizes = [shard.samples for shard in manifest.shards] or [size] * -(-len(frame) // size)
         starts = [0, *np.cumsum(sizes).tolist()]
         images = [has_image[a:b] for a, b in pairwise(starts)]
-        order = [a + arrange(np.arange(len(i)), [], i, "natural", 0, size) for a, i in zip(starts, images)]
+        order = [a + lead_with_images(np.arange(len(i)), i, size) for a, i in zip(starts, images)]
         # Nothing says where the row groups of merged annotations begin.
         if sum(map(len, images)) == len(frame) and (manifest.shards or "mixtures" not in manifest.recipe):
             wrong = ordinal != natural["natural_index"][np.concatenate(order)]

@@ -11,12 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Struct, field
-from msgspec.structs import asdict
 from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io import exact_json
-from vlmix.mixture.io.atomic import write_parquet
 from vlmix.mixture.io.storage import Local, Location
 from vlmix.mixture.record import ImageRef
 
@@ -309,8 +307,3 @@ ROLES = ("human", "gpt")
 
 def turns(texts: list[str]) -> list[Turn]:
     return [Turn(ROLES[i % 2], text) for i, text in enumerate(texts)]
-
-
-def write_rejects(path: Path, rejects: list[Reject]) -> None:
-    batch = pa.RecordBatch.from_pylist([asdict(reject) for reject in rejects], REJECTS)
-    write_parquet(path, [batch], REJECTS)

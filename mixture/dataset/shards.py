@@ -11,6 +11,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -117,6 +118,18 @@ def store_rows(
     done = ShardDone(shard, count, _counts(batch), file_digest(index_rows))
     write_bytes(index_rows.with_suffix(".done"), msgspec.msgpack.encode(done))
     return done
+
+
+def moved(table: pa.Table, places: Places) -> dict[str, pa.Array]:
+    """The columns of rows of an index whose samples were stored again at `places`."""
+    columns = {name: column.combine_chunks() for name, column in zip(table.column_names, table.columns)}
+    images = columns["images"]
+    stored = images.flatten()
+    spots = places.images if len(places.images) else np.zeros((len(stored), 2), dtype=np.int64)
+    fields = {field.name: stored.field(field.name) for field in stored.type}
+    fields |= {"offset": pa.array(spots[:, 0]), "size": pa.array(spots[:, 1])}
+    struct = pa.StructArray.from_arrays(list(fields.values()), fields=list(stored.type))
+    return columns | {"images": listed(pc.list_value_length(images).to_numpy(), struct, images.type)}
 
 
 def _counts(batch: pa.RecordBatch) -> dict[str, Counts]:

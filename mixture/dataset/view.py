@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.index_checks import counts_of
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Parent
 from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.dataset.rejects import write_rejects
 from vlmix.mixture.dataset.schema import (
     TEXT_COLUMNS,
     VIEW,
     columns_problem,
     open_index,
     with_columns,
-    write_rejects,
 )
-from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, arrange, store_rows
-from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
+from vlmix.mixture.dataset.shards import Members, ShardDone, ShardTask, lead_with_images, moved, store_rows
+from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_parquet
 from vlmix.mixture.io.digests import sha256
@@ -80,13 +81,17 @@ def save_copy(
         index = index_of(mixture, images=False)
         if mixture.manifest.recipe["order"] == "natural":
             index = index.sort("natural_index")
-        order = arrange(np.arange(len(index)), [], (index["image"] != "").to_numpy(), "natural", 0, size)
+        order = lead_with_images(np.arange(len(index)), (index["image"] != "").to_numpy(), size)
         rows = index["root_row"].to_numpy()[order].tolist()
         schema = open_index(root / SAMPLES_NAME).schema_arrow
-        jobs = [CopyJob(i // size, i, partial, work, rows[i : i + size], root) for i in range(0, len(rows), size)]
+
+        def job(number: int) -> CopyJob:
+            first = number * size
+            return CopyJob(number, first, partial, work, rows[first : first + size], root)
+
+        sizes = [len(rows[start : start + size]) for start in range(0, len(rows), size)]
         plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
-        done = run_shards(copy_shard, jobs, plan, pool, progress)
-        write_index(partial, work, done, schema)
+        done = run_shards(copy_shard, job, sizes, plan, partial, work, schema, pool, progress)
         write_rejects(partial / REJECTS_NAME, [])
         shards = [d.shard for d in done if d.shard is not None]
         kind = mixture.root_manifest.kind
@@ -180,25 +185,26 @@ def copy_shard(job: CopyJob) -> ShardDone:
     root = Reader.open(job.root)
     with_tar, schema = bool(root.manifest.shards), open_index(job.root / SAMPLES_NAME).schema_arrow
 
-    def rows() -> Iterator[Row]:
-        for row, columns in zip(job.rows, read_rows(job.root, job.rows)):
+    table = read_rows(job.root, job.rows)
+
+    def samples() -> Iterator[Members]:
+        for row in job.rows:
             raw = root.raw(row) if with_tar else None
-            yield Row(columns["source"], columns, raw.json if raw else b"", raw.jpegs if raw else ())
+            yield Members(raw.json if raw else b"", raw.jpegs if raw else ())
 
-    return store_rows(rows(), job.number, job.first, job.out, job.work, schema, with_tar=with_tar)
+    return store_rows(samples(), partial(moved, table), job, schema, with_tar=with_tar)
 
 
-def read_rows(root: Path, rows: list[int]) -> Iterator[dict[str, Any]]:
+def read_rows(root: Path, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
     """Whole rows of a root's samples.parquet in the order asked for, reading only the row groups that hold them."""
     file = open_index(root / SAMPLES_NAME)
-    sizes = file.group_rows
-    ends = np.cumsum(sizes)
+    ends = np.cumsum(file.group_rows)
     wanted = np.asarray(rows, dtype=np.int64)
-    groups = np.searchsorted(ends, wanted, side="right")
-    by_row: dict[int, dict[str, Any]] = {}
-    for group in np.unique(groups).tolist():
-        inside = np.sort(wanted[groups == group])
-        table: pa.Table = file.read_row_group(group).take(inside - (ends[group] - sizes[group]))
-        by_row.update(zip(inside.tolist(), table.to_pylist()))
-    for row in rows:
-        yield by_row.pop(row)
+    order = np.argsort(wanted, kind="stable")
+    ordered = wanted[order]
+    groups = np.searchsorted(ends, ordered, side="right")
+    parts = [
+        file.read_row_group(group).take(ordered[groups == group] - (ends[group] - file.group_rows[group]))
+        for group in np.unique(groups).tolist()
+    ]
+    return pa.concat_tables(parts).take(np.argsort(order))

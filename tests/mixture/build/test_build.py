@@ -88,7 +88,7 @@ def small_shards(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.processes
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("moment", ["work/sources/002.arrow", "work/images.jsonl", "train/train-000011.tar"])
+@pytest.mark.parametrize("moment", ["work/sources/002.arrow", "work/images.facts", "train/train-000011.tar"])
 def test_a_killed_build_goes_on_to_the_same_bytes(
     raw: Path, small_shards: dict[str, str], tmp_path: Path, moment: str, workers: int
 ) -> None:
@@ -257,7 +257,8 @@ def test_damaged_work_is_absent_work(
     out, partial = tmp_path / "mixture", tmp_path / "mixture.partial"
     shutil.copytree(stopped, partial)
     work = partial / "work"
-    some = [work / "order", work / "images.jsonl", work / "sources/000.arrow", work / "sources/001.state"]
+    some = [work / "order", work / "images.facts", work / "sources/000.arrow", work / "sources/001.state"]
+    some += [work / "sources/002.records", work / "sources/003.keys", work / "sources/004.offsets"]
     some += [partial / "train/train-000001.tar", work / "rows-000002.arrow", work / "rows-000003.done"]
     for path in some:
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
