@@ -82,14 +82,14 @@ class Examined:
         numbers, loose = self._loose.numbers[images], self._loose
         inside = numbers < 0
         used, location = np.unique(loose.location[numbers[~inside]], return_inverse=True)
-        where = np.full(len(images), -1, dtype=np.int64)
-        where[~inside] = location
+        where, ends = np.full(len(images), -1, dtype=np.int64), np.zeros(len(images), dtype=np.int64)
+        where[~inside], ends[~inside] = location, loose.extension[numbers[~inside]]
         return ImageFiles(
             facts=self.facts(images),
             locations=[loose.locations[each] for each in used],
             extensions=loose.extensions,
             location=where,
-            extension=np.where(inside, 0, loose.extension[numbers]),
+            extension=ends,
             copies=self.copies,
             full=self.full,
         )

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers import dump, read, reasons, rows
 from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.errors import VlmixError
 
 TURNS = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
@@ -286,10 +289,16 @@ def test_text_that_holds_an_image_token_is_rejected(tmp_path: Path) -> None:
 
 
 def test_equal_ids_are_told(tmp_path: Path) -> None:
-    chat = {"id": "a_0", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
-    dump(tmp_path / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json", [chat, chat])
-    found, rejects = read("sharegpt", tmp_path)
-    assert len(found) == 1 and reasons(rejects) == {"duplicate_id"}
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    chats = [{"id": id, "conversations": turns} for id in ("a_0", "b_0", "a_0", "c_0", "a_0")]
+    dump(tmp_path / "sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json", chats)
+    recipe = parse({"name": "chats", "sources": {"sharegpt": {}}}, known_sources())
+    made = build(recipe, known_sources(), tmp_path, tmp_path / "out", annotations_only=True)
+    assert made.samples == 3 and made.rejects == {"sharegpt": {"duplicate_id": 2}}
+    rows = pq.read_table(tmp_path / "out/rejects.parquet").to_pylist()
+    assert {row["id"] for row in rows} == {"sharegpt/a_0"} and "conversation" in rows[0]["detail"]
+    assert all(json.loads(row["record"])["rounds"][0]["question"] == "Q" for row in rows)
+
 
 
 def test_unequal_question_and_answer_lists_are_told(tmp_path: Path) -> None:
