@@ -140,6 +140,52 @@ def _anonymous(pid: int, seen: int | None) -> int | None:
     return seen
 
 
+def watched(command: Sequence[str]) -> Facts:
+    """Run `command` and watch it with all its descendants: `seconds`, `cpu`, the largest sums of `pss` (shared pages
+    counted once, mapped files included) and of `anon` (memory that has to be there), in bytes; and its `output`.
+    Raises SystemExit if it fails."""
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output)
+        most, done, status, usage = {"Pss:": 0, "Anonymous:": 0}, 0, 0, None
+        while not done:
+            sums = _tree_memory(process.pid)
+            most = {name: max(most[name], sums[name]) for name in most}
+            time.sleep(10 * _POLL)
+            done, status, usage = os.wait4(process.pid, os.WNOHANG)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        output.seek(0)
+        assert usage is not None
+        cpu = usage.ru_utime + usage.ru_stime
+        return {
+            "seconds": seconds,
+            "cpu": cpu,
+            "pss": most["Pss:"],
+            "anon": most["Anonymous:"],
+            "output": output.read(),
+        }
+
+
+def _tree_memory(root: int) -> dict[str, int]:
+    """Bytes of `Pss:` and `Anonymous:` of a process and its descendants; processes that end meanwhile do not count."""
+    sums, waiting = {"Pss:": 0, "Anonymous:": 0}, [root]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+                name, size, *_ = line.split()
+                if name in sums:
+                    sums[name] += 1024 * int(size)
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except OSError:
+            continue
+    return sums
+
+
 def alternate(
     names: Sequence[str], repeat: int, measure: Callable[[str], tuple[Facts, int, int | None]]
 ) -> dict[str, Measured]:

@@ -16,16 +16,12 @@ Memory is that of all processes together, without pages of files that are mapped
 import argparse
 import json
 import shutil
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from common import (
     TIMES,
-    Clock,
     Facts,
     Measured,
     alternate,
@@ -37,6 +33,7 @@ from common import (
     run,
     spread,
     table,
+    watched,
     work_folder,
 )
 
@@ -117,17 +114,7 @@ def contender(args: argparse.Namespace) -> Facts:
         verb = ["plan"] if args.contender == "plan" else ["build", "--out", str(out)]
         vlmix = [sys.executable, "-c", "from vlmix.cli.main import main; main()"]
         command = [*vlmix, verb[0], str(recipe), "--raw", str(args.work), *verb[1:], "--workers", "2", "--json"]
-    clock = Clock()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        most, ended = [0], threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, most, ended))
-        watcher.start()
-        code = process.wait()
-        ended.set()
-        watcher.join()
-    facts = clock.facts(memory=most[0])
-    if code:
-        raise SystemExit(f"{' '.join(command)} ended with {code}")
+    facts = watched(command)
     facts["samples"] = sum(_members(path) for path in out.rglob("*.tar"))
     shutil.rmtree(out, ignore_errors=True)
     return facts
@@ -138,23 +125,6 @@ def _members(path: Path) -> int:
 
     with tarfile.open(path) as tar:
         return sum(name.endswith(".json") for name in tar.getnames())
-
-
-def _watch(root: int, most: list[int], ended: threading.Event) -> None:
-    """The largest sum of the anonymous memory of a process and its descendants."""
-    while not ended.is_set():
-        total, waiting = 0, [root]
-        while waiting:
-            pid = waiting.pop()
-            try:
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-                total += next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    waiting += map(int, (task / "children").read_text().split())
-            except OSError:
-                continue
-        most[0] = max(most[0], total)
-        time.sleep(0.05)
 
 
 def map_and_write(args: argparse.Namespace) -> Facts:
@@ -208,7 +178,7 @@ def show(measured: dict[str, Measured]) -> str:
     for name, found in measured.items():
         same = name in ("vlmix", "datasets")
         speed = f"{peer.seconds / found.seconds:.2f}x" if same else ""
-        memory = found.facts["memory"]
+        memory = found.facts["anon"]
         share = f"1/{peer.facts['memory'] / memory:.1f}" if name == "vlmix" else ""
         rows.append([LINES[name], spread(found)[0], speed, megabytes(memory), share])
     return table(["", TIMES[0], "speed", "memory", ""], rows)

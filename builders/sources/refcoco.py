@@ -1,10 +1,12 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: referring expressions for objects in COCO images (github.com/lichengunc/refer)."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from vlmix.builders import layout
@@ -76,15 +78,19 @@ def read(raw: RawFolder, options: RefCocoOptions, seed: int, reject: Rejects) ->
         kept: dict[int, list[Sentence]] = {}
         for ref, sentence in said.values():
             kept.setdefault(id(ref), []).append(sentence)
+        # [S] of each sentence that is kept, ref by ref
+        keys = [f"{name}/{sentence.sent_id}" for ref in refs for sentence in kept.get(id(ref), ())]
+        directions = iter((hash_order(keys, seed, "refcoco direction") % np.uint64(2) == 0).tolist())
         for ref in refs:
             ref.sentences = kept.get(id(ref), [])
+            grounding = list(islice(directions, len(ref.sentences)))
             picture, box = pictures.get(ref.image_id), boxes.get(ref.ann_id)
             identity = f"refcoco/{ref.image_id:012d}"
             if picture is None or box is None:
                 missing = f"image {ref.image_id}" if picture is None else f"annotation {ref.ann_id}"
                 reject(identity, "no_annotation", f"{name}: ref {ref.ref_id} names {missing}, not in instances.json")
                 continue
-            for key, qa in _expressions(name, ref, picture, box, options, seed, reject):
+            for key, qa in _expressions(name, ref, picture, box, options, grounding, reject):
                 images.setdefault(picture.id, (picture, {}))[1][key] = qa
     for image_id, (picture, expressions) in images.items():
         keys = list(expressions)
@@ -114,10 +120,10 @@ def _expressions(
     picture: Picture,
     xywh: tuple[float, float, float, float],
     options: RefCocoOptions,
-    seed: int,
+    grounding: list[bool],
     reject: Rejects,
 ) -> Iterator[tuple[str, Round]]:
-    """(key, round) of each usable expression of a ref; the box is clipped to the image."""
+    """(key, round) of each usable expression of a ref, `grounding` or not; the box is clipped to the image."""
     identity = f"refcoco/{picture.id:012d}"
     x, y, w, h = xywh
     box = (x, y, x + w, y + h)
@@ -126,12 +132,10 @@ def _expressions(
         return
     clipped = clip(box, picture.width, picture.height)
     assert clipped is not None
-    keys = [f"{name}/{sentence.sent_id}" for sentence in ref.sentences]
-    directions = hash_order(keys, seed, "refcoco direction")
-    for key, direction, sentence in zip(keys, directions.tolist(), ref.sentences):
+    for asked, sentence in zip(grounding, ref.sentences):
         text = phrase(getattr(sentence, options.sentence))
         if text:
-            yield key, region(text, clipped, direction % 2 == 0)
+            yield f"{name}/{sentence.sent_id}", region(text, clipped, asked)
         else:
             detail = f"{name}: sentence {sentence.sent_id} of ref {ref.ref_id} is empty"
             reject(identity, "empty_phrase", detail, round=ref.ref_id, record=sentence)

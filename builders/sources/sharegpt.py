@@ -29,11 +29,12 @@ _HTML = '<div class="markdown'
 _TOKENS_PER_TURN = 6  # FastChat's allowance for role and separators
 
 # What the site's buttons leave in copied text; FastChat removes the same, but also every "3 / 4" inside a sentence.
+# Each with words that it cannot do without: to look for them takes a tenth of the time.
 _RESIDUE = (
-    (re.compile(r"```([\w+#-]*)Copy code"), r"```\1\n"),
-    (re.compile(r"Copy\d+ chars / \d+ words"), ""),
-    (re.compile(r"^[ \t]*\d+ / \d+[ \t]*$", re.MULTILINE), ""),
-    (re.compile(r"Share Prompt$"), ""),
+    ("Copy code", re.compile(r"```([\w+#-]*)Copy code"), r"```\1\n"),
+    (" chars / ", re.compile(r"Copy\d+ chars / \d+ words"), ""),
+    (" / ", re.compile(r"^[ \t]*\d+ / \d+[ \t]*$", re.MULTILINE), ""),
+    ("Share Prompt", re.compile(r"Share Prompt$"), ""),
 )
 
 
@@ -128,8 +129,9 @@ def _cut(texts: list[str], count: Callable[[str], int], most: int) -> int:
 
 
 def _cleaned(text: str) -> str:
-    for pattern, replacement in _RESIDUE:
-        text = pattern.sub(replacement, text)
+    for words, pattern, replacement in _RESIDUE:
+        if words in text:
+            text = pattern.sub(replacement, text)
     return text
 
 

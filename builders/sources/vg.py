@@ -1,7 +1,8 @@
 """Visual Genome region descriptions (visualgenome.org)."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
+from operator import attrgetter
 from typing import Annotated, Literal
 
 import numpy as np
@@ -63,7 +64,10 @@ class Region(Struct, gc=False):
     id: Annotated[int, Meta(lt=2**62)] = -1
 
 
-class Regions(Struct):
+_REGION_ID, _ID = attrgetter("region_id"), attrgetter("id")
+
+
+class Regions(Struct, gc=False):
     """The regions of an image; its id is `id`, or `image_id` in some copies."""
 
     regions: list[Region]
@@ -104,10 +108,12 @@ def _draw(
             reject(f"vg/{image_id}", "bad_url", f"the URL {picture.url!r} does not contain the image's folder")
         else:
             known.append((picture, image.regions))
-    regions = [r for _, listed in known for r in listed]
+    regions = list(chain.from_iterable(listed for _, listed in known))
     counts = [len(listed) for _, listed in known]
     owner = np.repeat(np.arange(len(known)), counts)  # [R] which image a region belongs to
-    ids = np.fromiter((r.region_id if r.region_id >= 0 else r.id for r in regions), dtype=np.int64, count=len(regions))
+    ids = np.fromiter(map(_REGION_ID, regions), np.int64, len(regions))
+    if (ids < 0).any():
+        ids = np.where(ids < 0, np.fromiter(map(_ID, regions), np.int64, len(regions)), ids)
     grounding = (integer_hashes(ids, seed, "vg direction") % np.uint64(2) == 0).tolist()
     order = np.lexsort((ids, integer_hashes(ids, seed, "vg regions"), owner)).tolist()
     least = options.min_regions or options.regions_per_image

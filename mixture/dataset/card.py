@@ -47,6 +47,9 @@ def card(manifest: Manifest, most_images: int) -> str:
     else:
         config["data_files"] = [{"split": "train", "path": SAMPLES_NAME}]
     lines = opening(head, manifest, _about(manifest))
+    if isinstance(merged := manifest.recipe.get("mixtures"), dict):
+        parts = (f"{markdown_code(name)} ({part['samples']:,} samples)" for name, part in merged.items())
+        lines += ["", f"Merged from {', '.join(parts)}; `manifest.json` has their recipes and inputs."]
     dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
     if dropped:
         lines += ["", f"{dropped:,} records or rounds were dropped; `rejects.parquet` lists each with its reason."]

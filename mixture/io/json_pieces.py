@@ -21,7 +21,7 @@ SHARE = 128 << 20
 LONGEST = 1 << 30
 """Bytes without an end of a record after which a file counts as damaged."""
 _FIRST = 1 << 16
-"""Bytes in which the first record is looked for."""
+"""Bytes in which the list is looked for, and at first its first record."""
 
 _BLANK = re.compile(rb"\s*")
 _NEXT = re.compile(r'(\s*),(\s*)(?:("[^"\\]*")(\s*:\s*))?(\{\s*"[^"\\]*")')
@@ -72,7 +72,7 @@ class Pieces:
 
     def _under(self, key: str) -> int | None:
         match = re.compile(rb'"%s"\s*:\s*\[' % re.escape(key.encode())).search(self.data)
-        if match is None or match.end() > PIECE:
+        if match is None or match.end() > _FIRST:
             return None
         try:
             json.loads(bytes(self.data[: match.end()]) + b"]}")

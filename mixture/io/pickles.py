@@ -1,8 +1,10 @@
 """Pickles of plain data, read without running anything, in time and memory that their size bounds."""
 
+import gc
 import io
 import pickle
 import pickletools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +62,40 @@ def load_plain(data: bytes | memoryview, path: Path) -> Any:
     return loaded
 
 
+def _run(total: int) -> re.Pattern[bytes]:
+    """Instructions of a pickle of so many bytes that need no closer look, as many as follow each other: nearly all."""
+    plain, longer = [], []
+    lengths = [(bytes([n]), b".{%d}" % n) for n in range(256)]
+    for code, (name, size) in _ADMITTED.items():
+        start = re.escape(bytes([code]))
+        if name in _CHECKED:
+            digits, blocks = len(str(total)) - 1, min(total >> 16, 256)
+            if name == "PUT" and digits:
+                longer.append(start + rb"\d{1,%d}\n" % digits)
+            elif name == "LONG_BINPUT" and blocks:
+                longer.append(start + rb"..[\0-%s]\0" % re.escape(bytes([blocks - 1])))
+            elif name == "INT":
+                longer.append(start + rb"[^\n]{1,%d}\n" % (_LONGEST[name] - 1))
+        elif size == 0 and code != _STOP:
+            plain.append(start)
+        elif size > 0:
+            longer.append(start + b".{%d}" % size)
+        elif size == pickletools.UP_TO_NEWLINE:
+            longer.append(start + rb"[^\n]*\n")
+        elif size in _PREFIXES:
+            zeros = re.escape(bytes(_PREFIXES[size] - 1))
+            longer.append(start + b"(?:" + b"|".join(re.escape(n) + zeros + text for n, text in lengths) + b")")
+    return re.compile(b"(?:[%s]|%s)*+" % (b"".join(plain), b"|".join(longer)), re.DOTALL)
+
+
 def _inspect(data: bytes) -> None:
     """Raises UnpicklingError for an instruction that plain data does not need, or that would take memory out of
     proportion: the unpickler makes room up to the highest number under which something is remembered.
 
     By hand, as pickletools.genops refuses Python 2's text of other than ASCII characters, which the unpickler reads.
     """
-    at = count = 0
-    while (code := data[at]) != _STOP:
+    run, at = _run(len(data)), 0
+    while (code := data[at := run.match(data, at).end()]) != _STOP:  # type: ignore[union-attr]
         known = _ADMITTED.get(code)
         if known is None:
             name = _INSTRUCTIONS[code].name if code in _INSTRUCTIONS else f"{code:#04x}"
@@ -88,59 +116,39 @@ def _inspect(data: bytes) -> None:
         if at > len(data):
             raise pickle.UnpicklingError(f"its {name} at byte {start} extends {at - len(data)} bytes past its end")
         if name in _CHECKED:
-            _check_number(name, data[start:at], start, count)
-        count += 1
+            _check_number(name, data[start:at], start, len(data))
 
 
-def _check_number(name: str, argument: bytes, at: int, count: int) -> None:
+def _check_number(name: str, argument: bytes, at: int, most: int) -> None:
     if name in _LONGEST:
         if len(argument) > _LONGEST[name]:
             raise pickle.UnpicklingError(f"it has a number of more than 64 bits at byte {at}")
         return
     number = int(argument) if name == "PUT" else int.from_bytes(argument, "little")
-    if number > count:
-        raise pickle.UnpicklingError(f"it remembers something as number {number} after {count} instructions")
+    if number > most:
+        raise pickle.UnpicklingError(f"it remembers something as number {number} in {most} bytes")
 
 
 def _weigh(loaded: Any, limit: int) -> None:
     """Raises UnpicklingError if the data, written out without anything shared, is out of proportion: a list that is in
-    20,000 places is converted 20,000 times. A string weighs 1 and an eighth of its characters, anything else 1; without
+    20,000 places is converted 20,000 times. Every value weighs 1, a string an eighth of its characters more; without
     lists that are shared that is less than the bytes of the pickle.
 
     Also for text that cannot be written as UTF-8.
     """
-    weights: dict[int, int] = {}  # by id, as everything is alive; 0: what it holds is being weighed
-    stack = [loaded]
-    while stack:
-        item = stack[-1]
-        if weights.get(id(item)):  # weighed at another place
-            stack.pop()
-            continue
-        weight = 1
-        inside = []
-        for value in item.values() if isinstance(item, dict) else item if isinstance(item, list) else [item]:
-            if isinstance(value, str):
-                weight += 1 + len(value) // 8
-                if not value.isascii():
-                    _check_text(value)
-            elif isinstance(value, (list, dict)):
-                known = weights.get(id(value))
-                if known is None:
-                    inside.append(value)
-                elif known:
-                    weight += known
-                else:
-                    raise pickle.UnpicklingError("a list or dict in it holds itself")
-            else:
-                weight += 1
-        if inside and id(item) not in weights:
-            weights[id(item)] = 0
-            stack += inside
-            continue
+    weight, inside = 0, [loaded]
+    while inside:
+        texts = [value for value in inside if value.__class__ is str]
+        held = [value for value in inside if value.__class__ is list or value.__class__ is dict]
+        weight += sum(map(len, texts)) // 8 + sum(map(len, held))
         if weight > limit:
-            raise pickle.UnpicklingError("its parts share others, far more of them than the file has bytes")
-        weights[id(item)] = weight
-        stack.pop()
+            raise pickle.UnpicklingError(
+                "its parts share others or themselves, far more of them than the file has bytes"
+            )
+        if not all(map(str.isascii, texts)):
+            for text in texts:
+                _check_text(text)
+        inside = gc.get_referents(*held)  # all that they hold, one level deeper
 
 
 def _check_text(text: str) -> None:

@@ -73,6 +73,8 @@ def test_it_holds_what_a_build_of_all_sources_does(mixes: Path, tmp_path: Path) 
     assert bytes_of(tmp_path / "out") == bytes_of(mixes / "both")
     assert not verify(tmp_path / "out").problems
     whole = vlmix.open(mixes / "both").manifest
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"Merged from `first` ({vlmix.open(mixes / 'first').manifest.samples} samples), `second`" in card
     assert made.manifest.total == whole.total and made.manifest.rejects == whole.rejects
     for name, info in whole.sources.items():
         assert made.manifest.sources[name] == info
