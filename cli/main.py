@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -138,6 +138,10 @@ def build(
     images: ImagesOpt = None,
     workers: WorkersOpt = CORES,
     annotations_only: AnnotationsOnlyOpt = False,
+    check: Annotated[
+        Literal["full", "header"],
+        typer.Option(help="How images are checked: `header` decodes no JPEG, and lets cut ones through."),
+    ] = "full",
     as_json: JsonOpt = False,
 ) -> None:
     """Build a mixture folder. If interrupted, run it again to resume."""
@@ -153,6 +157,7 @@ def build(
             images=images,
             workers=workers,
             annotations_only=annotations_only,
+            check=check,
             progress=progress,
         )
     show.manifest(out, manifest, as_json)

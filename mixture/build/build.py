@@ -178,6 +178,7 @@ def _finish(
         samples=sum(c.samples for c in counts.values()),
         sources=sources,
         libraries={} if annotations_only else libraries(),
+        check="header" if check == "header" and not annotations_only else msgspec.UNSET,
         rejects=reasons,
         inputs={name: converted.inputs for name, converted in prepared.converted.items()},
         shards=[d.shard for d in done if d.shard is not None],

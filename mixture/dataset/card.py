@@ -50,6 +50,8 @@ def card(manifest: Manifest, most_images: int) -> str:
     if isinstance(merged := manifest.recipe.get("mixtures"), dict):
         parts = (f"{markdown_code(name)} ({part['samples']:,} samples)" for name, part in merged.items())
         lines += ["", f"Merged from {', '.join(parts)}; `manifest.json` has their recipes and inputs."]
+    if manifest.check == "header":
+        lines += ["", "Images were checked by their headers (`--check header`): cut or damaged ones may be among them."]
     dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
     if dropped:
         lines += ["", f"{dropped:,} records or rounds were dropped; `rejects.parquet` lists each with its reason."]

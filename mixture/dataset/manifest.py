@@ -91,6 +91,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     sources: dict[str, SourceInfo]
     libraries: dict[str, str] = {}
     """Those that encoded the images -> their version."""
+    check: Literal["header"] | msgspec.UnsetType = msgspec.UNSET
+    """Absent where all images were decoded while they were checked; `header`: of JPEGs their headers were read."""
     rejects: dict[str, dict[str, int]] = {}
     """Source -> reason -> count."""
     inputs: dict[str, list[Input]] = {}
