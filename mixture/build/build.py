@@ -135,14 +135,9 @@ def _write_shards(
     starts = range(0, len(order), size)
     for number in range(len(starts)):
         each = job(number)
-        for column in (
-            each.row,
-            each.part,
-            each.natural_index,
-            each.repeat,
-            *(part.name.encode() for part in each.parts),
-        ):
-            plan.update(column)
+        for column in (each.row, each.part, each.natural_index, each.repeat):
+            plan.update(column.tobytes())
+        plan.update(" ".join(part.name for part in each.parts).encode())
         if each.images is not None:
             plan.update(each.images.deciding())
     sizes = [len(order[start : start + size]) for start in starts]

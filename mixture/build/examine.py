@@ -11,8 +11,9 @@ from msgspec import Struct
 from vlmix.mixture.build.copies import CopyJob, copy_images, copy_jobs
 from vlmix.mixture.build.extract import CandidateReader
 from vlmix.mixture.build.facts import FACTS, Facts, FactsFile, Journal, Problems, pack, path_key, unpack
-from vlmix.mixture.build.plan import Prepared, RejectRows
+from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.build.shard import ImageFiles, image_fit
+from vlmix.mixture.dataset.rejects import RejectRows
 from vlmix.mixture.io.digests import Stamp, file_digest, stamp
 from vlmix.mixture.io.images import TRANSPOSING, ImageInfo, probe
 from vlmix.mixture.io.pool import Pool, Progress
@@ -139,10 +140,10 @@ class Examined:
         if part not in readers:
             readers[part] = CandidateReader(candidates.parts[part])
         conversation = readers[part][int(rows[0])]
-        for number, image in enumerate(unpack(facts, [""] * len(facts), [""] * len(facts))):
-            if image_fit(conversation, number, image) is None:
+        for number, info in enumerate(unpack(facts, [""] * len(facts), [""] * len(facts))):
+            if image_fit(conversation, number, info) is None:
                 ref = conversation.images[number]
-                detail = f"the file is {image.width}x{image.height}, the boxes were made on {ref.width}x{ref.height}"
+                detail = f"the file is {info.width}x{info.height}, the boxes were made on {ref.width}x{ref.height}"
                 return number, "image_size", detail
         return None
 
@@ -191,8 +192,8 @@ class Examined:
         self._probe_files(likeliest, len(numbers_left), pool, progress)
         problems = self._journal.problems
         doubtful = numbers[loose.several[numbers]].tolist()
-        others = [(number, loose.every(number)[1:]) for number in doubtful if int(self._rows[number]) in problems]
-        others = [(number, list(map(str, files))) for number, files in others if files]
+        bad = [number for number in doubtful if int(self._rows[number]) in problems]
+        others = [(number, files) for number in bad if (files := list(map(str, loose.every(number)[1:])))]
         self._probe_files(iter(others), len(others), pool, progress)
 
     def _unknown(self, numbers: Indices) -> Indices:

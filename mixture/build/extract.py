@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from vlmix.mixture.build.recipe import Entry
-from vlmix.mixture.build.source import RawFolder, Rejects, Source, Unsplit, reject_source, same_rows
+from vlmix.mixture.build.source import RawFolder, Rejects, Source, reject_source, same_rows
 from vlmix.mixture.build.source_columns import SourceColumns, columns_path
 from vlmix.mixture.dataset.manifest import Input
 from vlmix.mixture.dataset.rejects import reject_rows
@@ -24,6 +24,7 @@ from vlmix.mixture.dataset.schema import REJECTS, Reject
 from vlmix.mixture.errors import VlmixError, fault
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import Stamp, file_digest, sha256, stamp
+from vlmix.mixture.io.json_pieces import Unsplit
 from vlmix.mixture.io.rows.containers import Container
 from vlmix.mixture.keyed import ORDER, hash_key
 from vlmix.mixture.record import MAX_IMAGES, Conversation, ImageRef, builder_mistake, defect
@@ -102,6 +103,7 @@ class Converted(Struct, frozen=True, kw_only=True):
     digest: str
     """Of the files of candidates, which follow from it."""
     inputs: list[Input]
+    """The sha256 of a file that another part hashes for all is empty."""
     rejects: dict[str, tuple[int, str]]
     """Reason -> how many, and the first one's detail."""
     containers: list[Container]
@@ -267,7 +269,7 @@ def merged(name: str, source: Source, raw: Path, parts: Sequence[Converted]) -> 
     return Converted(
         candidates=sum(part.candidates for part in parts),
         digest="".join(part.digest for part in parts),
-        inputs=list(dict.fromkeys(one for part in parts for one in part.inputs)),
+        inputs=[one for part in parts for one in part.inputs if one.sha256],
         rejects=rejects,
         containers=[one for part in parts for one in part.containers],
         image_roots=parts[0].image_roots,

@@ -99,7 +99,7 @@ class FactsFile:
         self.problems.update({first + number: problem for number, problem in problems.items()})
         return np.arange(first, self.count)
 
-    def __getitem__(self, numbers: Indices) -> Facts:
+    def __getitem__(self, numbers: NDArray[np.integer]) -> Facts:
         if len(self._rows) < self.count:
             self._rows = np.memmap(self.path, FACTS, "r", shape=(self.count,))
         return self._rows[numbers] if len(numbers) else np.empty(0, FACTS)

@@ -109,7 +109,7 @@ def prepare(
     work.mkdir(parents=True, exist_ok=True)
     jobs = {name: _jobs(number, name, recipe, known, raw, work) for number, name in enumerate(recipe.sources)}
     converted = _convert_all(jobs, pool, progress)
-    unsplit = {name: _whole(jobs[name][0]) for name, parts in converted.items() if None in parts}
+    unsplit = {name: _whole(jobs[name][0]) for name, parts in converted.items() if None in parts or _clash(jobs[name])}
     if unsplit:
         jobs.update(unsplit)
         converted.update(_convert_all(unsplit, pool, progress))
@@ -163,6 +163,14 @@ def _jobs(
         work / (f"{number:03d}-{i:03d}.arrow" if len(parts) > 1 else f"{number:03d}.arrow") for i in range(len(parts))
     ]
     return [ConvertJob(*common, part, out) for part, out in zip(parts, outs)]
+
+
+def _clash(jobs: list[ConvertJob]) -> bool:
+    """Whether two parts of an entry give the same ids, which its source would have numbered."""
+    if len(jobs) == 1 or not jobs[0].source.numbers:
+        return False
+    ids = np.concatenate([arrow_file(CandidateFiles(job.out).keys)["rank"].to_numpy() for job in jobs])
+    return len(np.unique(ids)) < len(ids)
 
 
 def _whole(part: ConvertJob) -> list[ConvertJob]:
@@ -260,7 +268,7 @@ def _stored_sizes(prepared: Prepared, picked: Indices) -> tuple[NDArray[np.int64
         sizes = np.where(loose < 0, sizes, _file_sizes(prepared.loose, loose))
 
     def summed(values: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(counts))])
+        return np.asarray(np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(counts))]))
 
     names = np.concatenate(
         [np.empty(0, np.int64), *(pc.utf8_length(c).to_numpy() for c in candidates.image_paths.chunks)]
@@ -275,7 +283,7 @@ def _stored_sizes(prepared: Prepared, picked: Indices) -> tuple[NDArray[np.int64
 
 
 def _in_tar(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.where(sizes > 0, sizes + -sizes % BLOCK + BLOCK, 0)
+    return np.asarray(np.where(sizes > 0, sizes + -sizes % BLOCK + BLOCK, 0))
 
 
 def _mean_bytes(prepared: Prepared, picked: Indices) -> NDArray[np.int64]:
@@ -295,13 +303,13 @@ def _mean_bytes(prepared: Prepared, picked: Indices) -> NDArray[np.int64]:
     return sizes
 
 
-def _file_sizes(loose: LooseImages, numbers: Indices) -> NDArray[np.int64]:
+def _file_sizes(loose: LooseImages, numbers: NDArray[np.int32]) -> NDArray[np.int64]:
     """[m] bytes of the likeliest file of each image; 0 for one that is not there, or not in a file of its own (-1)."""
     sizes = np.zeros(len(loose) + 1, dtype=np.int64)
-    wanted = np.unique(numbers[numbers >= 0])
+    wanted = np.unique(numbers[numbers >= 0]).astype(np.int64)
     for block, paths in loose.paths(wanted[loose.location[wanted] >= 0]):
         sizes[block] = [_size(path) for path in paths]
-    return sizes[numbers]
+    return np.asarray(sizes[numbers])
 
 
 def _size(path: str) -> int:

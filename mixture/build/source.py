@@ -26,10 +26,6 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of a builder's own options. Document each field with `Annotated[T, Meta(description=...)]`."""
 
 
-class Unsplit(Exception):
-    """A part of a source cannot be told from the others; the source is read whole."""
-
-
 class Rejects:
     """Collects what a builder drops."""
 
@@ -87,7 +83,7 @@ class RawFolder(OfficialFiles):
         """A file that is read becomes an input of the build; the first share hashes it for all."""
         self.opened.append(path)
         if path not in self.hashes:
-            self.hashes[path] = self._hasher.submit(sha256 if self.first else str, path if self.first else "")
+            self.hashes[path] = self._hasher.submit(lambda: sha256(path) if self.first else "")
 
     @property
     def share(self) -> Share | None:

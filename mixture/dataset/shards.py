@@ -46,7 +46,6 @@ class ShardDone(Struct, frozen=True):
     """The result of a ShardJob; also kept beside the rows, so that a resumed build need not write it again."""
 
     shard: Shard | None
-    samples: int
     counts: dict[str, Counts]
     rows: str
     """xxh3-128 of the file of index rows."""
@@ -110,13 +109,17 @@ def store_rows(
         "json_offset": pa.array(where[:, 0]),
         "json_size": pa.array(where[:, 1]),
     }
-    batch = pa.record_batch([made[field.name] for field in schema], schema=schema)
-    index_rows = rows_path(task.work, task.number)
-    with atomic_write(index_rows) as rows_file, pa.ipc.new_file(rows_file, schema) as writer:
-        writer.write_batch(batch)
     shard = Shard(name, count, size, digest) if with_tar else None
-    done = ShardDone(shard, count, _counts(batch), file_digest(index_rows))
-    write_bytes(index_rows.with_suffix(".done"), msgspec.msgpack.encode(done))
+    return keep_rows(pa.record_batch([made[field.name] for field in schema], schema=schema), task, shard)
+
+
+def keep_rows(batch: pa.RecordBatch, task: ShardTask, shard: Shard | None) -> ShardDone:
+    """Keep a shard's rows of the index in `task.work`, and beside them, last of all, what was done."""
+    rows = rows_path(task.work, task.number)
+    with atomic_write(rows) as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    done = ShardDone(shard, _counts(batch), file_digest(rows))
+    write_bytes(rows.with_suffix(".done"), msgspec.msgpack.encode(done))
     return done
 
 

@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
 
 from vlmix.mixture.errors import VlmixError
 
@@ -37,10 +37,16 @@ def header(name: str, size: int) -> bytes:
     return encoded.ljust(100, b"\0") + _AFTER_NAME + digits + _AFTER_SIZE + checksum + _AFTER_CHECKSUM
 
 
+class Sink(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
+
 class TarWriter:
     """Appends members to a binary file and returns where their data is."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Sink) -> None:
         self._file = file
         self.position = 0
 

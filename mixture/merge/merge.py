@@ -8,6 +8,7 @@ changes no byte either.
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +21,22 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
-from vlmix.mixture.dataset.index_checks import counts_of
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Input, Manifest, Shard, SourceInfo
 from vlmix.mixture.dataset.schema import REJECTS, SampleJson, open_index
-from vlmix.mixture.dataset.shards import Row, ShardDone, ShardTask, rows_path, sample_key, shard_path, store_rows
+from vlmix.mixture.dataset.shards import (
+    Members,
+    ShardDone,
+    ShardTask,
+    keep_rows,
+    moved,
+    sample_key,
+    shard_path,
+    store_rows,
+)
 from vlmix.mixture.dataset.view import read_rejects, read_rows
-from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards, write_index
+from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_bytes, write_parquet
-from vlmix.mixture.io.digests import file_digest
+from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_parquet
 from vlmix.mixture.io.images import image_xxh3
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import staging_folder
@@ -71,7 +79,7 @@ def merge(
     for mixtures that do not go together, for one that is damaged, and for more than there is; what was finished until
     then is kept for the next run.
     """
-    with staging_folder(out) as (partial, work), Pool(workers) as pool:
+    with staging_folder(out) as (folder, work), Pool(workers) as pool:
         parts = open_parts(recipe, progress)
         schema, seed = schema_of(parts), parts[0].manifest.seed if recipe.seed is None else recipe.seed
         kept = keep(parts, recipe, seed)
@@ -83,11 +91,11 @@ def merge(
         pieces = list(chain(*by_part)) if plain["order"] == "natural" else interleaved(by_part)
         repeats = [seen(part, mask, seed) for part, mask in zip(parts, kept)]
         with_tar = bool(parts[0].root_manifest.shards)
-        jobs = list(_jobs(parts, pieces, natural, repeats, schema, partial, work, with_tar))
+        jobs = list(_jobs(parts, pieces, natural, repeats, schema, folder, work, with_tar))
         plan = msgspec.msgpack.encode((VERSION, plain, [part.manifest_sha256 for part in parts]))
-        done = run_shards(write_piece, jobs, plan, pool, progress)
-        write_index(partial, work, done, schema)
-        rejects = _write_rejects(parts, dropped, partial)
+        sizes = [len(job.natural) for job in jobs]
+        done = run_shards(write_piece, jobs.__getitem__, sizes, plan, folder, work, schema, pool, progress)
+        rejects = _write_rejects(parts, dropped, folder)
         shards = [shard for each, job in zip(done, jobs) if (shard := each.shard or job.shard)]
         placed = _place(jobs, copy, pool, progress)
         counts = merge_counts(done)
@@ -104,7 +112,7 @@ def merge(
             shards=shards,
             checksums={},
         )
-        manifest = finalize(partial, manifest)
+        manifest = finalize(folder, manifest)
     return Merged(manifest, sum(placed), len(placed) - sum(placed), len(shards) - len(placed))
 
 
@@ -168,7 +176,7 @@ def write_piece(job: PieceJob) -> ShardDone:
     """Write a shard's rows of the index, and its tar if it is a new one; runs in a worker."""
     schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
     if job.group is None:
-        return store_rows(_new_rows(job), job.number, job.first, job.out, job.work, schema, with_tar=job.with_tar)
+        return _new_shard(job, schema)
     table = open_index(job.root / SAMPLES_NAME).read_row_group(job.group)
     if table.num_rows != len(job.natural):
         what = f"row group {job.group} has {table.num_rows} rows, the manifest says {len(job.natural)}"
@@ -184,36 +192,40 @@ def write_piece(job: PieceJob) -> ShardDone:
         if column is None and field.name in table.column_names:
             column = table[field.name].combine_chunks().cast(field.type)
         columns.append(pa.nulls(table.num_rows, field.type) if column is None else column)
-    return _kept(job, pa.RecordBatch.from_arrays(columns, schema=schema))
+    return keep_rows(pa.RecordBatch.from_arrays(columns, schema=schema), job, None)
 
 
-def _kept(job: PieceJob, batch: pa.RecordBatch) -> ShardDone:
-    rows = rows_path(job.work, job.number)
-    with atomic_write(rows) as file, pa.ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)
-    names = ["source", "repeat", "num_rounds", "num_words", "num_images"]
-    done = ShardDone(None, counts_of(pl.DataFrame(pl.from_arrow(batch.select(names)))), file_digest(rows))
-    write_bytes(rows.with_suffix(".done"), msgspec.msgpack.encode(done))
-    return done
+def _new_shard(job: PieceJob, schema: pa.Schema) -> ShardDone:
+    """A shard of samples from others, whose bytes are compared with the index: in their new place nobody could any
+    more."""
+    table = read_rows(job.root, job.rows)
+    for name, column in (("natural_index", job.natural), ("repeat", job.repeat)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(column))
+    for field in schema:
+        there = field.name in table.column_names
+        column = table[field.name].cast(field.type) if there else pa.nulls(table.num_rows, field.type)
+        table = table.drop_columns([field.name] if there else []).append_column(field, column)
+
+    def samples() -> Iterator[Members]:
+        for columns in table.to_pylist():
+            yield _members(job.root, columns) if job.with_tar else Members(b"", ())
+
+    return store_rows(samples(), partial(moved, table), job, schema, with_tar=job.with_tar)
 
 
-def _new_rows(job: PieceJob) -> Iterator[Row]:
-    """The samples of a new shard, whose bytes are compared with the index: in their new place nobody could any more."""
-    numbers = zip(job.natural.tolist(), job.repeat.tolist())
-    for (natural, repeat), columns in zip(numbers, read_rows(job.root, job.rows.tolist())):
-        text, images = b"", []
-        if job.with_tar:
-            where = Local(job.root / columns["shard"])
-            try:
-                text = where.range(columns["json_offset"], columns["json_size"])
-                images = [where.range(image["offset"], image["size"]) for image in columns["images"]]
-            except FileNotFoundError:
-                raise _damage(job.root, columns["shard"], "is missing") from None
-            if [image["xxh3"] for image in columns["images"]] != list(map(image_xxh3, images)):
-                raise _damage(job.root, columns["shard"], f"has other images for {columns['id']} than the index")
-            if not _same(text, columns):
-                raise _damage(job.root, columns["shard"], f"has another text for {columns['id']} than the index")
-        yield Row(columns["source"], {**columns, "natural_index": natural, "repeat": repeat}, text, images)
+def _members(root: Path, columns: dict[str, Any]) -> Members:
+    """The members of a sample by its row of the index."""
+    where = Local(root / columns["shard"])
+    try:
+        text = where.range(columns["json_offset"], columns["json_size"])
+        images = [where.range(image["offset"], image["size"]) for image in columns["images"]]
+    except FileNotFoundError:
+        raise _damage(root, columns["shard"], "is missing") from None
+    if [image["xxh3"] for image in columns["images"]] != list(map(image_xxh3, images)):
+        raise _damage(root, columns["shard"], f"has other images for {columns['id']} than the index")
+    if not _same(text, columns):
+        raise _damage(root, columns["shard"], f"has another text for {columns['id']} than the index")
+    return Members(text, images)
 
 
 def _same(text: bytes, columns: dict[str, Any]) -> bool:

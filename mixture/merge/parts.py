@@ -20,7 +20,7 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, Manifest
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import MOST_REPEATS, SAMPLES, open_index, source_columns
-from vlmix.mixture.dataset.shards import arrange
+from vlmix.mixture.dataset.shards import lead_with_images
 from vlmix.mixture.dataset.view import index_of
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.filters import matching
@@ -258,7 +258,7 @@ def pieces_of(number: int, part: Part, kept: Mask, natural: NDArray[np.int64], s
     images = part.column("num_images").to_numpy() > 0
 
     def new(rows: Indices) -> Piece:
-        return Piece(number, None, rows[arrange(np.arange(len(rows)), [], images[rows], "natural", 0, len(rows))])
+        return Piece(number, None, rows[lead_with_images(np.arange(len(rows)), images[rows], len(rows))])
 
     gathered = np.empty(0, dtype=np.int64)
     ends = np.cumsum(part.groups)
