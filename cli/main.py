@@ -372,13 +372,14 @@ def export(
     images: Annotated[
         Path | None, typer.Option("--images", help="For llava-json: also write the images below this folder.")
     ] = None,
+    workers: WorkersOpt = CORES,
     as_json: JsonOpt = False,
 ) -> None:
     """Write a mixture or a view in another tool's format; `vlmix docs feeding` shows how to train on each."""
     from vlmix.mixture.export import export as write
 
     with show.progress() as progress:
-        rows = write(mixture, to, out, images=images, progress=progress)
+        rows = write(mixture, to, out, images=images, workers=workers, progress=progress)
     show.done(f"{out}: {rows:,} rows", {"out": str(out), "rows": rows}, as_json)
 
 

@@ -1,15 +1,16 @@
 """What users hold: a mixture that is read, subset, put in an order of training and saved."""
 
+import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.mixture.io.node_cache import LEAST
+from vlmix.mixture.schedule.schedule import Columns, Schedule
 
 
 class Mixture(Reader):
@@ -69,16 +70,35 @@ class Mixture(Reader):
         `lengths` [N] default to words; give token counts where the shares of a batch should be balanced by tokens or
         packed.
         """
-        return Schedule(
-            self.rows,
-            pc.not_equal(self._part("image"), "").to_numpy(),
-            self._part("repeat").to_numpy(),
-            self.lengths() if lengths is None else lengths,
-            seed=self.manifest.seed if seed is None else seed,
+        seed = self.manifest.seed if seed is None else seed
+        if len(self) < LEAST:
+            lengths = self.lengths() if lengths is None else lengths
+            return Schedule(
+                *self.order_columns(),
+                lengths,
+                seed=seed,
+                global_batch=global_batch,
+                length_window=length_window,
+                drop_last=drop_last,
+            )
+        return Schedule.of(
+            self.order_columns,
+            self.words if lengths is None else lengths,
+            [self.cache_key(), None if lengths is None or length_window == 1 else _digest(lengths)],
+            seed=seed,
             global_batch=global_batch,
             length_window=length_window,
             drop_last=drop_last,
         )
+
+    def order_columns(self) -> Columns:
+        """What the order of training depends on, read from the index."""
+        return Columns(self.rows, self._part("num_images").to_numpy() > 0, self._part("repeat").to_numpy())
+
+    def cache_key(self) -> list[str]:
+        """What these samples are, and in which order, wherever they lie."""
+        part = [] if self.positions is None else [_digest(self.positions)]
+        return [self.manifest.sha256, self.root_manifest.sha256, *part]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root. `overwrite`
@@ -88,6 +108,10 @@ class Mixture(Reader):
 
         with replacing_view(Path(path)) if overwrite else nullcontext():
             save_view(self, Path(path), [])
+
+
+def _digest(numbers: NDArray[np.integer]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(numbers, dtype=np.int64).data).hexdigest()
 
 
 open = Mixture.open

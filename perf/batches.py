@@ -5,10 +5,15 @@ the clock starts: the mixture's own shards for vlmix, webdataset and HF datasets
 mosaicml-streaming, chunks for LitData, and for LLaVA's way a JSON list with loose files and the Hugging Face image
 processor. A batch is 32 pictures padded to the square at 336 pixels: uint8 for vlmix, whose device normalises, float32
 and normalised for the others, as their users' code does it: Pillow to decode, pad and resize (`PIL`), or, so that only
-the loader differs, with vlmix's own image path (`+ our path`). The limit is decoding alone, in two processes.
+the loader differs, with vlmix's own image path (`+ our path`).
 
-The first batch is not timed: workers start at different speeds. `requirements-peers.txt` says how to install the peers;
-a contender whose package is missing is left out.
+The limit is decoding alone: the same pictures read from the same shards and decoded to pixels in as many processes, and
+nothing else. It is measured with Pillow, which vlmix decodes with, where the pixels stay in Pillow's memory without a
+copy; and with simplejpeg, if that is installed, which nothing here uses, as a bound for any decoder.
+
+The first batch of each worker is not timed: workers start at different speeds, and when the first batch is there the
+others are nearly ready too. CPU is that of the main process and its workers together. `requirements-peers.txt` says how
+to install the peers; a contender whose package is missing is left out.
 """
 
 import argparse
@@ -16,6 +21,9 @@ import importlib.util
 import io
 import itertools
 import json
+import multiprocessing
+import os
+import resource
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -30,7 +38,8 @@ from vlmix import open as open_mixture
 SAMPLES, BATCH, SIDE, WORKERS = 3_200, 32, 336, 2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LINES = {
-    "limit": ("limit: decode alone", None),
+    "limit": ("limit: decode alone, Pillow", None),
+    "limit_simplejpeg": ("limit: decode alone, simplejpeg", "simplejpeg"),
     "vlmix": ("vlmix", None),
     "webdataset_ours": ("webdataset + our path", "webdataset"),
     "webdataset": ("webdataset, PIL", "webdataset"),
@@ -166,13 +175,34 @@ def ours(data: bytes) -> Any:
 
 
 def timed(batches: Iterable[Any]) -> Facts:
-    """All batches but the first; a batch is a tensor of pictures."""
+    """All batches but the first of each worker; a batch is a tensor of pictures."""
     stream = iter(batches)
-    first = next(stream)
-    assert tuple(first.shape[1:]) == (3, SIDE, SIDE), first.shape
-    clock = Clock()
+    for _ in range(WORKERS):
+        first = next(stream)
+        assert tuple(first.shape[1:]) == (3, SIDE, SIDE), first.shape
+    clock = WorkersClock()
     count = sum(len(batch) for batch in stream)
     return clock.facts(samples=count)
+
+
+class WorkersClock(Clock):
+    """Counts the processor time of worker processes too, running and ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._workers = self._worked()
+
+    def facts(self, **more: Any) -> Facts:
+        found = super().facts(**more)
+        return {**found, "cpu": found["cpu"] + self._worked() - self._workers}
+
+    def _worked(self) -> float:
+        ticks = 0
+        for child in multiprocessing.active_children():
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return ticks / os.sysconf("SC_CLK_TCK") + ended.ru_utime + ended.ru_stime
 
 
 def _loader(dataset: Any, **more: Any) -> Any:
@@ -190,28 +220,35 @@ def vlmix(args: argparse.Namespace) -> Facts:
     return timed(batch.images for batch in steps)
 
 
-def limit(args: argparse.Namespace) -> Facts:
+def limit(args: argparse.Namespace, decode: Callable[[bytes], Any]) -> Facts:
     """Decoding in two processes, as fast as they can, nothing sent back."""
-    import multiprocessing
-
     count = _count(args.work)
-    with multiprocessing.get_context("spawn").Pool(WORKERS, _open, (str(args.work / "mixture"),)) as pool:
-        pool.map(_decode, range(WORKERS), chunksize=1)
-        clock = Clock()
+    with multiprocessing.get_context("fork").Pool(WORKERS, _open, (args.work / "mixture", decode)) as pool:
+        pool.map(_decode, range(WORKERS * BATCH), chunksize=BATCH)
+        clock = WorkersClock()
         done = sum(pool.imap_unordered(_decode, range(count), chunksize=BATCH))
         return clock.facts(samples=done)
 
 
-def _open(path: str) -> None:
-
-    globals()["_mixture"] = open_mixture(path)
+def _open(path: Path, decode: Callable[[bytes], Any]) -> None:
+    globals().update(_mixture=open_mixture(path), _decoder=decode)
 
 
 def _decode(position: int) -> int:
+    globals()["_decoder"](globals()["_mixture"].raw(position).jpegs[0])
+    return 1
+
+
+def _pillow_alone(data: bytes) -> None:
     from PIL import Image
 
-    Image.open(io.BytesIO(globals()["_mixture"].raw(position).jpegs[0])).convert("RGB").load()
-    return 1
+    Image.open(io.BytesIO(data)).load()
+
+
+def _simplejpeg_alone(data: bytes) -> None:
+    import simplejpeg
+
+    simplejpeg.decode_jpeg(data)
 
 
 def webdataset(args: argparse.Namespace, path: Callable[[bytes], Any] = pillow) -> Facts:
@@ -330,7 +367,8 @@ def llava(args: argparse.Namespace) -> Facts:
 
 CONTENDERS = {
     "generate": generate,
-    "limit": limit,
+    "limit": lambda args: limit(args, _pillow_alone),
+    "limit_simplejpeg": lambda args: limit(args, _simplejpeg_alone),
     "vlmix": vlmix,
     "webdataset": webdataset,
     "webdataset_ours": lambda args: webdataset(args, ours),
@@ -370,13 +408,14 @@ def main() -> None:
         [
             LINES[name][0],
             f"{found.seconds:.2f} .. {found.worst:.2f}",
+            f"{1000 * found.cpu / found.facts['samples']:.2f}",
             f"{rate[name]:,.0f}",
             f"{rate['vlmix'] / rate[name]:.2f}x",
             megabytes(found.peak),
         ]
         for name, found in measured.items()
     ]
-    print(table(["pictures in batches", "seconds", "pictures/s", "vlmix is", "main process"], rows))
+    print(table(["pictures in batches", "seconds", "CPU ms each", "pictures/s", "vlmix is", "main process"], rows))
     assert own.facts["samples"] > 0
 
 

@@ -142,12 +142,12 @@ def _anonymous(pid: int, seen: int | None) -> int | None:
 
 def watched(command: Sequence[str]) -> Facts:
     """Run `command` and watch it with all its descendants: `seconds`, `cpu`, the largest sums of `pss` (shared pages
-    counted once, mapped files included) and of `anon` (memory that has to be there), in bytes; and its `output`.
+    counted once, mapped files included) and of `anon` (its part that has to be there), in bytes; and its `output`.
     Raises SystemExit if it fails."""
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=output)
-        most, done, status, usage = {"Pss:": 0, "Anonymous:": 0}, 0, 0, None
+        most, done, status, usage = {"Pss:": 0, "Pss_Anon:": 0}, 0, 0, None
         while not done:
             sums = _tree_memory(process.pid)
             most = {name: max(most[name], sums[name]) for name in most}
@@ -164,14 +164,14 @@ def watched(command: Sequence[str]) -> Facts:
             "seconds": seconds,
             "cpu": cpu,
             "pss": most["Pss:"],
-            "anon": most["Anonymous:"],
+            "anon": most["Pss_Anon:"],
             "output": output.read(),
         }
 
 
 def _tree_memory(root: int) -> dict[str, int]:
-    """Bytes of `Pss:` and `Anonymous:` of a process and its descendants; processes that end meanwhile do not count."""
-    sums, waiting = {"Pss:": 0, "Anonymous:": 0}, [root]
+    """Bytes of `Pss:` and `Pss_Anon:` of a process and its descendants; processes that end meanwhile do not count."""
+    sums, waiting = {"Pss:": 0, "Pss_Anon:": 0}, [root]
     while waiting:
         pid = waiting.pop()
         try:

@@ -32,7 +32,7 @@ from common import Clock, Facts, machine, parser, perform, table, watched, work_
 from releases import generate, takes
 
 GB = 1e9
-QUARTER, BATCH, PHOTOS = "0.25", 128, 0.03
+QUARTER, BATCH, PHOTOS = "0.25", 128, 0.1
 VLMIX = (sys.executable, "-c", "from vlmix.cli.main import main; main()")
 COUNTS = {
     "llava_instruct": 157_712,
@@ -163,6 +163,13 @@ def peers(work: Path, raw: Path, args: argparse.Namespace) -> Iterator[Row]:
         plain = plain or found
         facts = found["facts"]
         yield said, found, f"{facts['rows']:,} of {facts['listed']:,} rows, {found['cpu'] / plain['cpu']:.2f}x the CPU"
+    if shutil.which(args.energon):
+        crude = work / "energon"
+        (crude / "train").mkdir(parents=True)
+        for shard in mixture.rglob("*.tar"):
+            (crude / "train" / shard.name).symlink_to(shard.resolve())
+        options = ("--non-interactive", "--split-parts", "train:train/.*", "--sample-type", "CrudeWebdataset")
+        yield "energon prepare of all shards", watched([args.energon, "prepare", *options, str(crude)]), "indexes only"
     for check in ((), ("--check", "header")):
         out = work / "from-json"
         found = vlmix(
@@ -184,13 +191,6 @@ def peers(work: Path, raw: Path, args: argparse.Namespace) -> Iterator[Row]:
             f"{samples(out, 0)}, {found['cpu'] / plain['cpu']:.2f}x the CPU",
         )
         shutil.rmtree(out)
-    if shutil.which(args.energon):
-        crude = work / "energon"
-        (crude / "train").mkdir(parents=True)
-        for shard in mixture.rglob("*.tar"):
-            (crude / "train" / shard.name).symlink_to(shard.resolve())
-        options = ("--non-interactive", "--split-parts", "train:train/.*", "--sample-type", "CrudeWebdataset")
-        yield "energon prepare of all shards", watched([args.energon, "prepare", *options, str(crude)]), "indexes only"
     shutil.rmtree(work / "annotated")
 
 

@@ -23,7 +23,7 @@ from vlmix.mixture.record import ImageRef
 from vlmix.mixture.schedule.packing import Positions, packed_shares, shares
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import Batch
-from vlmix.train.images import ImageGeometry, decode
+from vlmix.train.images import ImageGeometry, decode, room
 from vlmix.train.tokens import Encoded, Encoder
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -109,23 +109,23 @@ class Collator:
         return cut(whole, length)
 
     def __call__(self, samples: Sequence[Sample], packed: bool) -> MicroBatch:
-        encoded, tiles, sizes, unreadable = [], [], [], []
+        encoded, unreadable = [], []
+        sizes = [size for sample in samples for size in sample.images]
+        counts = [self.vision.tile_count(size.width, size.height) for size in sizes]
+        images = room(sum(counts), self.vision.side)
+        views = iter(images.split(counts))
         for sample in samples:
             tokens = self.encode(sample)
             if len(sample.jpegs) != len(sample.images):
                 raise VlmixError(f"sample {sample.id}: {len(sample.images)} images, {len(sample.jpegs)} in the index")
-            seen = [self._tiles(jpeg, size) for jpeg, size in zip(sample.jpegs, sample.images)]
-            if any(found is None for found in seen):
+            seen = [self._draw(next(views), jpeg, size) for jpeg, size in zip(sample.jpegs, sample.images)]
+            if not all(seen):
                 unreadable.append(sample.id)
                 tokens = Encoded(tokens.ids, np.zeros_like(tokens.loss_mask))
-            for found, size in zip(seen, sample.images):
-                tiles.append(self.vision.blank(size.width, size.height) if found is None else found)
-                sizes.append((size.height, size.width))
             encoded.append(tokens)
         if not samples:
             encoded = [Encoded(np.array([self.pad]), np.array([False]))]
         lengths = np.array([len(tokens.ids) for tokens in encoded], dtype=np.int64)
-        side = self.vision.side
         ids, positions, starts = (self._packed if packed else self._padded)(encoded, lengths)
         targets, sites, owners = [], [], []
         for number, tokens in enumerate(encoded):
@@ -140,9 +140,9 @@ class Collator:
             target_positions=torch.from_numpy(np.concatenate(sites)),
             sample_index=torch.from_numpy(np.concatenate(owners)),
             image_positions=torch.from_numpy(np.flatnonzero(ids == self.encoder.image_id)),
-            images=torch.cat(tiles) if tiles else torch.empty((0, 3, side, side), dtype=torch.uint8),
-            image_sizes=sizes,
-            tiles_per_image=[len(tile) for tile in tiles],
+            images=images,
+            image_sizes=[(size.height, size.width) for size in sizes],
+            tiles_per_image=counts,
             cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)) if packed else None,
             max_seqlen=int(lengths.max()),
             samples=[sample.id for sample in samples],
@@ -151,14 +151,19 @@ class Collator:
             unreadable=unreadable,
         )
 
-    def _tiles(self, jpeg: bytes, size: ImageRef) -> torch.Tensor | None:
-        """An image of this size as the tower sees it; None if it does not decode, or is not what its tokens are for."""
+    def _draw(self, views: torch.Tensor, jpeg: bytes, size: ImageRef) -> bool:
+        """An image of this size as the tower sees it, put into `views`; nothing and False if it does not decode, or is
+        not what its tokens are for."""
         try:
             image = decode(jpeg)
             other = image.shape[1:] != (size.height, size.width)
-            return None if other and self.vision.tile_grids else self.vision.tiles(image)
+            if not (other and self.vision.tile_grids):
+                views.copy_(self.vision.tiles(image))
+                return True
         except UNREADABLE:
-            return None
+            pass
+        views.zero_()
+        return False
 
     def _padded(self, encoded: list[Encoded], lengths: NDArray[np.int64]) -> _Laid:
         width = int(lengths.max())

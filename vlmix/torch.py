@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from msgspec.structs import replace
 from torch.utils.data import Dataset
 
 from vlmix.mixture.blend import Samples
@@ -18,7 +19,7 @@ from vlmix.mixture.record import is_blank
 from vlmix.mixture.render import tokens_in_place
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import AspectRatio
-from vlmix.train.images import CLIP_MEAN, decode, normalise, to_square
+from vlmix.train.images import CLIP_MEAN, decode, normalise, room, to_square
 from vlmix.train.loader import make_loader
 from vlmix.train.tokens import IMAGE, blocks
 
@@ -63,7 +64,9 @@ class StepDataset(Dataset[Batch], Generic[Batch]):
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Samples with all their images [I, 3, side, side] uint8, in order: `len(sample.images)` of each sample."""
+    """Samples with all their images [I, 3, side, side] uint8, in order: `len(sample.images)` of each sample.
+
+    The samples come without their `jpegs`, which a worker process would have to copy to its parent."""
 
     samples: list[Sample]
     images: torch.Tensor
@@ -81,13 +84,11 @@ class ImageCollator:
         self.side, self.image_aspect_ratio, self.mean = side, image_aspect_ratio, mean
 
     def __call__(self, samples: Sequence[Sample]) -> ImageBatch:
-        images = [
-            to_square(decode(jpeg), self.side, self.image_aspect_ratio, self.mean)
-            for sample in samples
-            for jpeg in sample.jpegs
-        ]
-        empty = torch.empty((0, 3, self.side, self.side), dtype=torch.uint8)
-        return ImageBatch(list(samples), torch.stack(images) if images else empty)
+        jpegs = [jpeg for sample in samples for jpeg in sample.jpegs]
+        images = room(len(jpegs), self.side)
+        for square, jpeg in zip(images, jpegs):
+            square.copy_(to_square(decode(jpeg), self.side, self.image_aspect_ratio, self.mean))
+        return ImageBatch([replace(sample, jpegs=()) for sample in samples], images)
 
 
 def messages(sample: Sample) -> list[dict[str, Any]]:
@@ -135,7 +136,7 @@ class ProcessorCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         texts, spans = zip(*(self._rendered(sample) for sample in samples))
-        images = [[decode(jpeg) for jpeg in sample.jpegs] for sample in samples]
+        images = [[decode(jpeg)[:3] for jpeg in sample.jpegs] for sample in samples]
         batch = dict(
             self.processor(
                 text=list(texts),

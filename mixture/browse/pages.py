@@ -237,7 +237,7 @@ def _cards(
         if root.root_manifest.shards:
             pictures = write_pictures(root, rows[name], out, stored, pool, progress)
             any_reduced |= not stored and any(p.full for found in pictures.values() for p in found)
-        for row, columns in zip(rows[name].tolist(), read_rows(root.local_root, rows[name].tolist())):
+        for row, columns in zip(rows[name].tolist(), read_rows(root.local_root, rows[name]).to_pylist()):
             file = f"samples/{number}-{row:09d}.html"
             made[name, row] = card_of(columns, file, None if pictures is None else pictures[row])
     cards = [

@@ -251,10 +251,10 @@ class Reader(Sequence[Sample]):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """[N] int64: the samples' rows in the root's samples.parquet, which are also their keys in the shards."""
+        """[N] int64: the samples' rows in the root's samples.parquet."""
         if self._rows is None:
             if self.manifest.parent is not None:
-                self._rows = self.column("root_row").to_numpy()
+                self._rows = self._part("root_row").to_numpy()
             else:
                 self._rows = np.arange(self.manifest.samples) if self.positions is None else self.positions
         return self._rows
@@ -292,6 +292,15 @@ class Reader(Sequence[Sample]):
         """[N] int64: words of each sample, plus `image_tokens` for each image."""
         images = self._part("num_images").to_numpy().astype(np.int64)
         return np.asarray(self._part("num_words").to_numpy() + image_tokens * images, dtype=np.int64)
+
+    def words(self) -> NDArray[np.int32]:
+        """[N] words of each sample; of many samples mapped, not to be written."""
+        if self.manifest.samples < LEAST:
+            return np.asarray(self._part("num_words").to_numpy())
+        found = once_per_node(
+            ["words", self.manifest.sha256], lambda: {"words": self._table(["num_words"])["num_words"].to_numpy()}
+        )
+        return found["words"] if self.positions is None else found["words"][self.positions]
 
     def turns(self) -> Iterator[tuple[NDArray[np.int64], pa.StringArray, NDArray[np.int64]]]:
         """All texts, a row group at a time in the root's order: [n] positions, the turns of all of them in one array,
@@ -398,41 +407,50 @@ class Reader(Sequence[Sample]):
         else:
             key = ["places", self.manifest.sha256, self.root_manifest.sha256]
             self._places = once_per_node(key, self._make_places)
+            pa.default_memory_pool().release_unused()
         return self._places
 
     def _make_places(self) -> Arrays:
         """Where the members of the folder's N samples with their M images are: `json_offset`, `json_size` [N],
         `first_image` [N + 1] into `image_offset`, `image_size` [M], and of a view `row` [N], the samples' rows in the
         root, which say what their shards are."""
-        shards = self.root_manifest.shards
-        paths, sizes = pa.array([shard.path for shard in shards]), np.array([shard.bytes for shard in shards])
-        ends, view = np.array(self._shard_ends), self.manifest.parent is not None
-        fits: type = np.uint32 if sizes.max() < 2**32 else np.int64  # no place lies behind the end of its shard
-        parts: list[tuple[NDArray[Any], ...]] = []
-        images = ["images.list.element.offset", "images.list.element.size"]
-        names, first = ["shard", "json_offset", "json_size", *(["root_row"] if view else []), *images], 0
+        shards, view, count = self.root_manifest.shards, self.manifest.parent is not None, self.manifest.samples
+        paths = pa.array([shard.path for shard in shards])
+        ends, sizes = np.array(self._shard_ends), np.array([shard.bytes for shard in shards], dtype=np.uint64)
+        fits = np.uint32 if sizes.max() < 2**32 else np.int64  # no place lies behind the end of its shard
+        found: Arrays = {"json_offset": np.empty(count, fits), "json_size": np.empty(count, fits)}
+        if view:
+            found["row"] = np.empty(count, np.uint32 if self.root_manifest.samples < 2**32 else np.int64)
+        counts, images = np.zeros(count + 1, dtype=np.int32), list[tuple[NDArray[Any], ...]]()
+        names = ["images.list.element.offset", "images.list.element.size"]
+        names, first = ["shard", "json_offset", "json_size", *(["root_row"] if view else []), *names], 0
         for table in self._tables(names, dictionaries=["shard"]):
-            rows = table["root_row"].to_numpy() if view else np.arange(first, first + table.num_rows)
-            shard = np.searchsorted(ends, rows, side="right")
-            counts, (image_offset, image_size) = self._fields(table["images"].combine_chunks(), "offset", "size")
-            offset = np.concatenate([table["json_offset"].to_numpy(), image_offset.to_numpy()])
-            size = np.concatenate([table["json_size"].to_numpy(), image_size.to_numpy()])
-            sound = bool(len(rows) == 0 or (rows.min() >= 0 and shard.max() < len(shards)))
-            sound = sound and np.array_equal(_numbers(table["shard"], paths), shard)
-            within = sizes[np.concatenate([shard, np.repeat(shard, counts)])] if sound else sizes[:0]
-            if not sound or (offset < 0).any() or (size < 0).any() or (size > within - offset).any():
+            if not table.num_rows:
+                continue
+            stop = first + table.num_rows
+            rows = table["root_row"].to_numpy() if view else np.array([first, stop - 1])
+            sound = bool(stop <= count and rows.min() >= 0 and rows.max() < ends[-1])
+            if sound:
+                shard = np.searchsorted(ends, rows, side="right") if view else _numbered(ends, first, stop)
+                sound = np.array_equal(_numbers(table["shard"], paths), shard)
+            if sound:
+                within = sizes[shard]
+                offset, size = (table[name].to_numpy().view(np.uint64) for name in ("json_offset", "json_size"))
+                counts[first + 1 : stop + 1], fields = self._fields(table["images"].combine_chunks(), "offset", "size")
+                image_offset, image_size = (field.to_numpy().view(np.uint64) for field in fields)
+                within_images = np.repeat(within, counts[first + 1 : stop + 1])
+                sound = _inside(offset, size, within) and _inside(image_offset, image_size, within_images)
+            if not sound:
                 what = f"{SAMPLES_NAME} places samples outside their shards"
                 raise VlmixError(f"{self.folder.name}: {what}; {self._hint}")
-            offset, size, here = offset.astype(fits), size.astype(fits), table.num_rows
-            parts.append((offset[:here], size[:here], offset[here:], size[here:], counts, rows if view else rows[:0]))
-            first += here
-        json_offset, json_size, image_offset, image_size, counts, rows = map(np.concatenate, zip(*parts))
-        first_image = np.zeros(first + 1, dtype=np.uint32 if len(image_size) < 2**32 else np.int64)
-        np.cumsum(counts, out=first_image[1:])
-        found = {"json_offset": json_offset, "json_size": json_size, "first_image": first_image}
-        found |= {"image_offset": image_offset, "image_size": image_size}
-        row_type = np.uint32 if self.root_manifest.samples < 2**32 else np.int64
-        return found | ({"row": rows.astype(row_type)} if view else {})
+            found["json_offset"][first:stop], found["json_size"][first:stop] = offset, size
+            images.append((image_offset.astype(fits), image_size.astype(fits)))
+            if view:
+                found["row"][first:stop] = rows
+            first = stop
+        found["image_offset"], found["image_size"] = map(np.concatenate, zip(*images))
+        many = len(found["image_size"]) >= 2**32
+        return found | {"first_image": np.cumsum(counts, dtype=np.int64 if many else np.uint32)}
 
     def _key(self, shard: int, row: int) -> str:
         """What the members of the root's sample in `row` are called in its shard."""
@@ -461,6 +479,18 @@ class Reader(Sequence[Sample]):
             if number not in self._open:
                 few = sum(descriptor is not None for descriptor in self._open.values()) < _MOST_OPEN
                 self._open[number] = os.open(where.path, os.O_RDONLY) if few and isinstance(where, Local) else None
+
+
+def _inside(offset: NDArray[np.uint64], size: NDArray[np.uint64], within: NDArray[np.uint64]) -> bool:
+    """Whether all ranges end before these numbers of bytes. As unsigned numbers, negative ones are too large."""
+    return bool(((offset <= within) & (size <= within - offset)).all())
+
+
+def _numbered(ends: NDArray[np.int64], first: int, stop: int) -> NDArray[np.int64]:
+    """[stop - first] the shard of each row, where row `ends[k]` is the first one after shard k."""
+    low, high = np.searchsorted(ends, [first, stop - 1], side="right")
+    bounds = np.clip(np.concatenate([[first], ends[low : high + 1]]), first, stop)
+    return np.repeat(np.arange(low, high + 1), np.diff(bounds))
 
 
 def _numbers(values: pa.ChunkedArray, of: pa.Array) -> NDArray[np.int64]:

@@ -16,15 +16,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.groups import Stored, groups_of
 from vlmix.mixture.dataset.index_checks import counts_of
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Manifest, Parent
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.rejects import write_rejects
 from vlmix.mixture.dataset.schema import (
+    PART_ROWS,
     TEXT_COLUMNS,
     VIEW,
     columns_problem,
     open_index,
+    part_name,
     with_columns,
 )
 from vlmix.mixture.dataset.shards import Members, ShardDone, ShardTask, lead_with_images, moved, store_rows
@@ -37,17 +40,41 @@ from vlmix.mixture.io.staging import staging_folder
 from vlmix.mixture.io.storage import Local
 from vlmix.mixture.version import VERSION
 
+_COUNTED = ["source", "repeat", "num_rounds", "num_words", "num_images"]
 
-def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]], index: pl.DataFrame | None = None) -> Manifest:
-    """Write a part of a mixture as the view `out`; `subset` says how it was chosen, `index` is its `index_of`."""
-    index, root = index_of(mixture) if index is None else index, mixture.local_root.absolute()
+
+def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]]) -> Manifest:
+    """Write a part of a mixture as the view `out`; `subset` says how it was chosen."""
+    root, counts = mixture.local_root.absolute(), dict[str, Counts]()
     with staging_folder(out) as (partial, _):
         schema = with_columns(VIEW, index_schema(mixture))
-        table = index.select(schema.names).to_arrow().cast(schema)
-        write_parquet(partial / SAMPLES_NAME, iter(table.combine_chunks().to_batches()), schema)
+        names = [SAMPLES_NAME]
+        if len(mixture) > PART_ROWS:
+            names = [f"{SAMPLES_NAME}/{part_name(i)}" for i in range(-(-len(mixture) // PART_ROWS))]
+        for name, start in zip(names, range(0, len(mixture), PART_ROWS)):
+            table = _own_rows(mixture, start, min(start + PART_ROWS, len(mixture)), schema)
+            for source, more in counts_of(pl.DataFrame(table.select(_COUNTED))).items():
+                counts[source] = counts.get(source, Counts()) + more
+            write_parquet(partial / name, iter(table.combine_chunks().to_batches()), schema)
         relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
         parent = Parent(relative, sha256(root / manifests.NAME))
-        return finalize(partial, _derived(mixture, subset, counts_of(index), kind="view", parent=parent))
+        return finalize(partial, _derived(mixture, subset, counts, kind="view", parent=parent))
+
+
+def _own_rows(mixture: Reader, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+    """The columns of a view's index for the samples from position `start` to `stop`."""
+    index = mixture.own_index()
+    rows = np.arange(start, stop) if mixture.positions is None else mixture.positions[start:stop]
+    names, parts, order = [name for name in schema.names if name != "root_row"], [], []
+    for group in groups_of(rows, index.group_rows):
+        table = index.read_row_group(group.number, names)
+        if problem := columns_problem(table):
+            raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
+        parts.append(table.take(group.rows))
+        order.append(group.positions)
+    back, table = np.argsort(np.concatenate(order)), pa.concat_tables(parts)
+    table = table if (back[1:] > back[:-1]).all() else table.take(back)
+    return table.append_column("root_row", pa.array(mixture.rows[start:stop])).select(schema.names).cast(schema)
 
 
 @contextmanager
@@ -78,11 +105,11 @@ def save_copy(
     """Write a part of a mixture as the mixture `out`, with shards of its own."""
     size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
     with staging_folder(out) as (partial, work), Pool(workers) as pool:
-        index = index_of(mixture, images=False)
+        has_image, rows = pc.not_equal(mixture.column("image"), "").to_numpy(), mixture.rows
         if mixture.manifest.recipe["order"] == "natural":
-            index = index.sort("natural_index")
-        order = lead_with_images(np.arange(len(index)), (index["image"] != "").to_numpy(), size)
-        rows = index["root_row"].to_numpy()[order].tolist()
+            order = np.argsort(mixture.column("natural_index").to_numpy(), kind="stable")
+            has_image, rows = has_image[order], rows[order]
+        rows = rows[lead_with_images(np.arange(len(rows)), has_image, size)]
         schema = open_index(root / SAMPLES_NAME).schema_arrow
 
         def job(number: int) -> CopyJob:
@@ -90,7 +117,7 @@ def save_copy(
             return CopyJob(number, first, partial, work, rows[first : first + size], root)
 
         sizes = [len(rows[start : start + size]) for start in range(0, len(rows), size)]
-        plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows))
+        plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows.tobytes()))
         done = run_shards(copy_shard, job, sizes, plan, partial, work, schema, pool, progress)
         write_rejects(partial / REJECTS_NAME, [])
         shards = [d.shard for d in done if d.shard is not None]
@@ -123,18 +150,11 @@ def index_schema(mixture: Reader) -> pa.Schema:
 
 
 def index_of(mixture: Reader, *, images: bool = True) -> pl.DataFrame:
-    """The index of a part without its texts, with `root_row`. The list of `images`, most of an index, may be left out
-    until it is known which samples are kept (see `with_images`)."""
+    """The index of a part without its texts, with `root_row`. The list of `images`, most of an index, may be left
+    out."""
     left_out = {*TEXT_COLUMNS, "root_row", *([] if images else ["images"])}
     frame = _read(mixture, mixture.samples.select([n for n in index_schema(mixture).names if n not in left_out]))
     return frame.with_columns(pl.Series("root_row", mixture.rows, dtype=pl.Int64))
-
-
-def with_images(mixture: Reader, index: pl.DataFrame, kept: NDArray[np.int64]) -> pl.DataFrame:
-    """The rows `kept` (ascending) of an index that was read without its `images`, with these."""
-    numbered = mixture.samples.select("images").with_row_index("row")
-    images = _read(mixture, numbered.filter(pl.col("row").is_in(kept)).select("images"))
-    return index[kept].with_columns(images["images"])
 
 
 def _read(mixture: Reader, columns: pl.LazyFrame) -> pl.DataFrame:
@@ -176,7 +196,7 @@ def ids_like(mixture: Reader, id: str, most: int = 5) -> list[str]:
 class CopyJob(ShardTask, frozen=True):
     """A shard to copy: rows of the root's samples.parquet, ascending but for the first image samples."""
 
-    rows: list[int]
+    rows: NDArray[np.int64]
     root: Path
 
 
@@ -184,12 +204,12 @@ def copy_shard(job: CopyJob) -> ShardDone:
     """Copy samples into a new shard, bytes untouched; runs in a worker."""
     root = Reader.open(job.root)
     with_tar, schema = bool(root.manifest.shards), open_index(job.root / SAMPLES_NAME).schema_arrow
-
-    table = read_rows(job.root, job.rows)
+    table, stored = read_rows(job.root, job.rows), Stored(root)
 
     def samples() -> Iterator[Members]:
-        for row in job.rows:
-            raw = root.raw(row) if with_tar else None
+        named = table.select(["id", "shard", "json_offset", "json_size", "images"]).to_pylist()
+        for row, columns in zip(job.rows.tolist(), named):
+            raw = stored.members({**columns, "root_row": row}) if with_tar else None
             yield Members(raw.json if raw else b"", raw.jpegs if raw else ())
 
     return store_rows(samples(), partial(moved, table), job, schema, with_tar=with_tar)

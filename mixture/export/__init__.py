@@ -20,10 +20,10 @@ __all__ = ["FORMS", "Form", "export", "llava_json"]
 
 class Form(NamedTuple):
     """`write` makes the new file or folder `out` of the mixture `folder` and returns the number of rows, repeats
-    counted."""
+    counted. Its last argument is how many processes may work on it."""
 
     about: str
-    write: Callable[[str | Path, Path, Progress], int]
+    write: Callable[[str | Path, Path, Progress, int], int]
 
 
 FORMS: dict[str, Form] = {
@@ -33,7 +33,8 @@ FORMS: dict[str, Form] = {
     "internvl": Form("InternVL's meta JSON, JSONL per source, images", internvl.write),
     "llama-factory": Form("LLaMA-Factory's dataset_info.json, rows, images", llama_factory.write),
     "llava-json": Form(
-        "LLaVA's JSON list, rows as they came", lambda folder, out, progress: llava_json(folder, out, None, progress)
+        "LLaVA's JSON list, rows as they came",
+        lambda folder, out, progress, workers: llava_json(folder, out, None, progress, workers),
     ),
     "llava-next": Form("LLaVA-NeXT's YAML, JSON per source, images", llava_next.write),
     "messages": Form("Parquet of chats with content blocks", messages.write),
@@ -44,7 +45,15 @@ FORMS: dict[str, Form] = {
 }
 
 
-def export(folder: str | Path, to: str, out: Path, *, images: Path | None = None, progress: Progress = silent) -> int:
+def export(
+    folder: str | Path,
+    to: str,
+    out: Path,
+    *,
+    images: Path | None = None,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> int:
     """Write the mixture or view `folder` in the form `to` as the new file or folder `out`; returns the number of rows.
 
     `images` is for `llava-json`, whose file can stand beside images that are there already.
@@ -52,7 +61,7 @@ def export(folder: str | Path, to: str, out: Path, *, images: Path | None = None
     if to not in FORMS:
         raise VlmixError(f"there is no export {to!r}{nearest(to, FORMS)}")
     if images is None:
-        return FORMS[to].write(folder, out, progress)
+        return FORMS[to].write(folder, out, progress, workers)
     if to != "llava-json":
         raise VlmixError(f"--images goes with llava-json alone; {to} keeps its images below --out")
-    return llava_json(folder, out, images, progress)
+    return llava_json(folder, out, images, progress, workers)

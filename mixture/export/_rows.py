@@ -1,30 +1,38 @@
-"""What the forms made of rows share: samples with their texts, image tokens that can be counted on, content blocks,
-loose images, Parquet files and files of one source each."""
+"""What the forms made of rows share: samples with their texts, image tokens that can be counted on, content blocks and
+loose images."""
 
+import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
-from itertools import islice
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from vlmix.mixture.dataset.groups import Stored, row_groups
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import columns_problem, open_index, source_columns
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write, write_parquet
+from vlmix.mixture.hashing import digests
+from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.keyed import hash_order
 from vlmix.mixture.record import IMAGE_TOKEN, unsafe_path
 from vlmix.mixture.render import tokens_in_place
 
 _COLUMNS = [
-    "id", "source", "image", "width", "height", "images", "num_words", "repeat", "natural_index", "conversations",
-    "response_formats", "boxes", "extra",
+    "id", "source", "width", "height", "num_images", "images", "num_words", "repeat", "natural_index", "shard",
+    "json_offset", "json_size", "conversations", "response_formats", "boxes", "extra",
 ]  # fmt: skip
+_SLICE = 1000  # rows that are Python objects at a time
+_DOUBTFUL = r"(?s)^[/\\]|^.:|[\\\x00]|(^|/)\.\.(/|$)"  # paths that `unsafe_path` may refuse
+_ODD = re.compile(r"(^|/)\.?(/|$)")  # what `PurePosixPath` writes otherwise
 
 
 def open_whole(folder: str | Path) -> Reader:
@@ -37,36 +45,104 @@ def open_whole(folder: str | Path) -> Reader:
     return mixture
 
 
-def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
-    """The samples as rows of samples.parquet, the columns of sources included, with their `position`, once each: in the
-    natural order where the recipe's is, else in mixture order. One row group is in memory at a time."""
-    natural = mixture.manifest.recipe["order"] == "natural"
-    wanted = mixture.rows
-    file = open_index(mixture.local_root / SAMPLES_NAME)
-    columns = _COLUMNS + [field.name for field in source_columns(file.schema_arrow)]
-    start, count, total = 0, 0, len(mixture)
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        positions = np.flatnonzero((wanted >= start) & (wanted < start + size))
-        if len(positions):
-            table = file.read_row_group(group, columns=columns).take(wanted[positions] - start)
-            if problem := columns_problem(table):
-                raise VlmixError(f"{mixture.folder.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
-            table = table.append_column("position", pa.array(positions))
-            # In the natural order only the first images of a shard were moved, so sorting each shard restores it.
-            for row in (table.sort_by("natural_index") if natural else table).to_pylist():
-                if count % 1000 == 0:
-                    progress("exporting", count, total)
-                count += 1
-                if problem := _damage(row, mixture):
-                    what = f"{mixture.folder.name}: {SAMPLES_NAME}: {row['id']} {problem}"
+@dataclass(frozen=True)
+class Part:
+    """The samples of one row group that are exported; a worker reads them by itself."""
+
+    root: Path
+    label: str
+    """What errors call the mixture."""
+    sources: frozenset[str]
+    natural: bool
+    group: int
+    first: int
+    """Row of the group's first sample in the root's index."""
+    rows: NDArray[np.int32]
+    """[n] inside the row group."""
+    repeats: int
+    """Rows that they make."""
+
+    def table(self) -> pa.Table:
+        """Rows of samples.parquet, the columns of sources included, with their number in the root as `root_row`: in the
+        natural order where the recipe's is, else in mixture order. Raises VlmixError for what no form could write."""
+        index = open_index(self.root / SAMPLES_NAME)
+        columns = _COLUMNS + [field.name for field in source_columns(index.schema_arrow)]
+        table = index.read_row_group(self.group, columns)
+        table = table.append_column("root_row", pa.array(np.arange(self.first, self.first + table.num_rows)))
+        if not np.array_equal(self.rows, np.arange(table.num_rows)):
+            table = table.take(self.rows)
+        if problem := columns_problem(table):
+            raise VlmixError(f"{self.label}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
+        # In the natural order only the first images of a shard were moved, so sorting each shard restores it.
+        table = table.sort_by("natural_index") if self.natural else table
+        if not _sound(table, self.sources):
+            for row in plain(table):
+                if problem := _damage(row, self.sources):
+                    what = f"{self.label}: {SAMPLES_NAME}: {row['id']} {problem}"
                     raise VlmixError(f"{what}; `vlmix verify` lists all damage")
-                yield row
-        start += size
+        return table
+
+    def has(self, lists: str) -> bool:
+        """Whether a list of this column, in any row of the group, is not empty."""
+        column = open_index(self.root / SAMPLES_NAME).read_row_group(self.group, [lists])[lists]
+        return bool(pc.any(pc.greater(pc.list_value_length(column), 0)).as_py())
+
+
+def parts(mixture: Reader) -> Iterator[Part]:
+    """The samples, in order."""
+    root, sources = mixture.local_root, frozenset(mixture.manifest.sources)
+    natural = mixture.manifest.recipe["order"] == "natural"
+    repeats = mixture.column("repeat").to_numpy()
+    for group in row_groups(mixture, open_index(root / SAMPLES_NAME).group_rows):
+        rows, times = group.rows.astype(np.int32), int(repeats[group.positions].sum())
+        yield Part(root, mixture.folder.name, sources, natural, group.number, group.first, rows, times)
+
+
+def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
+    """The samples as rows of samples.parquet, the columns of sources included, and their `root_row`, once each: in the
+    natural order where the recipe's is, else in mixture order. One row group is in memory at a time."""
+    count, total = 0, len(mixture)
+    for part in parts(mixture):
+        progress("exporting", count, total)
+        yield from plain(part.table())
+        count += len(part.rows)
     progress("exporting", total, total)
 
 
-def _damage(row: dict[str, Any], mixture: Reader) -> str | None:
+def plain(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table, few at a time."""
+    for batch in table.to_batches(max_chunksize=_SLICE):
+        yield from batch.to_pylist()
+
+
+def _sound(table: pa.Table, sources: Collection[str]) -> bool:
+    """Whether `_damage` certainly finds nothing in the rows of a table: the same, in columns."""
+    said, boxes, images = (whole_column(table[name]) for name in ("conversations", "boxes", "images"))
+    turns, shown = (pc.list_value_length(lists).to_numpy() for lists in (said, images))
+    placed, pictures = boxes.flatten(), images.flatten()
+    fields = [each.field(i) for each in (said.flatten(), placed, pictures) for i in range(each.type.num_fields)]
+    if any(values.null_count for values in (said.flatten(), placed, pictures, *fields)):
+        return False
+    owners = np.repeat(np.arange(table.num_rows), pc.list_value_length(boxes).to_numpy())
+    rounds, numbers = placed.field("round").to_numpy(), placed.field("image").to_numpy()
+    paths = pictures.field("path")
+    return bool(
+        (turns > 0).all()
+        and not (turns % 2).any()
+        and (2 * rounds < turns[owners]).all()
+        and (numbers >= 0).all()
+        and (numbers < shown[owners]).all()
+        and pc.all(pc.is_in(table["source"], value_set=pa.array(sources, pa.string()))).as_py()
+        and not pc.any(pc.or_(pc.equal(paths, ""), pc.match_substring_regex(paths, _DOUBTFUL))).as_py()
+    )
+
+
+def whole_column(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; of a row group it mostly is one."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _damage(row: dict[str, Any], sources: Collection[str]) -> str | None:
     """What in a row no form could write; the columns by themselves are sound."""
     turns = row["conversations"]
     if not turns or len(turns) % 2 or any(turn is None or None in turn.values() for turn in turns):
@@ -79,7 +155,7 @@ def _damage(row: dict[str, Any], mixture: Reader) -> str | None:
         for box in row["boxes"]
     ):
         return "has a box of no round"
-    if row["source"] not in mixture.manifest.sources:
+    if row["source"] not in sources:
         return f"is of the unknown source {row['source']!r}"
     for image in row["images"]:
         if image is None or None in image.values() or not image["path"] or unsafe_path(image["path"]):
@@ -111,7 +187,10 @@ def texts(row: dict[str, Any]) -> list[str]:
     Tokens that are missing are put first; a further one, such as a tag in somebody's XML, is spelled `< image >`.
     """
     left = len(row["images"])
-    values = placed(row)
+    values = [turn["value"] for turn in row["conversations"]]
+    if sum(value.count(IMAGE_TOKEN) for value in values) == left:
+        return values
+    values = tokens_in_place(values, left)
     for number, value in enumerate(values):
         kept, *others = value.split(IMAGE_TOKEN)
         for other in others:
@@ -167,20 +246,18 @@ def blocks(text: str) -> list[dict[str, str]]:
 
 
 class LooseImages:
-    """Stored images as files below `folder`, under the paths that the samples name, each written once.
+    """Stored images as files below `folder`, under the paths that the samples name, each written once, whatever the
+    number of processes.
 
     Two samples may name one path and yet have different bytes (an EXIF turn that only one annotation asked for); such
     images take a name with their hash.
     """
 
     def __init__(self, mixture: Reader, folder: Path, *, shared: bool = False) -> None:
-        self.mixture, self.folder = mixture, folder
+        self.folder, self.pictures = str(folder), Stored(mixture)
         self.shared = shared
         """Whether the folder may be in use already: then every file appears whole."""
-        _, (paths, hashes) = mixture.image_fields("path", "xxh3")
-        table = pa.table({"image": paths, "hash": hashes})
-        counts = table.group_by("image").aggregate([("hash", "count_distinct")])
-        self._unlike = set(counts.filter(pc.greater(counts["hash_count_distinct"], 1))["image"].to_pylist())
+        self._unlike = unlike_paths(mixture)
 
     def add(self, row: dict[str, Any]) -> list[str]:
         """The sample's images as paths below the folder, written if need be."""
@@ -188,74 +265,61 @@ class LooseImages:
         for number, image in enumerate(row["images"]):
             if problem := unsafe_path(image["path"]):
                 raise VlmixError(f"sample {row['id']}: {problem}")
-            name = PurePosixPath(image["path"])
-            if image["path"] in self._unlike:
-                name = name.with_name(f"{name.stem}.{image['xxh3'][:8]}{name.suffix}")
-            path = self.folder / name
-            if not path.exists():
-                jpegs = jpegs or self.mixture.raw(row["position"]).jpegs
-                if self.shared:
-                    with atomic_write(path) as file:
-                        file.write(jpegs[number])
-                else:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(jpegs[number])
-            names.append(str(name))
+            name = str(PurePosixPath(image["path"])) if _ODD.search(image["path"]) else image["path"]
+            if self._unlike and _digest(image["path"]) in self._unlike:
+                path = PurePosixPath(name)
+                name = str(path.with_name(f"{path.stem}.{image['xxh3'][:8]}{path.suffix}"))
+            names.append(name)
+            with self._new(f"{self.folder}/{name}") as file:
+                if file is not None:
+                    jpegs = jpegs or self.pictures.of(row)
+                    file.write(jpegs[number])
         return names
 
-
-def write_tables(
-    folder: Path,
-    mixture: Reader,
-    progress: Progress,
-    converted: Callable[[dict[str, Any]], dict[str, Any]],
-    schema: pa.Schema,
-    per_file: int | None = None,
-    per_group: int = 100,
-) -> int:
-    """The samples, `converted` and as often as their `repeat` says, as `train-00000-of-00009.parquet` …, by default of
-    `samples_per_shard` rows, in row groups that a reader can hold with their images; returns the number of rows."""
-    total, per_file = row_count(mixture), per_file or int(mixture.manifest.recipe["samples_per_shard"])
-    files = max(-(-total // per_file), 1)
-    repeated = (new for row in rows(mixture, progress) for new in [converted(row)] * row["repeat"])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        of_file = islice(repeated, per_file)
-        while group := list(islice(of_file, per_group)):
-            yield pa.RecordBatch.from_pylist(group, schema)
-
-    for number in range(files):
-        write_parquet(folder / f"train-{number:05d}-of-{files:05d}.parquet", batches(), schema)
-    return total
+    @contextmanager
+    def _new(self, path: str) -> Iterator[BinaryIO | None]:
+        """The file to fill, None where it is there already."""
+        if self.shared:
+            with nullcontext() if Path(path).exists() else atomic_write(Path(path)) as file:
+                yield file
+            return
+        try:
+            descriptor = _create(path)
+        except FileExistsError:
+            yield None
+            return
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
 
 
-def write_sources(
-    folder: Path,
-    mixture: Reader,
-    progress: Progress,
-    suffix: str,
-    text_of: Callable[[dict[str, Any], bool], str],
-    end: str = "",
-) -> dict[str, str]:
-    """A file for each source that has samples: `text_of` (row, whether it is the source's first) for each, then `end`.
+def _create(path: str) -> int:
+    """A descriptor of a file that was not there: one call to look and to make it, whichever process is first."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o666)
 
-    Returns source -> name of its file. Raises VlmixError where two sources would have the same.
-    """
-    names: dict[str, str] = {}
-    for source in mixture.manifest.sources:
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", source).lstrip(".") or "_"
-        if name in names.values():
-            raise VlmixError(f"sources {source!r} and another would both be called {name}; rename one in the recipe")
-        names[source] = name
-    files: dict[str, TextIO] = {}
-    with ExitStack() as stack:
-        for row in rows(mixture, progress):
-            source = row["source"]
-            first = source not in files
-            if first:
-                path = folder / f"{names[source]}{suffix}"
-                files[source] = stack.enter_context(path.open("w", encoding="utf-8"))
-            files[source].write(text_of(row, first))
-        for file in files.values():
-            file.write(end)
-    return {source: f"{name}{suffix}" for source, name in names.items() if source in files}
+
+def unlike_paths(mixture: Reader) -> frozenset[bytes]:
+    """The paths under which samples have different images, as `_digest` writes them. Holds 24 bytes for each image."""
+    paths, contents = [np.empty(0, "S16")], [np.empty(0, np.uint64)]
+    index = open_index(mixture.local_root / SAMPLES_NAME)
+    for group in row_groups(mixture, index.group_rows):
+        names = [f"images.list.element.{name}" for name in ("path", "xxh3")]
+        images = whole_column(index.read_row_group(group.number, names)["images"].take(group.rows)).flatten()
+        if images.null_count or images.field("path").null_count or images.field("xxh3").null_count:
+            what = f"{mixture.folder.name}: {SAMPLES_NAME}: an image has no path or xxh3"
+            raise VlmixError(f"{what}; `vlmix verify` lists all damage")
+        paths.append(digests(images.field("path")))
+        contents.append(hash_order(images.field("xxh3"), 0))
+    path, content = np.concatenate(paths), np.concatenate(contents)
+    del paths, contents
+    order = np.argsort(path)
+    path, content = path[order], content[order]
+    return frozenset(path[1:][(path[1:] == path[:-1]) & (content[1:] != content[:-1])].tolist())
+
+
+def _digest(path: str) -> bytes:
+    return bytes(digests(pa.array([path])).tolist()[0])

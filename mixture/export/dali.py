@@ -15,10 +15,10 @@ from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.io.staging import new_folder
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
     mixture = open_whole(folder)
     with new_folder(out) as partial:
-        for tar in place(mixture, partial, progress, whole_shards=False):
+        for tar in place(mixture, partial, progress, workers, whole_shards=False):
             (partial / tar.path).with_suffix(".idx").write_text(_index(tar), encoding="ascii")
     return row_count(mixture)
 

@@ -47,7 +47,7 @@ CREATE INDEX idx_sample_parts_full
 """
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
     mixture = open_whole(folder)
     with new_folder(out) as partial:
         meta = partial / ".nv-meta"
@@ -56,7 +56,7 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
         parts: dict[int, list[str]] = {}
         with closing(sqlite3.connect(meta / "index.sqlite")) as database, database:
             database.executescript(_TABLES)
-            for number, tar in enumerate(place(mixture, partial, progress)):
+            for number, tar in enumerate(place(mixture, partial, progress, workers)):
                 counts[tar.path] = len(tar.samples)
                 parts.setdefault(tar.repeat, []).append(tar.path)
                 np.asarray(tar.bounds, dtype=np.uint64).tofile((partial / tar.path).with_suffix(".tar.idx"))

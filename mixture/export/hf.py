@@ -13,16 +13,18 @@ viewer pages through. A sample with `repeat` n is n rows.
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from vlmix.mixture.dataset.card import opening
+from vlmix.mixture.dataset.groups import Stored
 from vlmix.mixture.dataset.manifest import Manifest
-from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import SAMPLES
-from vlmix.mixture.export._rows import open_whole, own_columns, placed_turns, write_tables
+from vlmix.mixture.export._jobs import write_tables
+from vlmix.mixture.export._rows import open_whole, own_columns, placed_turns
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.io.staging import new_folder
 
@@ -34,41 +36,53 @@ _ABOUT = (
 )
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
     fields = {name: SAMPLES.field(name).type for name in _KEPT}
+    fields = {"id": fields.pop("id"), "images": IMAGES, **fields}
+    return write_dataset(folder, out, progress, workers, fields, _converted, _ABOUT)
 
-    def converted(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "conversations": placed_turns(row)}
 
-    return write_dataset(folder, out, progress, {"id": fields.pop("id"), "images": IMAGES, **fields}, converted, _ABOUT)
+def _converted(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "conversations": placed_turns(row)}
 
 
 def write_dataset(
     folder: str | Path,
     out: Path,
     progress: Progress,
+    workers: int,
     fields: dict[str, pa.DataType],
     converted: Callable[[dict[str, Any]], dict[str, Any]],
     about: str,
 ) -> int:
     """A folder that HF datasets opens: a card, and Parquet of the columns `fields`, among them `images`, of which
-    `converted` makes the others, and of the columns that sources gave; returns the number of rows."""
+    `converted`, a function of a module, makes the others, and of the columns that sources gave; returns the number of
+    rows."""
     mixture = open_whole(folder)
     added = own_columns(mixture, fields)
 
-    def filled(row: dict[str, Any]) -> dict[str, Any]:
-        return {**{name: row[name] for name in added}, **converted(row), "images": embedded(mixture, row)}
-
+    filled = _Filled(Stored(mixture), list(added), converted)
     with new_folder(out) as partial:
-        total = write_tables(partial / "data", mixture, progress, filled, featured({**fields, **added}))
+        schema = featured({**fields, **added})
+        total = write_tables(partial / "data", mixture, progress, workers, filled, schema)
         (partial / "README.md").write_text(_card(mixture.manifest, about), encoding="utf-8")
     return total
 
 
-def embedded(mixture: Reader, row: dict[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Filled:
+    pictures: Stored
+    added: list[str]
+    converted: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        own = {name: row[name] for name in self.added}
+        return {**own, **self.converted(row), "images": embedded(self.pictures, row)}
+
+
+def embedded(pictures: Stored, row: dict[str, Any]) -> list[dict[str, Any]]:
     """The sample's images with their bytes."""
-    jpegs = mixture.raw(row["position"]).jpegs if row["images"] else ()
-    return [{"bytes": jpeg, "path": image["path"]} for jpeg, image in zip(jpegs, row["images"])]
+    return [{"bytes": jpeg, "path": image["path"]} for jpeg, image in zip(pictures.of(row), row["images"])]
 
 
 def featured(fields: dict[str, pa.DataType]) -> pa.Schema:

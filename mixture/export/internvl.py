@@ -13,7 +13,7 @@ below 1 takes the head of the file and above 1 must be whole, so it says a sourc
 the same; else it is 1 and a sample with `repeat` n is n rows. `length` counts the lines of the file.
 """
 
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +22,19 @@ import pyarrow as pa
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export._folder import IMAGES, json_text, write_json
-from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count, write_sources
+from vlmix.mixture.export._jobs import Entry, write_sources
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, row_count
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.record import IMAGE_TOKEN
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
     mixture = open_whole(folder)
     times = _times(mixture)
-    lengths: Counter[str] = Counter()
     with new_folder(out) as partial:
-        images = LooseImages(mixture, partial / IMAGES)
-
-        def text_of(row: dict[str, Any], first: bool) -> str:
-            said, named, seen = conversations(row), images.add(row), {}
-            if named and any(IMAGE_TOKEN in turn["value"] for turn in said[1::2]):
-                raise VlmixError(
-                    f"sample {row['id']} has an image in an answer, for which InternVL's rows have no place; leave it "
-                    f"out (`vlmix subsample`, `--where \"id != '{row['id']}'\"`) or choose another form"
-                )
-            if len(named) == 1 and IMAGE_TOKEN in said[0]["value"]:
-                seen = {"image": named[0], "width": row["width"], "height": row["height"]}
-            elif named:
-                sizes = {f"{side}_list": [image[side] for image in row["images"]] for side in ("width", "height")}
-                seen = {"image": named, **sizes}
-            lines: int = row["repeat"] // times[row["source"]]
-            lengths[row["source"]] += lines
-            return (json_text({"id": row["id"], **seen, "conversations": said}) + "\n") * lines
-
-        names = write_sources(partial, mixture, progress, ".jsonl", text_of)
+        entry = _Entry(LooseImages(mixture, partial / IMAGES), times)
+        names, lengths = write_sources(partial, mixture, progress, workers, ".jsonl", entry)
         meta = {
             source: {
                 "root": f"{IMAGES}/",
@@ -64,6 +47,27 @@ def write(folder: str | Path, out: Path, progress: Progress) -> int:
         }
         write_json(partial / "meta.json", meta)
     return row_count(mixture)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    images: LooseImages
+    times: dict[str, int]
+
+    def __call__(self, row: dict[str, Any]) -> Entry:
+        said, named, seen = conversations(row), self.images.add(row), {}
+        if named and any(IMAGE_TOKEN in turn["value"] for turn in said[1::2]):
+            raise VlmixError(
+                f"sample {row['id']} has an image in an answer, for which InternVL's rows have no place; leave it "
+                f"out (`vlmix subsample`, `--where \"id != '{row['id']}'\"`) or choose another form"
+            )
+        if len(named) == 1 and IMAGE_TOKEN in said[0]["value"]:
+            seen = {"image": named[0], "width": row["width"], "height": row["height"]}
+        elif named:
+            sizes = {f"{side}_list": [image[side] for image in row["images"]] for side in ("width", "height")}
+            seen = {"image": named, **sizes}
+        line = json_text({"id": row["id"], **seen, "conversations": said}) + "\n"
+        return Entry(row["source"], line, row["repeat"] // self.times[row["source"]])
 
 
 def _times(mixture: Reader) -> dict[str, int]:

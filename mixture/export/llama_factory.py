@@ -11,13 +11,15 @@ load.
 `num_samples` draws at random with replacement, so a sample with `repeat` n is n rows instead.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from vlmix.mixture.export._folder import IMAGES, write_json
-from vlmix.mixture.export._rows import LooseImages, conversations, open_whole, write_tables
+from vlmix.mixture.export._jobs import write_tables
+from vlmix.mixture.export._rows import LooseImages, conversations, open_whole
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.io.staging import new_folder
 
@@ -28,17 +30,21 @@ SCHEMA = pa.schema(
 _ROWS = "rows"
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
     mixture = open_whole(folder)
     with new_folder(out) as partial:
-        images = LooseImages(mixture, partial / IMAGES)
-
-        def converted(row: dict[str, Any]) -> dict[str, Any]:
-            listed = [f"{IMAGES}/{image}" for image in images.add(row)]
-            return {"id": row["id"], "source": row["source"], "images": listed, "conversations": conversations(row)}
-
-        total = write_tables(partial / _ROWS, mixture, progress, converted, SCHEMA, 100_000, 1000)
+        converted = _Converted(LooseImages(mixture, partial / IMAGES))
+        total = write_tables(partial / _ROWS, mixture, progress, workers, converted, SCHEMA, 100_000, 1000)
         columns = {"messages": "conversations", "images": "images"}
         entry = {"file_name": _ROWS, "formatting": "sharegpt", "columns": columns}
         write_json(partial / "dataset_info.json", {mixture.manifest.name: entry})
     return total
+
+
+@dataclass(frozen=True)
+class _Converted:
+    images: LooseImages
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        listed = [f"{IMAGES}/{image}" for image in self.images.add(row)]
+        return {"id": row["id"], "source": row["source"], "images": listed, "conversations": conversations(row)}

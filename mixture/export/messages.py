@@ -31,11 +31,12 @@ _ABOUT = (
 )
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
-    def converted(row: dict[str, Any]) -> dict[str, Any]:
-        return {"id": row["id"], "source": row["source"], "messages": with_system(row)}
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
+    return write_dataset(folder, out, progress, workers, _FIELDS, _converted, _ABOUT)
 
-    return write_dataset(folder, out, progress, _FIELDS, converted, _ABOUT)
+
+def _converted(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": row["id"], "source": row["source"], "messages": with_system(row)}
 
 
 def with_system(row: dict[str, Any]) -> list[dict[str, Any]]:

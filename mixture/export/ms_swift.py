@@ -14,15 +14,16 @@ Region and grounding turns are taken apart for this: the box text of `mixture.re
 an image, comes first; all others keep their order. `#N` draws rows at random, so a sample with `repeat` n is n rows.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmix.mixture.boxes import square_text
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.export._folder import IMAGES, json_text
-from vlmix.mixture.export._rows import LooseImages, messages, open_whole, row_count, rows, spaced, texts
-from vlmix.mixture.io.pool import Progress, silent
+from vlmix.mixture.export._jobs import Entry, texts_in_order
+from vlmix.mixture.export._rows import LooseImages, messages, open_whole, parts, plain, row_count, spaced, texts
+from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.record import Box
 from vlmix.mixture.render import GROUNDING
@@ -30,22 +31,40 @@ from vlmix.mixture.render import GROUNDING
 REF, BBOX = "<ref-object>", "<bbox>"
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
     mixture = open_whole(folder)
     with new_folder(out) as partial:
         images = LooseImages(mixture, partial / IMAGES)
-        with (partial / "train.jsonl").open("w", encoding="utf-8") as file:
-            for row in _led(mixture, progress):
-                named = images.add(row)
-                values, objects = with_objects(row)
-                fields = {
-                    "messages": messages(values),
-                    "images": [f"{IMAGES}/{image}" for image in named],
-                    "objects": objects,
-                    "channel": row["source"],
-                }
-                file.write((json_text(fields) + "\n") * row["repeat"])
+        first = _leader(mixture)
+        with (partial / "train.jsonl").open("wb") as file:
+            if first is not None:
+                line = _line(images, first)
+                file.write(line.text.encode() * line.times)
+            others = _Entry(images, None if first is None else first["root_row"])
+            for _, text, _ in texts_in_order(mixture, progress, workers, others, separator=""):
+                file.write(text)
     return row_count(mixture)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    images: LooseImages
+    leader: int | None
+
+    def __call__(self, row: dict[str, Any]) -> Entry | None:
+        return None if row["root_row"] == self.leader else _line(self.images, row)
+
+
+def _line(images: LooseImages, row: dict[str, Any]) -> Entry:
+    named = images.add(row)
+    values, objects = with_objects(row)
+    fields = {
+        "messages": messages(values),
+        "images": [f"{IMAGES}/{image}" for image in named],
+        "objects": objects,
+        "channel": row["source"],
+    }
+    return Entry("", json_text(fields) + "\n", row["repeat"])
 
 
 def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]:
@@ -82,13 +101,13 @@ def with_objects(row: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]
     return values, {"ref": refs, "bbox": listed, "bbox_type": "real", "image_id": numbers} if listed else None
 
 
-def _led(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
-    """All rows, the one that shows every type first."""
-    leader: dict[str, Any] | None = None
-    for shows in (lambda row: with_objects(row)[1], lambda row: row["image"]):
-        leader = leader or next(filter(shows, rows(mixture, silent)), None)
-    if leader is not None:
-        yield leader
-    for row in rows(mixture, progress):
-        if leader is None or row["position"] != leader["position"]:
-            yield row
+def _leader(mixture: Reader) -> dict[str, Any] | None:
+    """The row that shows every type: the first one with objects, else with an image."""
+    with_image: dict[str, Any] | None = None
+    for part in parts(mixture):
+        if with_image is None or part.has("boxes"):
+            for row in plain(part.table()):
+                if with_objects(row)[1]:
+                    return row
+                with_image = with_image or (row if row["images"] else None)
+    return with_image

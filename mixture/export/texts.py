@@ -26,11 +26,12 @@ _FIELDS = {"images": IMAGES, "texts": pa.list_(_ROUND), "source": pa.string(), "
 _ABOUT = "A vision-language mixture: `images` (empty for text-only samples), which come before the first of `texts`."
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
-    def converted(row: dict[str, Any]) -> dict[str, Any]:
-        return {"id": row["id"], "source": row["source"], "texts": rounds(row)}
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
+    return write_dataset(folder, out, progress, workers, _FIELDS, _converted, _ABOUT)
 
-    return write_dataset(folder, out, progress, _FIELDS, converted, _ABOUT)
+
+def _converted(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": row["id"], "source": row["source"], "texts": rounds(row)}
 
 
 def rounds(row: dict[str, Any]) -> list[dict[str, str]]:

@@ -17,11 +17,11 @@ from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.io.staging import new_folder
 
 
-def write(folder: str | Path, out: Path, progress: Progress) -> int:
+def write(folder: str | Path, out: Path, progress: Progress, workers: int = 1) -> int:
     mixture = open_whole(folder)
     with new_folder(out) as partial:
         listed = []
-        for tar in place(mixture, partial, progress):
+        for tar in place(mixture, partial, progress, workers):
             size = (partial / tar.path).stat().st_size
             listed += [{"url": tar.path, "nsamples": len(tar.samples), "filesize": size}] * tar.repeat
         index = {

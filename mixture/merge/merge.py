@@ -8,7 +8,7 @@ changes no byte either.
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Input, Manifest, Shard, SourceInfo
-from vlmix.mixture.dataset.schema import REJECTS, SampleJson, open_index
+from vlmix.mixture.dataset.schema import REJECTS, Index, SampleJson, open_index
 from vlmix.mixture.dataset.shards import (
     Members,
     ShardDone,
@@ -121,6 +121,8 @@ class PieceJob(ShardTask, frozen=True):
     `natural` is its place in the natural order, `repeat` how often it is seen."""
 
     root: Path
+    digest: str
+    """Of the root's manifest."""
     group: int | None
     source: str
     """Path in the root of a shard that is taken as it is, and the `shard` that it becomes; else "" and None."""
@@ -154,6 +156,7 @@ def _jobs(
             out=out,
             work=work,
             root=part.root,
+            digest=part.root_manifest.sha256,
             group=group,
             source=shard.path if shard else "",
             shard=shard and _renamed(shard, number, rows[0] + shifts[owner][group or 0], first),
@@ -177,7 +180,7 @@ def write_piece(job: PieceJob) -> ShardDone:
     schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
     if job.group is None:
         return _new_shard(job, schema)
-    table = open_index(job.root / SAMPLES_NAME).read_row_group(job.group)
+    table = _index(job.root, job.digest).read_row_group(job.group)
     if table.num_rows != len(job.natural):
         what = f"row group {job.group} has {table.num_rows} rows, the manifest says {len(job.natural)}"
         raise VlmixError(f"{job.root / SAMPLES_NAME}: {what}; `vlmix verify {job.root}` lists all damage")
@@ -211,6 +214,12 @@ def _new_shard(job: PieceJob, schema: pa.Schema) -> ShardDone:
             yield _members(job.root, columns) if job.with_tar else Members(b"", ())
 
     return store_rows(samples(), partial(moved, table), job, schema, with_tar=job.with_tar)
+
+
+@lru_cache(maxsize=64)
+def _index(root: Path, _: str) -> Index:
+    """Kept open, as reading a footer takes longer than reading a row group; for the mixture with that checksum."""
+    return open_index(root / SAMPLES_NAME)
 
 
 def _members(root: Path, columns: dict[str, Any]) -> Members:

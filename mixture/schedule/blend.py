@@ -75,8 +75,8 @@ class BlendSchedule(Schedule):
         being unique in its mixture. With `length_window` w, a mixture's samples for w batches of a modality are
         distributed over them by `lengths`; where one of its epochs ends among them, they stay as they come."""
         check_batch(global_batch, total)
-        self.lengths, self.seed, self.global_batch = lengths, seed, global_batch
-        self.length_window = length_window
+        self._given, self._lengths, self._key = lengths, lengths, None
+        self.seed, self.global_batch, self.length_window = seed, global_batch, length_window
         self.steps_per_epoch = -(-total // global_batch)
         self._sequences = [
             [

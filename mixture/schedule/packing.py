@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.errors import VlmixError
 
 Positions = NDArray[np.int64]
-Lengths = NDArray[np.int64]
+Lengths = NDArray[np.signedinteger]
 
 
 def shares(lengths: Lengths, world: int) -> list[NDArray[np.int64]]:

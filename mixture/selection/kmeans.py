@@ -6,6 +6,7 @@ in whatever order a BLAS adds.
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import sha256
-from vlmix.mixture.keyed import keyed_order
+from vlmix.mixture.keyed import Ids, Indices, keyed_order
+from vlmix.mixture.selection.keys import first_repeated
 
 _SCALE = 3500.0
 _WIDEST = 65_536  # components; rounding adds at most sqrt(65,536) / 2 to a norm, and (3500 + 128)^2 < 2^24
@@ -32,12 +34,19 @@ Vectors = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Embeddings:
-    """An embedding file: its bare name, its sha256, the samples' ids and [N, D] their directions."""
+    """An embedding file: its sha256 and the samples' ids [N]. The vectors stay in the file."""
 
-    name: str
+    path: Path
     sha256: str
-    ids: list[str]
-    vectors: Vectors
+    ids: pa.ChunkedArray
+
+    def blocks(self) -> Iterator[Vectors]:
+        """[n, D] the directions of all samples, few at a time."""
+        width = first = 0
+        for batch in pq.ParquetFile(self.path, pre_buffer=False).iter_batches(_BLOCK, columns=["id", "embedding"]):
+            rows = _matrix(self.path, batch, first, width)
+            yield _directions(self.path, rows, first)
+            width, first = rows.shape[1], first + len(rows)
 
 
 def read_embeddings(path: Path) -> Embeddings:
@@ -50,25 +59,20 @@ def read_embeddings(path: Path) -> Embeddings:
         file = pq.ParquetFile(path, pre_buffer=False)  # else the whole file is held in memory
         digest = sha256(path)
         _check_schema(path, file)
-        ids: list[str] = []
-        vectors = np.empty((0, 0), dtype=np.int16)
-        for batch in file.iter_batches(_BLOCK, columns=["id", "embedding"]):
-            rows = _matrix(path, batch, len(ids), vectors.shape[1])
-            if not ids:
-                vectors = np.empty((file.metadata.num_rows, rows.shape[1]), dtype=np.int16)
-            vectors[len(ids) : len(ids) + len(rows)] = _directions(path, rows, len(ids))
-            ids += batch.column("id").to_pylist()
+        ids = file.read(["id"])["id"].cast(pa.string())
+        found = Embeddings(path, digest, ids)
+        for _ in found.blocks():  # looks at each
+            pass
+        ids.validate(full=True)
     except FileNotFoundError:
         raise VlmixError(f"{path}: there is no such file") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise VlmixError(f"{path}: {str(error).splitlines()[0]}; the file is damaged or is no Parquet") from None
-    if not ids:
+    if not len(ids):
         raise VlmixError(f"{path}: there is no embedding in it")
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
-        raise VlmixError(f"{path}: {twice!r} is a duplicate; keep one embedding for each sample")
-    return Embeddings(path.name, digest, ids, vectors)
+    if (twice := first_repeated(ids)) is not None:
+        raise VlmixError(f"{path}: {ids[twice].as_py()!r} is a duplicate; keep one embedding for each sample")
+    return found
 
 
 def _check_schema(path: Path, file: pq.ParquetFile) -> None:
@@ -128,15 +132,15 @@ def cluster_count(samples: int) -> int:
     return max(1, min(round(math.sqrt(samples)), _MOST_CLUSTERS))
 
 
-def spherical_kmeans(ids: list[str], vectors: Vectors, clusters: int, seed: int) -> NDArray[np.int64]:
-    """[N] cluster of each vector, from 0: the nearest centre by angle, the first of equally near ones.
+def spherical_kmeans(ids: Ids, blocks: Callable[[], Iterable[Vectors]], clusters: int, seed: int) -> NDArray[np.int64]:
+    """[N] cluster of each vector, from 0: the nearest centre by angle, the first of equally near ones. `blocks` gives
+    the vectors [N, D], few at a time, as often as it is called.
 
     Centres start at the first `clusters` different vectors in hash order and move for at most 12 rounds over the
     first 128 per cluster in that order. A cluster may end empty. The result depends on ids, vectors and seed alone: on
     neither the order of the rows nor the machine.
     """
-    order = keyed_order(ids, seed, "clusters")
-    seen = vectors[order[: clusters * _SAMPLES_PER_CLUSTER]]
+    seen = _rows(blocks(), keyed_order(ids, seed, "clusters")[: clusters * _SAMPLES_PER_CLUSTER])
     starts: dict[bytes, int] = {}
     for row in range(len(seen)):
         starts.setdefault(seen[row].tobytes(), row)
@@ -149,7 +153,22 @@ def spherical_kmeans(ids: list[str], vectors: Vectors, clusters: int, seed: int)
         before, labels = labels, _nearest(seen, centres)
         if np.array_equal(before, labels):
             break
-    return _nearest(vectors, centres)
+    return np.concatenate([_nearest(vectors, centres) for vectors in blocks()])
+
+
+def _rows(blocks: Iterable[Vectors], wanted: Indices) -> Vectors:
+    """[n, D] the vectors at the positions `wanted`, in that order."""
+    order, parts, first, taken = np.argsort(wanted), [], 0, 0
+    ascending = wanted[order]
+    for vectors in blocks:
+        first += len(vectors)
+        end = int(np.searchsorted(ascending, first))
+        parts.append(vectors[ascending[taken:end] - first + len(vectors)])
+        taken = end
+    rows = np.concatenate(parts)
+    found = np.empty_like(rows)
+    found[order] = rows
+    return found
 
 
 def _nearest(vectors: Vectors, centres: Vectors) -> NDArray[np.int64]:

@@ -1,19 +1,42 @@
 """How the rows of a selection file and the samples of a mixture come together."""
 
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import msgspec
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from vlmix.mixture.dataset.groups import row_groups
 from vlmix.mixture.dataset.llava_row import llava_row, row_sha256
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import open_index
+from vlmix.mixture.dataset.schema import columns_problem, open_index
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.hashing import digests
 from vlmix.mixture.keyed import Indices, keyed_order
+from vlmix.mixture.selection.keys import Keys, keys_of, places
 from vlmix.mixture.selection.rankings import Ranking, Report
 from vlmix.mixture.selection.score_file import Listing, image_path
 
 _NAMED = 5  # rows of a kind that a report names
+
+
+class _Pairs(NamedTuple):
+    """Rows of a file, [P] each, whose key a sample has: their numbers, the best score first; the sample that each
+    takes, -1 where other rows took them all; how many rows and samples have the key, and how many scores."""
+
+    row: Indices
+    sample: Indices
+    named: Indices
+    held: Indices
+    kinds: Indices
+
+    def of(self, chosen: NDArray[Any]) -> "_Pairs":
+        return _Pairs(*(column[chosen] for column in self))
 
 
 def rank_listing(
@@ -33,109 +56,141 @@ def rank_listing(
     scores, the samples that are named stay. Raises VlmixError if nothing matches, an id has two scores, or the file
     lacks the scores that are asked for.
     """
-    ids: list[str] = mixture.column("id").to_pylist()
-    order = keyed_order(
-        ids, seed, "match"
-    )  # unlike the hash order of a random subset, which the result is held against
-    samples = pl.DataFrame({"sample": order, "key": pl.Series(ids, dtype=pl.String).gather(order)})
-    # A stable sort: rows of one score keep the order of the file.
-    rows = listing.rows.with_row_index("row").sort(
-        "score", descending=not ascending, nulls_last=True, maintain_order=True
-    )
-    pairs_by = {"id": _pair(rows.with_columns(key="id"), samples)}
-    _refuse_two_scores(listing, pairs_by["id"])
-    rest = rows.filter(~pl.col("row").is_in(pairs_by["id"]["row"].implode()))
-    with_hash, without = rest.filter(pl.col("row_sha256").is_not_null()), rest.filter(pl.col("row_sha256").is_null())
+    rows, samples = _Rows(listing, ascending), len(mixture)
+    # Unlike the hash order of a random subset, which the result is held against.
+    order = keyed_order(mixture.column("id"), seed, "match")
+    pairs_by = {"id": _pair(rows, rows.with_("id"), rows.column("id"), order, digests(mixture.column("id")))}
+    _refuse_two_scores(listing, rows, pairs_by["id"])
+    rest = np.full(len(listing.rows), True)
+    rest[pairs_by["id"].row] = False
+    hashed = rows.with_("row_sha256")
+    with_hash, without = hashed[rest[hashed]], rows.order[rest[rows.order]]
     if len(with_hash):
-        keys = pl.Series(sample_hashes(mixture), dtype=pl.String).gather(order)
-        hashed = with_hash.with_columns(key=pl.col("row_sha256").str.to_lowercase())
-        pairs_by["row_sha256"] = _pair(hashed, samples.with_columns(key=keys))
+        keys = rows.column("row_sha256").str.to_lowercase()
+        pairs_by["row_sha256"] = _pair(rows, with_hash, keys, order, _filled(samples, sample_hashes(mixture)))
+        rest[hashed] = False
+        without = without[rest[without]]
     if len(without):
-        telling = bool(without["image"].is_not_null().any())
-        keys = pl.Series(_llava_keys(mixture, telling), dtype=pl.String).gather(order)
-        key = pl.col("id") + "\0" + pl.col("image").fill_null("") if telling else pl.col("id")
-        pairs_by["llava_id"] = _pair(without.with_columns(key=key), samples.with_columns(key=keys))
-    pairs = pl.concat([frame.with_columns(by=pl.lit(by)) for by, frame in pairs_by.items()])
-    taken, report = _account(listing, mixture, rows, pairs)
+        images = rows.column("image").gather(without)
+        telling = bool(images.is_not_null().any())
+        keys = rows.column("id")
+        keys = keys + "\0" + rows.column("image").fill_null("") if telling else keys
+        pairs_by["llava_id"] = _pair(rows, without, keys, order, _filled(samples, _llava_keys(mixture, telling)))
+    del order
+    taken, report = _account(listing, mixture, pairs_by)
     if not listing.scored and (ascending or threshold is not None):
         raise VlmixError(f"{listing.name}: it has no `score`, which ascending and threshold need")
-    named = np.zeros(len(ids), dtype=np.bool_)
-    positions = taken["sample"].to_numpy()
-    named[positions] = True
+    named = np.zeros(samples, dtype=np.bool_)
+    named[taken.sample] = True
     stays, nobody = named[offered], np.zeros(len(offered), dtype=np.bool_)
     if not listing.scored:
         report = msgspec.structs.replace(report, listed=int(stays.sum()))
         return Ranking(np.zeros(len(offered)), stays, nobody, nobody, report)
     sign = -1.0 if ascending else 1.0
-    priorities = np.full(len(ids), -np.inf)
-    priorities[positions] = sign * taken["score"].to_numpy()
+    priorities = np.full(samples, -np.inf)
+    priorities[taken.sample] = sign * rows.scores[taken.row]
     priority = priorities[offered]
     unscored = ~stays
     stays = ~nobody if threshold is None else stays & (priority >= sign * threshold)
     return Ranking(priority, stays, unscored, nobody, report)
 
 
-def _pair(rows: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-    """The rows whose key a sample has, each with the sample it takes (null: other rows took them all).
+class _Rows:
+    """The rows of a file, in the `order` of their scores: the best one first, rows of one score as in the file."""
 
-    `named` and `held` are how many rows and samples have the key, `kinds` how many scores.
-    """
-    place = pl.int_range(pl.len()).over("key").alias("place")
-    numbered = samples.with_columns(place)
-    held = samples.group_by("key").agg(held=pl.len())
-    return (
-        rows.filter(pl.col("key").is_not_null())
-        .with_columns(place, named=pl.len().over("key"), kinds=pl.col("score").n_unique().over("key"))
-        .join(held, on="key", how="inner", maintain_order="left")
-        .join(numbered, on=["key", "place"], how="left", maintain_order="left")
-        .select("row", "id", "row_sha256", "score", "sample", "named", "held", "kinds")
-    )
+    def __init__(self, listing: Listing, ascending: bool) -> None:
+        self._frame = listing.rows
+        scores = listing.rows["score"]
+        self.scores = scores.to_numpy() if listing.scored else np.zeros(len(scores))
+        self.order = np.argsort(self.scores if ascending else -self.scores, kind="stable")
+
+    def column(self, name: str) -> pl.Series:
+        return self._frame[name].cast(pl.String)
+
+    def with_(self, name: str) -> Indices:
+        """The rows that have a value in a column, in order."""
+        has: NDArray[np.bool_] = self._frame[name].is_not_null().to_numpy()
+        return self.order[has[self.order]]
 
 
-def _refuse_two_scores(listing: Listing, pairs: pl.DataFrame) -> None:
-    two = pairs.filter(pl.col("kinds") > 1)
+def _pair(rows: _Rows, numbers: Indices, keys: pl.Series, order: Indices, sample_keys: Keys) -> _Pairs:
+    """What comes of the rows `numbers`, whose keys are in the column `keys`: samples take rows in their `order` [N]."""
+    known, code = np.unique(keys_of(keys)[numbers], return_inverse=True)
+    sample_code = places(sample_keys, known)[order]
+    has = sample_code >= 0
+    sample_code, matched = sample_code[has], order[has]
+    grouped = matched[np.argsort(sample_code, kind="stable")]
+    held, named = (np.bincount(codes, minlength=len(known)) for codes in (sample_code, code))
+    by_key = np.argsort(code, kind="stable")
+    place = np.empty(len(code), dtype=np.int64)
+    place[by_key] = np.arange(len(code)) - np.repeat(np.cumsum(named) - named, named)
+    scores, keyed = rows.scores[numbers][by_key], code[by_key]
+    another = keyed[1:][(scores[1:] != scores[:-1]) & (keyed[1:] == keyed[:-1])]
+    kinds = 1 + np.bincount(another, minlength=len(known))
+    pairs = held[code] > 0
+    code, place, numbers = code[pairs], place[pairs], numbers[pairs]
+    sample = np.full(len(code), -1, dtype=np.int64)
+    takes = place < held[code]
+    sample[takes] = grouped[(np.cumsum(held) - held)[code[takes]] + place[takes]]
+    return _Pairs(numbers, sample, named[code], held[code], kinds[code])
+
+
+def _refuse_two_scores(listing: Listing, rows: _Rows, pairs: _Pairs) -> None:
+    two = pairs.row[pairs.kinds > 1]
     if len(two):
-        id = two["id"][0]
-        scores = two.filter(pl.col("id") == id)["score"].unique().sort()
+        ids = listing.rows["id"]
+        id = ids[int(two[0])]
+        scores = np.unique(rows.scores[two[(ids.gather(two) == id).to_numpy()]]).tolist()
         raise VlmixError(f"{listing.name}: {id} has the scores {scores[0]} and {scores[1]}; keep one row for it")
 
 
-def _account(listing: Listing, mixture: Reader, rows: pl.DataFrame, pairs: pl.DataFrame) -> tuple[pl.DataFrame, Report]:
+def _account(listing: Listing, mixture: Reader, pairs_by: dict[str, _Pairs]) -> tuple[_Pairs, Report]:
     """The pairs that have a sample of their own, and the report on all rows."""
-    missed = rows.filter(~pl.col("row").is_in(pairs["row"].implode())).sort("row")
-    taken = pairs.filter(pl.col("sample").is_not_null()).unique("sample", keep="first", maintain_order=True)
-    if not len(taken):
+    taken_by: dict[str, _Pairs] = {}
+    missed, free = np.full(len(listing.rows), True), np.full(len(mixture), True)
+    for by, pairs in pairs_by.items():
+        missed[pairs.row] = False
+        own = pairs.of(pairs.sample >= 0)
+        own = own.of(free[own.sample])
+        free[own.sample] = False
+        if len(own.row):
+            taken_by[by] = own
+    taken = _Pairs(*(np.concatenate(columns) for columns in zip(*taken_by.values()))) if taken_by else None
+    if taken is None:
         raise _nothing(listing, mixture)
-    bare = rows.select(
-        pl.col("row_sha256").is_null() & pl.col("id").str.contains(r"^(0|[1-9]\d*)$").fill_null(False)
-    ).to_series()
-    if len(missed) > len(taken) and bare.all():
+    unmatched = np.flatnonzero(missed)
+    if len(unmatched) > len(taken.row) and _all_numbers(listing):
         raise VlmixError(
-            f"{listing.name}: {len(missed):,} of its {len(rows):,} ids name no sample, and all are whole numbers: they "
-            "look like row numbers of a JSON file; write the rows themselves, `vlmix docs selection` shows how"
+            f"{listing.name}: {len(unmatched):,} of its {len(listing.rows):,} ids name no sample, and all are whole "
+            "numbers: they look like row numbers of a JSON file; write the rows themselves, `vlmix docs selection` "
+            "shows how"
         )
-    unsure = taken.filter(
-        (pl.col("by") == "llava_id")
-        & (pl.col("held") > 1)
-        & ((pl.col("named") < pl.col("held")) | (pl.col("kinds") > 1))
-    ).sort("row")
+    unsure = np.empty(0, dtype=np.int64)
+    if (of := taken_by.get("llava_id")) is not None:
+        unsure = np.sort(of.row[(of.held > 1) & ((of.named < of.held) | (of.kinds > 1))])
     report = Report(
         by=listing.name,
         sha256=listing.sha256,
         rows=len(listing.rows),
-        matched_by=dict(taken.group_by("by", maintain_order=True).len().rows()),
-        unmatched=len(missed),
-        unmatched_first=_names(missed),
-        duplicates=len(pairs) - len(taken),
+        matched_by={by: len(pairs.row) for by, pairs in taken_by.items()},
+        unmatched=len(unmatched),
+        unmatched_first=_names(listing, unmatched),
+        duplicates=sum(len(pairs.row) for pairs in pairs_by.values()) - len(taken.row),
         ambiguous=len(unsure),
-        ambiguous_first=_names(unsure),
+        ambiguous_first=_names(listing, unsure),
     )
     return taken, report
 
 
-def _names(rows: pl.DataFrame) -> list[str]:
+def _all_numbers(listing: Listing) -> bool:
+    rows = listing.rows
+    whole = pl.col("id").cast(pl.String).str.contains(r"^(0|[1-9]\d*)$").fill_null(False)
+    return bool(rows.select((pl.col("row_sha256").is_null() & whole).all()).item())
+
+
+def _names(listing: Listing, rows: Indices) -> list[str]:
     """The first few rows by name: their id, else the beginning of their hash."""
-    first = rows.head(_NAMED)
+    first = listing.rows[rows[:_NAMED]].with_columns(pl.col("id", "row_sha256").cast(pl.String))
     return first.select(pl.coalesce(pl.col("id").str.slice(0, 200), pl.col("row_sha256").str.slice(0, 12)))[
         "id"
     ].to_list()
@@ -148,9 +203,9 @@ def _nothing(listing: Listing, mixture: Reader) -> VlmixError:
     theirs = ", ".join(f"{name} {row[name][:80]!r}" for name in ("id", "row_sha256") if row[name] is not None)
     ours = [f"id {one.column('id')[0].as_py()!r}"]
     ours += (
-        [f"row_sha256 {sample_hashes(one)[0]!r}"]
+        [f"row_sha256 {next(sample_hashes(one))[1][0]!r}"]
         if row["row_sha256"] is not None
-        else [f"LLaVA's id {_llava_keys(one)[0]!r}"]
+        else [f"LLaVA's id {next(_llava_keys(one))[1][0]!r}"]
     )
     return VlmixError(
         f"{listing.name}: none of its {len(listing.rows):,} rows is in {mixture.folder.name}; its first has {theirs}, "
@@ -158,28 +213,45 @@ def _nothing(listing: Listing, mixture: Reader) -> VlmixError:
     )
 
 
-def sample_hashes(mixture: Reader) -> list[str]:
-    """[N] content hashes of the samples, as rows of `vlmix export --to llava-json`."""
-    images = [image for _, image in _llava_names(mixture)]
-    hashes = [""] * len(images)
-    for positions, values, lengths in mixture.turns():
-        texts, end = values.to_pylist(), 0
-        for position, length in zip(positions.tolist(), lengths.tolist()):
-            start, end = end, end + length
-            hashes[position] = row_sha256(images[position], texts[start:end])
-    return hashes
+def _filled(count: int, pieces: Iterator[tuple[Indices, list[str]]]) -> Keys:
+    """The keys of all samples."""
+    keys = np.empty(count, dtype="S16")
+    for positions, texts in pieces:
+        keys[positions] = digests(pa.array(texts, pa.string()))
+    return keys
 
 
-def _llava_keys(mixture: Reader, with_image: bool = False) -> list[str]:
-    return [f"{id}\0{image}" if with_image else id for id, image in _llava_names(mixture)]
+def sample_hashes(mixture: Reader) -> Iterator[tuple[Indices, list[str]]]:
+    """[n] positions and content hashes of the samples, as rows of `vlmix export --to llava-json`, a row group at a
+    time."""
+    for positions, table in _tables(mixture, "conversations.list.element.value"):
+        said = table["conversations"].combine_chunks()
+        texts = said.flatten().field("value").to_pylist()
+        ends = np.cumsum(pc.list_value_length(said).to_numpy()).tolist()
+        images = [image for _, image in _llava_names(table)]
+        yield positions, [row_sha256(image, texts[a:b]) for image, a, b in zip(images, [0, *ends], ends)]
 
 
-def _llava_names(mixture: Reader) -> list[tuple[str, str]]:
-    """[N] id and image that the samples have in LLaVA's JSON."""
-    table = open_index(mixture.local_root / SAMPLES_NAME).read(["id", "images", "extra"]).take(mixture.rows)
+def _llava_keys(mixture: Reader, with_image: bool = False) -> Iterator[tuple[Indices, list[str]]]:
+    """[n] positions and LLaVA's ids of the samples, with their images or without, a row group at a time."""
+    for positions, table in _tables(mixture):
+        yield positions, [f"{id}\0{image}" if with_image else id for id, image in _llava_names(table)]
+
+
+def _tables(mixture: Reader, *more: str) -> Iterator[tuple[Indices, pa.Table]]:
+    """[n] positions and what says how the samples are called in LLaVA's JSON, a row group at a time."""
+    index = open_index(mixture.local_root / SAMPLES_NAME)
+    for group in row_groups(mixture, index.group_rows):
+        table = index.read_row_group(group.number, ["id", "images.list.element.path", "extra", *more])
+        if problem := columns_problem(table):
+            raise VlmixError(f"{mixture.root.name}: {SAMPLES_NAME}: {problem}; `vlmix verify` lists all damage")
+        yield group.positions, table.take(group.rows)
+
+
+def _llava_names(table: pa.Table) -> list[tuple[str, str]]:
+    """[n] id and image that the samples have in LLaVA's JSON."""
     names: list[tuple[str, str]] = []
-    for batch in table.to_batches(max_chunksize=5000):
-        for row in batch.to_pylist():
-            llava = llava_row({**row, "conversations": []})
-            names.append((str(llava.get("id")), image_path(llava.get("image")) or ""))
+    for row in table.select(["id", "images", "extra"]).to_pylist():
+        llava = llava_row({**row, "conversations": []})
+        names.append((str(llava.get("id")), image_path(llava.get("image")) or ""))
     return names

@@ -7,20 +7,23 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.hashing import mix64
-from vlmix.mixture.keyed import HashOrder, Indices, hash_order, keyed_order
+from vlmix.mixture.hashing import digests, mix64
+from vlmix.mixture.keyed import HashOrder, Indices, Ranks, hash_order, ranked
 from vlmix.mixture.record import IMAGE_TOKEN
+from vlmix.mixture.selection.keys import places
 from vlmix.mixture.selection.kmeans import Embeddings, cluster_count, spherical_kmeans
 
 Priorities = NDArray[np.float64]
 """[N]: the higher, the sooner; equal ones follow the hash order."""
 
-Codes = NDArray[np.int64]
+Codes = NDArray[np.integer]
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -105,36 +108,77 @@ class Ranking:
         )
 
 
-def rank_lengths(mixture: Reader, frame: pl.DataFrame, seed: int, *, stratify: bool = True) -> Ranking:
-    """The ranking `lengths` of `mixture`, whose index is `frame`: see `by_lengths`."""
-    priority, rounds = by_lengths(frame, _texts(mixture), seed, stratify=stratify)
-    return Ranking(priority, np.full(len(frame), True), np.full(len(frame), False), rounds > 0, Report(by="lengths"))
+@dataclass(frozen=True)
+class Offer:
+    """Samples to choose from, [N] in mixture order: their hash order, and the numbers of their sources in `names`."""
+
+    ranks: Ranks
+    codes: NDArray[np.int32]
+    names: list[str]
+
+    @classmethod
+    def of(cls, mixture: Reader, seed: int) -> "Offer":
+        sources = mixture.column("source").dictionary_encode().unify_dictionaries()
+        codes = [np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in sources.chunks)]
+        names = sources.chunk(0).dictionary.to_pylist() if sources.num_chunks else []
+        return cls(ranked(mixture.column("id"), seed), np.concatenate(codes).astype(np.int32), names)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def at(self, positions: Indices) -> "Offer":
+        """Those at some positions, ascending."""
+        if len(positions) == len(self):
+            return self
+        ranks = Ranks(pa.chunked_array(self.ranks.ids).take(pa.array(positions)), self.ranks.hashes[positions])
+        return Offer(ranks, self.codes[positions], self.names)
+
+    def strata(self, stratify: bool) -> tuple[Codes, list[str]]:
+        """[N] numbers of the sources and their names; one nameless source if not `stratify`."""
+        return (self.codes, self.names) if stratify else (np.zeros(len(self), dtype=np.int32), [""])
+
+
+def rank_lengths(mixture: Reader, offer: Offer, seed: int, *, stratify: bool = True) -> Ranking:
+    """The ranking `lengths` of `mixture`, all of whose samples are on offer: see `by_lengths`."""
+    images, words = image_codes(mixture.column("image")), mixture.column("num_words").to_numpy()
+    priority, rounds = by_lengths(offer, images, words, _texts(mixture), seed, stratify=stratify)
+    return Ranking(priority, np.full(len(offer), True), np.full(len(offer), False), rounds > 0, Report(by="lengths"))
+
+
+def image_codes(images: pa.ChunkedArray) -> HashOrder:
+    """[N] uint64: equal for samples of the same image; of a text-only sample, whose image is "", its own number."""
+    codes = hash_order(images, 0, "images")
+    alone = pc.equal(images, "").to_numpy()
+    codes[alone] = np.flatnonzero(alone)
+    return codes
 
 
 def rank_clusters(
     embeddings: Embeddings,
-    index: pl.DataFrame,
+    ids: pa.ChunkedArray,
+    offer: Offer,
     offered: Indices,
     seed: int,
     *,
     clusters: int | None = None,
     stratify: bool = True,
 ) -> Ranking:
-    """The ranking `clusters` of the rows `offered` of an index: see `by_clusters`.
+    """The ranking `clusters` of the `offer`, which is the samples `offered` of those with `ids`: see `by_clusters`.
 
     The clusters are those of the whole embedding file, so they do not depend on how much of a mixture is offered.
-    Raises VlmixError if no sample of the index has an embedding.
+    Raises VlmixError if no sample has an embedding.
     """
-    labels = spherical_kmeans(embeddings.ids, embeddings.vectors, clusters or cluster_count(len(embeddings.ids)), seed)
-    known = pl.DataFrame({"id": embeddings.ids, "label": labels})
-    of_index = index.select("id").join(known, on="id", how="left", maintain_order="left")["label"]
-    matched = len(of_index) - of_index.null_count()
+    labels = spherical_kmeans(embeddings.ids, embeddings.blocks, clusters or cluster_count(len(embeddings.ids)), seed)
+    keys = digests(embeddings.ids)
+    order = np.argsort(keys)
+    place = places(digests(ids), keys[order])
+    matched = int((place >= 0).sum())
     if not matched:
         raise VlmixError(
-            f"{embeddings.name}: no sample has an embedding in it; its first id is {embeddings.ids[0]!r}, the first "
-            f"sample's is {index['id'][0]!r}"
+            f"{embeddings.path.name}: no sample has an embedding in it; its first id is {embeddings.ids[0].as_py()!r}, "
+            f"the first sample's is {ids[0].as_py()!r}"
         )
-    of_sample = of_index.fill_null(-1).to_numpy().astype(np.int64)[offered]
+    of_sample = np.where(place >= 0, labels[order[place]], -1)[offered]
     report = Report(
         by="clusters",
         sha256=embeddings.sha256,
@@ -143,12 +187,12 @@ def rank_clusters(
         unmatched=len(embeddings.ids) - matched,
         nonempty_clusters=len(np.unique(labels)),
     )
-    priority = by_clusters(index[offered], of_sample, seed, stratify=stratify)
+    priority = by_clusters(offer, of_sample, stratify=stratify)
     return Ranking(priority, np.full(len(offered), True), of_sample < 0, np.full(len(offered), False), report)
 
 
 def by_lengths(
-    frame: pl.DataFrame, texts: HashOrder, seed: int, *, stratify: bool = True
+    offer: Offer, images: HashOrder, words: NDArray[np.integer], texts: HashOrder, seed: int, *, stratify: bool = True
 ) -> tuple[Priorities, Indices]:
     """Priorities that leave repetition for last and keep the lengths of the source, and [N] the rounds.
 
@@ -159,54 +203,44 @@ def by_lengths(
     of the first m samples, every stretch of the lengths that holds a share p of the round gets m p, give or take the
     logarithm of m. So a subset that is filled from round 0 has the length distribution of one sample per image.
 
-    `frame` is the index; `texts` [N] are equal for samples of the same text. With `stratify` False the mixture counts
-    as one source.
+    `images` and `texts` [N] are equal for samples of the same image or text; `words` [N] are the lengths. With
+    `stratify` False the mixture counts as one source.
     """
-    codes, names = _groups(frame, stratify)
-    order = keyed_order(frame["id"].to_list(), seed)
-    images = frame["image"].cast(pl.Categorical).to_physical().to_numpy().astype(np.int64)
-    # A text-only sample is alone with its image: minus its own number.
-    images = np.where((frame["image"] != "").to_numpy(), images, -1 - np.arange(len(images)))
+    codes, names = offer.strata(stratify)
+    order = offer.ranks.order()
     rounds = np.maximum(_places(order, codes, texts), _places(order, codes, images))
-    by_words = order[np.argsort(frame["num_words"].to_numpy()[order], kind="stable")]
+    by_words = order[np.argsort(words[order], kind="stable")]
     keys = mix64(hash_order(names, seed, "lengths")[codes] + rounds.astype(np.uint64))
     scrambled = _scrambled(_places(by_words, codes, rounds), keys)
     return _quantiles(np.lexsort((scrambled, rounds)), codes), rounds
 
 
-def by_clusters(frame: pl.DataFrame, labels: Codes, seed: int, *, stratify: bool = True) -> Priorities:
+def by_clusters(offer: Offer, labels: Codes, *, stratify: bool = True) -> Priorities:
     """Priorities that go round the clusters: from each cluster its first sample in hash order, then from each its
     second, and so on; a round takes the clusters in hash order of their samples.
 
     So a subset holds the same number of samples of every cluster that has that many. Within a cluster the choice is
-    random, which leaves its spread as it is. Each source goes round by itself. `labels` [N] are the clusters of the
-    rows of `frame`, -1 without one: those of a source keep their share of it, in hash order.
+    random, which leaves its spread as it is. Each source goes round by itself. `labels` [N] are the samples' clusters,
+    -1 without one: those of a source keep their share of it, in hash order.
     With `stratify` False all sources go round together.
     """
-    codes, names = _groups(frame, stratify)
-    sources, _ = _groups(frame, True)
-    order = keyed_order(frame["id"].to_list(), seed)
+    codes, names = offer.strata(stratify)
+    order = offer.ranks.order()
     without = labels < 0
-    strata = np.where(without, len(names) + sources, codes)
+    strata = np.where(without, len(names) + offer.codes, codes)
     turn = np.where(without, 0, _places(order, strata, labels))
     return _quantiles(order[np.argsort(turn[order], kind="stable")], strata)
 
 
-def _groups(frame: pl.DataFrame, stratify: bool) -> tuple[Codes, list[str]]:
-    """[N] number of each sample's source and the sources' names; one nameless source if not `stratify`."""
-    if not stratify:
-        return np.zeros(len(frame), dtype=np.int64), [""]
-    names = frame["source"].unique(maintain_order=True)
-    codes = frame["source"].replace_strict(names, pl.int_range(len(names), eager=True), return_dtype=pl.Int64)
-    return codes.to_numpy(), names.to_list()
-
-
 def _places(order: Indices, *codes: NDArray[Any]) -> Indices:
     """[N] place in `order` of each sample among those that share all its `codes`."""
-    sorted_codes = pl.DataFrame({str(number): column[order] for number, column in enumerate(codes)})
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = sorted_codes.select(pl.int_range(pl.len()).over(sorted_codes.columns)).to_series().to_numpy()
-    return places
+    by_code = order[np.lexsort([column[order] for column in codes])]
+    new = np.full(len(order), True)
+    new[1:] = np.any([column[by_code[1:]] != column[by_code[:-1]] for column in codes], axis=0)
+    starts = np.flatnonzero(new)
+    found = np.empty(len(order), dtype=np.int64)
+    found[by_code] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return found
 
 
 def _quantiles(order: Indices, codes: Codes) -> Priorities:

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from msgspec import Struct, field
 from vlmix.mixture.dataset.llava_row import row_sha256
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.json_pieces import PIECE, Piece, Pieces
 
 KEYS = ("id", "row_sha256", "conversations")
 """What can name a sample: one of these columns or fields has to be there."""
@@ -28,12 +30,14 @@ _ROWS = pl.Schema({"id": pl.String, "row_sha256": pl.String, "image": pl.String,
 
 
 _LOOK = 1000  # values of a text column that show whether it holds numbers
+_SLICE = 5000  # rows that are Python objects at a time
+_ID_END = re.compile(rb'["\d]\s*,')  # between two ids of a JSON list, perhaps
 
 
 @dataclass(frozen=True)
 class Listing:
     """A selection file as read. `rows` has the columns `id`, `row_sha256`, `image` and `score`, null where a row does
-    not say; `scored` says whether the rows have scores."""
+    not say, and of type Null where no row does; `scored` says whether the rows have scores."""
 
     name: str
     sha256: str
@@ -93,6 +97,13 @@ class _Seen:
         counts = self.names.setdefault(name, [0, 0, 0])
         for place, count in enumerate((values, numbers, fractions)):
             counts[place] += count
+
+    def add_texts(self, name: str, column: pl.LazyFrame) -> None:
+        """Of a column of texts that is read as it goes by."""
+        numbers = pl.col(name).str.strip_chars().cast(pl.Float64, strict=False)
+        counts = pl.col(name).count(), numbers.count().alias("n"), (numbers != numbers.round()).sum().alias("f")
+        values, found, fractions = column.select(counts).collect(engine="streaming").row(0)
+        self.add(name, values, found, fractions)
 
     def add_text(self, name: str, values: pl.Series) -> None:
         numbers = values.str.strip_chars().cast(pl.Float64, strict=False).drop_nulls()
@@ -158,15 +169,27 @@ def _read_parquet(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
         assert isinstance(empty, pl.DataFrame)
         schema = empty.schema
         _check_columns(path, list(schema))
-        frame = pl.DataFrame(file.read([name for name in (*_NAMING, column) if name in schema]))
+        wanted = [name for name in dict.fromkeys((*_NAMING, column)) if name in schema]
+        _check_types(path, empty, column)
         for name, dtype in schema.items():
             seen.add(name, 1, dtype.is_numeric(), dtype.is_float() or dtype.is_decimal())
         texts = [name for name, dtype in schema.items() if dtype == pl.String and name not in _NAMING]
         for batch in islice(file.iter_batches(_LOOK, columns=texts), 1) if texts else []:
             for values in pl.DataFrame(batch):
                 seen.add_text(values.name, values)
+        parts, first = [_ROWS.to_frame()], 1
+        for batch in file.iter_batches(_SLICE if "conversations" in schema else 20 * _SLICE, columns=wanted):
+            frame = pl.DataFrame(batch)
+            if "conversations" in schema:
+                frame = frame.with_columns(row_sha256=_hash_column(path, frame, first))
+            parts.append(_complete(frame, column))
+            first += len(frame)
     except (pa.ArrowException, OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
         raise VlmixError(f"{path}: {_first(error)}; the file is damaged or is no Parquet") from None
+    return _joined(parts)
+
+
+def _check_types(path: Path, frame: pl.DataFrame, column: str) -> None:
     for name in ("id", "row_sha256", "image"):
         if name in frame.columns and not (
             frame[name].dtype in (pl.String, pl.Categorical, pl.Null)
@@ -175,42 +198,40 @@ def _read_parquet(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
             raise VlmixError(f"{path}: column {name} is {frame[name].dtype}, not text; write it as text")
     if column in frame.columns and not (frame[column].dtype.is_numeric() or frame[column].dtype == pl.Null):
         what = f"column {_short(column)} is {_short(frame[column].dtype)}: its scores are not numbers"
-        raise VlmixError(f"{path}: {what}; write it as a column of floats (its columns are {_listed(schema)})")
-    if "conversations" in frame.columns:
-        frame = frame.with_columns(row_sha256=_hash_column(path, frame))
-    return _complete(frame, column)
+        raise VlmixError(f"{path}: {what}; write it as a column of floats (its columns are {_listed(frame.columns)})")
 
 
-def _hash_column(path: Path, frame: pl.DataFrame) -> pl.Series:
-    """Column `row_sha256`, where it is missing that of the row's conversations."""
+def _hash_column(path: Path, frame: pl.DataFrame, first: int) -> pl.Series:
+    """Column `row_sha256`, where it is missing that of the row's conversations; `first` is the first row's number."""
     columns = [name for name in ("conversations", "row_sha256", "image", "images") if name in frame.columns]
     hashes: list[str | None] = []
-    for part in frame.select(columns).iter_slices(5000):  # as Python objects, a row is ten times as large
-        for row in part.iter_rows(named=True):
-            try:
-                hashes.append(_hash(msgspec.convert(row, _Row)))
-            except msgspec.ValidationError as error:
-                raise VlmixError(f"{path}: row {len(hashes) + 1}: {error}; it is no LLaVA row") from None
+    for row in frame.select(columns).iter_rows(named=True):
+        try:
+            hashes.append(_hash(msgspec.convert(row, _Row)))
+        except msgspec.ValidationError as error:
+            raise VlmixError(f"{path}: row {first + len(hashes)}: {error}; it is no LLaVA row") from None
     return pl.Series(hashes, dtype=pl.String)
 
 
 def _read_csv(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
     try:
-        frame = pl.read_csv(path, infer_schema=False)
+        lazy = pl.scan_csv(path, infer_schema=False)
+        names = lazy.collect_schema().names()
+        _check_columns(path, [name for name in names if name != "conversations"])
+        for name in names:
+            seen.add_texts(name, lazy.select(name))
+        frame = lazy.select(name for name in names if name in (*_NAMING, column) and name != "conversations").collect()
     except pl.exceptions.NoDataError:
         return _ROWS.to_frame()
     except pl.exceptions.PolarsError as error:
         raise VlmixError(f"{path}: {_first(error)}; the file is damaged or is no CSV") from None
-    _check_columns(path, [name for name in frame.columns if name != "conversations"])
-    for values in frame:
-        seen.add_text(values.name, values)
     if column in frame.columns:
         scores = frame[column].str.strip_chars().cast(pl.Float64, strict=False)
         wrong = (scores.is_null() & frame[column].is_not_null()).arg_true()
         if len(wrong):
             value = _short(repr(frame[column][wrong[0]]))
             what = f"row {wrong[0] + 1}: {_short(column)} {value} is not a number"
-            raise VlmixError(f"{path}: {what} (its columns are {_listed(frame.columns)})")
+            raise VlmixError(f"{path}: {what} (its columns are {_listed(names)})")
         frame = frame.with_columns(scores.alias(column))
     return _complete(frame, column)
 
@@ -223,12 +244,16 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 
 def _complete(frame: pl.DataFrame, column: str = "score") -> pl.DataFrame:
-    """The columns of a listing, the scores being those in `column`; columns that are missing are null."""
+    """The columns of a listing, the scores being those in `column`; columns without a value are of type Null."""
     origin = {**{name: name for name in _ROWS}, "score": column}
-    none = pl.Series([None] * len(frame), dtype=pl.Null)
-    return pl.DataFrame(
-        {name: (frame[origin[name]] if origin[name] in frame.columns else none).cast(_ROWS[name]) for name in _ROWS}
-    )
+    none = pl.repeat(None, len(frame), dtype=pl.Null, eager=True)
+    found = {name: frame[origin[name]] for name in _ROWS if origin[name] in frame.columns}
+    full = {name: values.cast(_ROWS[name]) for name, values in found.items() if values.null_count() < len(values)}
+    return pl.DataFrame({name: full.get(name, none) for name in _ROWS})
+
+
+def _joined(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat([part for part in parts if len(part)] or parts[:1], how="vertical_relaxed")
 
 
 class _Turn(Struct):
@@ -272,23 +297,31 @@ class _Entries:
                 f"{self.path}: row {number}: {error}; a row is an id or an object with one of {KEYS}"
             ) from None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            return next(self.mended(b"[" + bytes(raw) + b"]", f"row {number}: {error}"))
+            whole = _as_python(b"[" + bytes(raw) + b"]")
+            if whole is None:
+                raise VlmixError(f"{self.path}: row {number}: {error}; the file is damaged") from None
+            return self.converted(whole)[0]
 
-    def mended(self, data: bytes, why: str) -> Iterator[Any]:
-        """The entries of a JSON list that msgspec refuses. Half of a surrogate pair becomes U+FFFD, as in a build
-        (ShareGPT has chats that were cut inside an emoji); anything else is an error."""
+    def converted(self, whole: Any) -> list[Any]:
+        """The entries of a list that Python's json has read."""
         try:
-            text = json.dumps(json.loads(data), ensure_ascii=False)  # takes NaN too, which Python writes
-            whole = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-            entries = msgspec.convert(whole, list[self.type])  # type: ignore[name-defined]
+            entries: list[Any] = msgspec.convert(whole, list[self.type])  # type: ignore[name-defined]
         except msgspec.ValidationError as error:
             raise VlmixError(f"{self.path}: {error}; a row is an id or an object with one of {KEYS}") from None
-        except (ValueError, RecursionError):
-            raise VlmixError(f"{self.path}: {why}; the file is damaged") from None
         for row in whole:
             if isinstance(row, dict):
                 self.seen.add_row(row)
-        yield from entries
+        return entries
+
+
+def _as_python(data: bytes) -> Any:
+    """JSON that msgspec refuses, as Python reads it, None if it cannot either. Half of a surrogate pair becomes U+FFFD,
+    as in a build (ShareGPT has chats that were cut inside an emoji)."""
+    try:
+        text = json.dumps(json.loads(data), ensure_ascii=False)  # takes NaN too, which Python writes
+        return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _scalar(raw: msgspec.Raw) -> Any:
@@ -308,13 +341,48 @@ def _read_json(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
             return _ROWS.to_frame()
     entries = _Entries(path, column, seen)
     data = data[3:] if bytes(data[:3]) == b"\xef\xbb\xbf" else data
+    return _frame(path, _elements(path, data, entries), column)
+
+
+def _elements(path: Path, data: memoryview, entries: _Entries) -> Iterator[Any]:
+    """The entries of a JSON list, a piece of the file at a time."""
+    pieces, number, size = Pieces(data), 0, PIECE
+    if not pieces.there:
+        raise VlmixError(_problem(path, data))
+    start, stop = pieces.range(None)
+    objects = bytes(data[start : start + 1000]).lstrip().startswith(b"{")
+    while True:
+        piece = pieces.piece(start, stop, size)
+        if piece.last and (end := _ID_END.search(data, start + size)) and not objects:
+            piece = Piece(start, end.end() - 1, last=False)
+        text = pieces.text(piece)
+        try:
+            raws = msgspec.json.decode(text, type=list[msgspec.Raw])
+        except (msgspec.DecodeError, RecursionError):
+            whole = _as_python(text)
+            if whole is None and piece.last:
+                raise VlmixError(_problem(path, data)) from None
+            if whole is None:  # cut where no element ends
+                size *= 4
+                continue
+            found = entries.converted(whole)
+        else:
+            found = [entries.decode(number, raw) for number, raw in enumerate(raws, start=number + 1)]
+        yield from found
+        if piece.last:
+            return
+        start, number, size = piece.end + 1, number + len(found), PIECE
+
+
+def _problem(path: Path, data: memoryview) -> str:
+    """Why a file is no JSON list."""
     try:
-        raws = msgspec.json.decode(data, type=list[msgspec.Raw])
+        msgspec.json.decode(data, type=list[msgspec.Raw])
     except msgspec.ValidationError:
-        raise VlmixError(f"{path}: it holds no list; a JSON selection is a list of ids or of objects") from None
+        return f"{path}: it holds no list; a JSON selection is a list of ids or of objects"
     except (msgspec.DecodeError, RecursionError) as error:
-        return _frame(path, entries.mended(bytes(data), str(error)), column)
-    return _frame(path, (entries.decode(number, raw) for number, raw in enumerate(raws, start=1)), column)
+        return f"{path}: {error}; the file is damaged"
+    return f"{path}: the file is damaged"
 
 
 def _read_jsonl(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
@@ -334,8 +402,16 @@ def _read_jsonl(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
 
 def _frame(path: Path, entries: Iterator[Any], column: str) -> pl.DataFrame:
     """The entries as a listing's rows."""
+    parts, number = [_ROWS.to_frame()], 1
+    while some := list(islice(entries, _SLICE)):
+        parts.append(_complete(_slice(path, some, number, column)))
+        number += len(some)
+    return _joined(parts)
+
+
+def _slice(path: Path, entries: list[Any], first: int, column: str) -> pl.DataFrame:
     columns: dict[str, list[Any]] = {name: [] for name in _ROWS}
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(entries, start=first):
         row = entry if isinstance(entry, _Row) else _Row(id=entry)
         if row.id is not None and (isinstance(row.id, bool) or not isinstance(row.id, str | int)):
             raise VlmixError(f"{path}: row {number}: id {_short(repr(row.id))} is neither text nor a whole number")
@@ -368,8 +444,18 @@ def image_path(image: Any) -> str | None:
 
 def _read_txt(path: Path, column: str, seen: _Seen) -> pl.DataFrame:
     seen.add("id", 0, 0, 0)
-    lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    return _complete(pl.DataFrame({"id": [line.strip() for line in lines if line.strip()]}, schema={"id": pl.String}))
+    parts, start = [_ROWS.to_frame()], 0
+    with path.open("rb") as file:
+        while raw := b"".join(islice(file, _SLICE)):
+            try:
+                lines = raw.decode("utf-8" if start else "utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                error.start += start
+                raise
+            ids = [line.strip() for line in lines if line.strip()]
+            parts.append(_complete(pl.DataFrame({"id": ids}, schema={"id": pl.String})))
+            start += len(raw)
+    return _joined(parts)
 
 
 def _first(error: Exception) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,17 +13,19 @@ import msgspec
 import numpy as np
 import polars as pl
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.manifest import Manifest
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.view import index_of, replacing_view, save_copy, save_view, with_images
+from vlmix.mixture.dataset.schema import TEXT_COLUMNS
+from vlmix.mixture.dataset.view import replacing_view, save_copy, save_view
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Progress, silent
-from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes, ranked
+from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes
 from vlmix.mixture.selection.kmeans import read_embeddings
 from vlmix.mixture.selection.match import rank_listing
-from vlmix.mixture.selection.rankings import Priorities, Report, rank_clusters, rank_lengths
+from vlmix.mixture.selection.rankings import Offer, Priorities, Report, rank_clusters, rank_lengths
 from vlmix.mixture.selection.score_file import read_listing
 
 AnyReader = TypeVar("AnyReader", bound=Reader)
@@ -65,12 +68,10 @@ class Selection(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Selected(Generic[AnyReader]):
-    """A selection from a mixture: its part, the index of that (see `index_of`), the entry for the manifest, and the
-    report of a selection `by` something. `offered` counts the samples that `where`, a list and a threshold left to
-    choose from."""
+    """A selection from a mixture: its part, the entry for the manifest, and the report of a selection `by` something.
+    `offered` counts the samples that `where`, a list and a threshold left to choose from."""
 
     mixture: AnyReader
-    index: pl.DataFrame
     entry: dict[str, Any]
     report: Report | None
     offered: int
@@ -84,19 +85,19 @@ def select(mixture: AnyReader, selection: Selection) -> Selected[AnyReader]:
     """
     seed = mixture.manifest.seed if selection.seed is None else selection.seed
     check_options(selection)
-    index = index_of(mixture, images=False)
-    passing = np.arange(len(index), dtype=np.int64)
+    everything = Offer.of(mixture, seed)
+    passing = np.arange(len(mixture), dtype=np.int64)
     if selection.where is not None:
-        passing = passing[matching(index, selection.where, "where")]
+        passing = passing[matching_samples(mixture, selection.where)]
         if not len(passing):
             where = abridged(selection.where)
             raise VlmixError(f"the selection keeps no sample: none matches `where` {where!r}; loosen it")
-    frame = index if selection.where is None else index[passing]
+    offer = everything.at(passing)
     report: Report | None = None
     if selection.by is None:
-        kept, offered = passing[kept_rows(frame, selection, seed)], len(passing)
+        kept, offered = passing[kept_rows(offer, selection)], len(passing)
     else:
-        kept, offered, report = _select_by(mixture, index, passing, selection, selection.by, seed)
+        kept, offered, report = _select_by(mixture, offer, passing, selection, selection.by, seed)
     entry = {name: getattr(selection, name) for name in ("ratio", "total", "sources", "where", "stratify")}
     entry |= {"seed": seed, "of": mixture.manifest.name}
     if report is not None:
@@ -106,7 +107,17 @@ def select(mixture: AnyReader, selection: Selection) -> Selected[AnyReader]:
         if selection.column is not None:
             said |= {"column": selection.column}
         entry |= {**said, **report.counts()}
-    return Selected(mixture.select(kept), with_images(mixture, index, kept), entry, report, offered)
+    return Selected(mixture.select(kept), entry, report, offered)
+
+
+def matching_samples(mixture: Reader, where: str) -> NDArray[np.bool_]:
+    """[N] where the SQL condition `where` over the columns of an index without texts and images is true. Only the
+    columns that it names are read. Raises VlmixError for one that is not admitted."""
+    whole = pl.DataFrame(mixture.own_index().schema_arrow.empty_table()).drop(*TEXT_COLUMNS, "images", strict=False)
+    matching(whole.with_columns(root_row=pl.lit(None, pl.Int64)), where, "where")  # finds all but what values bring
+    named = set(pl.sql_expr(where).meta.root_names())
+    columns = {name: pl.Series(mixture.column(name)) for name in named - {"root_row"}}
+    return matching(pl.DataFrame({**columns, "root_row": mixture.rows}), where, "where")
 
 
 def check_options(selection: Selection) -> None:
@@ -131,17 +142,17 @@ def _check_amount(selection: Selection, by: str) -> None:
 
 
 def _select_by(
-    mixture: Reader, index: pl.DataFrame, passing: Indices, selection: Selection, by: str, seed: int
+    mixture: Reader, offer: Offer, passing: Indices, selection: Selection, by: str, seed: int
 ) -> tuple[Indices, int, Report]:
-    """Row numbers (ascending) of `index` that a selection by something keeps, out of the rows `passing` its `where`;
+    """Positions (ascending) that a selection by something keeps, out of the `offer` at `passing`, those of its `where`;
     how many of these competed; and what came of it."""
-    frame = index[passing]
     if by == "lengths":
-        ranking = rank_lengths(mixture.select(passing), frame, seed, stratify=selection.stratify)
+        ranking = rank_lengths(mixture.select(passing), offer, seed, stratify=selection.stratify)
     elif by == "clusters":
         embeddings = read_embeddings(Path(selection.embeddings or ""))
         count, stratify = selection.clusters, selection.stratify
-        ranking = rank_clusters(embeddings, index, passing, seed, clusters=count, stratify=stratify)
+        ids = mixture.column("id")
+        ranking = rank_clusters(embeddings, ids, offer, passing, seed, clusters=count, stratify=stratify)
     else:
         listing = read_listing(Path(by), selection.column)
         if listing.scored and selection.threshold is None:
@@ -150,23 +161,22 @@ def _select_by(
     stays = np.flatnonzero(ranking.stays)
     if not len(stays):
         raise VlmixError(f"{Path(by).name}: no sample that is offered passes; loosen the threshold or `where`")
-    chosen = stays[kept_rows(frame[stays], selection, seed, ranking.priority[stays])]
+    chosen = stays[kept_rows(offer.at(stays), selection, ranking.priority[stays])]
     as_many = msgspec.structs.replace(selection, ratio=None, total=len(chosen))
-    return passing[chosen], len(stays), ranking.outcome(chosen, kept_rows(frame, as_many, seed))
+    return passing[chosen], len(stays), ranking.outcome(chosen, kept_rows(offer, as_many))
 
 
-def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Priorities | None = None) -> Indices:
-    """Row numbers (ascending) of the samples of `frame` that the amounts of `selection` keep: the ones with the
-    highest `priority` [N], ties in hash order."""
+def kept_rows(offer: Offer, selection: Selection, priority: Priorities | None = None) -> Indices:
+    """Places (ascending) of the samples of `offer` that the amounts of `selection` keep: the ones with the highest
+    `priority` [N], ties in hash order."""
     if selection.ratio is not None and selection.total is not None:
         raise VlmixError("ratio and total exclude each other")
     if selection.ratio is not None and not 0 < selection.ratio <= 1:
         raise VlmixError(f"ratio {selection.ratio}: it must be above 0 and at most 1")
     if selection.total is not None and selection.total < 1:
         raise VlmixError(f"total {selection.total}: at least 1")
-    priority = np.zeros(len(frame)) if priority is None else priority
-    ids: list[str] = frame["id"].to_list()
-    groups = _by_source(frame["source"], np.arange(len(frame), dtype=np.int64))
+    priority = np.zeros(len(offer)) if priority is None else priority
+    groups = _by_source(offer, np.arange(len(offer), dtype=np.int64))
     for name, amount in selection.sources.items():
         if name not in groups:
             raise VlmixError(f"no sample of source {name!r} is there{nearest(name, groups)}")
@@ -176,7 +186,7 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
         count = exact_share(amount, len(members)) if isinstance(amount, float) else amount
         if count > len(members):
             raise VlmixError(f"source {name}: {count} asks for more than its {len(members)} samples")
-        groups[name] = _highest({name: members}, priority, ids, seed, {name: count})
+        groups[name] = _highest(offer, {name: members}, priority, {name: count})
     kept = np.sort(np.concatenate([*groups.values(), np.empty(0, dtype=np.int64)]))
     if selection.ratio is None and selection.total is None:
         total = len(kept)
@@ -185,17 +195,15 @@ def kept_rows(frame: pl.DataFrame, selection: Selection, seed: int, priority: Pr
     if total > len(kept):
         raise TooFew(total, len(kept))
     if total < len(kept):
-        pools = _by_source(frame["source"], kept) if selection.stratify else {"": kept}
+        pools = _by_source(offer, kept) if selection.stratify else {"": kept}
         shares = apportion(total, {name: len(members) for name, members in pools.items()})
-        kept = _highest(pools, priority, ids, seed, shares)
+        kept = _highest(offer, pools, priority, shares)
     if not len(kept):
-        raise VlmixError(_nothing(selection, len(frame)))
+        raise VlmixError(_nothing(selection, len(offer)))
     return kept
 
 
-def _highest(
-    pools: Mapping[str, Indices], priority: Priorities, ids: list[str], seed: int, shares: Mapping[str, int]
-) -> Indices:
+def _highest(offer: Offer, pools: Mapping[str, Indices], priority: Priorities, shares: Mapping[str, int]) -> Indices:
     """Positions (ascending) of the `shares[name]` members of each pool with the highest priority. Where the last ones
     are equal, they are a prefix of the hash order."""
     sure, equal, left = [], {}, {}
@@ -205,14 +213,17 @@ def _highest(
             last = np.partition(mine, len(mine) - count)[len(mine) - count]
             sure.append(members[mine > last])
             equal[name], left[name] = members[mine == last], count - len(sure[-1])
-    return np.sort(np.concatenate([*sure, prefixes(equal, ranked(ids, seed), left)]))
+    return np.sort(np.concatenate([*sure, prefixes(equal, offer.ranks, left)]))
 
 
-def _by_source(sources: pl.Series, positions: Indices) -> dict[str, Indices]:
+def _by_source(offer: Offer, positions: Indices) -> dict[str, Indices]:
     """`positions` by their source, sources in the order of their first occurrence."""
-    frame = pl.DataFrame({"source": sources.gather(positions), "position": positions})
-    parts = frame.partition_by("source", maintain_order=True)
-    return {part["source"][0]: part["position"].to_numpy() for part in parts}
+    codes = offer.codes[positions]
+    _, firsts, sizes = np.unique(codes, return_index=True, return_counts=True)
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(positions[order], np.cumsum(sizes)[:-1])
+    pairs = sorted(zip(firsts.tolist(), parts), key=itemgetter(0))
+    return {offer.names[int(codes[first])]: part for first, part in pairs}
 
 
 def subsample(
@@ -248,7 +259,7 @@ def save(
     with replacing_view(out) if overwrite else nullcontext():
         if materialize:
             return save_copy(selected.mixture, out, [selected.entry], workers=workers, progress=progress)
-        return save_view(selected.mixture, out, [selected.entry], selected.index)
+        return save_view(selected.mixture, out, [selected.entry])
 
 
 def _nothing(selection: Selection, offered: int) -> str:

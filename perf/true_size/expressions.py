@@ -122,9 +122,12 @@ def _cut_into(target: int, sets: list[tuple[np.ndarray, np.ndarray]]) -> None:
         lacking = target - int(np.ceil(total / REF_TURNS).sum())
         if not lacking:
             return
-        # A sentence more opens a segment where all are full, one less closes it where the last has just one.
-        takes = over == 0 if lacking > 0 else over > 1
-        gives = (over > 1 if lacking > 0 else over == 1) & (spare[:movable] > 1)
+        # A sentence more opens a segment where all are full, one less closes it where the last has just one; where no
+        # image is there yet, those that are nearest come one nearer.
+        away = (-over if lacking > 0 else over - 1) % REF_TURNS
+        nearest = away == away.min()
+        takes = nearest if lacking > 0 else over > 1
+        gives = (over > 1 if lacking > 0 else nearest) & (spare[:movable] > 1) & ~takes
         moves = min(abs(lacking), takes.sum(), gives.sum())
         if not moves:
             raise SystemExit(f"refcoco cannot be cut into {target} segments")

@@ -7,10 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
+from torch.nn.functional import interpolate  # noqa: E402
 
 from vlmix.mixture.mixture import open as open_mixture  # noqa: E402
 from vlmix.torch import ImageCollator, StepDataset, make_loader  # noqa: E402
-from vlmix.train.images import CLIP_MEAN, CLIP_STD, decode, normalise, to_square  # noqa: E402
+from vlmix.train.images import CLIP_MEAN, CLIP_STD, decode, normalise, room, to_square  # noqa: E402
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -19,6 +20,12 @@ def photograph(width: int, height: int) -> Image.Image:
     pixels = np.stack([128 + 100 * np.sin(x / 37), 128 + 100 * np.cos(y / 23), (x + y) % 256], axis=-1)
     pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 10, 10)
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG")
+    return out.getvalue()
 
 
 def llava(image: Image.Image, side: int) -> Image.Image:
@@ -66,11 +73,41 @@ def test_stretching_fills_the_square_and_small_images_have_one_too() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
 def test_every_colour_space_is_decoded_to_rgb(mode: str) -> None:
-    out = io.BytesIO()
-    photograph(64, 48).convert(mode).save(out, "JPEG")
-    assert decode(out.getvalue()).shape == (3, 48, 64)
+    data = jpeg(photograph(64, 48).convert(mode))
+    assert torch.equal(decode(data)[:3], as_tensor(Image.open(io.BytesIO(data)).convert("RGB")))
     with pytest.raises(OSError):
-        decode(out.getvalue()[:200])
+        decode(data[:200])
+
+
+def test_a_picture_that_pillow_holds_in_several_blocks_is_decoded_too() -> None:
+    data = jpeg(photograph(2100, 2050))
+    assert torch.equal(decode(data)[:3], as_tensor(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("size", [*SIZES, (640, 639), (7, 5), (336, 100), (100, 336)])
+def test_what_lies_beside_a_picture_changes_no_pixel(size: tuple[int, int]) -> None:
+    """The rows of a wide one are resized before padding, and a fourth channel goes along."""
+    width, height = size
+    noise = torch.randint(0, 256, (height, width, 4), dtype=torch.uint8).permute(2, 0, 1)
+    if height <= 2 * width:
+        padded = torch.tensor([int(255 * m) for m in CLIP_MEAN], dtype=torch.uint8)
+        square = padded[:, None, None].repeat(1, max(size), max(size))
+        left, top = ((max(size) - edge) // 2 for edge in size)
+        square[:, top : top + height, left : left + width] = noise[:3]
+        expected = interpolate(square[None], size=(336, 336), mode="bicubic", antialias=True)[0]
+        assert torch.equal(to_square(noise, 336), expected)
+    for fitting in ("pad", "crop", "stretch"):
+        assert torch.equal(to_square(noise, 336, fitting), to_square(noise[:3], 336, fitting))
+
+
+class Rooms(torch.utils.data.Dataset[bool]):
+    def __getitem__(self, tiles: int) -> bool:
+        return room(tiles, 4).is_shared()
+
+
+def test_a_worker_draws_into_memory_that_its_parent_reads() -> None:
+    assert list(make_loader(Rooms(), 1, 3, workers=1)) == [True, True]
+    assert not Rooms()[1]
 
 
 def test_normalising_is_clips() -> None:
@@ -91,4 +128,5 @@ def test_steps_are_the_schedules_with_any_number_of_workers(mixture: Path) -> No
             ids = [opened[i].id for i in schedule.rank_batch(step, 1, 2).tolist()]
             assert [sample.id for sample in batch.samples] == ids
             assert torch.equal(batch.images, expected.images)
+            assert not any(sample.jpegs for sample in batch.samples)
             assert len(batch.images) == sum(sample.image != "" for sample in batch.samples)

@@ -305,7 +305,7 @@ def damaged(mixture: Path, out: Path, count: int) -> Path:
     """A copy of a mixture, in which `count` images hold other bytes of the same number."""
     shutil.copytree(mixture, out)
     opened = open_mixture(mixture)
-    index = opened._table(opened.folder, ["shard", "images"]).to_pylist()
+    index = opened._table(["shard", "images"]).to_pylist()
     for row in [row for row in index if row["images"]][:count]:
         with (out / row["shard"]).open("r+b") as file:
             file.seek(row["images"][0]["offset"])

@@ -3,11 +3,15 @@
 import io
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import struct
+import subprocess
+import sys
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +354,62 @@ def test_exports_depend_on_the_mixture_alone(small: Path, exported: Path, tmp_pa
     assert hashes(tmp_path / "elsewhere") == hashes(exported / small.name)
 
 
+def hashes_of(folder: Path, form: str) -> dict[str, str]:
+    found = {name: digest for name, digest in hashes(folder).items() if name.split("/")[0] == form}
+    assert found
+    return found
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("form", ["hf", "internvl", "llama-factory", "llava-json", "ms-swift"])
+def test_exports_are_the_same_with_any_number_of_workers(
+    small: Path, view: Path, exported: Path, tmp_path: Path, form: str
+) -> None:
+    for folder in (small, view):
+        export(folder, form, tmp_path / folder.name / form, workers=2)
+        assert hashes(tmp_path / folder.name) == hashes_of(exported / folder.name, form)
+
+
+def test_rows_that_no_form_could_write_are_told(small: Path, tmp_path: Path) -> None:
+    damages: dict[str, Callable[[dict[str, Any]], None]] = {
+        "turns without text": lambda row: row["conversations"].pop(),
+        "a box of no round": lambda row: row["boxes"][0].update(round=99),
+        "unknown source 'x'": lambda row: row.update(source="x"),
+        "without a safe path": lambda row: row["images"][0].update(path="a/../../b.jpg"),
+    }
+    for number, (said, damage) in enumerate(damages.items()):
+
+        def spoil(rows: list[dict[str, Any]], damage: Callable[[dict[str, Any]], None] = damage) -> None:
+            damage(next(row for row in rows if row["boxes"]))
+
+        folder = changed(small, tmp_path / f"{number}", spoil)
+        with pytest.raises(VlmixError, match=said):
+            export(folder, "llava-json", tmp_path / "rows.json")
+        assert not (tmp_path / "rows.json").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("form", "workers"), [("llama-factory", 2), ("ms-swift", 1), ("llava-json", 1)])
+def test_a_disk_that_fills_at_the_end_leaves_nothing(small: Path, tmp_path: Path, form: str, workers: int) -> None:
+    """The images are small, the files that come last are not."""
+    code = f"""
+import resource, sys
+from pathlib import Path
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.export import export
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        export({str(small)!r}, {form!r}, Path({str(tmp_path / "out")!r}), workers={workers})
+    except VlmixError as error:
+        print(error)
+"""
+    (tmp_path / "run.py").write_text(code)
+    found = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, check=True)
+    assert "cannot write: File too large; free some space" in found.stdout and found.stdout.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run.py"]
+
+
 def of(images: int, *values: str) -> dict[str, Any]:
     """A row of samples.parquet with what `texts` reads."""
     turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
@@ -415,25 +475,43 @@ def test_blocks_are_images_and_what_is_between_them(text: str, wanted: list[str 
     assert blocks(text) == shown
 
 
-def test_one_path_with_two_pictures_becomes_two_files(tmp_path: Path) -> None:
-    class Two:
-        def image_fields(self, *names: str) -> Any:
-            images = [image for row in rows for image in row["images"]]
-            return [len(row["images"]) for row in rows], [pa.array([image[name] for image in images]) for name in names]
+def changed(small: Path, folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> Path:
+    """A copy of the mixture with other rows in its index."""
+    shutil.copytree(small, folder)
+    file = pq.ParquetFile(folder / "samples.parquet")
+    rows = file.read().to_pylist()
+    change(rows)
+    with pq.ParquetWriter(folder / "samples.parquet", file.schema_arrow) as writer:
+        for start in range(0, len(rows), RECIPE["samples_per_shard"]):
+            group = rows[start : start + RECIPE["samples_per_shard"]]
+            writer.write_table(pa.Table.from_pylist(group, file.schema_arrow))
+    return folder
 
-        def raw(self, position: int) -> Any:
-            return type(
-                "Raw", (), {"jpegs": [f"{position}.{i}".encode() for i in range(len(rows[position]["images"]))]}
-            )
 
-    named = [[("a/b.jpg", "11")], [("a/b.jpg", "22"), ("c.jpg", "33")], [("c.jpg", "33")], []]
-    rows = [
-        {"id": "i", "position": i, "images": [{"path": path, "xxh3": xxh3} for path, xxh3 in images]}
-        for i, images in enumerate(named)
-    ]
-    images = LooseImages(Two(), tmp_path)  # type: ignore[arg-type]
-    assert [images.add(row) for row in rows] == [["a/b.11.jpg"], ["a/b.22.jpg", "c.jpg"], ["c.jpg"], []]
-    assert (tmp_path / "a/b.22.jpg").read_bytes() == b"1.0" and (tmp_path / "c.jpg").read_bytes() == b"1.1"
+def test_one_path_with_two_pictures_becomes_two_files(small: Path, tmp_path: Path) -> None:
+    shown: list[dict[str, Any]] = []
+
+    def rename(rows: list[dict[str, Any]]) -> None:
+        found = {row["images"][0]["xxh3"]: row["images"][0] for row in rows if row["images"]}
+        shown.extend(list(found.values())[:3])
+        path = shown[0]["path"]
+        for row in rows:
+            if row["images"] and row["images"][0]["xxh3"] == shown[1]["xxh3"]:
+                row["images"][0]["path"] = path
+
+    mixture = open_mixture(changed(small, tmp_path / "mixture", rename))
+    images = LooseImages(mixture, tmp_path / "images")
+    table = pq.read_table(tmp_path / "mixture/samples.parquet")
+    rows = [{**row, "root_row": i} for i, row in enumerate(table.to_pylist())]
+    names = {row["images"][0]["xxh3"]: images.add(row)[0] for row in rows if row["images"]}
+    path = Path(shown[0]["path"])
+    for one in shown[:2]:
+        assert names[one["xxh3"]] == str(path.with_name(f"{path.stem}.{one['xxh3'][:8]}.jpg"))
+    assert names[shown[2]["xxh3"]] == shown[2]["path"]
+    for position, row in enumerate(rows):
+        if row["images"]:
+            (jpeg,) = mixture.raw(position).jpegs
+            assert (tmp_path / "images" / names[row["images"][0]["xxh3"]]).read_bytes() == jpeg
     with pytest.raises(VlmixError, match="leaves its root"):
         images.add({**rows[0], "images": [{"path": "../x.jpg", "xxh3": "1"}]})
 

@@ -23,11 +23,11 @@ from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.llava_row import row_sha256
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export import llava_json
-from vlmix.mixture.keyed import hash_order, keyed_order
+from vlmix.mixture.keyed import hash_order, keyed_order, ranked
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.selection.kmeans import cluster_count, read_embeddings, spherical_kmeans
-from vlmix.mixture.selection.rankings import Report, by_clusters, by_lengths
+from vlmix.mixture.selection.rankings import Offer, Report, by_clusters, by_lengths, image_codes
 from vlmix.mixture.selection.score_file import read_listing
 from vlmix.mixture.selection.subset import Selection, kept_rows, select, subsample
 
@@ -484,6 +484,12 @@ def frame_of(sizes: list[int], **columns: Any) -> pl.DataFrame:
     return pl.DataFrame({**base, **extra, **columns})
 
 
+def offer_of(frame: pl.DataFrame, seed: int) -> Offer:
+    names = frame["source"].unique(maintain_order=True).to_list()
+    codes = np.array([names.index(source) for source in frame["source"]], dtype=np.int32)
+    return Offer(ranked(frame["id"].to_arrow(), seed), codes, names)
+
+
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 25), min_size=1, max_size=4), st.integers(0, 9), st.booleans(), st.data())
 def test_any_priorities_nest_and_the_highest_win(
@@ -494,7 +500,9 @@ def test_any_priorities_nest_and_the_highest_win(
     priority = np.array(data.draw(levels))
     large = data.draw(st.integers(1, len(frame)))
     small = data.draw(st.integers(1, large))
-    inner, outer = (kept_rows(frame, Selection(total=n, stratify=stratify), seed, priority) for n in (small, large))
+    inner, outer = (
+        kept_rows(offer_of(frame, seed), Selection(total=n, stratify=stratify), priority) for n in (small, large)
+    )
     assert (len(inner), len(outer)) == (small, large) and set(inner.tolist()) <= set(outer.tolist())
     rank = hash_order(frame["id"].to_list(), seed).tolist()
     for source in set(frame["source"]) if stratify else {None}:
@@ -550,11 +558,18 @@ def text_codes(count: int, **same: int) -> np.ndarray:
     return codes
 
 
+def lengths_of(
+    frame: pl.DataFrame, texts: np.ndarray, seed: int, *, stratify: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    images = image_codes(pa.chunked_array([frame["image"].to_arrow()]))
+    return by_lengths(offer_of(frame, seed), images, frame["num_words"].to_numpy(), texts, seed, stratify=stratify)
+
+
 def test_repeated_texts_and_images_come_last() -> None:
     images = [f"{i}.jpg" for i in range(10)]
     images[7] = images[8] = images[2]
     frame = frame_of([10], image=images)
-    priority, rounds = by_lengths(frame, text_codes(10, p5=4), seed=0)
+    priority, rounds = lengths_of(frame, text_codes(10, p5=4), seed=0)
     order = np.argsort(-priority)
     assert sorted(rounds.tolist()) == [0] * 7 + [1, 1, 2]
     assert rounds[order].tolist() == sorted(rounds.tolist())
@@ -565,9 +580,9 @@ def test_repeated_texts_and_images_come_last() -> None:
 
 def test_texts_of_other_sources_and_samples_without_image_repeat_nothing() -> None:
     frame = frame_of([3, 3], image=[""] * 6)
-    assert by_lengths(frame, text_codes(6, p3=0), seed=0)[1].tolist() == [0] * 6
-    assert by_lengths(frame, text_codes(6, p3=0), seed=0, stratify=False)[1].sum() == 1
-    assert by_lengths(frame, text_codes(6, p1=0), seed=0)[1].sum() == 1
+    assert lengths_of(frame, text_codes(6, p3=0), seed=0)[1].tolist() == [0] * 6
+    assert lengths_of(frame, text_codes(6, p3=0), seed=0, stratify=False)[1].sum() == 1
+    assert lengths_of(frame, text_codes(6, p1=0), seed=0)[1].sum() == 1
 
 
 def test_texts_are_compared_without_case_space_and_punctuation(raw: Path, tmp_path: Path) -> None:
@@ -592,7 +607,7 @@ def test_texts_are_compared_without_case_space_and_punctuation(raw: Path, tmp_pa
 def test_every_prefix_is_even_over_the_lengths(size: int, seed: int, data: st.DataObject) -> None:
     words = data.draw(st.lists(st.integers(1, 12), min_size=size, max_size=size))
     frame = frame_of([size], num_words=words)
-    priority, _ = by_lengths(frame, text_codes(size), seed)
+    priority, _ = lengths_of(frame, text_codes(size), seed)
     assert len(set(priority.tolist())) == size
     by_words = np.lexsort((np.argsort(keyed_order(frame["id"].to_list(), seed)), words))
     place = np.argsort(by_words)
@@ -607,11 +622,11 @@ def test_every_prefix_is_even_over_the_lengths(size: int, seed: int, data: st.Da
 def test_half_of_a_source_is_every_other_length() -> None:
     frame = frame_of([64], num_words=list(range(64)))
     for seed in range(4):
-        order = np.argsort(-by_lengths(frame, text_codes(64), seed)[0])
+        order = np.argsort(-lengths_of(frame, text_codes(64), seed)[0])
         for level in range(1, 6):
             prefix = np.sort(order[: 2**level])
             assert set(np.diff(prefix).tolist()) == {64 >> level}, "systematic at every power of two"
-    starts = {int(np.argmax(by_lengths(frame, text_codes(64), seed)[0])) for seed in range(40)}
+    starts = {int(np.argmax(lengths_of(frame, text_codes(64), seed)[0])) for seed in range(40)}
     assert len(starts) > 15, "the seed chooses which"
 
 
@@ -619,9 +634,9 @@ def test_lengths_depend_on_neither_row_order_nor_other_sources() -> None:
     frame = frame_of([40, 30], num_words=[i * 7 % 23 for i in range(70)])
     codes = text_codes(70, p9=3, p50=44)
     order = np.random.default_rng(0).permutation(70)
-    before = dict(zip(frame["id"], by_lengths(frame, codes, 1)[0].tolist()))
-    assert before == dict(zip(frame["id"][order], by_lengths(frame[order], codes[order], 1)[0].tolist()))
-    alone = by_lengths(frame[:40], codes[:40], 1)[0].tolist()
+    before = dict(zip(frame["id"], lengths_of(frame, codes, 1)[0].tolist()))
+    assert before == dict(zip(frame["id"][order], lengths_of(frame[order], codes[order], 1)[0].tolist()))
+    alone = lengths_of(frame[:40], codes[:40], 1)[0].tolist()
     assert alone == [before[id] for id in frame["id"][:40]]
 
 
@@ -655,18 +670,18 @@ def test_clusters_are_found_whatever_the_row_order() -> None:
     rows = (centres[truth] + rng.normal(size=(900, 20)) * 0.05) * rng.uniform(0.1, 10, (900, 1))  # length is no matter
     vectors = clusters_module._directions(Path(), rows, 0)
     names = [f"a/{i}" for i in range(900)]
-    labels = spherical_kmeans(names, vectors, 24, seed=0)
+    labels = spherical_kmeans(names, lambda: [vectors[:400], vectors[400:]], 24, seed=0)
     for cluster in np.unique(labels):
         assert len(set(truth[labels == cluster])) == 1
     order = rng.permutation(900)
-    again = spherical_kmeans([names[i] for i in order], vectors[order], 24, seed=0)
+    again = spherical_kmeans([names[i] for i in order], lambda: [vectors[order]], 24, seed=0)
     assert again.tolist() == labels[order].tolist()
-    assert spherical_kmeans(names, vectors, 24, seed=1).tolist() != labels.tolist()
+    assert spherical_kmeans(names, lambda: [vectors], 24, seed=1).tolist() != labels.tolist()
 
 
 def test_fewer_directions_than_clusters_give_fewer_clusters() -> None:
     vectors = clusters_module._directions(Path(), np.array([[1.0, 0], [0, 2.0], [0.5, 0], [0, 1.0]]), 0)
-    labels = spherical_kmeans(list("abcd"), vectors, 3, seed=0)
+    labels = spherical_kmeans(list("abcd"), lambda: [vectors], 3, seed=0)
     assert labels[0] == labels[2] != labels[1] == labels[3]
 
 
@@ -679,7 +694,7 @@ def test_cluster_counts() -> None:
 def test_clusters_of_a_source_are_served_by_turns(sizes: list[int], seed: int, data: st.DataObject) -> None:
     frame = frame_of([sum(sizes), 5])
     labels = np.array([c for c, size in enumerate(sizes) for _ in range(size)] + [0] * 5)
-    priority = by_clusters(frame, labels, seed)[: sum(sizes)]
+    priority = by_clusters(offer_of(frame, seed), labels)[: sum(sizes)]
     taken = data.draw(st.integers(1, sum(sizes)))
     counts = np.bincount(labels[np.argsort(-priority)[:taken]], minlength=len(sizes))
     full = max(counts)
@@ -688,12 +703,12 @@ def test_clusters_of_a_source_are_served_by_turns(sizes: list[int], seed: int, d
 
 
 def test_samples_without_embedding_keep_their_share_of_the_source() -> None:
-    frame = frame_of([100, 60])
     labels = np.where(np.arange(160) % 4 == 0, -1, np.arange(160) % 10)
+    offer = offer_of(frame_of([100, 60]), 0)
     for stratify in (True, False):
-        priority = by_clusters(frame, labels, 0, stratify=stratify)
+        priority = by_clusters(offer, labels, stratify=stratify)
         for total in (16, 40, 80):
-            kept = kept_rows(frame, Selection(total=total, stratify=stratify), 0, priority)
+            kept = kept_rows(offer, Selection(total=total, stratify=stratify), priority)
             assert abs((labels[kept] < 0).sum() - total / 4) <= 2
 
 
@@ -763,7 +778,10 @@ def test_missing_damaged_empty_and_foreign_embeddings_are_told(mixture: Path, tm
 def test_embeddings_are_read_in_any_list_form(tmp_path: Path, kind: pa.DataType) -> None:
     rows = [[3.0, 4.0, 0.0], [0.0, 0.0, -2.0]]
     found = read_embeddings(write_embeddings(tmp_path / "e.parquet", ["a", "b"], rows, kind))
-    assert found.ids == ["a", "b"] and found.vectors.tolist() == [[2100, 2800, 0], [0, 0, -3500]]
+    assert found.ids.to_pylist() == ["a", "b"] and np.concatenate(list(found.blocks())).tolist() == [
+        [2100, 2800, 0],
+        [0, 0, -3500],
+    ]
     assert found.sha256 == hashlib.sha256((tmp_path / "e.parquet").read_bytes()).hexdigest()
 
 

@@ -1,0 +1,41 @@
+"""What names samples, as columns: keys by their digests, and which of some keys each sample has."""
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vlmix.mixture.hashing import digests
+from vlmix.mixture.keyed import Indices
+
+Keys = NDArray[np.bytes_]
+"""[N] S16: see `hashing.digests`."""
+
+_SLICE = 1_000_000
+
+
+def keys_of(texts: pl.Series) -> Keys:
+    """The keys of a column of texts; a null counts as an empty one."""
+    keys = np.empty(len(texts), dtype="S16")
+    for start in range(0, len(texts), _SLICE):
+        keys[start : start + _SLICE] = digests(texts.slice(start, _SLICE).fill_null("").to_arrow())
+    return keys
+
+
+def places(keys: Keys, among: Keys) -> Indices:
+    """[N] the place of each key in `among` [K], which is sorted; -1 for one that is not there."""
+    found = np.full(len(keys), -1, dtype=np.int64)
+    if len(among):
+        for start in range(0, len(keys), _SLICE):
+            part = keys[start : start + _SLICE]
+            at = np.minimum(np.searchsorted(among, part), len(among) - 1)
+            found[start : start + _SLICE] = np.where(among[at] == part, at, -1)
+    return found
+
+
+def first_repeated(ids: "pa.StringArray | pa.ChunkedArray") -> int | None:
+    """The first place of a text that stood before; None if all differ."""
+    keys = digests(ids)
+    order = np.argsort(keys, kind="stable")
+    again = order[1:][keys[order[1:]] == keys[order[:-1]]]
+    return int(again.min()) if len(again) else None
