@@ -187,7 +187,7 @@ class OfficialFiles:
         """The elements of a JSON list, or the lines of a user's own JSONL file, with the objects that they are. None
         stands for one that no JSON parser but Python's reads, as it has NaN or a number beyond all floats."""
         decoder = msgspec.json.Decoder(dict[str, Any])
-        for number, text in enumerate(self._texts(path, share)):
+        for number, text in enumerate(self.texts(path, share)):
             try:
                 row = decoder.decode(text)
             except _UNREADABLE as error:
@@ -206,9 +206,9 @@ class OfficialFiles:
 
     def rows_before(self, path: Path, share: Share | None) -> int:
         """How many rows of a file come before those of a share."""
-        return sum(1 for _ in self._texts(path, share, before=True)) if share is not None else 0
+        return sum(1 for _ in self.texts(path, share, before=True)) if share is not None else 0
 
-    def _texts(self, path: Path, share: Share | None, before: bool = False) -> Iterator[bytes]:
+    def texts(self, path: Path, share: Share | None = None, before: bool = False) -> Iterator[bytes]:
         """The rows of a share as JSON, or the rows before it."""
         data = self.read(path)
         if self.own and bytes(data[:1000]).lstrip().startswith(b"{"):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.official import OfficialFiles
 from vlmix.mixture.io.surrogates import replace_lone_surrogates
 
 
@@ -42,16 +43,12 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(number, row)."""
-    data = path.read_bytes().removeprefix(_MARK)
-    try:
-        elements = msgspec.json.decode(data, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        try:
-            elements = msgspec.json.decode(replace_lone_surrogates(data)[0], type=list[msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise VlmixError(f"{path}: {error}; expected is a JSON list of rows") from None
-    for number, element in enumerate(elements):
-        yield number, decoded(bytes(element), f"row {number}")
+    file = OfficialFiles(path.stem, path.name, "", path)
+    file.own = "a JSON list of rows"
+    if not bytes(file.read(path)[:1000]).lstrip().startswith(b"["):
+        raise file.wrong(path, "it does not begin as a list")
+    for number, text in enumerate(file.texts(path)):
+        yield number, decoded(text, f"row {number}")
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
