@@ -302,9 +302,9 @@ def merge(
     mixtures: Annotated[
         list[str],
         typer.Argument(
-            metavar="MIXTURE... [KEY=VALUE]...",
+            metavar="MIXTURE",
             help="Mixture folders or views; or how much of each, '{mix665k: {}, mine: {ratio: 0.1}}'; or a YAML file. "
-            "Then changes: name=both seed=1 total=100000 duplicates=drop prompts=mixed.",
+            "Then changes, KEY=VALUE: name=both seed=1 total=100000 duplicates=drop prompts=mixed.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],

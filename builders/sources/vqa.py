@@ -1,6 +1,7 @@
 """The question and annotation files that VQAv2 and OK-VQA share: two lists, joined on `question_id`."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +16,7 @@ from vlmix.builders.sources.by_image import by_image
 from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.text import Split, short, text_problem
 from vlmix.mixture.build.source import RawFolder, Rejects
+from vlmix.mixture.io.json_pieces import Share, Unsplit
 from vlmix.mixture.keyed import Indices
 from vlmix.mixture.record import Conversation, ImageRef, Round
 
@@ -61,11 +63,60 @@ def read_annotations(
     raw: RawFolder, path: Path, whole: type[Any], annotation: type[A], answer: Callable[[A], str]
 ) -> pa.Table:
     """The annotations of a file as columns `id` and `answer`."""
-    batches = []
-    for _, annotations in raw.listed(path, whole, "annotations", annotation):
+    return pa.Table.from_batches(_annotations(raw, path, whole, annotation, answer, None))
+
+
+def read_share(
+    raw: RawFolder,
+    path: Path,
+    whole: type[Any],
+    annotation: type[A],
+    answer: Callable[[A], str],
+    share: Share,
+    questions: pa.Table,
+) -> tuple[pa.Table, pa.Table]:
+    """The questions of the images that begin in a share of the annotations, and their annotations.
+
+    Raises Unsplit unless the share holds a run of the questions in their order, the questions of an image stand
+    together, and none has the id of another: then all shares together are what the whole files are.
+    """
+    own = pa.Table.from_batches(_annotations(raw, path, whole, annotation, answer, share))
+    after = pa.table({"id": pa.array([], pa.int64()), "answer": pa.array([], pa.large_string())})
+    if share.number + 1 < share.of:  # the last image's questions may go on there
+        following, mended = Share(share.number + 1, share.of), dict(raw.mended)
+        after = pa.Table.from_batches(islice(_annotations(raw, path, whole, annotation, answer, following), 1))
+        raw.mended = mended
+    ids, images = questions["id"].to_numpy(), questions["image"].to_numpy()
+    both = pa.concat_tables([own, after])
+    found = np.flatnonzero(ids == both["id"][0].as_py()) if len(own) else ids[:0]
+    start = int(found[0]) if len(found) == 1 else -1
+    borders = np.flatnonzero(np.append(True, images[1:] != images[:-1]))  # [images] the first question of each
+    if (
+        not np.array_equal(ids[start : start + len(both)], both["id"].to_numpy())
+        or len(np.unique(images)) != len(borders)
+        or len(np.unique(ids)) != len(ids)
+        or (share.number == 0 and start != 0)
+        or (not len(after) and start + len(own) != len(ids))
+    ):
+        raise Unsplit(f"{path}: its annotations are in another order than the questions")
+    edges = np.append(borders, len(ids))
+    first, last = (int(edges[np.searchsorted(edges, at)]) for at in (start, start + len(own)))
+    if last > start + len(both):
+        raise Unsplit(f"{path}: the questions of an image are far apart")
+    return questions.slice(first, last - first), both.slice(first - start, last - first)
+
+
+def _annotations(
+    raw: RawFolder,
+    path: Path,
+    whole: type[Any],
+    annotation: type[A],
+    answer: Callable[[A], str],
+    share: Share | None,
+) -> Iterator[pa.RecordBatch]:
+    for _, annotations in raw.listed(path, whole, "annotations", annotation, share):
         columns = [[a.question_id for a in annotations], [answer(a) for a in annotations]]
-        batches.append(_batch(["id", "answer"], columns))
-    return pa.Table.from_batches(batches)
+        yield _batch(["id", "answer"], columns)
 
 
 def merge(

@@ -1,6 +1,6 @@
 """VQAv2: short answers about COCO images (visualqa.org)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -8,9 +8,10 @@ from msgspec import Meta, Struct
 
 from vlmix.builders import layout
 from vlmix.builders.schemas.vqa import Id
-from vlmix.builders.sources.vqa import Answer, merge, read_annotations, read_questions
+from vlmix.builders.sources.vqa import Answer, merge, read_annotations, read_questions, read_share
 from vlmix.builders.text import Split, majority
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
+from vlmix.mixture.io.json_pieces import Share
 from vlmix.mixture.io.official import RawFile
 from vlmix.mixture.record import Conversation
 
@@ -48,8 +49,16 @@ def read(raw: RawFolder, options: VqaV2Options, seed: int, reject: Rejects) -> I
         except msgspec.DecodeError:
             return ""
 
-    annotations = read_annotations(raw, path, Annotations, Annotation, answer)
+    if raw.share is None:
+        annotations = read_annotations(raw, path, Annotations, Annotation, answer)
+    else:
+        questions, annotations = read_share(raw, path, Annotations, Annotation, answer, raw.share, questions)
     yield from merge("vqav2", options.split, questions, annotations, options.capitalize, reject)
+
+
+def split(raw: RawFolder, options: VqaV2Options, name: str) -> Sequence[Share | None]:
+    """The annotations in shares; each share reads all questions."""
+    return raw.shares(f"v2_mscoco_{options.split}2014_annotations.json")
 
 
 SOURCE = Source(
@@ -63,6 +72,7 @@ SOURCE = Source(
         RawFile("v2_mscoco_{split}2014_annotations.json", "ten answers each, and the most frequent"),
     ),
     read=read,
+    split=split,
     options=VqaV2Options,
     images=layout.COCO,
 )

@@ -50,6 +50,10 @@ def same_rows(path: str, twin: str) -> VlmixError:
     return VlmixError(f"{path} has the same rows as {twin}; remove one of them, or take `ids: content`")
 
 
+_NO_HASH: Future[str] = Future()
+_NO_HASH.set_result("")
+
+
 class RawFolder(OfficialFiles):
     """The official files of a source below RAW. What is read becomes an input of the build, named with its hash."""
 
@@ -83,7 +87,7 @@ class RawFolder(OfficialFiles):
         """A file that is read becomes an input of the build; the first share hashes it for all."""
         self.opened.append(path)
         if path not in self.hashes:
-            self.hashes[path] = self._hasher.submit(lambda: sha256(path) if self.first else "")
+            self.hashes[path] = self._hasher.submit(sha256, path) if self.first else _NO_HASH
 
     @property
     def share(self) -> Share | None:
@@ -92,7 +96,6 @@ class RawFolder(OfficialFiles):
 
     @property
     def first(self) -> bool:
-        """Whether this is the first part, which also says what concerns all."""
         return self.share is None or not self.share.number
 
     def shares(self, *names: str) -> tuple[Share | None, ...]:

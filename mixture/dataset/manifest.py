@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_bytes
@@ -107,6 +109,13 @@ class Manifest(Struct, frozen=True, kw_only=True):
     def index(self) -> list[str]:
         """The files of the index: samples.parquet, or the parts in that folder."""
         return sorted(name for name in self.checksums if name.startswith(f"{SAMPLES_NAME}/")) or [SAMPLES_NAME]
+
+    def shard_numbers(self, first: int, stop: int) -> NDArray[np.int64]:
+        """[stop - first] the shards of the samples from `first` to before `stop`, of which there is one at least."""
+        ends = np.cumsum([shard.samples for shard in self.shards])
+        low, high = np.searchsorted(ends, [first, stop - 1], side="right")
+        bounds = np.clip(np.concatenate([[first], ends[low : high + 1]]), first, stop)
+        return np.repeat(np.arange(low, high + 1), np.diff(bounds))
 
     def key_shifts(self) -> list[int]:
         """[S] of each shard, the number that a sample's key is, less the sample's position in the mixture."""

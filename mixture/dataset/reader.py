@@ -431,7 +431,7 @@ class Reader(Sequence[Sample]):
             rows = table["root_row"].to_numpy() if view else np.array([first, stop - 1])
             sound = bool(stop <= count and rows.min() >= 0 and rows.max() < ends[-1])
             if sound:
-                shard = np.searchsorted(ends, rows, side="right") if view else _numbered(ends, first, stop)
+                shard = np.searchsorted(ends, rows, side="right") if view else self.manifest.shard_numbers(first, stop)
                 sound = np.array_equal(_numbers(table["shard"], paths), shard)
             if sound:
                 within = sizes[shard]
@@ -484,13 +484,6 @@ class Reader(Sequence[Sample]):
 def _inside(offset: NDArray[np.uint64], size: NDArray[np.uint64], within: NDArray[np.uint64]) -> bool:
     """Whether all ranges end before these numbers of bytes. As unsigned numbers, negative ones are too large."""
     return bool(((offset <= within) & (size <= within - offset)).all())
-
-
-def _numbered(ends: NDArray[np.int64], first: int, stop: int) -> NDArray[np.int64]:
-    """[stop - first] the shard of each row, where row `ends[k]` is the first one after shard k."""
-    low, high = np.searchsorted(ends, [first, stop - 1], side="right")
-    bounds = np.clip(np.concatenate([[first], ends[low : high + 1]]), first, stop)
-    return np.repeat(np.arange(low, high + 1), np.diff(bounds))
 
 
 def _numbers(values: pa.ChunkedArray, of: pa.Array) -> NDArray[np.int64]:

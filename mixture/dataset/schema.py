@@ -174,6 +174,13 @@ class Index:
         for number in range(len(self.files)):
             yield self._read(number, columns)
 
+    def batches(self, columns: Sequence[str], rows: int = 200_000) -> Iterator[pa.Table]:
+        """All rows, at most so many at a time."""
+        for number, where in enumerate(self.files):
+            with _sound(where):
+                for batch in self._part(number).iter_batches(rows, columns=list(columns)):
+                    yield pa.Table.from_batches([batch])
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         return pa.concat_tables(self.parts(columns))
 
@@ -232,9 +239,14 @@ def open_index(path: Path) -> Index:
     """A mixture's samples.parquet, a file or a folder of parts, opened. Raises VlmixError if it is missing, damaged or
     of other columns."""
     index = Index(index_files(path))
-    if not is_index(index.schema_arrow):
-        raise VlmixError(f"{path}: its columns are not those of a mixture's index; it was not written by this vlmix")
+    check_index(index, str(path))
     return index
+
+
+def check_index(index: Index, name: str) -> None:
+    """Raises VlmixError, in which it is called `name`, for an index of other columns."""
+    if not is_index(index.schema_arrow):
+        raise VlmixError(f"{name}: its columns are not those of a mixture's index; it was not written by this vlmix")
 
 
 def part_name(number: int) -> str:

@@ -16,7 +16,7 @@ from vlmix.mixture.errors import VlmixError
 
 PIECE = 8 << 20
 """Bytes of a piece, about: a few thousand records."""
-SHARE = 128 << 20
+SHARE = 192 << 20
 """Bytes of a share, about: a second of work."""
 LONGEST = 1 << 30
 """Bytes without an end of a record after which a file counts as damaged."""

@@ -54,6 +54,11 @@ class OfficialFiles:
         """File -> halves of surrogate pairs that were replaced by U+FFFD, because no text can hold them."""
 
     @property
+    def first(self) -> bool:
+        """Whether what concerns all shares of a large file is to be told here: the first share tells it."""
+        return True
+
+    @property
     def folder(self) -> Path:
         return self.path.parent if self.path.is_file() else self.path
 
@@ -257,7 +262,7 @@ class OfficialFiles:
                     raise Unsplit(f"{path}: {error}")
                 assert error is not None
                 raise self._unreadable(path, error, at=piece.start - len(pieces.head if piece.last else pieces.opening))
-            if count:
+            if count and not before and (share is not None or self.first):
                 self._note_mended(path, count)
             yield piece, text, found
             at, size = piece.end + 1, json_pieces.PIECE

@@ -1,6 +1,7 @@
 """A large file that several jobs read gives what one job reads of it, in the same order."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,18 +21,40 @@ from vlmix.mixture.record import Conversation
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "vg": {},
+    "vqav2": {},
     "sharegpt": {},
     "llava_instruct": {},
     "lcs558k": {},
     "llava_json": {"path": "llava_v1_5_mix_sample.json", "recognize": True},
 }
-SIZES = {"vg": 20_000, "sharegpt": 5_000, "llava_instruct": 5_000, "lcs558k": 2_000, "llava_json": 5_000}
+SIZES = {
+    "vg": 20_000,
+    "vqav2": 3_000,
+    "sharegpt": 5_000,
+    "llava_instruct": 5_000,
+    "lcs558k": 2_000,
+    "llava_json": 5_000,
+}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(json_pieces, "PIECE", 3_000)
     yield
+
+
+@pytest.fixture
+def raws(raw: Path, tmp_path: Path) -> Path:
+    """Releases of which shares can be read: miniature ones, but VQAv2's annotations are in the questions' order."""
+    for name in OPTIONS:
+        shutil.copytree(raw / name, tmp_path / name)
+    ids = [image * 1000 + number for image in range(1, 200) for number in range(image % 4)]
+    questions = [{"image_id": id // 1000, "question": f"What is {id}?", "question_id": id} for id in ids]
+    annotations = [{"question_id": id, "multiple_choice_answer": f"a {id}", "answers": []} for id in ids]
+    folder = tmp_path / "vqav2"
+    dump(folder / "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": questions})
+    dump(folder / "v2_mscoco_train2014_annotations.json", {"annotations": annotations})
+    return tmp_path
 
 
 def parts(name: str, raw: Path, **options: Any) -> tuple[int, list[Conversation], list[Reject], list[Path]]:
@@ -49,13 +72,54 @@ def parts(name: str, raw: Path, **options: Any) -> tuple[int, list[Conversation]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_shares_give_what_the_whole_file_gives(raw: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, whole, rejects, hashed = parts(name, raw, **OPTIONS[name])
+def test_shares_give_what_the_whole_file_gives(raws: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, whole, rejects, hashed = parts(name, raws, **OPTIONS[name])
     monkeypatch.setattr(json_pieces, "SHARE", SIZES[name])
-    several, found, told, again = parts(name, raw, **OPTIONS[name])
+    several, found, told, again = parts(name, raws, **OPTIONS[name])
     assert one == 1 and several > 4
     assert found == whole and told == rejects
     assert again == hashed  # each file by one share alone
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "key"),
+    [
+        ("vg", "region_descriptions.json", "phrase"),
+        ("vg", "image_data.json", "url"),
+        ("vqav2", "v2_OpenEnded_mscoco_train2014_questions.json", "question"),
+        ("vqav2", "v2_mscoco_train2014_annotations.json", "multiple_choice_answer"),
+        ("sharegpt", "ShareGPT_V3_unfiltered_cleaned_split.json", "value"),
+        ("llava_json", "llava_v1_5_mix_sample.json", "value"),
+    ],
+)
+def test_halves_of_surrogate_pairs_are_counted_once(
+    raws: Path, name: str, file: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = raws / name / file
+    text, count = re.subn(rf'("{key}": ?")', r"\1\\ud83d", path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+
+    def mended(rejects: list[Reject]) -> int:
+        told = [reject for reject in rejects if reject.reason == "lone_surrogate"]
+        assert {reject.id for reject in told} == {file}
+        return sum(int(reject.detail.split()[0]) for reject in told)
+
+    _, whole, rejects, _ = parts(name, raws, **OPTIONS[name])
+    monkeypatch.setattr(json_pieces, "SHARE", SIZES[name])
+    _, found, told, _ = parts(name, raws, **OPTIONS[name])
+    assert found == whole and mended(told) == mended(rejects) == count > 20
+
+
+def test_questions_and_annotations_in_other_orders_are_read_whole(raws: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole, _, _ = parts("vqav2", raws)
+    path = raws / "vqav2/v2_mscoco_train2014_annotations.json"
+    data = json.loads(path.read_text())
+    data["annotations"] = data["annotations"][::-1]
+    dump(path, data)
+    assert parts("vqav2", raws)[1] == whole
+    monkeypatch.setattr(json_pieces, "SHARE", 20_000)
+    with pytest.raises(Unsplit):
+        parts("vqav2", raws)
 
 
 def test_rows_without_ids_are_numbered_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
