@@ -15,6 +15,7 @@ from xxhash import xxh3_128_hexdigest
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.card import card
 from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
+from vlmix.mixture.dataset.schema import index_files
 from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
 from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
 from vlmix.mixture.io.digests import file_digest, sha256
@@ -86,7 +87,8 @@ def finalize(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card and, last of all, the manifest with the checksums of the other files."""
     most_images = pc.max(pq.read_table(folder / SAMPLES_NAME, columns=["num_images"])["num_images"]).as_py()
     write_text(folder / CARD_NAME, card(manifest, most_images))
-    names = (CARD_NAME, REJECTS_NAME, SAMPLES_NAME)
+    index = [str(file.path.relative_to(folder)) for file in index_files(folder / SAMPLES_NAME)]
+    names = (CARD_NAME, REJECTS_NAME, *index)
     files = {name: sha256(folder / name) for name in names if (folder / name).exists()}
     manifest = msgspec.structs.replace(manifest, checksums=files)
     return manifests.write(folder, manifest)
