@@ -383,7 +383,7 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
         raise VlmixError(
             f"{mixture.folder.name} has no sample {id!r}" + (nearest(id, alike) if alike else "")
         ) from None
-    row = next(read_rows(mixture.local_root, [int(mixture.rows[position])]))
+    (row,) = read_rows(mixture.local_root, mixture.rows[[position]]).to_pylist()
     if as_json:
         _json(row)
         return
@@ -409,9 +409,9 @@ def samples(mixture: "Mixture", sources: list[str], where: str | None, limit: in
     if offset >= len(positions):
         raise VlmixError(f"--offset {offset}: there are only {len(positions):,} such samples{of}")
     shown = positions[offset : offset + limit]
-    rows = read_rows(mixture.local_root, mixture.rows[shown].tolist())
+    rows = read_rows(mixture.local_root, mixture.rows[shown]).to_pylist()
     if as_json:
-        _json(list(rows))
+        _json(rows)
         return
     matched = "" if where is None else f" that match {abridged(where)}"
     with _paged():

@@ -23,6 +23,7 @@ from vlmix.mixture.schedule.blend import BlendSchedule
 from vlmix.mixture.schedule.schedule import Schedule
 
 _MOST = 1e6
+_ROWS = 100_000  # whose numbers are written at a time
 
 
 class Shares(NamedTuple):
@@ -285,8 +286,8 @@ def digest(samples: Samples) -> str:
     if isinstance(samples, Blend):
         return hashlib.sha256(msgspec.json.encode([digest(each) for each in samples.mixtures.values()])).hexdigest()
     rows, found = samples.rows, hashlib.sha256(b"[" + msgspec.json.encode(_root(samples)) + b",[")
-    for start in range(0, len(rows), 100_000):
-        found.update(b"," * (start > 0) + msgspec.json.encode(rows[start : start + 100_000].tolist())[1:-1])
+    for start in range(0, len(rows), _ROWS):
+        found.update(b"," * (start > 0) + msgspec.json.encode(rows[start : start + _ROWS].tolist())[1:-1])
     found.update(b"]]")
     return found.hexdigest()
 

@@ -1,15 +1,14 @@
 """What users hold: a mixture that is read, subset, put in an order of training and saved."""
 
-import hashlib
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.io.node_cache import LEAST
+from vlmix.mixture.dataset.reader import Reader, digest_of
 from vlmix.mixture.schedule.schedule import Columns, Schedule
 
 
@@ -71,7 +70,7 @@ class Mixture(Reader):
         packed.
         """
         seed = self.manifest.seed if seed is None else seed
-        if len(self) < LEAST:
+        if not self.has_many:
             lengths = self.lengths() if lengths is None else lengths
             return Schedule(
                 *self.order_columns(),
@@ -84,7 +83,7 @@ class Mixture(Reader):
         return Schedule.of(
             self.order_columns,
             self.words if lengths is None else lengths,
-            [self.cache_key(), None if lengths is None or length_window == 1 else _digest(lengths)],
+            partial(self.shared, [None if lengths is None or length_window == 1 else digest_of(lengths)]),
             seed=seed,
             global_batch=global_batch,
             length_window=length_window,
@@ -95,11 +94,6 @@ class Mixture(Reader):
         """What the order of training depends on, read from the index."""
         return Columns(self.rows, self._part("num_images").to_numpy() > 0, self._part("repeat").to_numpy())
 
-    def cache_key(self) -> list[str]:
-        """What these samples are, and in which order, wherever they lie."""
-        part = [] if self.positions is None else [_digest(self.positions)]
-        return [self.manifest.sha256, self.root_manifest.sha256, *part]
-
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root. `overwrite`
         replaces a view that is there; anything else is never replaced."""
@@ -108,10 +102,6 @@ class Mixture(Reader):
 
         with replacing_view(Path(path)) if overwrite else nullcontext():
             save_view(self, Path(path), [])
-
-
-def _digest(numbers: NDArray[np.integer]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(numbers, dtype=np.int64).data).hexdigest()
 
 
 open = Mixture.open

@@ -14,6 +14,8 @@ from typing import Any
 from unittest import mock
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from vlmix.builders import known_sources
@@ -148,3 +150,27 @@ def forge(folder: Path, plain: dict[str, Any]) -> None:
     """Write a manifest of any content, sealed."""
     text = json.dumps({**plain, "sha256": "0" * 64}, indent=1) + "\n"
     (folder / "manifest.json").write_bytes(manifests._sealed(text.encode()))
+
+
+def split_index(folder: Path, rows: int) -> list[str]:
+    """Make parts of an index that is one file, each of as many whole row groups as fit in `rows`; their names."""
+    path = folder / "samples.parquet"
+    file = pq.ParquetFile(path)
+    groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+    parts: list[list[pa.Table]] = []
+    for group in groups:
+        if not parts or sum(map(len, parts[-1])) + len(group) > rows:
+            parts.append([])
+        parts[-1].append(group)
+    path.unlink()
+    path.mkdir()
+    names = [f"samples.parquet/part-{number:05d}.parquet" for number in range(len(parts))]
+    for name, tables in zip(names, parts):
+        with pq.ParquetWriter(folder / name, tables[0].schema) as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=len(table))
+    plain = json.loads((folder / "manifest.json").read_text())
+    del plain["checksums"]["samples.parquet"]
+    plain["checksums"] |= {name: sha256(folder / name) for name in names}
+    forge(folder, plain)
+    return names

@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from vlmix.mixture.dataset import schema
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.shards import image_member
 from vlmix.mixture.io.visible import markdown, markdown_code, markdown_link, visible
@@ -45,7 +46,8 @@ def card(manifest: Manifest, most_images: int) -> str:
         images = [image_member("", number)[1:] for number in range(most_images)]
         head["dataset_info"] = {"features": [{"name": name, "dtype": "image"} for name in images] + _FEATURES}
     else:
-        config["data_files"] = [{"split": "train", "path": SAMPLES_NAME}]
+        files = f"{SAMPLES_NAME}/*.parquet" if manifest.samples > schema.PART_ROWS else SAMPLES_NAME
+        config["data_files"] = [{"split": "train", "path": files}]
     lines = opening(head, manifest, _about(manifest))
     if isinstance(merged := manifest.recipe.get("mixtures"), dict):
         parts = (f"{markdown_code(name)} ({part['samples']:,} samples)" for name, part in merged.items())

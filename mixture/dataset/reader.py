@@ -5,7 +5,7 @@ import io
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +26,7 @@ from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
 from vlmix.mixture.io.storage import Local, Location, locate
+from vlmix.mixture.version import ORDER_VERSION
 
 if TYPE_CHECKING:
     import polars as pl
@@ -295,12 +296,9 @@ class Reader(Sequence[Sample]):
 
     def words(self) -> NDArray[np.int32]:
         """[N] words of each sample; of many samples mapped, not to be written."""
-        if self.manifest.samples < LEAST:
+        if not self.has_many:
             return np.asarray(self._part("num_words").to_numpy())
-        found = once_per_node(
-            ["words", self.manifest.sha256], lambda: {"words": self._table(["num_words"])["num_words"].to_numpy()}
-        )
-        return found["words"] if self.positions is None else found["words"][self.positions]
+        return self.shared("words", [], lambda: {"words": self._part("num_words").to_numpy()})["words"]
 
     def turns(self) -> Iterator[tuple[NDArray[np.int64], pa.StringArray, NDArray[np.int64]]]:
         """All texts, a row group at a time in the root's order: [n] positions, the turns of all of them in one array,
@@ -356,6 +354,18 @@ class Reader(Sequence[Sample]):
         if not isinstance(self.root, Local):
             raise VlmixError(f"{self.root.name}: this needs a local folder; copy the mixture first")
         return self.root.path
+
+    @property
+    def has_many(self) -> bool:
+        """Whether there are so many samples that processes of a machine share what is known of them."""
+        return len(self) >= LEAST
+
+    def shared(self, about: object, key: Sequence[object], make: Callable[[], Arrays]) -> Arrays:
+        """What `make` returns, computed once on a machine for these samples, wherever they lie, and mapped by all of
+        its processes. `about` and `key` (anything that JSON writes) say what it is."""
+        part = None if self.positions is None else digest_of(self.positions)
+        whole = [ORDER_VERSION, self.manifest.sha256, self.root_manifest.sha256, part]
+        return once_per_node([*whole, about, *key], make)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {**self.__dict__, "_open": {}, "_lock": None}
@@ -415,7 +425,7 @@ class Reader(Sequence[Sample]):
         `first_image` [N + 1] into `image_offset`, `image_size` [M], and of a view `row` [N], the samples' rows in the
         root, which say what their shards are."""
         shards, view, count = self.root_manifest.shards, self.manifest.parent is not None, self.manifest.samples
-        paths = pa.array([shard.path for shard in shards])
+        paths = {shard.path: number for number, shard in enumerate(shards)}
         ends, sizes = np.array(self._shard_ends), np.array([shard.bytes for shard in shards], dtype=np.uint64)
         fits = np.uint32 if sizes.max() < 2**32 else np.int64  # no place lies behind the end of its shard
         found: Arrays = {"json_offset": np.empty(count, fits), "json_size": np.empty(count, fits)}
@@ -486,10 +496,17 @@ def _inside(offset: NDArray[np.uint64], size: NDArray[np.uint64], within: NDArra
     return bool(((offset <= within) & (size <= within - offset)).all())
 
 
-def _numbers(values: pa.ChunkedArray, of: pa.Array) -> NDArray[np.int64]:
-    """[N] the place of each value, read as a dictionary, in `of`; -1 for one that is not there."""
+def digest_of(numbers: NDArray[np.integer]) -> str:
+    """sha256 of integers, whatever their width."""
+    return hashlib.sha256(np.ascontiguousarray(numbers, dtype=np.int64).data).hexdigest()
+
+
+def _numbers(values: pa.ChunkedArray, of: dict[str, int]) -> NDArray[np.int64]:
+    """[N] the number of each value, read as a dictionary; -1 for one without."""
     chunks = (
-        pc.fill_null(pc.index_in(chunk.dictionary, value_set=of), -1).to_numpy()[chunk.indices.to_numpy()]
+        np.array([of.get(value, -1) for value in chunk.dictionary.to_pylist()], dtype=np.int64)[
+            chunk.indices.to_numpy()
+        ]
         for chunk in values.chunks
     )
     return np.concatenate([*chunks, np.empty(0, dtype=np.int64)])

@@ -198,8 +198,11 @@ class Index:
         return self._open[1]
 
     def _opened(self, number: int) -> pq.ParquetFile:
-        with _sound(self.files[number]):
-            return pq.ParquetFile(self.files[number].arrow(), read_dictionary=self._dictionaries)
+        where = self.files[number]
+        with _sound(where):
+            file = pq.ParquetFile(where.arrow())
+            known = [name for name in self._dictionaries if name in file.schema_arrow.names]
+            return pq.ParquetFile(where.arrow(), metadata=file.metadata, read_dictionary=known) if known else file
 
     @cached_property
     def _groups(self) -> list[NDArray[np.int64]]:

@@ -89,7 +89,7 @@ def _mapped(entry: Path) -> Arrays | None:
             return None
         os.utime(entry)
         return {name: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for name, file in files.items()}
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 

@@ -5,7 +5,7 @@ before the first; the only state is the step. Nothing is buffered and nothing is
 at step k, on any number of ranks, is asking for step k. A change of what comes out needs a new ORDER_VERSION.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key, mix64
-from vlmix.mixture.io.node_cache import Arrays, once_per_node
 from vlmix.mixture.schedule.packing import Lengths, Positions, packed_shares, shares
-from vlmix.mixture.version import ORDER_VERSION
 
 _SAMPLES, _BATCHES = 1, 2  # purposes of the two keys of an epoch
 _BLOCK = 2**20  # samples that are hashed or sorted at a time, so that no array of 64 bits a sample is made beside
@@ -41,6 +39,12 @@ class Epoch:
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of an epoch of {self.steps}")
         return self.samples[self.starts[step] : self.starts[step + 1]].astype(np.int64)
+
+
+Arrays = dict[str, NDArray[Any]]
+Shared = Callable[[Sequence[object], Callable[[], Arrays]], Arrays]
+"""Gives the arrays that a function makes, under a key that says which of the samples' arrays they are: computed once by
+several processes that have the same samples, and mapped by all."""
 
 
 class Columns(NamedTuple):
@@ -183,31 +187,30 @@ class Schedule:
         cls,
         columns: Callable[[], Columns],
         lengths: Lengths | Callable[[], Lengths],
-        key: object,
+        shared: Shared,
         *,
         seed: int,
         global_batch: int,
         length_window: int = 1,
         drop_last: bool = False,
     ) -> Self:
-        """The schedule of many samples. `columns`, and `lengths` where that is a function, read them anew; `key` says
-        which samples and lengths these are (anything that JSON writes). An epoch is computed once on a machine, and
-        mapped by the processes that ask for it (`io.node_cache`)."""
+        """The schedule of many samples, whose epochs are `shared`. `columns`, and `lengths` where that is a function,
+        read them anew where they are needed: a copy in another process holds none of them."""
         schedule = cls.__new__(cls)
-        schedule._begin(columns, lengths, key, seed, global_batch, length_window, drop_last)
+        schedule._begin(columns, lengths, shared, seed, global_batch, length_window, drop_last)
         return schedule
 
     def _begin(
         self,
         columns: Callable[[], Columns],
         lengths: Lengths | Callable[[], Lengths],
-        key: object,
+        shared: Shared | None,
         seed: int,
         global_batch: int,
         length_window: int,
         drop_last: bool,
     ) -> None:
-        self._columns, self._key = columns, key
+        self._columns, self._shared = columns, shared
         self._given: Lengths | Callable[[], Lengths] = lengths
         self._lengths: Lengths | None = None
         self.seed, self.global_batch, self.length_window, self.drop_last = seed, global_batch, length_window, drop_last
@@ -222,9 +225,8 @@ class Schedule:
         return self._lengths
 
     def __getstate__(self) -> dict[str, Any]:
-        # What the machine's processes share is not sent along.
-        shared = self._key is not None
-        return {**self.__dict__, "_lengths": None, **({"_epoch": -1, "_batches": None} if shared else {})}
+        kept = {**self.__dict__, "_lengths": None}
+        return kept if self._shared is None else {**kept, "_epoch": -1, "_batches": None}
 
     def __repr__(self) -> str:
         return f"<Schedule: {self.steps_per_epoch} steps an epoch, global batch {self.global_batch}, seed {self.seed}>"
@@ -261,10 +263,9 @@ class Schedule:
         return self.batch(step)
 
     def _order(self, epoch: int) -> Epoch:
-        if self._key is None:
-            return Epoch(**self._computed(epoch))
-        said = [self._key, self.seed, epoch, self.global_batch, self.length_window, self.drop_last]
-        return Epoch(**once_per_node(["epoch", ORDER_VERSION, *said], partial(self._computed, epoch)))
+        make = partial(self._computed, epoch)
+        key = ["epoch", self.seed, epoch, self.global_batch, self.length_window, self.drop_last]
+        return Epoch(**(make() if self._shared is None else self._shared(key, make)))
 
     def _computed(self, epoch: int) -> Arrays:
         found = epoch_order(

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.hashing import mix64
+from vlmix.mixture.schedule import schedule
 from vlmix.mixture.schedule.packing import pack, packed_shares, shares, waste
 from vlmix.mixture.schedule.schedule import Schedule, epoch_order
 from vlmix.mixture.version import ORDER_VERSION
@@ -235,3 +238,22 @@ def test_other_seeds_and_epochs_give_other_orders(seed: int) -> None:
         for s, e in ((seed, 0), (seed, 1), (seed + 1, 0))
     )
     assert first != second != third != first
+
+
+@given(configurations(), st.integers(1, 40), st.integers(0, 3))
+def test_samples_that_draw_nearly_the_same_are_in_the_order_of_their_draws(
+    configuration: dict[str, object], different: int, low: int
+) -> None:
+    """`shuffle` sorts by the upper bits of the draws at first; here they agree in all of these."""
+    identity, repeat, key = configuration["identity"], configuration["repeat"], np.uint64(7)
+
+    def coarse(numbers: np.ndarray) -> np.ndarray:
+        return mix64(numbers) % np.uint64(different) << np.uint64(20) | mix64(numbers) % np.uint64(2**low)
+
+    positions = np.repeat(np.arange(len(identity)), repeat)
+    occurrence = np.concatenate([np.arange(times) for times in repeat])
+    with mock.patch.object(schedule, "mix64", coarse):
+        found = schedule.shuffle(identity, repeat, key)
+        draw = coarse(coarse(identity.astype(np.uint64) + key)[positions] + occurrence.astype(np.uint64) * key)
+    in_order = sorted(range(len(positions)), key=lambda at: (draw[at], identity[positions[at]], occurrence[at]))
+    assert found.tolist() == positions[in_order].tolist()
