@@ -363,9 +363,13 @@ class Reader(Sequence[Sample]):
     def shared(self, about: object, key: Sequence[object], make: Callable[[], Arrays]) -> Arrays:
         """What `make` returns, computed once on a machine for these samples, wherever they lie, and mapped by all of
         its processes. `about` and `key` (anything that JSON writes) say what it is."""
-        part = None if self.positions is None else digest_of(self.positions)
-        whole = [ORDER_VERSION, self.manifest.sha256, self.root_manifest.sha256, part]
-        return once_per_node([*whole, about, *key], make)
+        return once_per_node([ORDER_VERSION, self.shared_key, about, *key], make)
+
+    @cached_property
+    def shared_key(self) -> list[str]:
+        """What these samples are, and in which order."""
+        part = [] if self.positions is None else [digest_of(self.positions)]
+        return [self.manifest.sha256, self.root_manifest.sha256, *part]
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {**self.__dict__, "_open": {}, "_lock": None}
