@@ -335,6 +335,20 @@ class Reader(Sequence[Sample]):
         column = self._table([name])[name]
         return column if self.positions is None else column.take(pa.array(self.positions))
 
+    def pieces(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """The same column, not kept, a file of the index at a time; whole for samples in another order than there."""
+        positions, first = self.positions, 0
+        if positions is not None and (positions[1:] <= positions[:-1]).any():
+            yield self._part(name)
+            return
+        for table in self._tables([name]):
+            if positions is not None:
+                low, high = np.searchsorted(positions, [first, first + table.num_rows])
+                yield table[name].take(pa.array(positions[low:high] - first))
+            else:
+                yield table[name]
+            first += table.num_rows
+
     def image_fields(self, *names: str) -> tuple[NDArray[np.int64], list[pa.Array]]:
         """[N] how many images each sample has, and `names` of `images` (`dataset.schema.SAMPLES`) for all of them, [M]
         each, one sample's after the other's. Not kept."""
