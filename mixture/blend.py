@@ -3,7 +3,7 @@
 import hashlib
 import math
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, Self, overload
@@ -19,8 +19,8 @@ from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.mixture.schedule.blend import BlendSchedule
-from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.mixture.schedule.blend import BlendSchedule, Part, sizes_of
+from vlmix.mixture.schedule.schedule import Arrays, Schedule
 
 _MOST = 1e6
 _ROWS = 100_000  # whose numbers are written at a time
@@ -163,6 +163,10 @@ class Blend(Sequence[Sample]):
             return first.schedule(
                 global_batch, seed=seed, lengths=lengths, length_window=length_window, drop_last=drop_last
             )
+        if any(mixture.has_many for mixture in self.mixtures.values()):
+            return self._schedule_of_many(
+                first.manifest.seed if seed is None else seed, global_batch, lengths, length_window
+            )
         repeat = self.column("repeat").to_numpy()
         owners = np.repeat(np.arange(len(self.mixtures)), [len(mixture) for mixture in self.mixtures.values()])
         sizes = np.bincount(owners, repeat)
@@ -180,6 +184,38 @@ class Blend(Sequence[Sample]):
             global_batch=global_batch,
             length_window=length_window,
         )
+
+    def _schedule_of_many(
+        self, seed: int, global_batch: int, lengths: NDArray[np.int64] | None, length_window: int
+    ) -> BlendSchedule:
+        mixtures = list(self.mixtures.values())
+        sizes = self._shared(["sizes"], lambda: {"sizes": np.array([sizes_of(m.order_columns()) for m in mixtures])})
+        by_repeat, epochs = self.shares.kind == "repeat", sizes["sizes"].sum(axis=1)
+        weights = np.array(self.shares.values) * (epochs if by_repeat else 1)
+        starts = self._ends - [len(mixture) for mixture in mixtures]
+        parts = [
+            Part(number, int(start), mixture.order_columns, (int(texts), int(images)))
+            for number, (start, mixture, (texts, images)) in enumerate(zip(starts, mixtures, sizes["sizes"]))
+        ]
+        return BlendSchedule.of_parts(
+            parts,
+            weights,
+            self._words if lengths is None else lengths,
+            self._shared,
+            total=round((weights if by_repeat else epochs).sum()),
+            seed=seed,
+            global_batch=global_batch,
+            length_window=length_window,
+        )
+
+    def _shared(self, key: Sequence[object], make: Callable[[], Arrays]) -> Arrays:
+        """What `make` returns for these mixtures, in this order: see `Mixture.shared`."""
+        first, *others = self.mixtures.values()
+        return first.shared([mixture.shared_key for mixture in others], key, make)
+
+    def _words(self) -> NDArray[np.int32]:
+        found = self._shared(["words"], lambda: {"words": np.concatenate([m.words() for m in self.mixtures.values()])})
+        return found["words"]
 
     def overlaps(self) -> Iterator[tuple[str, str, int]]:
         """Pairs of mixtures, by name, that refer to the same root, as a view and its root do, and the number of samples

@@ -335,6 +335,20 @@ class Reader(Sequence[Sample]):
         column = self._table([name])[name]
         return column if self.positions is None else column.take(pa.array(self.positions))
 
+    def pieces(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """The same column, not kept, a file of the index at a time; whole for samples in another order than there."""
+        positions, first = self.positions, 0
+        if positions is not None and (positions[1:] <= positions[:-1]).any():
+            yield self._part(name)
+            return
+        for table in self._tables([name]):
+            if positions is not None:
+                low, high = np.searchsorted(positions, [first, first + table.num_rows])
+                yield table[name].take(pa.array(positions[low:high] - first))
+            else:
+                yield table[name]
+            first += table.num_rows
+
     def image_fields(self, *names: str) -> tuple[NDArray[np.int64], list[pa.Array]]:
         """[N] how many images each sample has, and `names` of `images` (`dataset.schema.SAMPLES`) for all of them, [M]
         each, one sample's after the other's. Not kept."""
@@ -363,9 +377,13 @@ class Reader(Sequence[Sample]):
     def shared(self, about: object, key: Sequence[object], make: Callable[[], Arrays]) -> Arrays:
         """What `make` returns, computed once on a machine for these samples, wherever they lie, and mapped by all of
         its processes. `about` and `key` (anything that JSON writes) say what it is."""
-        part = None if self.positions is None else digest_of(self.positions)
-        whole = [ORDER_VERSION, self.manifest.sha256, self.root_manifest.sha256, part]
-        return once_per_node([*whole, about, *key], make)
+        return once_per_node([ORDER_VERSION, self.shared_key, about, *key], make)
+
+    @cached_property
+    def shared_key(self) -> list[str]:
+        """What these samples are, and in which order."""
+        part = [] if self.positions is None else [digest_of(self.positions)]
+        return [self.manifest.sha256, self.root_manifest.sha256, *part]
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {**self.__dict__, "_open": {}, "_lock": None}

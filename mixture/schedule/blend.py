@@ -6,43 +6,77 @@ of its epochs, each in its own order; a step takes the next of each sequence. A 
 ORDER_VERSION.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Self
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmix.mixture.hashing import derive_key, mix64
 from vlmix.mixture.keyed import seats
 from vlmix.mixture.schedule.packing import Lengths, Positions
-from vlmix.mixture.schedule.schedule import Epoch, Schedule, check_batch, shuffle
+from vlmix.mixture.schedule.schedule import Arrays, Columns, Epoch, Schedule, Shared, check_batch, shuffle
 
 _SAMPLES, _SLOTS = 3, 4  # purposes of keys, apart from those of `schedule`
 _TEXT, _IMAGE = 0, 1
 
 
 class _Sequence:
-    """The samples of one mixture and modality, epoch after epoch."""
+    """The samples of one mixture and modality, epoch after epoch: `size` of them in each, in the `order` of its
+    number."""
 
-    def __init__(
-        self, members: Positions, identity: NDArray[np.int64], repeat: NDArray[np.int32], seed: int, number: int
-    ) -> None:
-        self.members, self.identity, self.repeat = members, identity[members], repeat[members]
-        self.size = int(self.repeat.sum())
-        self._seed, self._number = seed, number
-        self._epoch, self._order = -1, members
+    def __init__(self, size: int, order: Callable[[int], NDArray[np.signedinteger]]) -> None:
+        self.size, self._order_of = size, order
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_epoch": -1, "_order": self._order[:0].copy()}
 
     def __getitem__(self, places: slice) -> Positions:
         """Positions of the samples from `places.start` to before `places.stop`, counted from the first epoch on."""
-        found, at = [self.members[:0]], places.start
+        found, at = [np.empty(0, dtype=np.int64)], places.start
         while at < places.stop:
             epoch, within = divmod(at, self.size)
-            found.append(self._of_epoch(epoch)[within : within + places.stop - at])
+            found.append(self._of_epoch(epoch)[within : within + places.stop - at].astype(np.int64))
             at += len(found[-1])
         return np.concatenate(found)
 
-    def _of_epoch(self, epoch: int) -> Positions:
+    def _of_epoch(self, epoch: int) -> NDArray[np.signedinteger]:
         if epoch != self._epoch:
-            key = derive_key(self._seed, epoch, _SAMPLES, self._number)
-            self._epoch, self._order = epoch, self.members[shuffle(self.identity, self.repeat, key)]
+            self._epoch, self._order = epoch, self._order_of(epoch)
         return self._order
+
+
+class Part(NamedTuple):
+    """A mixture of several: its number, the position of its first sample, what reads its columns anew, and how many
+    samples of each modality, texts and images, its epoch has."""
+
+    number: int
+    start: int
+    columns: Callable[[], Columns]
+    sizes: tuple[int, int]
+
+
+def _arranged(part: Part, kind: bool, seed: int, epoch: int) -> Arrays:
+    """The positions of a part's samples of one modality in the order of an epoch."""
+    identity, images, repeat = part.columns()
+    members = np.flatnonzero(images == kind)
+    order = shuffle(identity[members], repeat[members], derive_key(seed, epoch, _SAMPLES, part.number))
+    positions = members[order] + part.start
+    return {"positions": positions.astype(np.int32 if part.start + len(images) < 2**31 else np.int64)}
+
+
+def _order_of(part: Part, kind: bool, seed: int, shared: Shared | None, epoch: int) -> NDArray[np.signedinteger]:
+    make = partial(_arranged, part, kind, seed, epoch)
+    key = ["sequence", part.number, kind, seed, epoch]
+    return (make() if shared is None else shared(key, make))["positions"]
+
+
+def sizes_of(columns: Columns) -> tuple[int, int]:
+    """How many samples of each modality, texts and images, an epoch over these has."""
+    images = int(columns.repeat[columns.images].sum(dtype=np.int64))
+    return int(columns.repeat.sum(dtype=np.int64)) - images, images
 
 
 class BlendSchedule(Schedule):
@@ -70,19 +104,53 @@ class BlendSchedule(Schedule):
         global_batch: int,
         length_window: int = 1,
     ) -> None:
-        """`mixture` [N]: number of each sample's mixture, 0 to P - 1; `weights` [P]: above 0, relative to each other;
-        `total`: samples of an epoch, which is rounded up to whole steps; the rest as for `epoch_order`, `identity`
-        being unique in its mixture. With `length_window` w, a mixture's samples for w batches of a modality are
-        distributed over them by `lengths`; where one of its epochs ends among them, they stay as they come."""
+        """`mixture` [N]: number of each sample's mixture, 0 to P - 1, ascending; `weights` [P]: above 0, relative to
+        each other; `total`: samples of an epoch, which is rounded up to whole steps; the rest as for `epoch_order`,
+        `identity` being unique in its mixture. With `length_window` w, a mixture's samples for w batches of a modality
+        are distributed over them by `lengths`; where one of its epochs ends among them, they stay as they come."""
+        parts = []
+        for number in range(len(weights)):
+            own = np.flatnonzero(mixture == number)
+            start = int(own[0]) if len(own) else 0
+            columns = Columns(identity[own], images[own], repeat[own])
+            parts.append(Part(number, start, partial(Columns, *columns), sizes_of(columns)))
+        self._begin_blend(parts, weights, lengths, None, total, seed, global_batch, length_window)
+
+    @classmethod
+    def of_parts(
+        cls,
+        parts: Sequence[Part],
+        weights: NDArray[np.float64],
+        lengths: Lengths | Callable[[], Lengths],
+        shared: Shared,
+        *,
+        total: int,
+        seed: int,
+        global_batch: int,
+        length_window: int = 1,
+    ) -> Self:
+        """The schedule of many samples, whose orders are `shared`, as with `Schedule.of`."""
+        schedule = cls.__new__(cls)
+        schedule._begin_blend(parts, weights, lengths, shared, total, seed, global_batch, length_window)
+        return schedule
+
+    def _begin_blend(
+        self,
+        parts: Sequence[Part],
+        weights: NDArray[np.float64],
+        lengths: Lengths | Callable[[], Lengths],
+        shared: Shared | None,
+        total: int,
+        seed: int,
+        global_batch: int,
+        length_window: int,
+    ) -> None:
         check_batch(global_batch, total)
-        self._given, self._lengths, self._key = lengths, lengths, None
+        self._given, self._lengths, self._shared = lengths, None, shared
         self.seed, self.global_batch, self.length_window = seed, global_batch, length_window
         self.steps_per_epoch = -(-total // global_batch)
         self._sequences = [
-            [
-                _Sequence(np.flatnonzero((mixture == number) & (images == kind)), identity, repeat, seed, number)
-                for number in range(len(weights))
-            ]
+            [_Sequence(part.sizes[kind], partial(_order_of, part, kind, seed, shared)) for part in parts]
             for kind in (False, True)
         ]
         sizes = np.array([[sequence.size for sequence in kind] for kind in self._sequences], dtype=np.float64)
@@ -91,6 +159,9 @@ class BlendSchedule(Schedule):
         self._windows: dict[int, tuple[int, list[Positions]]] = {}
         """Modality -> the last window asked for, and its batches."""
         self._number, self._epoch_steps = -1, Epoch(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.bool_))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lengths": None}
 
     def epoch(self, number: int) -> Epoch:
         """The batches of an epoch. The last one asked for is kept."""

@@ -6,8 +6,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmix.mixture.hashing import digests
-from vlmix.mixture.keyed import Indices
 
+Numbers = NDArray[np.int32]
 Keys = NDArray[np.bytes_]
 """[N] S16: see `hashing.digests`."""
 
@@ -22,9 +22,20 @@ def keys_of(texts: pl.Series) -> Keys:
     return keys
 
 
-def places(keys: Keys, among: Keys) -> Indices:
+def coded(keys: Keys, rows: Numbers) -> tuple[Keys, Numbers]:
+    """[K] the different keys, sorted, and [n] which of them each of the `rows` has."""
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    keys = keys[order]
+    new = np.full(len(keys), True)
+    new[1:] = keys[1:] != keys[:-1]
+    code = np.empty(len(keys), dtype=np.int32)
+    code[order] = np.cumsum(new, dtype=np.int32) - 1
+    return (keys if new.all() else keys[new]), code[rows]
+
+
+def places(keys: Keys, among: Keys) -> Numbers:
     """[N] the place of each key in `among` [K], which is sorted; -1 for one that is not there."""
-    found = np.full(len(keys), -1, dtype=np.int64)
+    found = np.full(len(keys), -1, dtype=np.int32)
     if len(among):
         for start in range(0, len(keys), _SLICE):
             part = keys[start : start + _SLICE]
@@ -37,5 +48,6 @@ def first_repeated(ids: "pa.StringArray | pa.ChunkedArray") -> int | None:
     """The first place of a text that stood before; None if all differ."""
     keys = digests(ids)
     order = np.argsort(keys, kind="stable")
-    again = order[1:][keys[order[1:]] == keys[order[:-1]]]
+    keys = keys[order]
+    again = order[1:][keys[1:] == keys[:-1]]
     return int(again.min()) if len(again) else None

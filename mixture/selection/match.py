@@ -17,9 +17,9 @@ from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import columns_problem, open_index
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import digests
-from vlmix.mixture.keyed import Indices, keyed_order
-from vlmix.mixture.selection.keys import Keys, keys_of, places
-from vlmix.mixture.selection.rankings import Ranking, Report
+from vlmix.mixture.keyed import Indices
+from vlmix.mixture.selection.keys import Keys, Numbers, coded, keys_of, places
+from vlmix.mixture.selection.rankings import Ranking, Report, ranks_of
 from vlmix.mixture.selection.score_file import Listing, image_path
 
 _NAMED = 5  # rows of a kind that a report names
@@ -29,11 +29,11 @@ class _Pairs(NamedTuple):
     """Rows of a file, [P] each, whose key a sample has: their numbers, the best score first; the sample that each
     takes, -1 where other rows took them all; how many rows and samples have the key, and how many scores."""
 
-    row: Indices
-    sample: Indices
-    named: Indices
-    held: Indices
-    kinds: Indices
+    row: Numbers
+    sample: Numbers
+    named: Numbers
+    held: Numbers
+    kinds: Numbers
 
     def of(self, chosen: NDArray[Any]) -> "_Pairs":
         return _Pairs(*(column[chosen] for column in self))
@@ -58,8 +58,8 @@ def rank_listing(
     """
     rows, samples = _Rows(listing, ascending), len(mixture)
     # Unlike the hash order of a random subset, which the result is held against.
-    order = keyed_order(mixture.column("id"), seed, "match")
-    pairs_by = {"id": _pair(rows, rows.with_("id"), rows.column("id"), order, digests(mixture.column("id")))}
+    order = ranks_of(mixture, seed, "match").order().astype(np.int32)
+    pairs_by = {"id": _pair(rows, rows.with_("id"), rows.column("id"), order, _id_keys(mixture))}
     _refuse_two_scores(listing, rows, pairs_by["id"])
     rest = np.full(len(listing.rows), True)
     rest[pairs_by["id"].row] = False
@@ -67,7 +67,7 @@ def rank_listing(
     with_hash, without = hashed[rest[hashed]], rows.order[rest[rows.order]]
     if len(with_hash):
         keys = rows.column("row_sha256").str.to_lowercase()
-        pairs_by["row_sha256"] = _pair(rows, with_hash, keys, order, _filled(samples, sample_hashes(mixture)))
+        pairs_by["row_sha256"] = _pair(rows, with_hash, keys, order, _digested(sample_hashes(mixture)))
         rest[hashed] = False
         without = without[rest[without]]
     if len(without):
@@ -75,7 +75,7 @@ def rank_listing(
         telling = bool(images.is_not_null().any())
         keys = rows.column("id")
         keys = keys + "\0" + rows.column("image").fill_null("") if telling else keys
-        pairs_by["llava_id"] = _pair(rows, without, keys, order, _filled(samples, _llava_keys(mixture, telling)))
+        pairs_by["llava_id"] = _pair(rows, without, keys, order, _digested(_llava_keys(mixture, telling)))
     del order
     taken, report = _account(listing, mixture, pairs_by)
     if not listing.scored and (ascending or threshold is not None):
@@ -102,37 +102,53 @@ class _Rows:
         self._frame = listing.rows
         scores = listing.rows["score"]
         self.scores = scores.to_numpy() if listing.scored else np.zeros(len(scores))
-        self.order = np.argsort(self.scores if ascending else -self.scores, kind="stable")
+        self.order = np.argsort(self.scores if ascending else -self.scores, kind="stable").astype(np.int32)
 
     def column(self, name: str) -> pl.Series:
         return self._frame[name].cast(pl.String)
 
-    def with_(self, name: str) -> Indices:
+    def with_(self, name: str) -> Numbers:
         """The rows that have a value in a column, in order."""
         has: NDArray[np.bool_] = self._frame[name].is_not_null().to_numpy()
         return self.order[has[self.order]]
 
 
-def _pair(rows: _Rows, numbers: Indices, keys: pl.Series, order: Indices, sample_keys: Keys) -> _Pairs:
-    """What comes of the rows `numbers`, whose keys are in the column `keys`: samples take rows in their `order` [N]."""
-    known, code = np.unique(keys_of(keys)[numbers], return_inverse=True)
-    sample_code = places(sample_keys, known)[order]
+def _pair(
+    rows: _Rows, numbers: Numbers, keys: pl.Series, order: Numbers, sample_keys: Iterator[tuple[Indices, Keys]]
+) -> _Pairs:
+    """What comes of the rows `numbers`, whose keys are in the column `keys`: samples, whose keys come with their
+    positions, take rows in their `order` [N]."""
+    known, code = coded(keys_of(keys), numbers)
+    sample_code = np.full(len(order), -1, dtype=np.int32)
+    for positions, some in sample_keys:
+        sample_code[positions] = places(some, known)
+    count = len(known)
+    del known
+    sample_code = sample_code[order]
     has = sample_code >= 0
     sample_code, matched = sample_code[has], order[has]
+    held = np.bincount(sample_code, minlength=count).astype(np.int32)
     grouped = matched[np.argsort(sample_code, kind="stable")]
-    held, named = (np.bincount(codes, minlength=len(known)) for codes in (sample_code, code))
-    by_key = np.argsort(code, kind="stable")
-    place = np.empty(len(code), dtype=np.int64)
-    place[by_key] = np.arange(len(code)) - np.repeat(np.cumsum(named) - named, named)
-    scores, keyed = rows.scores[numbers][by_key], code[by_key]
+    del sample_code, matched, has
+    named = np.bincount(code, minlength=count).astype(np.int32)
+    by_key = np.argsort(code, kind="stable").astype(np.int32)
+    place = np.empty(len(code), dtype=np.int32)
+    place[by_key] = np.arange(len(code), dtype=np.int32) - np.repeat(_starts(named), named)
+    scores, keyed = rows.scores[numbers[by_key]], code[by_key]
+    del by_key
     another = keyed[1:][(scores[1:] != scores[:-1]) & (keyed[1:] == keyed[:-1])]
-    kinds = 1 + np.bincount(another, minlength=len(known))
+    kinds = 1 + np.bincount(another, minlength=count).astype(np.int32)
+    del scores, keyed
     pairs = held[code] > 0
     code, place, numbers = code[pairs], place[pairs], numbers[pairs]
-    sample = np.full(len(code), -1, dtype=np.int64)
+    sample = np.full(len(code), -1, dtype=np.int32)
     takes = place < held[code]
-    sample[takes] = grouped[(np.cumsum(held) - held)[code[takes]] + place[takes]]
+    sample[takes] = grouped[_starts(held)[code[takes]] + place[takes]]
     return _Pairs(numbers, sample, named[code], held[code], kinds[code])
+
+
+def _starts(counts: Numbers) -> Numbers:
+    return np.cumsum(counts, dtype=np.int32) - counts
 
 
 def _refuse_two_scores(listing: Listing, rows: _Rows, pairs: _Pairs) -> None:
@@ -155,9 +171,11 @@ def _account(listing: Listing, mixture: Reader, pairs_by: dict[str, _Pairs]) -> 
         free[own.sample] = False
         if len(own.row):
             taken_by[by] = own
-    taken = _Pairs(*(np.concatenate(columns) for columns in zip(*taken_by.values()))) if taken_by else None
-    if taken is None:
+    if not taken_by:
         raise _nothing(listing, mixture)
+    taken = next(iter(taken_by.values()))
+    if len(taken_by) > 1:
+        taken = _Pairs(*(np.concatenate(columns) for columns in zip(*taken_by.values())))
     unmatched = np.flatnonzero(missed)
     if len(unmatched) > len(taken.row) and _all_numbers(listing):
         raise VlmixError(
@@ -213,12 +231,15 @@ def _nothing(listing: Listing, mixture: Reader) -> VlmixError:
     )
 
 
-def _filled(count: int, pieces: Iterator[tuple[Indices, list[str]]]) -> Keys:
-    """The keys of all samples."""
-    keys = np.empty(count, dtype="S16")
-    for positions, texts in pieces:
-        keys[positions] = digests(pa.array(texts, pa.string()))
-    return keys
+def _id_keys(mixture: Reader) -> Iterator[tuple[Indices, Keys]]:
+    first = 0
+    for ids in mixture.pieces("id"):
+        yield np.arange(first, first + len(ids)), digests(ids)
+        first += len(ids)
+
+
+def _digested(pieces: Iterator[tuple[Indices, list[str]]]) -> Iterator[tuple[Indices, Keys]]:
+    return ((positions, digests(pa.array(texts, pa.string()))) for positions, texts in pieces)
 
 
 def sample_hashes(mixture: Reader) -> Iterator[tuple[Indices, list[str]]]:

@@ -1,6 +1,7 @@
 """Rankings: what a selection goes by, if not by the hash order alone. A ranking gives every sample a priority, and a
 subset takes the highest of each source first (see `selection.subset`); so subsets of one ranking nest."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import digests, mix64
-from vlmix.mixture.keyed import HashOrder, Indices, Ranks, hash_order, ranked
+from vlmix.mixture.keyed import HashOrder, Ids, Indices, Ranks, hash_order
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.selection.keys import places
 from vlmix.mixture.selection.kmeans import Embeddings, cluster_count, spherical_kmeans
@@ -118,10 +119,13 @@ class Offer:
 
     @classmethod
     def of(cls, mixture: Reader, seed: int) -> "Offer":
-        sources = mixture.column("source").dictionary_encode().unify_dictionaries()
-        codes = [np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in sources.chunks)]
-        names = sources.chunk(0).dictionary.to_pylist() if sources.num_chunks else []
-        return cls(ranked(mixture.column("id"), seed), np.concatenate(codes).astype(np.int32), names)
+        codes, numbers, first = np.empty(len(mixture), dtype=np.int32), dict[str, int](), 0
+        for piece in mixture.pieces("source"):
+            for chunk in piece.dictionary_encode().chunks:
+                known = [numbers.setdefault(name, len(numbers)) for name in chunk.dictionary.to_pylist()]
+                codes[first : first + len(chunk)] = np.array(known, dtype=np.int32)[chunk.indices.to_numpy()]
+                first += len(chunk)
+        return cls(ranks_of(mixture, seed), codes, list(numbers))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -130,7 +134,7 @@ class Offer:
         """Those at some positions, ascending."""
         if len(positions) == len(self):
             return self
-        ranks = Ranks(pa.chunked_array(self.ranks.ids).take(pa.array(positions)), self.ranks.hashes[positions])
+        ranks = Ranks(_Some(self.ranks.ids, positions), self.ranks.hashes[positions])
         return Offer(ranks, self.codes[positions], self.names)
 
     def strata(self, stratify: bool) -> tuple[Codes, list[str]]:
@@ -138,24 +142,64 @@ class Offer:
         return (self.codes, self.names) if stratify else (np.zeros(len(self), dtype=np.int32), [""])
 
 
+class _Some(Sequence[str]):
+    """Ids at some positions. Only equal hashes ask for them."""
+
+    def __init__(self, ids: Ids, positions: Indices) -> None:
+        self._ids, self._positions = ids, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, place: Any) -> Any:
+        return str(self._ids[int(self._positions[place])])
+
+
+class _OfMixture(Sequence[str]):
+    """The ids of a mixture. Only equal hashes ask for them, so that they are not held."""
+
+    def __init__(self, mixture: Reader) -> None:
+        self._mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self._mixture)
+
+    def __getitem__(self, position: Any) -> Any:
+        return str(self._mixture.column("id")[int(position)])
+
+
+def ranks_of(mixture: Reader, seed: int, purpose: str = "") -> Ranks:
+    """The hash order of a mixture's samples; see `mixture.keyed`."""
+    hashes, first = np.empty(len(mixture), dtype=np.uint64), 0
+    for ids in mixture.pieces("id"):
+        hashes[first : first + len(ids)] = hash_order(ids, seed, purpose)
+        first += len(ids)
+    return Ranks(_OfMixture(mixture), hashes)
+
+
 def rank_lengths(mixture: Reader, offer: Offer, seed: int, *, stratify: bool = True) -> Ranking:
     """The ranking `lengths` of `mixture`, all of whose samples are on offer: see `by_lengths`."""
-    images, words = image_codes(mixture.column("image")), mixture.column("num_words").to_numpy()
+    words = np.concatenate([piece.to_numpy() for piece in mixture.pieces("num_words")])
+    images = image_codes(mixture.pieces("image"))
     priority, rounds = by_lengths(offer, images, words, _texts(mixture), seed, stratify=stratify)
     return Ranking(priority, np.full(len(offer), True), np.full(len(offer), False), rounds > 0, Report(by="lengths"))
 
 
-def image_codes(images: pa.ChunkedArray) -> HashOrder:
+def image_codes(pieces: Iterable[pa.ChunkedArray]) -> HashOrder:
     """[N] uint64: equal for samples of the same image; of a text-only sample, whose image is "", its own number."""
-    codes = hash_order(images, 0, "images")
-    alone = pc.equal(images, "").to_numpy()
-    codes[alone] = np.flatnonzero(alone)
-    return codes
+    parts, first = [np.empty(0, dtype=np.uint64)], 0
+    for images in pieces:
+        codes = hash_order(images, 0, "images")
+        alone = pc.equal(images, "").to_numpy()
+        codes[alone] = first + np.flatnonzero(alone)
+        parts.append(codes)
+        first += len(codes)
+    return np.concatenate(parts)
 
 
 def rank_clusters(
     embeddings: Embeddings,
-    ids: pa.ChunkedArray,
+    mixture: Reader,
     offer: Offer,
     offered: Indices,
     seed: int,
@@ -163,7 +207,7 @@ def rank_clusters(
     clusters: int | None = None,
     stratify: bool = True,
 ) -> Ranking:
-    """The ranking `clusters` of the `offer`, which is the samples `offered` of those with `ids`: see `by_clusters`.
+    """The ranking `clusters` of the `offer`, which is the samples `offered` of `mixture`: see `by_clusters`.
 
     The clusters are those of the whole embedding file, so they do not depend on how much of a mixture is offered.
     Raises VlmixError if no sample has an embedding.
@@ -171,21 +215,24 @@ def rank_clusters(
     labels = spherical_kmeans(embeddings.ids, embeddings.blocks, clusters or cluster_count(len(embeddings.ids)), seed)
     keys = digests(embeddings.ids)
     order = np.argsort(keys)
-    place = places(digests(ids), keys[order])
-    matched = int((place >= 0).sum())
+    keys, labels = keys[order], labels[order]
+    nonempty = len(np.unique(labels))
+    found = (places(digests(ids), keys) for ids in mixture.pieces("id"))
+    of_sample = np.concatenate([np.where(place >= 0, labels[place], -1) for place in found])
+    matched = int((of_sample >= 0).sum())
     if not matched:
         raise VlmixError(
             f"{embeddings.path.name}: no sample has an embedding in it; its first id is {embeddings.ids[0].as_py()!r}, "
-            f"the first sample's is {ids[0].as_py()!r}"
+            f"the first sample's is {mixture.column('id')[0].as_py()!r}"
         )
-    of_sample = np.where(place >= 0, labels[order[place]], -1)[offered]
+    of_sample = of_sample[offered]
     report = Report(
         by="clusters",
         sha256=embeddings.sha256,
         rows=len(embeddings.ids),
         matched_by={"id": matched},
         unmatched=len(embeddings.ids) - matched,
-        nonempty_clusters=len(np.unique(labels)),
+        nonempty_clusters=nonempty,
     )
     priority = by_clusters(offer, of_sample, stratify=stratify)
     return Ranking(priority, np.full(len(offered), True), of_sample < 0, np.full(len(offered), False), report)
@@ -208,7 +255,8 @@ def by_lengths(
     """
     codes, names = offer.strata(stratify)
     order = offer.ranks.order()
-    rounds = np.maximum(_places(order, codes, texts), _places(order, codes, images))
+    rounds = _places(order, codes, texts)
+    np.maximum(rounds, _places(order, codes, images), out=rounds)
     by_words = order[np.argsort(words[order], kind="stable")]
     keys = mix64(hash_order(names, seed, "lengths")[codes] + rounds.astype(np.uint64))
     scrambled = _scrambled(_places(by_words, codes, rounds), keys)

@@ -116,7 +116,7 @@ def matching_samples(mixture: Reader, where: str) -> NDArray[np.bool_]:
     whole = pl.DataFrame(mixture.own_index().schema_arrow.empty_table()).drop(*TEXT_COLUMNS, "images", strict=False)
     matching(whole.with_columns(root_row=pl.lit(None, pl.Int64)), where, "where")  # finds all but what values bring
     named = set(pl.sql_expr(where).meta.root_names())
-    columns = {name: pl.Series(mixture.column(name)) for name in named - {"root_row"}}
+    columns = {name: pl.concat(map(pl.Series, mixture.pieces(name))) for name in named - {"root_row"}}
     return matching(pl.DataFrame({**columns, "root_row": mixture.rows}), where, "where")
 
 
@@ -147,12 +147,12 @@ def _select_by(
     """Positions (ascending) that a selection by something keeps, out of the `offer` at `passing`, those of its `where`;
     how many of these competed; and what came of it."""
     if by == "lengths":
-        ranking = rank_lengths(mixture.select(passing), offer, seed, stratify=selection.stratify)
+        part = mixture if len(passing) == len(mixture) else mixture.select(passing)
+        ranking = rank_lengths(part, offer, seed, stratify=selection.stratify)
     elif by == "clusters":
         embeddings = read_embeddings(Path(selection.embeddings or ""))
         count, stratify = selection.clusters, selection.stratify
-        ids = mixture.column("id")
-        ranking = rank_clusters(embeddings, ids, offer, passing, seed, clusters=count, stratify=stratify)
+        ranking = rank_clusters(embeddings, mixture, offer, passing, seed, clusters=count, stratify=stratify)
     else:
         listing = read_listing(Path(by), selection.column)
         if listing.scored and selection.threshold is None:

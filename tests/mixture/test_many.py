@@ -15,6 +15,7 @@ from vlmix.mixture.blend import blend, digest
 from vlmix.mixture.dataset import reader
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.schedule import blend as blend_schedules
 from vlmix.mixture.schedule import schedule as schedules
 from vlmix.mixture.schedule.schedule import Schedule
 
@@ -81,6 +82,35 @@ def test_they_read_and_train_as_few_do(
     monkeypatch.setattr(reader.Reader, "_make_places", computed)
     monkeypatch.setattr(schedules, "epoch_order", computed)
     assert said(CASES[case](mixture, view)) == expected
+
+
+@pytest.mark.parametrize("shares", [(0.3, 0.7), ({"repeat": 2}, {"repeat": 0.5})])
+def test_blends_train_as_those_of_few_do(
+    mixture: Path, view: Path, many: Path, shares: tuple[object, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = blend(dict(zip([str(mixture), str(view)], shares)))
+    lengths = np.arange(len(opened)) % 13
+
+    def steps(order: Schedule) -> list[list[int]]:
+        return [order.rank_batch(step, 1, 2).tolist() for step in range(0, 3 * order.steps_per_epoch, 5)]
+
+    def all_steps() -> list[list[list[int]]]:
+        found = [opened.schedule(8), opened.schedule(8, seed=5, length_window=3), opened.schedule(8, lengths=lengths)]
+        return [steps(order) for order in found]
+
+    with monkeypatch.context() as few:
+        few.setattr(reader, "LEAST", 10**9)
+        expected = all_steps()
+        assert not many.exists()
+    assert all_steps() == expected
+    order = opened.schedule(8, length_window=3)
+    assert steps(pickle.loads(pickle.dumps(order))) == steps(order)
+
+    def computed(*_: object, **more: object) -> None:
+        raise AssertionError("it was computed before")
+
+    monkeypatch.setattr(blend_schedules, "shuffle", computed)
+    assert all_steps() == expected
 
 
 def read(part: tuple[Mixture, Schedule]) -> tuple[list[str], list[int]]:

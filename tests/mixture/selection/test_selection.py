@@ -561,7 +561,7 @@ def text_codes(count: int, **same: int) -> np.ndarray:
 def lengths_of(
     frame: pl.DataFrame, texts: np.ndarray, seed: int, *, stratify: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    images = image_codes(pa.chunked_array([frame["image"].to_arrow()]))
+    images = image_codes([pa.chunked_array([frame["image"].to_arrow()])])
     return by_lengths(offer_of(frame, seed), images, frame["num_words"].to_numpy(), texts, seed, stratify=stratify)
 
 
