@@ -58,12 +58,13 @@ class Rows(Struct, frozen=True):
 
 
 class VerifyJob(Struct, frozen=True):
-    """One shard of `root` and its rows; None: the index cannot be read."""
+    """One shard of `root` and its rows; None: the index cannot be read. `decoded`: a build decoded its images."""
 
     root: Path
     shard: Shard
     rows: Rows | None
     prompts: str
+    decoded: bool
 
 
 class RowsJob(Struct, frozen=True):
@@ -102,7 +103,7 @@ def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Ve
         _attempt(problems, SAMPLES_NAME, lambda: places.extend(_places(store)))
     problems += damaged
     jobs = [
-        VerifyJob(root, shard, rows, prompts)
+        VerifyJob(root, shard, rows, prompts, store.root_manifest.check is msgspec.UNSET)
         for shard, rows in zip_longest(store.root_manifest.shards, places[: len(store.root_manifest.shards)])
         if used is None or shard.path in used
     ]
@@ -357,7 +358,7 @@ def verify_shard(job: VerifyJob) -> list[str]:
         problems.append(f"{name}: {path.stat().st_size} bytes, the manifest says {job.shard.bytes}")
     elif sha256(path) != job.shard.sha256:
         problems.append(f"{name}: its bytes differ from the manifest's checksum")
-    built = not problems
+    built = job.decoded and not problems
     try:
         members = {member.name: member for member in scan(path)}
         if job.rows is None:
@@ -392,8 +393,8 @@ def verify_shard(job: VerifyJob) -> list[str]:
 
 
 def _image_problem(data: bytes, row: dict[str, Any], built: bool) -> str | None:
-    """`built`: the whole shard is as it was written. Then its images are those that were decoded before they were
-    stored, and what their headers say is enough; the others are decoded."""
+    """`built`: the whole shard is as a build wrote it that decoded images. Then what their headers say is enough; the
+    others are decoded."""
     if image_xxh3(data) != row["xxh3"]:
         return "differs from the hash in the index"
     if built and plain_jpeg_size(data) == (row["width"], row["height"]):

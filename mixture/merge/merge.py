@@ -107,6 +107,7 @@ def merge(
             samples=sum(c.samples for c in counts.values()),
             sources=_sources(parts, counts),
             libraries=_libraries(parts),
+            check="header" if any(part.root_manifest.check == "header" for part in parts) else msgspec.UNSET,
             rejects=rejects,
             inputs=_inputs(parts),
             shards=shards,

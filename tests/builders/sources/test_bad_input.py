@@ -300,7 +300,6 @@ def test_equal_ids_are_told(tmp_path: Path) -> None:
     assert all(json.loads(row["record"])["rounds"][0]["question"] == "Q" for row in rows)
 
 
-
 def test_unequal_question_and_answer_lists_are_told(tmp_path: Path) -> None:
     books = {
         "1": {"questions": ["Q", "R"], "answers": ["A"], "split": 1},

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import vlmix
 from tests.helpers import dump, hashes
 from vlmix.builders import known_sources
 from vlmix.mixture.build import facts, loose
@@ -257,6 +258,17 @@ def test_headers_alone_let_a_cut_jpeg_through_and_say_so(cut: Path, tmp_path: Pa
     for name, said in (("full", False), ("header", True)):
         assert ('"check": "header"' in (tmp_path / name / "manifest.json").read_text()) == said
         assert ("--check header" in (tmp_path / name / "README.md").read_text()) == said
+
+
+def test_verify_decodes_what_no_build_has_decoded(cut: Path, tmp_path: Path) -> None:
+    made = parse({"name": "x", "sources": {"llava_json": {"path": "mine.json"}}}, known_sources())
+    build(made, known_sources(), cut, tmp_path / "header", images=[cut / "llava_json"], check="header")
+    source = plants(talk("1"))
+    build(recipe(source), {"plants": source}, cut, tmp_path / "text")
+    vlmix.merge([tmp_path / "header", tmp_path / "text"], tmp_path / "merged")
+    for name in ("header", "merged"):
+        (problem,) = verify(tmp_path / name).problems
+        assert "train-000000.tar" in problem and "truncated" in problem
 
 
 @pytest.mark.parametrize("name", ["whole.jpg", "cut.jpg", "sound.png", "short.png"])

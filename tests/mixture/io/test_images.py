@@ -350,7 +350,7 @@ def test_scans_are_counted_whatever_lies_between_them() -> None:
 def test_verify_decodes_no_image_of_too_many_scans() -> None:
     data = of_many_scans(9400, 30)
     row = {"xxh3": image_xxh3(data), "width": 9400, "height": 9400}
-    assert "pixels over all scans" in (_image_problem(data, row) or "")
+    assert "pixels over all scans" in (_image_problem(data, row, built=False) or "")
 
 
 @pytest.mark.processes
