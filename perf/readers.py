@@ -11,6 +11,7 @@ process of its own and after one untimed pass that fills the page cache:
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from common import TIMES, Clock, Facts, alternate, machine, megabytes, parser, perform, run, spread, table, work_folder
 
@@ -25,12 +26,16 @@ LINES = {
 
 def generate(args: argparse.Namespace) -> Facts:
     import random
+    from functools import partial
+
+    import pyarrow as pa
 
     from vlmix.mixture.dataset.manifest import Manifest, SourceInfo
     from vlmix.mixture.dataset.schema import SAMPLES as SCHEMA
-    from vlmix.mixture.dataset.shards import Row, ShardDone, store_rows
+    from vlmix.mixture.dataset.shards import Members, ShardDone, ShardTask, moved, store_rows
     from vlmix.mixture.dataset.writer import finalize, merge_counts, write_index
     from vlmix.mixture.io.images import image_xxh3
+    from vlmix.mixture.io.pool import Pool
 
     clock = Clock()
     rng = random.Random(0)
@@ -38,7 +43,7 @@ def generate(args: argparse.Namespace) -> Facts:
     folder, work = args.work / "mixture", args.work / "rows"
     text = rng.randbytes(400).hex()
 
-    def row(position: int) -> Row:
+    def row(position: int) -> tuple[dict[str, Any], Members]:
         turns = [{"from": "human", "value": text}]
         columns = {"id": f"x/{position}", "source": "x", "image": f"{position}.jpg", "width": 640, "height": 480}
         counts = {"num_images": 1, "num_rounds": 1, "num_words": 1, "repeat": 1, "natural_index": position}
@@ -46,14 +51,18 @@ def generate(args: argparse.Namespace) -> Facts:
         image = {"path": f"{position}.jpg", "width": 640, "height": 480, "xxh3": image_xxh3(data), "transform": "none"}
         rest = {"images": [image], "response_formats": ["free"], "boxes": [], "extra": ""}
         json = f'{{"id":"x/{position}","conversations":[{{"from":"human","value":"{text}"}}]}}'.encode()
-        return Row("x", {**columns, **counts, **rest, "conversations": turns}, json, (data,))
+        return {**columns, **counts, **rest, "conversations": turns}, Members(json, (data,))
 
     total = round(SAMPLES * args.scale)
     done: list[ShardDone] = []
     for first in range(0, total, SHARD):
-        rows = (row(position) for position in range(first, min(first + SHARD, total)))
-        done.append(store_rows(rows, len(done), first, folder, work, SCHEMA, with_tar=True))
-    write_index(folder, work, done, SCHEMA)
+        rows, members = zip(*(row(position) for position in range(first, min(first + SHARD, total))))
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        task = ShardTask(len(done), first, folder, work)
+        done.append(store_rows(members, partial(moved, table), task, SCHEMA, with_tar=True))
+    sizes = [shard.shard.samples for shard in done if shard.shard]
+    with Pool(1) as pool_of_one:
+        write_index(folder, work, sizes, done, SCHEMA, pool_of_one)
     manifest = Manifest(
         kind="mixture",
         name="noise",

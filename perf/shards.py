@@ -98,14 +98,16 @@ def tar(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
 
 
 def store(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
+    import pyarrow as pa
+
     from vlmix.mixture.dataset.schema import SAMPLES as SCHEMA
-    from vlmix.mixture.dataset.shards import Row, store_rows
+    from vlmix.mixture.dataset.shards import Members, Places, ShardTask, moved, store_rows
     from vlmix.mixture.io.images import image_xxh3
 
     turns = [{"from": role, "value": "word " * 15} for role in ("human", "gpt") * 5]
 
-    def row(position: int, image: bytes, text: bytes) -> Row:
-        columns: dict[str, Any] = {
+    def row(position: int, image: bytes) -> dict[str, Any]:
+        return {
             "id": f"vqav2/{position:012d}",
             "source": "vqav2",
             "image": f"coco/train2017/{position:012d}.jpg",
@@ -130,13 +132,22 @@ def store(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
             "boxes": [],
             "extra": "",
         }
-        return Row("vqav2", columns, text, (image,))
 
     warm_arrow()
     yield
     for number, (first, count) in enumerate(shards(total)):
-        rows = (row(position, *pair) for position, pair in samples(pairs, first, count))
-        store_rows(rows, number, first, folder, folder / "work", SCHEMA, with_tar=True)
+        rows: list[dict[str, Any]] = []
+
+        def members(first: int = first, count: int = count, rows: list[dict[str, Any]] = rows) -> Iterator[Members]:
+            for position, (image, text) in samples(pairs, first, count):
+                rows.append(row(position, image))
+                yield Members(text, (image,))
+
+        def columns(places: Places, rows: list[dict[str, Any]] = rows) -> dict[str, pa.Array]:
+            return moved(pa.Table.from_pylist(rows, SCHEMA), places)
+
+        task = ShardTask(number, first, folder, folder / "work")
+        store_rows(members(), columns, task, SCHEMA, with_tar=True)
 
 
 def copy(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
