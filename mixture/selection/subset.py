@@ -175,8 +175,8 @@ def kept_rows(offer: Offer, selection: Selection, priority: Priorities | None = 
         raise VlmixError(f"ratio {selection.ratio}: it must be above 0 and at most 1")
     if selection.total is not None and selection.total < 1:
         raise VlmixError(f"total {selection.total}: at least 1")
-    priority = np.zeros(len(offer)) if priority is None else priority
-    groups = _by_source(offer, np.arange(len(offer), dtype=np.int64))
+    kept = np.arange(len(offer), dtype=np.int64)
+    groups = _by_source(offer, kept) if selection.sources else {}
     for name, amount in selection.sources.items():
         if name not in groups:
             raise VlmixError(f"no sample of source {name!r} is there{nearest(name, groups)}")
@@ -187,7 +187,9 @@ def kept_rows(offer: Offer, selection: Selection, priority: Priorities | None = 
         if count > len(members):
             raise VlmixError(f"source {name}: {count} asks for more than its {len(members)} samples")
         groups[name] = _highest(offer, {name: members}, priority, {name: count})
-    kept = np.sort(np.concatenate([*groups.values(), np.empty(0, dtype=np.int64)]))
+    if groups:
+        kept = np.sort(np.concatenate(list(groups.values())))
+    del groups
     if selection.ratio is None and selection.total is None:
         total = len(kept)
     else:
@@ -203,9 +205,13 @@ def kept_rows(offer: Offer, selection: Selection, priority: Priorities | None = 
     return kept
 
 
-def _highest(offer: Offer, pools: Mapping[str, Indices], priority: Priorities, shares: Mapping[str, int]) -> Indices:
+def _highest(
+    offer: Offer, pools: Mapping[str, Indices], priority: Priorities | None, shares: Mapping[str, int]
+) -> Indices:
     """Positions (ascending) of the `shares[name]` members of each pool with the highest priority. Where the last ones
     are equal, they are a prefix of the hash order."""
+    if priority is None:
+        return prefixes(pools, offer.ranks, shares)
     sure, equal, left = [], {}, {}
     for name, members in pools.items():
         if count := shares[name]:
