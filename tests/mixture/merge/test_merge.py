@@ -499,7 +499,8 @@ def test_a_killed_merge_goes_on_to_the_same_bytes(mixes: Path, tmp_path: Path, m
     there = {path: path.stat().st_ino for path in partial.glob("train/*.tar")}
     again = vlmix_here("merge", mixes / "first", mixes / "second", "--out", out, "--workers", "1", *more)
     assert again.returncode == 0, again.stderr
-    assert {(out / "train" / path.name).stat().st_ino for path in there} == {*there.values()}
+    kept = [path for path, inode in there.items() if (out / "train" / path.name).stat().st_ino == inode]
+    assert len(kept) >= len(there) - 1  # the last one may have had its tar but not yet its rows
     whole = merged(tmp_path / "whole", mixes / "first", mixes / "second", *(text for text in more if "=" in text))
     assert whole.manifest.samples and hashes(out) == hashes(tmp_path / "whole")
 
