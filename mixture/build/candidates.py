@@ -59,8 +59,8 @@ class Candidates:
         """[M] the paths of all images, one candidate's after the other's."""
         self.image_hashes = _flattened([table["images"] for table in keys]).to_numpy()
         """[M] a hash of each of these paths."""
-        self.image_ends = np.cumsum(self.column("num_images"), dtype=np.int64)
-        """[N] where the images of a candidate end among them."""
+        self.image_bounds = np.append(0, np.cumsum(self.column("num_images"), dtype=np.int64))
+        """[N + 1] where the images of a candidate begin among them, and those of the last one end."""
         self.repeated = self._repeated()
         """Positions (ascending) of candidates whose id an earlier one of their entry has."""
         self.wanted = self._where()
@@ -88,8 +88,8 @@ class Candidates:
 
     def image_numbers(self, positions: Indices) -> tuple[Indices, Indices]:
         """([m] the numbers of these candidates' images among all, [n] how many each has)."""
-        counts = self.column("num_images")[positions].astype(np.int64)
-        firsts = self.image_ends[positions] - counts
+        firsts = self.image_bounds[positions]
+        counts = self.image_bounds[positions + 1] - firsts
         return np.repeat(firsts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum()), counts
 
     def _renumbered(self, before: Sequence[int]) -> NDArray[np.int32]:

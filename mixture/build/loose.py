@@ -50,8 +50,7 @@ class LooseImages:
         """[N]: candidates one of whose images was not found."""
         absent = np.append(self.location < 0, False)[self.numbers]
         before = np.append(0, np.cumsum(absent))
-        ends = self._candidates.image_ends
-        return np.asarray(before[ends] > before[ends - self._candidates.column("num_images")])
+        return np.asarray(np.diff(before[self._candidates.image_bounds]) > 0)
 
     def names(self, numbers: Indices) -> Iterator[tuple[Indices, list[str]]]:
         """The paths in LLaVA's layout of the images `numbers` (ascending), some at a time."""
