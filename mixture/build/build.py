@@ -102,7 +102,7 @@ def _write_shards(
     seen, words = candidates.epoch_counts(picked), candidates.column("num_words")[picked]
     order = np.arange(len(picked))
     if recipe.order == "shuffled":
-        order = Ranks(candidates.ids, candidates.orders).order(picked)
+        order = Ranks(candidates.ids, candidates.orders()).order(picked)
         order = np.searchsorted(picked, order)
     order = lead_with_images(order, candidates.column("num_images")[picked] > 0, recipe.samples_per_shard)
     described = pa.schema([*SAMPLES, *candidates.schema]).serialize().to_pybytes()

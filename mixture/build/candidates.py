@@ -17,7 +17,7 @@ from vlmix.mixture.build.source_columns import one_type
 from vlmix.mixture.dataset.schema import Reject, source_columns
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
-from vlmix.mixture.keyed import Indices, Ranks, apportion, choose, exact_share, prefixes, repeats
+from vlmix.mixture.keyed import HashOrder, Indices, Ranks, apportion, choose, exact_share, prefixes, repeats
 
 Mask: TypeAlias = NDArray[np.bool_]
 _FILTER_COLUMNS = ["id", "source", "image", "width", "height", "num_images", "num_rounds", "num_words"]
@@ -49,16 +49,12 @@ class Candidates:
         """[N] number of the container, among those of its entry, that holds the images; -1: they are files."""
         self.datasets, self.sources = _encoded(self.table["source"])
         """The datasets by name, and [N] the number of each candidate's."""
-        keys = [arrow_file(CandidateFiles(path).keys) for path in self.parts]
-        self.ranks = Ranks(self.ids, np.concatenate([table["rank"].to_numpy() for table in keys]))
-        self.orders = np.concatenate([table["order"].to_numpy() for table in keys])
-        """[N] the hash by which a shuffled mixture is ordered."""
-        self.boxed: Mask = np.concatenate([table["boxed"].to_numpy() for table in keys])
+        self._keys = [arrow_file(CandidateFiles(path).keys) for path in self.parts]
+        self.ranks = Ranks(self.ids, self._key("rank"))
+        self.boxed: Mask = self._key("boxed")
         """[N] whether a candidate has boxes."""
         self.image_paths = _flattened([self.table["images"]])
         """[M] the paths of all images, one candidate's after the other's."""
-        self.image_hashes = _flattened([table["images"] for table in keys]).to_numpy()
-        """[M] a hash of each of these paths."""
         self.image_bounds = np.append(0, np.cumsum(self.column("num_images"), dtype=np.int64))
         """[N + 1] where the images of a candidate begin among them, and those of the last one end."""
         self.repeated = self._repeated()
@@ -68,6 +64,17 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def orders(self) -> HashOrder:
+        """[N] the hash by which a shuffled mixture is ordered, read anew."""
+        return self._key("order")
+
+    def image_hashes(self) -> HashOrder:
+        """[M] a hash of the path of each image, read anew."""
+        return np.asarray(_flattened([table["images"] for table in self._keys]).to_numpy())
+
+    def _key(self, name: str) -> NDArray[Any]:
+        return np.concatenate([table[name].to_numpy() for table in self._keys])
 
     def column(self, name: str) -> NDArray[Any]:
         """[N] a column of numbers."""

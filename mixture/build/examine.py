@@ -44,7 +44,7 @@ class Examined:
         self._copied = FactsFile(work / "copied.facts")
         self._rows = np.full(len(self._loose), -1, dtype=np.int32)
         """[K] row of each loose image in the journal; -1: not examined."""
-        count = len(prepared.candidates.image_hashes) if (prepared.candidates.containers >= 0).any() else 0
+        count = int(prepared.candidates.image_bounds[-1]) if (prepared.candidates.containers >= 0).any() else 0
         self._copied_rows = np.full(count, -1, dtype=np.int32)
         """[M] row of each image out of a container."""
 

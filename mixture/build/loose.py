@@ -29,7 +29,7 @@ class LooseImages:
     ) -> None:
         self._candidates, self._index, self._own = candidates, index, own
         loose = np.repeat(candidates.containers < 0, candidates.column("num_images"))
-        self.numbers, self._firsts = _distinct(candidates.image_hashes, loose)
+        self.numbers, self._firsts = _distinct(candidates.image_hashes(), loose)
         """[M] the number of each of the candidates' images, -1 of one in a container."""
         self._check_hashes()
         count = len(self._firsts)
