@@ -148,20 +148,22 @@ def plain(args: argparse.Namespace) -> Facts:
 def vlmix(args: argparse.Namespace) -> Facts:
     from importlib import import_module
 
-    from vlmix.mixture.build.extract import CandidateReader, ConvertJob, convert
+    from vlmix.mixture.build.extract import CandidateFiles, ConvertJob, convert, read_rows
     from vlmix.mixture.build.recipe import Entry
+    from vlmix.mixture.io.pool import Pool
 
     source = import_module(f"vlmix.builders.sources.{args.source}").SOURCE
     out = args.work / "candidates.arrow"
-    for earlier in (out, out.with_suffix(".state")):
-        earlier.unlink(missing_ok=True)  # a finished conversion would be taken as it is
+    CandidateFiles(out).state.unlink(missing_ok=True)  # a finished conversion would be taken as it is
     entry = Entry(builder=args.source, options=source.options())
     warm_arrow()
     clock = Clock()
-    converted = convert(ConvertJob(args.source, entry, source, args.work, 0, "llava", 64, None, out))
+    ((_, converted),) = Pool(1).map(
+        convert, [ConvertJob(args.source, entry, source, args.work, 0, "llava", 64, None, out)]
+    )
     facts = clock.facts()
-    characters = sum(CandidateReader([out]).summaries()[0]["characters"].to_pylist())
-    return {**facts, "rows": converted.candidates, "characters": characters}
+    assert converted is not None, "the source is read whole"
+    return {**facts, "rows": converted.candidates, "characters": sum(read_rows(out)["characters"].to_pylist())}
 
 
 def floor(args: argparse.Namespace) -> Facts:

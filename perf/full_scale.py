@@ -55,7 +55,6 @@ FOLDERS = {
     "sharegpt": "",
 }
 CHUNK = 1_000_000
-
 Row = tuple[str, Facts, str]
 """What was run, what was measured of it, and a remark."""
 
@@ -199,7 +198,8 @@ def candidates(work: Path, raw: Path, args: argparse.Namespace) -> Iterator[Row]
         folder = work / "made-up"
         own("made_up", work, folder, "--candidates", count)
         found = own("parent", work, folder)
-        yield f"parent of a build, {count:,} candidates", found, found["facts"]["stages"]
+        stages = found["facts"]["stages"].items()
+        yield f"parent of a build, {count:,} candidates", found, ", ".join(f"{name} {at:.0f} s" for name, at in stages)
         shutil.rmtree(folder)
 
 
@@ -283,82 +283,114 @@ def hf(args: argparse.Namespace) -> Facts:
 
 def made_up(args: argparse.Namespace) -> Facts:
     """Files of candidates as a build has them after reading its sources, but for the records, which are empty: the
-    parent does not read them. Ids and names of images are as long as real ones."""
+    parent does not read them. Ids and names of images are as long as real ones; a folder holds 10,000 images."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from vlmix.mixture.build.extract import CANDIDATES
+    from vlmix.mixture.build.extract import CANDIDATES, KEYS, CandidateFiles
+    from vlmix.mixture.dataset.schema import REJECTS
+    from vlmix.mixture.hashing import mix64
 
     clock = Clock()
     args.raw.mkdir()
     folders = dict.fromkeys(COUNTS, "coco/train2017/") | FOLDERS
-    for name, share in COUNTS.items():
+    order = list(dict.fromkeys(folders.values()))
+    for place, (name, share) in enumerate(COUNTS.items()):
         total = round(args.candidates[0] * share / sum(COUNTS.values()))
-        with pa.OSFile(str(args.raw / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, CANDIDATES) as writer:
+        files, folder = CandidateFiles(args.raw / f"{name}.arrow"), folders[name]
+        files.records.touch()
+        np.zeros(total + 1, dtype=np.int64).tofile(files.offsets)
+        with pa.ipc.new_file(str(files.rejects), REJECTS):
+            pass
+        with pa.ipc.new_file(str(files.rows), CANDIDATES) as rows, pa.ipc.new_file(str(files.keys), KEYS) as keys:
             for first in range(0, total, CHUNK):
                 count = min(CHUNK, total - first)
                 # Scattered, so that neither ids nor images come in an order of their own.
-                numbers = pc.utf8_lpad(
-                    pa.array(np.arange(first, first + count) * 7_919 % 10**9).cast("string"), 12, "0"
-                )
-                known = {"id": pc.binary_join_element_wise(f"{name}/", numbers, ""), "source": [name] * count}
-                images = [""] * count
-                if folders[name]:
-                    images = pc.binary_join_element_wise(folders[name], numbers, ".jpg", "")
-                    offsets = np.arange(count + 1, dtype=np.int32)
-                    known["images"] = pa.ListArray.from_arrays(offsets, images)
-                    known["num_images"] = np.ones(count, dtype=np.int32)
-                known["image"] = images
-                empty = {
-                    "record": [b""] * count,
+                numbers = first + np.random.default_rng(first).permutation(count)
+                digits = pc.utf8_lpad(pa.array(numbers).cast("string"), 12, "0")
+                within = pc.utf8_lpad(pa.array(numbers // 10_000).cast("string"), 6, "0")
+                hashes = mix64(numbers.astype(np.uint64) * np.uint64(16) + np.uint64(place))
+                known = dict.fromkeys(CANDIDATES.names, np.full(count, 5)) | {
+                    "id": pc.binary_join_element_wise(f"{name}/", digits, ""),
+                    "source": [name] * count,
+                    "image": [""] * count,
                     "images": [[]] * count,
+                    "num_images": np.zeros(count),
                     "container": -np.ones(count),
                     "at": -np.ones(count),
                 }
-                known = dict.fromkeys(CANDIDATES.names, np.full(count, 5)) | empty | known
-                writer.write_batch(
-                    pa.record_batch([pa.array(known[f.name]).cast(f.type) for f in CANDIDATES], CANDIDATES)
-                )
+                shown = [[]] * count
+                if folder:
+                    known["image"] = pc.binary_join_element_wise(folder, within, "/", digits, ".jpg", "")
+                    offsets = np.arange(count + 1, dtype=np.int32)
+                    known["images"] = pa.ListArray.from_arrays(offsets, known["image"])
+                    known["num_images"] = np.ones(count)
+                    named = mix64(numbers.astype(np.uint64) * np.uint64(16) + np.uint64(order.index(folder)))
+                    shown = pa.ListArray.from_arrays(offsets, pa.array(named))
+                plain = [pa.array(known[field.name]).cast(field.type) for field in CANDIDATES]
+                rows.write_batch(pa.record_batch(plain, schema=CANDIDATES))
+                made = {"rank": hashes, "order": mix64(hashes), "images": shown, "boxed": np.zeros(count, dtype=bool)}
+                plain = [pa.array(made[field.name]).cast(field.type) for field in KEYS]
+                keys.write_batch(pa.record_batch(plain, schema=KEYS))
     return clock.facts()
 
 
 def parent(args: argparse.Namespace) -> Facts:
-    """A build up to the first shard with the candidates of `made_up`: the sources count as read, and the jobs for
-    shards are made and pickled, but not done."""
+    """What the parent process does in a build of the candidates of `made_up`: the sources count as read, folders hold
+    the images that they should, whose files are sound, and the jobs for shards are made and pickled, but not done."""
     import pickle
     import time
 
-    import pyarrow as pa
-
     from vlmix.mixture.build import build as builds
+    from vlmix.mixture.build import examine
     from vlmix.mixture.build import plan as plans
-    from vlmix.mixture.build.extract import Converted, ConvertJob
+    from vlmix.mixture.build.extract import CandidateFiles, Converted, ConvertJob
+    from vlmix.mixture.build.facts import pack
     from vlmix.mixture.build.recipe import Entry, Recipe
     from vlmix.mixture.build.source import Options, Source
+    from vlmix.mixture.io import image_index
+    from vlmix.mixture.io.images import ImageInfo
 
     class EnoughError(Exception):
         pass
 
     stages: dict[str, float] = {}
+    before = time.process_time()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        stages.setdefault(stage, time.process_time() - before)
 
     def taken(job: ConvertJob) -> Converted:
-        os.link(args.raw / f"{job.name}.arrow", job.out)
-        with pa.memory_map(str(job.out)) as file:
-            rows = pa.ipc.open_file(file)
-            count = sum(rows.get_batch(i).num_rows for i in range(rows.num_record_batches))
-        lists = "inputs", "rejects", "containers", "image_roots", "about", "notes"
+        here, there = CandidateFiles(args.raw / f"{job.name}.arrow"), CandidateFiles(job.out)
+        for name in ("rows", "keys", "records", "offsets", "rejects"):
+            os.link(getattr(here, name), getattr(there, name))
+        count = here.offsets.stat().st_size // 8 - 1
+        lists = "inputs", "containers", "image_roots", "about", "notes"
         nothing: dict[str, Any] = {name: [] for name in lists}
-        return Converted(candidates=count, digest="0" * 32, fingerprints={}, **nothing)
+        return Converted(candidates=count, digest="0" * 32, rejects={}, fingerprints={}, **nothing)
 
-    def planned(write: Any, jobs: Any, *rest: Any) -> None:
-        stages["jobs known"] = time.process_time()
-        for job in jobs:
-            pickle.dumps(job)
-        stages["jobs pickled"] = time.process_time()
+    def listing(index: image_index.ImageIndex, directory: str) -> image_index.Listing:
+        """As if all of its images were there."""
+        number = directory.rpartition("/")[2]
+        if not number.isdigit() or len(number) != 6:
+            return {}
+        return {stem: [f"{stem}.jpg"] for i in range(10_000) for stem in [f"{int(number) * 10_000 + i:012d}"]}
+
+    def probed(job: examine.ProbeJob) -> tuple[bytes, dict[int, tuple[str, str]], list[int]]:
+        return rows * len(job.files), {}, [1] * len(job.files)
+
+    def planned(write: Any, jobs: Any, sizes: Any, *rest: Any) -> None:
+        stages["jobs"] = time.process_time() - before
+        for number in range(len(sizes)):
+            pickle.dumps(jobs(number))
+        stages["end"] = time.process_time() - before
         raise EnoughError
 
-    plans.convert, builds.run_shards = taken, planned
+    sound = ImageInfo(path="", bytes=100_000, digest="0" * 32, format="JPEG", width=640, height=480)
+    rows, _ = pack([sound], [bytes(16)])
+    plans.convert, examine.probe_files, builds.run_shards = taken, probed, planned
+    image_index.ImageIndex._listing = listing  # type: ignore[method-assign]
     known = {
         name: Source(
             name=name, title=name, homepage="", license="", response_formats=(), files=(), read=lambda *_: iter(())
@@ -367,11 +399,9 @@ def parent(args: argparse.Namespace) -> Facts:
     }
     recipe = Recipe(name="made-up", sources={name: Entry(builder=name, options=Options()) for name in COUNTS})
     clock = Clock()
-    before = time.process_time()
     with suppress(EnoughError):
-        builds.build(recipe, known, args.raw, args.raw / "out", annotations_only=True)
-    said = [f"{name} after {seconds - before:.0f} s CPU" for name, seconds in stages.items()]
-    return clock.facts(stages=", ".join(said))
+        builds.build(recipe, known, args.raw, args.raw / "out", progress=progress)
+    return clock.facts(stages=stages)
 
 
 PARTS: dict[str, Callable[[Path, Path, argparse.Namespace], Iterator[Row]]] = {
