@@ -1,11 +1,10 @@
 """Files of an export, made by workers: Parquet files, a job each, and files of JSON, a job for each row group, whose
 texts are put one behind the other in order. The bytes depend on the mixture alone."""
 
-import gc
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -102,8 +101,7 @@ def _write_table(job: _TableJob) -> None:
         while group := list(islice(of_file, job.per_group)):
             yield pa.RecordBatch.from_pylist(group, job.schema)
 
-    with no_collector():
-        write_parquet(job.path, batches(), job.schema)
+    write_parquet(job.path, batches(), job.schema)
 
 
 @dataclass(frozen=True)
@@ -135,11 +133,10 @@ def texts_in_order(
 
 def _texts(job: _TextJob) -> list[tuple[str, bytes, int]]:
     found: dict[str, list[str]] = {}
-    with no_collector():
-        for row in plain(job.part.table()):
-            if entry := job.entry(row):
-                found.setdefault(entry.file, []).extend([entry.text] * entry.times)
-        return [(file, job.separator.join(texts).encode(), len(texts)) for file, texts in found.items()]
+    for row in plain(job.part.table()):
+        if entry := job.entry(row):
+            found.setdefault(entry.file, []).extend([entry.text] * entry.times)
+    return [(file, job.separator.join(texts).encode(), len(texts)) for file, texts in found.items()]
 
 
 def write_sources(
@@ -175,16 +172,3 @@ def write_sources(
         for file in files.values():
             file.write(end.encode())
     return {source: f"{name}{suffix}" for source, name in names.items() if source in files}, entries
-
-
-@contextmanager
-def no_collector() -> Iterator[None]:
-    """Without Python's cyclic collector, which would walk the rows again and again: they have no cycles, and with it a
-    job takes three times as long."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
