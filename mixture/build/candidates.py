@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.build.extract import CANDIDATES, CandidateFiles, arrow_file, read_rows
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.source_columns import one_type
-from vlmix.mixture.dataset.schema import Reject, source_columns
+from vlmix.mixture.dataset.schema import Reject, filled, source_columns
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.filters import matching
 from vlmix.mixture.keyed import HashOrder, Indices, Ranks, apportion, choose, exact_share, prefixes, repeats
@@ -147,9 +147,9 @@ class Candidates:
             if entry.where is None:
                 continue
             start, size = self.starts[name], self.sizes[name]
-            schema = pa.schema([field for field in self.schema if field.name in self.own[name]])
-            table = pa.concat_tables([_filled(table, schema) for table in self._tables[name]])
-            frame = pl.from_arrow(table.select([*_FILTER_COLUMNS, *schema.names]))
+            own = [field for field in self.schema if field.name in self.own[name]]
+            schema = pa.schema([*map(CANDIDATES.field, _FILTER_COLUMNS), *own])
+            frame = pl.from_arrow(pa.concat_tables([filled(table, schema) for table in self._tables[name]]))
             assert isinstance(frame, pl.DataFrame)
             wanted[start : start + size] = matching(frame, entry.where, f"sources.{name}: where")
         return wanted
@@ -322,12 +322,3 @@ def _source_columns(tables: Mapping[str, Sequence[pa.Table]]) -> list[pa.Field]:
             one_type(name, field.name, types[field.name])
     unified = {name: one_type("", name, found) for name, found in types.items()}
     return [pa.field(name, pa.string() if type == pa.null() else type) for name, type in unified.items()]
-
-
-def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with all columns of `schema`, null where it has none."""
-    for field in schema:
-        there = field.name in table.column_names
-        column = table[field.name].cast(field.type) if there else pa.nulls(table.num_rows, field.type)
-        table = (table.drop_columns([field.name]) if there else table).append_column(field, column)
-    return table

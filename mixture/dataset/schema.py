@@ -94,6 +94,16 @@ def source_columns(index: pa.Schema) -> list[pa.Field]:
     return [field for field in index if field.name not in RESERVED]
 
 
+def filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, null where the table has none."""
+    there = set(table.column_names)
+    columns = [
+        table[field.name].cast(field.type) if field.name in there else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
 def is_index(schema: pa.Schema, base: pa.Schema = SAMPLES) -> bool:
     """Whether a file has the columns of a mixture's index."""
     more = list(schema)[len(base) :]

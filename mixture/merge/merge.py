@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Input, Manifest, Shard, SourceInfo
-from vlmix.mixture.dataset.schema import REJECTS, Index, SampleJson, open_index
+from vlmix.mixture.dataset.rejects import write_rejects
+from vlmix.mixture.dataset.schema import REJECTS, Index, SampleJson, filled, open_index
 from vlmix.mixture.dataset.shards import (
     Members,
     ShardDone,
@@ -36,7 +37,7 @@ from vlmix.mixture.dataset.shards import (
 from vlmix.mixture.dataset.view import read_rejects, read_rows
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_parquet
+from vlmix.mixture.io.atomic import atomic_write, disk_errors
 from vlmix.mixture.io.images import image_xxh3
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import staging_folder
@@ -58,7 +59,6 @@ from vlmix.mixture.merge.recipe import MergeRecipe
 from vlmix.mixture.version import VERSION
 
 _CHUNK = 2**24  # bytes of a shard that are copied at a time
-_ROWS = 100_000  # rejects that are written at a time
 
 
 class Merged(NamedTuple):
@@ -185,30 +185,26 @@ def write_piece(job: PieceJob) -> ShardDone:
     if table.num_rows != len(job.natural):
         what = f"row group {job.group} has {table.num_rows} rows, the manifest says {len(job.natural)}"
         raise VlmixError(f"{job.root / SAMPLES_NAME}: {what}; `vlmix verify {job.root}` lists all damage")
-    changed = {"natural_index": pa.array(job.natural), "repeat": pa.array(job.repeat)}
     if job.with_tar:
-        changed["shard"] = pa.repeat(shard_path(job.number), table.num_rows)
+        where = {"shard": pa.repeat(shard_path(job.number), table.num_rows)}
     else:
-        changed["key"] = pa.array([sample_key(job.first + row) for row in range(table.num_rows)])
-    columns = []
-    for field in schema:
-        column = changed.get(field.name)
-        if column is None and field.name in table.column_names:
-            column = table[field.name].combine_chunks().cast(field.type)
-        columns.append(pa.nulls(table.num_rows, field.type) if column is None else column)
-    return keep_rows(pa.RecordBatch.from_arrays(columns, schema=schema), job, None)
+        where = {"key": pa.array([sample_key(job.first + row) for row in range(table.num_rows)])}
+    (batch,) = _merged_rows(table, job, schema, where).combine_chunks().to_batches()
+    return keep_rows(batch, job, None)
+
+
+def _merged_rows(table: pa.Table, job: PieceJob, schema: pa.Schema, where: Mapping[str, pa.Array]) -> pa.Table:
+    """Rows of a mixture's index as they are in the merged one of `schema`; `where` are columns that say where."""
+    table = filled(table, schema)
+    for name, column in {"natural_index": pa.array(job.natural), "repeat": pa.array(job.repeat), **where}.items():
+        table = table.set_column(schema.get_field_index(name), schema.field(name), column)
+    return table
 
 
 def _new_shard(job: PieceJob, schema: pa.Schema) -> ShardDone:
     """A shard of samples from others, whose bytes are compared with the index: in their new place nobody could any
     more."""
-    table = read_rows(job.root, job.rows)
-    for name, column in (("natural_index", job.natural), ("repeat", job.repeat)):
-        table = table.set_column(table.column_names.index(name), name, pa.array(column))
-    for field in schema:
-        there = field.name in table.column_names
-        column = table[field.name].cast(field.type) if there else pa.nulls(table.num_rows, field.type)
-        table = table.drop_columns([field.name] if there else []).append_column(field, column)
+    table = _merged_rows(read_rows(job.root, job.rows), job, schema, {})
 
     def samples() -> Iterator[Members]:
         for columns in table.to_pylist():
@@ -308,14 +304,9 @@ def _write_rejects(parts: Sequence[Part], dropped: pl.DataFrame, out: Path) -> d
     for part in parts:
         if part.manifest.kind != "view" and (own := read_rejects(part.open())) is not None:
             frames.append(own.select(REJECTS.names))
-    names = ["source", "id", "round", "reason", "detail", "image", "record"]
-    frame = pl.concat(frames).unique().sort(names)
-    slices = (piece.to_arrow().cast(REJECTS).combine_chunks() for piece in frame.iter_slices(_ROWS))
-    write_parquet(out / REJECTS_NAME, (batch for table in slices for batch in table.to_batches()), REJECTS)
-    counts: dict[str, dict[str, int]] = {}
-    for source, reason, count in frame.group_by("source", "reason").len().sort("source", "reason").rows():
-        counts.setdefault(source, {})[reason] = count
-    return counts
+    # In an order of all columns first: `write_rejects` leaves rows that are equal in its own as they come.
+    rows = pl.concat(frames).unique().sort(REJECTS.names).to_arrow().cast(REJECTS)
+    return write_rejects(out / REJECTS_NAME, rows.to_batches())
 
 
 def _sources(parts: Sequence[Part], counts: Mapping[str, Counts]) -> dict[str, SourceInfo]:
