@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from xxhash import xxh3_128_hexdigest
 
-from vlmix.mixture.build.facts import Problems, pack
+from vlmix.mixture.build.facts import Problems, copy_path, pack
 from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import Stamp, stamp
@@ -31,11 +31,6 @@ class CopyJob(Struct, frozen=True):
     counts: list[int]
     out: Path
     full: bool
-
-
-def copy_path(out: Path, key: bytes) -> Path:
-    """The file of copies that the facts of an image name."""
-    return out / f"{key.hex()}.images"
 
 
 def copy_jobs(prepared: Prepared, positions: Indices, out: Path, full: bool) -> Iterator[tuple[CopyJob, Indices]]:

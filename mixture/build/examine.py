@@ -217,14 +217,11 @@ class Examined:
 
     def _renewed(self, path: Path, now: Stamp, fact: np.void, row: int) -> int:
         """The row of a file of other times, a new one if its bytes are the same; -1 if they are not."""
-        digest = bytes(fact["digest"])
-        if not any(digest) or now.size != fact["bytes"] or file_digest(path) != digest.hex():
-            return -1
-        problem = self._journal.problems.get(row)
         info = unpack(fact.reshape(1), [str(path)], [""])[0]
-        if problem is not None:
-            info = msgspec.structs.replace(info, problem=problem[0], detail=problem[1])
-        info = msgspec.structs.replace(info, stamp=now)
+        if not info.digest or now.size != info.bytes or file_digest(path) != info.digest:
+            return -1
+        problem, detail = self._journal.problems.get(row, ("", ""))
+        info = msgspec.structs.replace(info, stamp=now, problem=problem, detail=detail)
         return int(self._journal.append(*pack([info], [bytes(fact["key"])]))[0])
 
     def _probe_files(self, files: Iterator[tuple[int, list[str]]], total: int, pool: Pool, progress: Progress) -> None:

@@ -40,11 +40,17 @@ Problems = dict[int, tuple[str, str]]
 
 _ROW = struct.Struct("<16s16sQqqQQIIBBB5x")
 _NONE = bytes(16)
+_BLOCK = 65_536  # rows that are read at a time
 
 
 def path_key(path: str, full: bool) -> bytes:
     """The key of a file that was decoded, or (not `full`) whose header was read."""
     return xxh3_128_digest(path.encode("utf-8", "surrogateescape"), seed=not full)
+
+
+def copy_path(folder: Path, key: bytes) -> Path:
+    """The file of copies that the facts of an image out of a container name."""
+    return folder / f"{key.hex()}.images"
 
 
 def pack(infos: Sequence[ImageInfo], keys: Sequence[bytes]) -> tuple[bytes, Problems]:
@@ -60,7 +66,7 @@ def pack(infos: Sequence[ImageInfo], keys: Sequence[bytes]) -> tuple[bytes, Prob
     return b"".join(rows), {i: (info.problem, info.detail) for i, info in enumerate(infos) if info.problem}
 
 
-def unpack(facts: Facts, paths: Sequence[str], copied: Sequence[str], full: bool = True) -> list[ImageInfo]:
+def unpack(facts: Facts, paths: Sequence[str], copied: Sequence[str]) -> list[ImageInfo]:
     """The usable images of `facts`, whose files are `paths`, or copies in the files `copied` ("": none)."""
     columns = (facts[name].tolist() for name in (*DECIDE, "mtime_ns", "ctime_ns", "inode", "offset"))
     return [
@@ -68,7 +74,7 @@ def unpack(facts: Facts, paths: Sequence[str], copied: Sequence[str], full: bool
             path=path,
             bytes=size,
             stamp=None if copy else Stamp(size, mtime, ctime, inode),
-            digest=digest.hex() if copy or full else "",
+            digest="" if digest == _NONE else digest.hex(),
             copied=copy,
             offset=offset,
             format=FORMATS[format],
@@ -146,8 +152,8 @@ class Journal(FactsFile):
         """(numbers of the sound rows, [n] first 8 bytes of their keys), ordered by key and age."""
         details = self._known_details()
         sound = np.ones(self.count, dtype=np.bool_)
-        for start in range(0, self.count, 65_536):
-            block = self[np.arange(start, min(start + 65_536, self.count))]
+        for start in range(0, self.count, _BLOCK):
+            block = self[np.arange(start, min(start + _BLOCK, self.count))]
             data, size = block.tobytes(), FACTS.itemsize
             made = [xxh3_64_intdigest(data[i : i + size - 8]) for i in range(0, len(data), size)]
             sound[start : start + len(block)] = np.array(made, dtype=np.uint64) == block["check"]
@@ -157,9 +163,8 @@ class Journal(FactsFile):
                 if detail is not None:
                     self.problems[start + at] = detail
         numbers = np.flatnonzero(sound)
-        keys = np.concatenate(
-            [np.empty(0, np.uint64), *(self._heads(numbers[i : i + 65_536]) for i in range(0, len(numbers), 65_536))]
-        )
+        starts = range(0, len(numbers), _BLOCK)
+        keys = np.concatenate([np.empty(0, np.uint64), *(self._heads(numbers[i : i + _BLOCK]) for i in starts)])
         order = np.argsort(keys, kind="stable")
         return numbers[order], keys[order]
 

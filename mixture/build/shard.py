@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vlmix.mixture.build.copies import copy_path
 from vlmix.mixture.build.extract import CandidateReader
-from vlmix.mixture.build.facts import DECIDE, Facts, unpack
+from vlmix.mixture.build.facts import DECIDE, Facts, copy_path, unpack
 from vlmix.mixture.build.images import StoredForm, plan_storage, scaled, stored_bytes
 from vlmix.mixture.dataset.schema import ROLES, SAMPLES, SampleJson, turns
 from vlmix.mixture.dataset.shards import Members, Places, ShardDone, ShardTask, listed, store_rows, structs

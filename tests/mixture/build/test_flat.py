@@ -191,15 +191,16 @@ def info(number: int, **changes: Any) -> ImageInfo:
 
 def test_facts_come_back_from_their_file(tmp_path: Path) -> None:
     infos = [info(1), info(2, problem="image_damaged", detail="line\nbreak é"), info(3, format="MPO", orientation=1)]
+    infos.append(info(4, digest=""))  # its header alone was read
     keys = [path_key(each.path, True) for each in infos]
     Journal(tmp_path / "j.facts").append(*pack(infos, keys))
     newer = info(1, width=7, height=7)
     Journal(tmp_path / "j.facts").append(*pack([newer], keys[:1]))
     journal = Journal(tmp_path / "j.facts")
-    assert journal.find([*keys, path_key("/p/1.jpg", False)]) == [3, 1, 2, -1]
+    assert journal.find([*keys, path_key("/p/1.jpg", False)]) == [4, 1, 2, 3, -1]
     assert journal.problems == {1: ("image_damaged", "line\nbreak é")}
-    rows = journal[np.array([2, 3])]
-    assert unpack(rows, ["/p/3.jpg", "/p/1.jpg"], ["", ""]) == [infos[2], newer]
+    rows = journal[np.array([2, 3, 4])]
+    assert unpack(rows, ["/p/3.jpg", "/p/4.jpg", "/p/1.jpg"], [""] * 3) == [*infos[2:], newer]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no detail"])
