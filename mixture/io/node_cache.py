@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +38,26 @@ def once_per_node(key: object, make: Callable[[], Arrays]) -> Arrays:
     """What `make` returns, read only: computed by the first process that asks for `key` (anything that JSON writes),
     while others wait for it, and mapped by all."""
     name = hashlib.sha256(json.dumps([_LAYOUT, _boot(), key]).encode()).hexdigest()[:32]
-    try:
-        folder = _folder()
-        entry, lock = folder / name, folder / f"{name}.lock"
-        if (found := _mapped(entry)) is not None:
-            return found
-        lock.touch(mode=0o600)
-        with exclusive_lock(lock, wait=True):
+    with ExitStack() as held:
+        try:
+            folder = _folder()
+            entry, lock = folder / name, folder / f"{name}.lock"
             if (found := _mapped(entry)) is not None:
                 return found
-            arrays = make()
-            try:
-                _write(entry, arrays)
-            except OSError as error:
-                _warn(error)
-                return arrays
-        return _mapped(entry) or arrays
-    except OSError as error:
-        _warn(error)
-        return make()
+            lock.touch(mode=0o600)
+            held.enter_context(exclusive_lock(lock, wait=True))
+        except OSError as error:
+            _warn(error)
+            return make()
+        if (found := _mapped(entry)) is not None:
+            return found
+        arrays = make()
+        try:
+            _write(entry, arrays)
+        except OSError as error:
+            _warn(error)
+            return arrays
+    return _mapped(entry) or arrays
 
 
 def _warn(error: OSError) -> None:

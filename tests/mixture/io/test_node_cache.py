@@ -147,11 +147,16 @@ def test_the_oldest_entries_go_when_all_are_too_large(cache: Path, monkeypatch: 
     assert sound(once_per_node(0, make)) and make.times == 4
 
 
-def test_errors_of_the_computation_are_its_own(cache: Path) -> None:
+@pytest.mark.parametrize("error", [ValueError("no such sample"), OSError(errno.EIO, "no such sample")])
+def test_errors_of_the_computation_are_its_own(cache: Path, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    times = 0
+
     def fail() -> Arrays:
-        raise ValueError("no such sample")
+        nonlocal times
+        times += 1
+        raise error
 
     for _ in range(2):
-        with pytest.raises(ValueError, match="no such sample"):
+        with pytest.raises(type(error), match="no such sample"):
             once_per_node("a", fail)
-    assert not files(cache)
+    assert times == 2 and not files(cache) and not caplog.text
