@@ -1,7 +1,6 @@
 """Files that appear whole or not at all, and the errors of a disk."""
 
 import errno
-import glob
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -33,12 +32,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def _remove_leftovers(path: Path, host: str) -> None:
     """Remove what processes of this machine that were killed left of `path`."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{host}.*.tmp"):
-        owner = leftover.name.removesuffix(".tmp").rpartition(".")[2]
+    beginning = f".{path.name}.{host}."
+    for name in os.listdir(path.parent):  # noqa: PTH208 (of thousands of files, for each that is written)
+        if not (name.startswith(beginning) and name.endswith(".tmp")):
+            continue
         try:
-            os.kill(int(owner), 0)
+            os.kill(int(name[len(beginning) : -len(".tmp")]), 0)
         except ProcessLookupError:
-            leftover.unlink(missing_ok=True)
+            path.with_name(name).unlink(missing_ok=True)
         except (PermissionError, ValueError):  # somebody else's process, or no number
             pass
 
