@@ -27,18 +27,18 @@ def forecast(found: "Forecast", as_json: bool) -> None:
         show.done("", plain, True)
         return
     processes = f"{found.world} process{'es' if found.world > 1 else ''}"
-    show._say(f"{found.name} on {found.mixture}, {processes}: calculated, not measured\n")
+    show.say(f"{found.name} on {found.mixture}, {processes}: calculated, not measured\n")
     table = show.table_of("part", "trained", "frozen")
     for part, count in sorted(found.parameters.items()):
         show.add(table, part, f"{count['trained']:,}", f"{count['frozen']:,}")
-    show._out.print(table)
-    show._say(f"\n{_data(found)}\n")
+    show.out.print(table)
+    show.say(f"\n{_data(found)}\n")
     _sources(found)
     micro = found.micro_batches
     counts = (
         f"{micro.least}" if micro.least == micro.most else f"{micro.least} to {micro.most}, {micro.mean:.2f} on average"
     )
-    show._say(
+    show.say(
         f"\nmicro-batches per step and process (gradient accumulation): {counts}\n"
         f"padding {100 * found.padding_waste:.1f} %, imbalance {found.imbalance:.3f}\n"
     )
@@ -46,10 +46,10 @@ def forecast(found: "Forecast", as_json: bool) -> None:
     for name, label in _MEMORY.items():
         show.add(table, label, _bytes(getattr(found.memory, name)))
     show.add(table, "at most", _bytes(found.memory.total))
-    show._out.print(table)
-    show._say(f"\na checkpoint: {_bytes(found.checkpoint_bytes)}")
+    show.out.print(table)
+    show.say(f"\na checkpoint: {_bytes(found.checkpoint_bytes)}")
     if (time := found.time) is not None:
-        show._say(
+        show.say(
             f"on {time.gpu} at {100 * time.efficiency:g} % of {time.peak_tflops:g} TFLOP/s: {time.step_seconds:,.2f} s "
             f"a step, {time.tokens_per_second:,.0f} tokens/s, {time.hours:,.1f} hours in all"
         )
@@ -82,7 +82,7 @@ def _sources(found: "Forecast") -> None:
         show.add(
             table, name, f"{part.samples:,.1f}", *(f"{count:,.0f}" for count in counts), f"{part.tflop:,.4g}", share
         )
-    show._out.print(table)
+    show.out.print(table)
 
 
 def _bytes(count: int) -> str:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vlmix.train.evaluate.evaluate import Unscored
 
 # Into a pipe, tables keep their natural width. A closed stdout is None until `boundary` opens it.
-_out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 200)
+out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 200)
 _err = Console(stderr=True)
 _LONGEST_LINE = 4000
 _LONGEST_TURN = 4000
@@ -132,11 +132,11 @@ def done(text: str, data: Any, as_json: bool) -> None:
     if as_json:
         _json(data)
     else:
-        _say(text)
+        say(text)
 
 
 def step(command: str) -> None:
-    _out.print(plain(f"\n$ {command}", "bold"))
+    out.print(plain(f"\n$ {command}", "bold"))
 
 
 def sources(known: "list[Source]", as_json: bool) -> None:
@@ -144,10 +144,10 @@ def sources(known: "list[Source]", as_json: bool) -> None:
         _json([_source(source) for source in known])
         return
     for source in known:
-        _out.print(plain(source.name, "bold"), plain(f" {source.title}; {', '.join(source.response_formats)}"))
-        _say(f"    files    {', '.join(file.name for file in source.files if not file.optional)}")
-        _say(f"    license  {source.license}\n    home     {source.homepage}")
-    _say("\n`vlmix sources NAME` shows a source's options and where its images are looked for.")
+        out.print(plain(source.name, "bold"), plain(f" {source.title}; {', '.join(source.response_formats)}"))
+        say(f"    files    {', '.join(file.name for file in source.files if not file.optional)}")
+        say(f"    license  {source.license}\n    home     {source.homepage}")
+    say("\n`vlmix sources NAME` shows a source's options and where its images are looked for.")
 
 
 def source(source: "Source", as_json: bool) -> None:
@@ -155,19 +155,19 @@ def source(source: "Source", as_json: bool) -> None:
     if as_json:
         _json(data)
         return
-    _say(f"{source.title}\n  home     {source.homepage}\n  license  {source.license}")
-    _say(f"  formats  {', '.join(source.response_formats)}\n\nFiles, in RAW/{source.name}/")
+    say(f"{source.title}\n  home     {source.homepage}\n  license  {source.license}")
+    say(f"  formats  {', '.join(source.response_formats)}\n\nFiles, in RAW/{source.name}/")
     for file in data["files"]:
-        _say(f"  {file['name']}  ({file['holds']}{', optional' if file['optional'] else ''})")
+        say(f"  {file['name']}  ({file['holds']}{', optional' if file['optional'] else ''})")
     if data["images"]:
-        _say("\nImages, in RAW or --images")
+        say("\nImages, in RAW or --images")
         for folder, others in data["images"].items():
-            _say(f"  {folder}" + (f"  (also {', '.join(others)})" if others else ""))
+            say(f"  {folder}" + (f"  (also {', '.join(others)})" if others else ""))
     if data["options"]:
-        _say("\nOptions, in the recipe")
+        say("\nOptions, in the recipe")
         for option in data["options"]:
             default = "(must be given)" if option["required"] else repr(option["default"])
-            _say(f"  {option['name']}: {default}\n      {option['description']}")
+            say(f"  {option['name']}: {default}\n      {option['description']}")
 
 
 def _source(source: "Source") -> dict[str, Any]:
@@ -203,9 +203,9 @@ def benchmarks(known: "list[Benchmark]", as_json: bool) -> None:
         return
     for one in known:
         judged = "; needs a judge" if one.needs_judge else ""
-        _out.print(plain(one.name, "bold"), plain(f" {one.title}{judged}"))
-        _say(f"    files    {', '.join(file.name for file in one.files if not file.optional)}")
-        _say(f"    splits   {', '.join(one.splits)}\n    home     {one.homepage}")
+        out.print(plain(one.name, "bold"), plain(f" {one.title}{judged}"))
+        say(f"    files    {', '.join(file.name for file in one.files if not file.optional)}")
+        say(f"    splits   {', '.join(one.splits)}\n    home     {one.homepage}")
 
 
 def recipes(titles: dict[str, dict[str, str]], as_json: bool) -> None:
@@ -215,27 +215,27 @@ def recipes(titles: dict[str, dict[str, str]], as_json: bool) -> None:
         return
     commands = {"data": "vlmix plan, build", "train": "vlmix train", "sweep": "vlmix sweep"}
     for kind, named in titles.items():
-        _out.print(plain(f"{kind} recipes", "bold"), plain(f"({commands[kind]})", "dim"))
+        out.print(plain(f"{kind} recipes", "bold"), plain(f"({commands[kind]})", "dim"))
         for name, title in named.items():
-            _say(f"  {name:26}  {title}")
-    _say("\n`vlmix recipes NAME` prints one, to copy and change.")
+            say(f"  {name:26}  {title}")
+    say("\n`vlmix recipes NAME` prints one, to copy and change.")
 
 
 def pages(titles: dict[str, str]) -> None:
     for name, title in titles.items():
-        _say(f"{name:18} {title}")
-    _say("\n`vlmix docs NAME` shows a page.")
+        say(f"{name:18} {title}")
+    say("\n`vlmix docs NAME` shows a page.")
 
 
 def page(text: str) -> None:
     """Markdown, laid out and with a pager on a terminal, as it is elsewhere."""
-    if not _out.is_terminal:
+    if not out.is_terminal:
         print(text, end="")
         return
     from rich.markdown import Markdown
 
-    with _out.pager(styles=True):
-        _out.print(Markdown(text))
+    with out.pager(styles=True):
+        out.print(Markdown(text))
 
 
 def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
@@ -243,7 +243,7 @@ def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
         _json({**dataclasses.asdict(report), "root": str(raw)})
         return
     pictures, records = sum(report.images.values()), sum(report.records.values())
-    _say(
+    say(
         f"{raw}: {pictures:,} images and {records:,} records in {len(report.records)} official files, "
         f"{_bytes(report.bytes)}; {len(report.dirt)} irregularities of the real releases among them"
     )
@@ -257,27 +257,27 @@ def sight(sight: "Sight", recipe: Path | None, as_json: bool) -> None:
     files = sight.files[0] if len(sight.files) == 1 else f"{len(sight.files)} files, the first {sight.files[0]}"
     rows = "" if sight.rows is None else f", {sight.rows:,} rows"
     said = ", ".join(f"{role} in `{column}`" for role, column in sight.fields.items())
-    _say(f"{files}: {sight.kind}{rows}; form {sight.form} ({said})")
+    say(f"{files}: {sight.kind}{rows}; form {sight.form} ({said})")
     table = table_of("column", "taken for")
     for name, kind in sight.columns.items():
         add(table, name, kind)
-    _out.print(table)
+    out.print(table)
     for sample in sight.samples:
-        _out.print(plain(f"\n{sample['id']}", "dim"))
+        out.print(plain(f"\n{sample['id']}", "dim"))
         for image in sample["images"]:
-            _say(f"   image: {image}")
+            say(f"   image: {image}")
         for number, text in enumerate(sample["texts"]):
-            _say(f"{('human', 'gpt')[number % 2]:>8}: {abridged(text, 300)}")
+            say(f"{('human', 'gpt')[number % 2]:>8}: {abridged(text, 300)}")
     counts = ", ".join(f"{count:,} with {number} image{'s' * (number != 1)}" for number, count in sight.images.items())
-    _say(f"\n{sight.usable:,} of the {sight.looked_at:,} rows looked at would be samples{': ' * bool(counts)}{counts}")
+    say(f"\n{sight.usable:,} of the {sight.looked_at:,} rows looked at would be samples{': ' * bool(counts)}{counts}")
     for reason, (count, first) in sight.rejects.items():
-        _say(f"   dropped: {count:,} {reason}, as {abridged(first, 200)}")
+        say(f"   dropped: {count:,} {reason}, as {abridged(first, 200)}")
     for note in sight.notes:
-        _say(f"   note: {note}")
+        say(f"   note: {note}")
     if recipe is None:
-        _say(f"a recipe to start from: vlmix peek {shlex.quote(sight.path)} --recipe mine.yaml")
+        say(f"a recipe to start from: vlmix peek {shlex.quote(sight.path)} --recipe mine.yaml")
     else:
-        _say(f"{recipe}: written. Next: vlmix plan {recipe} --raw .    vlmix build {recipe} --raw . --out mixture")
+        say(f"{recipe}: written. Next: vlmix plan {recipe} --raw .    vlmix build {recipe} --raw . --out mixture")
 
 
 def plan(name: str, rows: "list[PlanRow]", about: list[str], as_json: bool) -> None:
@@ -285,7 +285,7 @@ def plan(name: str, rows: "list[PlanRow]", about: list[str], as_json: bool) -> N
         _json({"name": name, "sources": msgspec.to_builtins(rows), "about": about})
         return
     for line in about:
-        _say(line)
+        say(line)
     repeated = any(row.samples_per_epoch != row.samples for row in rows)
     columns = ["samples", "samples_per_epoch", "rounds", "words", "images", "missing", "rejects"]
     headings = ["samples", "per epoch", "rounds", "words", "images", "no image", "rejects"]
@@ -301,7 +301,7 @@ def plan(name: str, rows: "list[PlanRow]", about: list[str], as_json: bool) -> N
     total = (f"{sum(getattr(row, column) for row in rows):,}" for column in columns)
     table.add_section()
     add(table, "total", *total, _bytes(sum(row.bytes for row in rows)))
-    _out.print(table)
+    out.print(table)
 
 
 def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
@@ -321,13 +321,13 @@ def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
             f"{n:,}" for n in ([c.samples_per_epoch] if repeated else []) + [c.rounds, c.words, c.images, dropped]
         )
         add(table, name, f"{c.samples:,}", f"{100 * c.samples / total.samples:.1f} %", *numbers)
-    _out.print(table)
+    out.print(table)
     reasons: Counter[str] = sum(map(Counter, manifest.rejects.values()), Counter())
     if reasons:
-        _say("rejects: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()))
+        say("rejects: " + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()))
     size = sum(shard.bytes for shard in manifest.shards)
     where = f"a view of {manifest.parent.path}" if manifest.parent else f"{len(manifest.shards)} shards, {_bytes(size)}"
-    _say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
+    say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
 
 
 def merged(folder: Path, made: "Merged", as_json: bool) -> None:
@@ -339,7 +339,7 @@ def merged(folder: Path, made: "Merged", as_json: bool) -> None:
     manifest(folder, made.manifest, False)
     if made.manifest.shards:
         how = {"linked": "hard-linked", "copied": "copied", "written": "written anew"}
-        _say("shards: " + ", ".join(f"{count:,} {how[name]}" for name, count in counts.items() if count))
+        say("shards: " + ", ".join(f"{count:,} {how[name]}" for name, count in counts.items() if count))
 
 
 def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: bool) -> None:
@@ -354,23 +354,23 @@ def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: boo
     if report.rows:
         matched = ", ".join(f"{count:,} by {name.replace('_', ' ')}" for name, count in report.matched_by.items())
         of = "embeddings" if report.by == "clusters" else "rows"
-        _say(f"by {report.by}: {report.rows:,} {of}, matched {matched}")
+        say(f"by {report.by}: {report.rows:,} {of}, matched {matched}")
         _some("rows without a matching sample", report.unmatched, report.unmatched_first)
         _some("duplicate rows", report.duplicates, [])
         _some("ambiguous rows: several samples have their id", report.ambiguous, report.ambiguous_first)
     else:
-        _say(f"by {report.by}")
+        say(f"by {report.by}")
     _some(f"samples in {report.nonempty_clusters:,} clusters", report.nonempty_clusters and report.matched, [])
     lacking = "an embedding" if report.nonempty_clusters else "a score"
     _some(f"samples without {lacking}, {report.unscored_kept:,} of them kept", report.unscored, [])
     _some(f"samples repeat a text or an image, {report.repeated_kept:,} of them kept", report.repeated, [])
-    _say(f"  {100 * report.random_overlap:.1f} % of the {report.kept:,} are also in a random subset of the same size")
+    say(f"  {100 * report.random_overlap:.1f} % of the {report.kept:,} are also in a random subset of the same size")
 
 
 def _some(what: str, count: int, first: list[str]) -> None:
     if count:
         names = f": {visible(', '.join(first))}{', …' if len(first) < count else ''}" if first else ""
-        _say(f"  {count:,} {what}{names}")
+        say(f"  {count:,} {what}{names}")
 
 
 def one(mixture: "Mixture", id: str, as_json: bool) -> None:
@@ -416,22 +416,22 @@ def samples(mixture: "Mixture", sources: list[str], where: str | None, limit: in
     matched = "" if where is None else f" that match {abridged(where)}"
     with _paged():
         for number, row in enumerate(rows, offset + 1):
-            _say(f"── {number:,} of {len(positions):,} ──")
+            say(f"── {number:,} of {len(positions):,} ──")
             _sample(row, _LONGEST_TURN)
-            _say("")
+            say("")
         end = offset + len(shown)
         more = f"; --offset {end} shows the next" if end < len(positions) else ""
-        _say(f"{offset + 1:,} to {end:,} of {len(positions):,} samples{of}{matched}{more}")
+        say(f"{offset + 1:,} to {end:,} of {len(positions):,} samples{of}{matched}{more}")
 
 
 @contextmanager
 def _paged() -> Iterator[None]:
     """Sends what is printed through the user's pager if stdout is a terminal."""
-    if not _out.is_terminal:
+    if not out.is_terminal:
         yield
         return
     os.environ.setdefault("LESS", "FRX")  # as git does: what fits on one screen is simply printed
-    with _out.pager():
+    with out.pager():
         yield
 
 
@@ -439,7 +439,7 @@ def _sample(row: dict[str, Any], longest: int | None = None) -> None:
     """A row of samples.parquet; of each turn the first `longest` characters."""
 
     def say(text: str, style: str = "", *, lines: bool = True) -> None:
-        _out.print(plain(text, style, lines=lines), soft_wrap=not _out.is_terminal)  # in a pipe, lines are as stored
+        out.print(plain(text, style, lines=lines), soft_wrap=not out.is_terminal)  # in a pipe, lines are as stored
 
     for name in ("id", "source", "shard", "key"):
         say(f"{name:>13}  {row[name]}", lines=False)
@@ -467,8 +467,8 @@ def batches(order: "Schedule", rows: "list[Share]", as_json: bool) -> None:
         packed = [str(len(row.bins)), f"{100 * row.waste:.1f} %"] if rows[0].bins else []
         ids = ", ".join(row.ids[:3]) + (", …" if len(row.ids) > 3 else "")
         add(table, str(row.step), str(row.rank), str(len(row.ids)), f"{row.length:,}", *packed, f"{row.kind}: {ids}")
-    _out.print(table)
-    _say(f"{order.steps_per_epoch:,} steps per epoch; --json lists every id")
+    out.print(table)
+    say(f"{order.steps_per_epoch:,} steps per epoch; --json lists every id")
 
 
 def rejects(mixture: "Mixture", as_json: bool) -> None:
@@ -487,7 +487,7 @@ def rejects(mixture: "Mixture", as_json: bool) -> None:
     grouped = frame.group_by("source", "reason", maintain_order=True).agg(pl.len(), pl.first("id"), pl.first("detail"))
     for name, reason, count, id_, detail in grouped.sort("source", "reason").rows():
         add(table, name, reason, f"{count:,}", f"{id_}: {detail}")
-    _out.print(table)
+    out.print(table)
 
 
 def verified(folder: Path, report: "Verified", as_json: bool) -> None:
@@ -495,9 +495,9 @@ def verified(folder: Path, report: "Verified", as_json: bool) -> None:
         _json(msgspec.to_builtins(report))
         return
     for problem in report.problems:
-        _out.print(plain(problem, lines=False))
+        out.print(plain(problem, lines=False))
     state = f"{len(report.problems)} problems" if report.problems else "sound"
-    _say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
+    say(f"{folder}: {report.samples:,} samples, {report.shards} shards, {_bytes(report.bytes)}: {state}")
 
 
 def scored(benchmark: "Benchmark", report: "Score") -> None:
@@ -509,16 +509,16 @@ def scored(benchmark: "Benchmark", report: "Score") -> None:
     table.add_row(*(plain(cell, "bold", lines=False) for cell in main))
     for name, value in report.metrics.items():
         add(table, name, f"{value:.2f}", within(report.intervals.get(name)))
-    _out.print(table)
+    out.print(table)
     counts = {"missing": report.missing, "duplicate": report.duplicates, "unknown": report.unknown}
     said = [f"{report.answered:,} questions answered", *(f"{n:,} {name}" for name, n in counts.items() if n)]
-    _say(", ".join(said))
+    say(", ".join(said))
     if report.interval:
-        _say(f"  {how(report)}")
+        say(f"  {how(report)}")
     if report.chance is not None:
-        _say(f"  guessing scores {report.chance:,.2f}")
+        say(f"  guessing scores {report.chance:,.2f}")
     for note in report.notes:
-        _say(f"  {note}")
+        say(f"  {note}")
 
 
 def within(interval: "tuple[float, float] | None") -> str:
@@ -541,10 +541,10 @@ def compared(first: str, second: str, comparison: "Comparison") -> None:
     """How the second of two models differs from the first (see `benchmark.wording`)."""
     from vlmix.mixture.benchmark.wording import difference_table, notes
 
-    _say(f"{second}, compared with {first}")
+    say(f"{second}, compared with {first}")
     rows(*difference_table(comparison))
     for text in notes(comparison):
-        _say(f"  {text}")
+        say(f"  {text}")
 
 
 def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_json: bool) -> None:
@@ -562,10 +562,10 @@ def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_js
             guessing = "" if report.chance is None else f"{report.chance:,.2f}"
             cells = (f"{report.score:,.2f}", within(report.interval), guessing)
             add(table, name, *cells, f"{report.answered:,}", f"{report.missing:,}")
-    _out.print(table)
+    out.print(table)
     for name, report in zip(answers, reports):
         if isinstance(report, Unscored):
-            _say(f"{name} has answers, {answers[name]}, and no score: {report.why}")
+            say(f"{name} has answers, {answers[name]}, and no score: {report.why}")
 
 
 def rows(header: list[str], cells: list[list[str]]) -> None:
@@ -573,7 +573,7 @@ def rows(header: list[str], cells: list[list[str]]) -> None:
     table = table_of(*header)
     for row in cells:
         add(table, *row)
-    _out.print(table)
+    out.print(table)
 
 
 def licenses(manifest: "Manifest", as_json: bool) -> None:
@@ -585,7 +585,7 @@ def licenses(manifest: "Manifest", as_json: bool) -> None:
         _json(by_text)
         return
     for license, names in by_text.items():
-        _out.print(plain(f"{', '.join(names)}: {license}", lines=False))
+        out.print(plain(f"{', '.join(names)}: {license}", lines=False))
 
 
 def _bytes(count: int) -> str:
@@ -597,8 +597,8 @@ def _bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
-def _say(text: str) -> None:
-    _out.print(plain(text))
+def say(text: str) -> None:
+    out.print(plain(text))
 
 
 def _json(data: Any) -> None:

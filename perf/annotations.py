@@ -4,17 +4,19 @@ Files in the official schema are generated first: VQAv2 train (82,783 images, 44
 Visual Genome (108,077 images, 50 regions each on average). Then, each in a process of its own:
 
 - `plain`: `json.load`, dictionaries and loops to a list of LLaVA rows, as such scripts do it; nothing is written;
-- `vlmix`: `mixture.build.extract.convert`, from the raw files to the Arrow file of candidates: validation, ids,
-  sampling, rejects, rendering, word counts, writing, and the sha256 of every input;
+- `vlmix`: `mixture.build.plan.prepare`, from the raw files to the candidates in Arrow files: validation, ids,
+  sampling, rejects, rendering, word counts, writing, and the sha256 of every input; in one process, and in two workers;
 - the floor: reading the bytes, hashing them, skipping through the JSON with msgspec, `json.load` alone.
 
-Times exclude interpreter start and imports. Both ways are single-threaded. For VQAv2 both must give the same text,
+Times exclude interpreter start and imports, and include the start of workers. For VQAv2 both must give the same text,
 letter for letter in count; for Visual Genome the draws differ, so only the number of rows is compared.
 """
 
 import argparse
 import json
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ from true_size.catalogue import ANNOTATIONS, IMAGE_DATA, QUESTIONS, REGIONS, Cat
 FILES = {"vqav2": (QUESTIONS, ANNOTATIONS), "vg": (IMAGE_DATA, REGIONS)}
 LINES = {
     "plain": "json.load + dicts",
-    "vlmix": "vlmix convert",
+    "vlmix": "vlmix, one process",
+    "vlmix_2": "vlmix, two workers",
     "load": "floor: json.load alone",
     "skip": "floor: msgspec skips",
     "sha256": "floor: sha256",
@@ -145,25 +148,23 @@ def plain(args: argparse.Namespace) -> Facts:
     return {**facts, "rows": len(rows), "characters": characters}
 
 
-def vlmix(args: argparse.Namespace) -> Facts:
-    from importlib import import_module
-
-    from vlmix.mixture.build.extract import CandidateFiles, ConvertJob, convert, read_rows
-    from vlmix.mixture.build.recipe import Entry
+def vlmix(args: argparse.Namespace, workers: int = 1) -> Facts:
+    from vlmix.builders import known_sources
+    from vlmix.mixture.build.extract import read_rows
+    from vlmix.mixture.build.plan import prepare
+    from vlmix.mixture.build.recipe import parse
     from vlmix.mixture.io.pool import Pool
 
-    source = import_module(f"vlmix.builders.sources.{args.source}").SOURCE
-    out = args.work / "candidates.arrow"
-    CandidateFiles(out).state.unlink(missing_ok=True)  # a finished conversion would be taken as it is
-    entry = Entry(builder=args.source, options=source.options())
+    out = args.work / "candidates"
+    shutil.rmtree(out, ignore_errors=True)  # a finished conversion would be taken as it is
+    recipe = parse({"name": "one", "sources": {args.source: {}}}, known_sources())
     warm_arrow()
     clock = Clock()
-    ((_, converted),) = Pool(1).map(
-        convert, [ConvertJob(args.source, entry, source, args.work, 0, "llava", 64, None, out)]
-    )
+    prepared = prepare(recipe, known_sources(), args.work, out, Pool(workers), None)
     facts = clock.facts()
-    assert converted is not None, "the source is read whole"
-    return {**facts, "rows": converted.candidates, "characters": sum(read_rows(out)["characters"].to_pylist())}
+    files = [path for path in sorted(out.glob("*.arrow")) if re.fullmatch(r"[-\d]+", path.stem)]
+    characters = sum(sum(read_rows(path)["characters"].to_pylist()) for path in files)
+    return {**facts, "rows": len(prepared.candidates), "characters": characters}
 
 
 def floor(args: argparse.Namespace) -> Facts:
@@ -198,6 +199,7 @@ CONTENDERS = {
     "generate": generate,
     "plain": plain,
     "vlmix": vlmix,
+    "vlmix_2": lambda args: vlmix(args, 2),
     "load": floor,
     "skip": floor,
     "sha256": floor,
@@ -211,15 +213,16 @@ def compare(source: str, work: Path, repeat: int) -> dict[str, Measured]:
 
 def show(source: str, work: Path, measured: dict[str, Measured]) -> str:
     size = sum((work / name).stat().st_size for name in FILES[source])
-    base = measured["plain"]
+    base, load = measured["plain"], measured["load"]
     rows = []
     for name, found in measured.items():
         ratios = [f"{base.seconds / found.seconds:.1f}x", f"1/{base.peak / found.peak:.1f}"]
         anon = f"1/{base.anon / found.anon:.1f}" if base.anon and found.anon else "-"
         rate = f"{size / found.seconds / 1e6:,.0f}"
-        cells = [*spread(found), rate, ratios[0], megabytes(found.peak), ratios[1], megabytes(found.anon), anon]
+        memory = [megabytes(found.peak), ratios[1], megabytes(found.anon), anon] if name != "vlmix_2" else 4 * [""]
+        cells = [*spread(found), rate, ratios[0], f"{load.seconds / found.seconds:.1f}x", *memory]
         rows.append([LINES[name], *cells, f"{found.facts['rows']:,}" if "rows" in found.facts else ""])
-    headings = [source, *TIMES, "MB/s", "speed", "peak RSS", "of plain", "peak anon", "of plain", "rows"]
+    headings = [source, *TIMES, "MB/s", "of plain", "of load", "peak RSS", "of plain", "peak anon", "of plain", "rows"]
     same = measured["vlmix"].facts["characters"] == base.facts["characters"]
     text = f"{size / 1e6:,.0f} MB of JSON\n{table(headings, rows)}"
     if source == "vqav2":

@@ -98,56 +98,47 @@ def tar(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
 
 
 def store(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:
-    import pyarrow as pa
+    import numpy as np
 
+    from vlmix.mixture.build.images import StoredForm
+    from vlmix.mixture.build.shard import ImageFiles, ShardJob, ShardRows
     from vlmix.mixture.dataset.schema import SAMPLES as SCHEMA
-    from vlmix.mixture.dataset.shards import Members, Places, ShardTask, moved, store_rows
-    from vlmix.mixture.io.images import image_xxh3
+    from vlmix.mixture.dataset.shards import Members, store_rows
+    from vlmix.mixture.record import Conversation, ImageRef, Round
 
-    turns = [{"from": role, "value": "word " * 15} for role in ("human", "gpt") * 5]
+    rounds = tuple(Round("word " * 15, "word " * 15, "short_answer") for _ in range(5))
+    turns = [text for qa in rounds for text in (qa.question, qa.answer)]
+    forms = [StoredForm("none", turn=False, width=640, height=480)]
+    none = np.empty(0, dtype=np.int64)
+    images = ImageFiles(none, [], [], none, none, folder, full=True)
 
-    def row(position: int, image: bytes) -> dict[str, Any]:
-        return {
-            "id": f"vqav2/{position:012d}",
-            "source": "vqav2",
-            "image": f"coco/train2017/{position:012d}.jpg",
-            "width": 640,
-            "height": 480,
-            "num_images": 1,
-            "images": [
-                {
-                    "path": f"coco/train2017/{position:012d}.jpg",
-                    "width": 640,
-                    "height": 480,
-                    "xxh3": image_xxh3(image),
-                    "transform": "none",
-                }
-            ],
-            "num_rounds": 5,
-            "num_words": 150,
-            "repeat": 1,
-            "natural_index": position,
-            "conversations": turns,
-            "response_formats": ["short_answer"] * 5,
-            "boxes": [],
-            "extra": "",
-        }
+    def members(rows: ShardRows, first: int, count: int) -> Iterator[Members]:
+        for position, (image, text) in samples(pairs, first, count):
+            name = f"{position:012d}"
+            held = (ImageRef(f"coco/train2017/{name}.jpg", 640, 480),)
+            rows.note(Conversation(f"vqav2/{name}", "vqav2", rounds, held), turns, forms, (image,))
+            yield Members(text, (image,))
 
     warm_arrow()
     yield
     for number, (first, count) in enumerate(shards(total)):
-        rows: list[dict[str, Any]] = []
-
-        def members(first: int = first, count: int = count, rows: list[dict[str, Any]] = rows) -> Iterator[Members]:
-            for position, (image, text) in samples(pairs, first, count):
-                rows.append(row(position, image))
-                yield Members(text, (image,))
-
-        def columns(places: Places, rows: list[dict[str, Any]] = rows) -> dict[str, pa.Array]:
-            return moved(pa.Table.from_pylist(rows, SCHEMA), places)
-
-        task = ShardTask(number, first, folder, folder / "work")
-        store_rows(members(), columns, task, SCHEMA, with_tar=True)
+        job = ShardJob(
+            number,
+            first,
+            folder,
+            folder / "work",
+            parts=[],
+            part=none,
+            row=none,
+            natural_index=np.arange(first, first + count),
+            repeat=np.ones(count, dtype=np.int32),
+            num_words=np.full(count, 150, dtype=np.int32),
+            prompts="llava",
+            images=images,
+            schema=b"",
+        )
+        rows = ShardRows(job, SCHEMA)
+        store_rows(members(rows, first, count), rows.columns, job, SCHEMA, with_tar=True)
 
 
 def copy(folder: Path, pairs: list[Pair], total: int) -> Iterator[None]:

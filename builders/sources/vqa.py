@@ -17,7 +17,7 @@ from vlmix.builders.sources.duplicates import unique
 from vlmix.builders.text import Split, short, text_problem
 from vlmix.mixture.build.source import RawFolder, Rejects
 from vlmix.mixture.io.json_pieces import Share, Unsplit
-from vlmix.mixture.keyed import Indices
+from vlmix.mixture.keyed import Indices, distinct
 from vlmix.mixture.record import Conversation, ImageRef, Round
 
 
@@ -93,8 +93,9 @@ def read_share(
     borders = np.flatnonzero(np.append(True, images[1:] != images[:-1]))  # [images] the first question of each
     if (
         not np.array_equal(ids[start : start + len(both)], both["id"].to_numpy())
-        or len(np.unique(images)) != len(borders)
-        or len(np.unique(ids)) != len(ids)
+        or not len(ids)
+        or not distinct(images[borders])
+        or not distinct(ids)
         or (share.number == 0 and start != 0)
         or (not len(after) and start + len(own) != len(ids))
     ):
@@ -167,7 +168,7 @@ def _once(table: pa.Table, same: Sequence[str], name: Callable[[int], str], what
     """The rows without those whose `id` another has: as `unique` keeps them, by the columns that have to agree. `name`
     makes the id of a reject from that of a row."""
     ids = table["id"].to_numpy()
-    if len(np.unique(ids)) == len(ids):
+    if distinct(ids):
         return table
     by_id = unique(
         range(len(ids)),

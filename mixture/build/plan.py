@@ -34,7 +34,7 @@ from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.keyed import Indices
+from vlmix.mixture.keyed import Indices, distinct
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import render
 
@@ -170,7 +170,7 @@ def _clash(jobs: list[ConvertJob]) -> bool:
     if len(jobs) == 1 or not jobs[0].source.numbers:
         return False
     ids = np.concatenate([arrow_file(CandidateFiles(job.out).keys)["rank"].to_numpy() for job in jobs])
-    return len(np.unique(ids)) < len(ids)
+    return not distinct(ids)
 
 
 def _whole(part: ConvertJob) -> list[ConvertJob]:

@@ -65,11 +65,11 @@ class ShardJob(ShardTask, frozen=True):
 def write_shard(job: ShardJob) -> ShardDone:
     """Write the tar and its index rows; runs in a worker. Both appear whole or not at all, the rows last."""
     schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
-    rows = _Rows(job, schema)
+    rows = ShardRows(job, schema)
     return store_rows(rows.samples(), rows.columns, job, schema, with_tar=job.images is not None)
 
 
-class _Rows:
+class ShardRows:
     """The rows of a shard: everything of a sample that is not its place, as columns that grow while it is written."""
 
     def __init__(self, job: ShardJob, schema: pa.Schema) -> None:
@@ -100,12 +100,13 @@ class _Rows:
                     data.append(stored_bytes(info, form))
                 conversation = scaled(conversation, forms)
             texts = render(conversation, job.prompts)
-            self._note(conversation, texts, forms, data)
+            self.note(conversation, texts, forms, data)
             yield Members(_sample_json(conversation, texts) if job.images is not None else b"", data)
 
-    def _note(
+    def note(
         self, conversation: Conversation, texts: list[str], forms: Sequence[StoredForm], data: Sequence[bytes]
     ) -> None:
+        """The next sample of the shard, its rendered turns and its images as they are stored."""
         images, rounds = conversation.images, conversation.rounds
         first = images[0] if images else _NO_IMAGE
         self._plain.append(

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -144,14 +144,14 @@ def _counts(batch: pa.RecordBatch) -> dict[str, Counts]:
 
 
 class _Hashed:
-    """Writes to a file and hashes what it writes, in a thread beside the one that makes it."""
+    """Writes to a file and hashes what it writes, in two threads beside the one that makes it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._sha256 = file, hashlib.sha256()
         self._waiting: list[bytes | memoryview] = []
         self._size = 0
-        self._thread = ThreadPoolExecutor(1)
-        self._running: Future[None] | None = None
+        self._threads = ThreadPoolExecutor(2)
+        self._running: list[Future[Any]] = []
 
     def write(self, data: bytes | memoryview) -> None:
         self._waiting.append(data)
@@ -168,15 +168,11 @@ class _Hashed:
     def _pass_on(self) -> None:
         self._wait()
         data, self._waiting, self._size = b"".join(self._waiting), [], 0
-        self._running = self._thread.submit(self._store, data)
+        self._running = [self._threads.submit(each, data) for each in (self._sha256.update, self._file.write)]
 
     def _wait(self) -> None:
-        if self._running is not None:
-            self._running.result()
-
-    def _store(self, data: bytes) -> None:
-        self._sha256.update(data)
-        self._file.write(data)
+        for each in self._running:
+            each.result()
 
     def __enter__(self) -> "_Hashed":
         return self
@@ -184,7 +180,7 @@ class _Hashed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown()
+        self._threads.shutdown()
 
 
 def listed(counts: Sequence[int] | NDArray[np.integer], values: pa.Array, type: pa.ListType) -> pa.ListArray:

@@ -28,6 +28,7 @@ from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.images import MAX_PIXELS, image_xxh3, too_complex, too_much_decoding
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.storage import Local
+from vlmix.mixture.keyed import distinct
 from vlmix.mixture.record import unsafe_path
 
 _MOST = 20  # problems reported per shard
@@ -232,7 +233,7 @@ def _referred(folder: Path, store: Reader, problems: list[str]) -> set[str] | No
             if table["root_row"].null_count:
                 differs = True
                 continue
-            if rows.min() < 0 or rows.max() >= len(taken) or taken[rows].any() or len(np.unique(rows)) < len(rows):
+            if rows.min() < 0 or rows.max() >= len(taken) or taken[rows].any() or not distinct(rows):
                 raise VlmixError("its rows are not rows of the root, each once")
             taken[rows] = True
             groups = list(groups_of(rows, root.group_rows))

@@ -27,7 +27,7 @@ SHOWN = r"a\x1b]52;c;ZXZpbA==\x07\x1b]0;t\x07\x1b[31m\x9b2J\x7f\u202eb\u2066\u20
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal without colours, so that every control in what is printed comes from the text."""
-    monkeypatch.setattr(show, "_out", Console(highlight=False, width=2000, force_terminal=True, color_system=None))
+    monkeypatch.setattr(show, "out", Console(highlight=False, width=2000, force_terminal=True, color_system=None))
     monkeypatch.setattr(show, "_err", Console(stderr=True, width=2000, force_terminal=True, color_system=None))
 
 
