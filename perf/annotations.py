@@ -5,11 +5,13 @@ Visual Genome (108,077 images, 50 regions each on average). Then, each in a proc
 
 - `plain`: `json.load`, dictionaries and loops to a list of LLaVA rows, as such scripts do it; nothing is written;
 - `vlmix`: `mixture.build.plan.prepare`, from the raw files to the candidates in Arrow files: validation, ids,
-  sampling, rejects, rendering, word counts, writing, and the sha256 of every input; in one process, and in two workers;
+  sampling, rejects, rendering, word counts, writing, and the sha256 of every input; in one process, and in two
+  workers;
 - the floor: reading the bytes, hashing them, skipping through the JSON with msgspec, `json.load` alone.
 
-Times exclude interpreter start and imports, also those of the workers, which serve all stages of a build. For VQAv2 both must give the same text,
-letter for letter in count; for Visual Genome the draws differ, so only the number of rows is compared.
+Times exclude interpreter start and imports, also those of the workers, which serve all stages of a build. For VQAv2
+both must give the same text, letter for letter in count; for Visual Genome the draws differ, so only the number of
+rows is compared.
 """
 
 import argparse

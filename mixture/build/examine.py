@@ -260,7 +260,7 @@ def probe_files(job: ProbeJob) -> tuple[bytes, Problems, list[int]]:
     for paths in job.files:
         before = len(infos)
         for path in paths:
-            infos.append(probe(Path(path), full=job.full))
+            infos.append(probe(path, full=job.full))
             if not infos[-1].problem:
                 break
         tried.append(len(infos) - before)

@@ -3,7 +3,6 @@
 import io
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -77,14 +76,13 @@ def stored_bytes(facts: ImageInfo, form: StoredForm) -> bytes:
 
     Raises VlmixError if the file is no longer the one that was examined.
     """
-    path = Path(facts.path)
     try:
         data = facts.read()
-        changed = (facts.copied or stamp(path) != facts.stamp) and image_xxh3(data) != facts.digest
+        changed = (facts.copied or stamp(facts.path) != facts.stamp) and image_xxh3(data) != facts.digest
     except OSError as error:
-        raise VlmixError(f"{path}: {error.strerror} (it was readable when the build examined it)") from None
+        raise VlmixError(f"{facts.path}: {error.strerror} (it was readable when the build examined it)") from None
     if changed:
-        raise VlmixError(f"{path} changed during the build; run it again")
+        raise VlmixError(f"{facts.path} changed during the build; run it again")
     if form.transform == "none":
         return data
     if form.transform == "orientation_cleared" and (patched := _without_orientation(data)):

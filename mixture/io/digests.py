@@ -1,6 +1,7 @@
 """Hashes of files, and the cheap signs that a file is unchanged."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,8 @@ class Stamp(NamedTuple):
     inode: int
 
 
-def stamp(path: Path) -> Stamp:
-    stat = path.stat()
+def stamp(path: str | Path) -> Stamp:
+    stat = os.stat(path)  # noqa: PTH116 (a `Path` for each of a million images takes as long as looking)
     return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
