@@ -16,7 +16,7 @@ from vlmix.mixture.benchmark.intervals import available, interval
 from vlmix.mixture.benchmark.judge import Endpoint, Judgements, JudgeRequest, ScoreParser, check, judge, read_judgements
 from vlmix.mixture.benchmark.values import Tallies, Values
 from vlmix.mixture.errors import VlmixError, nearest
-from vlmix.mixture.io.image_index import ImageFolder
+from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.pool import Progress
 
@@ -37,6 +37,12 @@ class Question(Struct, frozen=True):
     image: str
     text: str
     image_bytes: bytes | Callable[[], bytes] | None = None
+
+
+def image_files(question: Question, index: ImageIndex) -> list[Path]:
+    """Files that may be the picture of a question, the likeliest first."""
+    plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
+    return [*index.candidates(question.image), *(path for path in plain if path.is_file())]
 
 
 class Report(Struct, kw_only=True):
@@ -274,3 +280,31 @@ class Benchmark:
         if split and split not in self.splits:
             raise VlmixError(f"{self.name} has no split {split!r}{nearest(split, self.splits)}")
         return split
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """A benchmark and where its files are."""
+
+    benchmark: Benchmark
+    data: Path | None = None
+    """The official files: a folder that holds them, or one with a folder of the benchmark's name. A benchmark of one's
+    own has none."""
+    images: tuple[Path, ...] = ()
+    """Roots in LLaVA's layout, looked into before `data`."""
+    split: str = ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the benchmark's official files."""
+        if self.data is None or self.benchmark.own is not None:
+            return None
+        inner = self.data / self.benchmark.name
+        return inner if inner.is_dir() else self.data
+
+    @property
+    def image_roots(self) -> list[Path]:
+        """Where images are looked for, in this order."""
+        own = () if self.benchmark.own is None else (self.benchmark.own.images,)
+        near = (folder if folder.is_dir() else folder.parent for folder in (self.data, self.folder) if folder)
+        return [*self.images, *own, *near]
