@@ -7,7 +7,7 @@ import sys
 import time
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,6 +248,18 @@ def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
         f"{raw}: {pictures:,} images and {records:,} records in {len(report.records)} official files, "
         f"{_bytes(report.bytes)}; {len(report.dirt)} irregularities of the real releases among them"
     )
+
+
+def parts(report: "Score", parts: "Mapping[str, Score | None]") -> None:
+    """The score on all questions, on those seen in training, and on the others."""
+    table = table_of("questions", "answered", "score", "95 % interval")
+    for name, one in {"all": report, **parts}.items():
+        if one is None:
+            add(table, name, "0", "", "")
+            continue
+        within = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
+        add(table, name, f"{one.answered:,}", f"{one.score:.2f}", within)
+    out.print(table)
 
 
 def overlapping(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
