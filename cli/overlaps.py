@@ -28,7 +28,7 @@ def overlaps(
     images: Annotated[
         list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
     ] = None,
-    near: Annotated[int, typer.Option(help="Bits of 256 in which near pictures may differ.", min=0, max=96)] = 64,
+    near: Annotated[int, typer.Option(help="Bits of 256 in which near pictures may differ.", min=0, max=96)] = 56,
     flipped: Annotated[
         bool, typer.Option("--flipped", help="Look for questions' pictures in a mirror as well.")
     ] = False,

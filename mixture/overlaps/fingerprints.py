@@ -4,19 +4,25 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
 from vlmix.mixture.extras import missing
 from vlmix.mixture.io.images import decoded
 
 BITS = 256
-NEAR = 64
-"""Bits in which two fingerprints of one picture may differ. Those of unrelated pictures differ in 128 on average, and
-of 253 pairs of photographs (docs/overlaps.md) none in less than 104."""
-CROPS = (0.1, 0.2)
-"""Shares of width and height that are cut off, half on each side, for the other fingerprints of a question's picture."""
+NEAR = 56
+"""Bits in which two fingerprints of one picture may differ. Those of unrelated pictures differ in 128 on average; of
+the 231 pairs of pictures in docs/overlaps.md, crops among them, none differs in less than 58."""
+_CROPS = tuple(
+    (share * x, share * y, 1 - share * (1 - x), 1 - share * (1 - y))
+    for share in (0.05, 0.1, 0.2)
+    for x, y in ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1))
+)
+"""Parts of a picture (left, top, right, bottom; of 1) that are left if a twentieth, a tenth or a fifth is cut off."""
 _SIDE = 256
 """Pixels of the longer side to which a picture is reduced first: JPEGs are then decoded at a part of their size."""
+_BORDER = 8
+"""Grey levels in which a border of one colour may differ, which JPEG does not keep exactly."""
 _FLAT = 2.0
 """Grey levels of standard deviation below which a picture shows nothing that could be recognised."""
 
@@ -25,10 +31,11 @@ Fingerprints = NDArray[np.uint8]
 
 
 def fingerprints(data: bytes, *, crops: bool = False, flipped: bool = False) -> Fingerprints:
-    """[n, 32] of a picture's bytes: of the whole; with `crops` also of its middle, once for each of `CROPS`; with
-    `flipped` of all of these in a mirror. [0, 32] if the picture is flat. Raises VlmixError as `images.decoded` does.
+    """[n, 32] of a picture's bytes: of the whole without a border of one colour, and of the whole if it has one; with
+    `crops` of parts of it, with `flipped` of all of these in a mirror. [0, 32] if the picture is flat. Raises
+    VlmixError as `images.decoded` does.
 
-    The fingerprint is the perceptual hash of the imagehash library: signs of the 16x16 lowest frequencies about their
+    A fingerprint is the perceptual hash of the imagehash library: signs of the 16x16 lowest frequencies about their
     median.
     """
     try:
@@ -44,17 +51,26 @@ def fingerprints(data: bytes, *, crops: bool = False, flipped: bool = False) -> 
 
 def _views(picture: Image.Image, crops: bool, flipped: bool) -> Iterator[Image.Image]:
     width, height = picture.size
-    for share in (0.0, *CROPS) if crops else (0.0,):
-        x, y = width * share / 2, height * share / 2
-        view = picture.crop((round(x), round(y), round(width - x), round(height - y))) if share else picture
+    inside = _without_border(picture)
+    views = [inside] if inside.size == picture.size else [inside, picture]
+    if crops:
+        views += [picture.crop(tuple(round(at * side) for at, side in zip(box, 2 * (width, height)))) for box in _CROPS]
+    for view in views:
         yield view
         if flipped:
             yield view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
+def _without_border(picture: Image.Image) -> Image.Image:
+    """The picture without the rows and columns at its edges that have the colour of its corner."""
+    difference = ImageChops.difference(picture, Image.new("L", picture.size, picture.getpixel((0, 0))))
+    box = difference.point(lambda level: 255 * (level > _BORDER)).getbbox()
+    return picture if box is None else picture.crop(box)
+
+
 def near(queries: Fingerprints, known: Fingerprints, most: int = NEAR) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """For each of some queries that are near any: (its number, [p, 2] the numbers of the known that differ from it in at
-    most `most` bits, and in how many). All pairs are compared, so that none is missed."""
+    """For each of some queries that are near any: (its number, [p, 2] the numbers of the known that differ from it in
+    at most `most` bits, and in how many). All pairs are compared, so that none is missed."""
     try:
         import faiss
     except ImportError:
