@@ -290,9 +290,8 @@ def overlapping(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
         for level, why in one.unchecked.items():
             say(f"  not compared by {level}: {why}")
         if one.unreadable:
-            say(
-                f"  {len(one.unreadable):,} pictures do not decode and were not compared by near: {one.unreadable[0]}, ..."
-            )
+            first = one.unreadable[0]
+            say(f"  {len(one.unreadable):,} pictures do not decode, so not compared by near; the first is {first}")
     say(f"{file}: {overlaps.rows.num_rows:,} rows")
 
 
