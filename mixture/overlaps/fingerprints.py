@@ -54,7 +54,7 @@ def _views(picture: Image.Image, crops: bool, flipped: bool) -> Iterator[Image.I
     inside = _without_border(picture)
     views = [inside] if inside.size == picture.size else [inside, picture]
     if crops:
-        views += [picture.crop(tuple(round(at * side) for at, side in zip(box, 2 * (width, height)))) for box in _CROPS]
+        views += [picture.crop((x * width, y * height, right * width, low * height)) for x, y, right, low in _CROPS]
     for view in views:
         yield view
         if flipped:
