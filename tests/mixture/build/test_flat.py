@@ -149,12 +149,15 @@ def test_a_source_that_numbers_ids_is_read_whole_where_parts_share_one(tmp_path:
     assert sorted(pl.read_parquet(tmp_path / "out/samples.parquet")["id"]) == ["plants/1", "plants/1#2"]
 
 
-def test_rejects_are_sorted_as_python_sorts_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [7, 16_384])
+def test_rejects_are_sorted_as_python_sorts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    monkeypatch.setattr("vlmix.mixture.build.source.MANY_REJECTS", many)
     keys = [(f"é{i % 3}", i % 4 - 1, f"r{i % 2}", chr(0x1F600 + i % 5) + "\uff00" * (i % 2)) for i in range(60)]
 
     def read(raw: RawFolder, options: Options, seed: int, reject: Rejects) -> Iterator[Conversation]:
         for id, number, reason, detail in keys:
             reject(id, reason, detail, round=number)
+            assert len(reject.rows) < many
         yield talk("1")
 
     source = plants(read=read)
