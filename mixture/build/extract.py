@@ -335,7 +335,8 @@ def _earlier(job: ConvertJob, files: CandidateFiles, fingerprint: str) -> Conver
         now = [(path, stamp(Path(path))) for path, _ in state.stamps]
         if now != state.stamps:
             for (path, before), (_, after), held in zip(state.stamps, now, state.converted.inputs):
-                if after != before and (held.partial or sha256(Path(path)) != held.sha256):
+                # A share does not know the hash of its file: hashing it would tell nothing.
+                if after != before and (held.partial or not held.sha256 or sha256(Path(path)) != held.sha256):
                     return None
             write_bytes(files.state, msgspec.msgpack.encode(_State(fingerprint, now, state.converted)))
     except OSError:
