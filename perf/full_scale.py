@@ -433,7 +433,7 @@ def main() -> None:
     rows = []
     with work_folder(args) as work:
         raw = args.raw or work / "raw"
-        if args.raw is None:
+        if args.raw is None and set(args.only.split(",")) - {"growth", "candidates"}:
             clock = Clock()
             generate(raw, args.scale, "small")
             print(f"releases generated in {clock.facts()['seconds']:.0f} s", file=sys.stderr)

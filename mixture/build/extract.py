@@ -217,6 +217,16 @@ def _write_candidates(
             stack.enter_context(pa.ipc.new_file(file, schema))
             for file, schema in zip(opened.values(), (CANDIDATES, KEYS, REJECTS))
         ]
+
+        def rejected() -> None:
+            for reject in rejects.rows:
+                number, first = reasons.get(reject.reason, (0, reject.detail))
+                reasons[reject.reason] = number + 1, first
+            if rejects.rows:
+                writers[2].write_batch(reject_rows(rejects.rows))
+                rejects.rows.clear()
+
+        rejects.many = rejected  # a million in a row are not kept until the next sample comes
         while True:
             batch = list(islice(rows, _BATCH))
             for values, writer, schema in zip(_split(batch), writers, (CANDIDATES, KEYS)):
@@ -227,13 +237,8 @@ def _write_candidates(
             lengths = np.fromiter((len(row[2]) for row in batch), np.int64, len(batch))
             offsets.append(end + np.cumsum(lengths))
             end += int(lengths.sum())
-            if rejects.rows and (len(rejects.rows) >= _BATCH or len(batch) < _BATCH):
-                for reject in rejects.rows:
-                    number, first = reasons.get(reject.reason, (0, reject.detail))
-                    reasons[reject.reason] = number + 1, first
-                writers[2].write_batch(reject_rows(rejects.rows))
-                rejects.rows.clear()
             if len(batch) < _BATCH:
+                rejected()
                 break
     columns.write(files.columns)
     written = np.concatenate(offsets)
@@ -330,7 +335,8 @@ def _earlier(job: ConvertJob, files: CandidateFiles, fingerprint: str) -> Conver
         now = [(path, stamp(Path(path))) for path, _ in state.stamps]
         if now != state.stamps:
             for (path, before), (_, after), held in zip(state.stamps, now, state.converted.inputs):
-                if after != before and (held.partial or sha256(Path(path)) != held.sha256):
+                # A share does not know the hash of its file: hashing it would tell nothing.
+                if after != before and (held.partial or not held.sha256 or sha256(Path(path)) != held.sha256):
                     return None
             write_bytes(files.state, msgspec.msgpack.encode(_State(fingerprint, now, state.converted)))
     except OSError:

@@ -26,12 +26,17 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of a builder's own options. Document each field with `Annotated[T, Meta(description=...)]`."""
 
 
+MANY_REJECTS = 16_384
+
+
 class Rejects:
     """Collects what a builder drops."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.rows: list[Reject] = []
+        self.many: Callable[[], None] = lambda: None
+        """Called with every reject from MANY_REJECTS on; may put `rows` elsewhere."""
 
     def __call__(
         self, id: str, reason: str, detail: str, *, round: int = -1, image: str = "", record: Any = None
@@ -43,6 +48,8 @@ class Rejects:
         self.rows.append(
             Reject(source=self.source, id=id, reason=reason, detail=detail, round=round, image=image, record=text)
         )
+        if len(self.rows) >= MANY_REJECTS:
+            self.many()
 
 
 def same_rows(path: str, twin: str) -> VlmixError:

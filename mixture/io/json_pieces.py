@@ -67,6 +67,13 @@ class Pieces:
         """What stands before the first record: the opening bracket, in an object what is before the list, too."""
         self._separator = self._learn() if self.there else None
 
+    @property
+    def unclosed(self) -> str:
+        """The bracket that should end the file and does not, which is known without reading what is between; or ""."""
+        closing = {b"[": "]", b"{": "}"}[self.head.lstrip()[:1]]
+        end = bytes(self.data[-_FIRST:]).rstrip()
+        return closing if end and not end.endswith(closing.encode()) else ""
+
     def _at(self, start: int) -> int | None:
         return start + 1 if bytes(self.data[start : start + 1]) == self.opening else None
 

@@ -241,6 +241,9 @@ class OfficialFiles:
         """The pieces of a share, or of what is before it: each with its JSON and what `decode` makes of it.
         `otherwise` is asked about JSON that `decode` refuses, even with halves of surrogate pairs replaced; it may
         know what it is, or raise an error that names the place."""
+        if closing := pieces.unclosed:  # told before hours are spent on what comes before
+            what = f"ends at byte {len(pieces.data):,} without the `{closing}` that closes it"
+            raise VlmixError(f"{path}: {what}; {self._again}")
         (at, stop), size = pieces.range(share), json_pieces.PIECE
         if before:
             at, stop = pieces.start, at - 1

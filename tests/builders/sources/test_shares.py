@@ -12,10 +12,13 @@ import pytest
 
 from tests.helpers import dump
 from vlmix.builders import known_sources
-from vlmix.mixture.build.extract import conversations
+from vlmix.mixture.build import extract
+from vlmix.mixture.build.extract import ConvertJob, conversations, convert
+from vlmix.mixture.build.recipe import Entry
 from vlmix.mixture.build.source import RawFolder
 from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.io import json_pieces
+from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.json_pieces import Unsplit
 from vlmix.mixture.record import Conversation
 
@@ -150,3 +153,23 @@ def test_a_share_of_a_damaged_file_is_not_read(raw: Path, tmp_path: Path, monkey
     dump(path, images)
     with pytest.raises(Unsplit):
         parts("vg", tmp_path)
+
+
+def test_a_touched_file_is_not_hashed_by_each_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, path = known_sources()["llava_json"], tmp_path / "a.json"
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    dump(path, [{"id": str(n), "conversations": turns} for n in range(60)])
+    monkeypatch.setattr(json_pieces, "SHARE", 1_000)
+    options = msgspec.convert({"path": "a.json"}, source.options)
+    entry = Entry(builder="llava_json", options=options)
+    shares = source.split(RawFolder(tmp_path, source), options, "llava_json")
+    jobs = [
+        ConvertJob("llava_json", entry, source, tmp_path, 0, "llava", 1, share, tmp_path / f"work-{n}.arrow")
+        for n, share in enumerate(shares)
+    ]
+    before, hashed = [*map(convert, jobs)], list[Path]()
+    path.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "sha256", lambda file: hashed.append(file) or sha256(file))
+        assert [*map(convert, jobs)] == before
+    assert len(jobs) > 4 and hashed == [path]

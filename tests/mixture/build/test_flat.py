@@ -24,6 +24,8 @@ from vlmix.mixture.build.plan import prepare
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.dataset import writer
+from vlmix.mixture.dataset.rejects import reject_rows, write_rejects
+from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.dataset.verify import verify
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import image_index
@@ -147,12 +149,15 @@ def test_a_source_that_numbers_ids_is_read_whole_where_parts_share_one(tmp_path:
     assert sorted(pl.read_parquet(tmp_path / "out/samples.parquet")["id"]) == ["plants/1", "plants/1#2"]
 
 
-def test_rejects_are_sorted_as_python_sorts_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [7, 16_384])
+def test_rejects_are_sorted_as_python_sorts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    monkeypatch.setattr("vlmix.mixture.build.source.MANY_REJECTS", many)
     keys = [(f"é{i % 3}", i % 4 - 1, f"r{i % 2}", chr(0x1F600 + i % 5) + "\uff00" * (i % 2)) for i in range(60)]
 
     def read(raw: RawFolder, options: Options, seed: int, reject: Rejects) -> Iterator[Conversation]:
         for id, number, reason, detail in keys:
             reject(id, reason, detail, round=number)
+            assert len(reject.rows) < many
         yield talk("1")
 
     source = plants(read=read)
@@ -161,6 +166,18 @@ def test_rejects_are_sorted_as_python_sorts_them(tmp_path: Path) -> None:
     rows = [(row["id"], row["round"], row["reason"], row["detail"]) for row in table.to_pylist()]
     assert rows == sorted(keys)
     assert manifest.rejects == {"plants": {"r0": 30, "r1": 30}}
+
+
+def test_rejects_longer_than_an_array_are_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmix.mixture.dataset.rejects._TEXT", 1_000)
+    given = [
+        Reject(source="s", id=f"{i:02}", reason="bad_row", detail="", record="é" * 100) for i in reversed(range(40))
+    ]
+    counts = write_rejects(tmp_path / "rejects.parquet", [reject_rows(given[:25]), reject_rows(given[25:])])
+    written = pq.ParquetFile(tmp_path / "rejects.parquet")
+    assert written.num_row_groups > 1
+    assert written.read()["id"].to_pylist() == sorted(reject.id for reject in given)
+    assert counts == {"s": {"bad_row": 40}}
 
 
 @pytest.mark.parametrize("rows", [1, 9, 15, 22])

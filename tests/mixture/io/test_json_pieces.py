@@ -176,6 +176,20 @@ def test_a_truncated_file_is_told(tmp_path: Path, piece: int, cut: int) -> None:
             list(files(tmp_path).elements(path, dict[str, Any], Share(number, 3)))
 
 
+@pytest.mark.parametrize("brackets", ["[]", "{}"])
+def test_a_file_without_its_end_is_told_before_it_is_read(tmp_path: Path, piece: int, brackets: str) -> None:
+    """The damage before its end, which reading would come upon first, is not what is told."""
+    path, cut = tmp_path / "list.json", '[{"id": 0}, {"id": ?}, {"id": 2}, {"id": 3'
+    path.write_text(cut if brackets == "[]" else f'{{"rows": {cut}')
+    told = rf"list\.json: ends at byte {path.stat().st_size} without the `\{brackets[1]}` .*get it again"
+    for share in (None, Share(0, 2), Share(1, 2)):
+        with pytest.raises(VlmixError, match=told):
+            if brackets == "[]":
+                next(files(tmp_path).elements(path, Typed, share))
+            else:
+                next(files(tmp_path).listed(path, TypedWhole, "rows", Typed, share))
+
+
 class Typed(Struct):
     id: int
 
