@@ -55,7 +55,7 @@ clean:
 	touch $@
 
 .venv/test: .venv/run
-	$(PIP) -e '.[train,lora,smol,sweep,test]'
+	$(PIP) -e '.[train,lora,smol,sweep,overlaps,test]'
 	touch $@
 
 .venv/docs: .venv/demo

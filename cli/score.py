@@ -94,11 +94,15 @@ def _parts(
     opinions: "Judgements | None",
     overlaps: Path,
 ) -> "dict[str, Report | None]":
-    """The scores on the questions that training has seen, and on the clean ones; None where there are none."""
+    """The scores on the questions whose picture, or text, training has seen, and on the rest; None where there are
+    none."""
     from vlmix.mixture.benchmark.answers import Answers
     from vlmix.mixture.overlaps import table
 
-    seen, clean = table.read(overlaps).seen(benchmark.name, split)
+    read = table.read(overlaps)
+    pictures, _ = read.seen(benchmark.name, split, table.PICTURES)
+    texts, _ = read.seen(benchmark.name, split, ("text",))
+    clean = read.seen(benchmark.name, split)[1]
 
     def score(ids: frozenset[str]) -> "Report | None":
         rows = [row for row in answers.rows if row.question_id in ids]
@@ -106,7 +110,7 @@ def _parts(
             return None
         return benchmark.score(Answers(rows, answers.path, asked=ids), annotations, split, opinions)
 
-    return {"seen": score(seen), "clean": score(clean)}
+    return {"picture seen": score(pictures), "text seen": score(texts), "clean": score(clean)}
 
 
 def _judgements(

@@ -251,7 +251,7 @@ def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
 
 
 def parts(report: "Score", parts: "Mapping[str, Score | None]") -> None:
-    """The score on all questions, on those seen in training, and on the others."""
+    """The score on all questions, on those seen in training, and on the rest."""
     table = table_of("questions", "answered", "score", "95 % interval")
     for name, one in {"all": report, **parts}.items():
         if one is None:

@@ -62,6 +62,7 @@ KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "middle 80 %": lambda image: crop(image, 0.1, 0.1, 0.9, 0.9),
     "5 % off two sides": lambda image: crop(image, 0.05, 0.05, 1, 1),
     "10 % off two sides": lambda image: crop(image, 0.1, 0.1, 1, 1),
+    "12.5 % off two sides": lambda image: crop(image, 0.125, 0.125, 1, 1),
     "15 % off two sides": lambda image: crop(image, 0.15, 0.15, 1, 1),
     "20 % off two sides": lambda image: crop(image, 0.2, 0.2, 1, 1),
     "mirrored": ImageOps.mirror,

@@ -4,7 +4,7 @@ A benchmark reads official files as they are distributed, words questions as LLa
 rule with its oddities. Nothing here needs torch: answers may come from any model and be scored on any machine.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,10 @@ def image_files(question: Question, index: ImageIndex) -> list[Path]:
     """Files that may be the picture of a question, the likeliest first."""
     plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
     return [*index.candidates(question.image), *(path for path in plain if path.is_file())]
+
+
+Labels = Mapping[str, Sequence[str]]
+"""Question id -> the answers that its labels know."""
 
 
 class Report(Struct, kw_only=True):
@@ -200,6 +204,8 @@ class Benchmark:
     splits: tuple[str, ...]
     read_questions: Callable[[OfficialFiles, str], list[Question]]
     score_answers: Callable[..., Scored]
+    read_labels: Callable[[OfficialFiles, str], Labels] | None = None
+    """Of a benchmark whose answers are words: those that people gave, or the right one."""
     submit: Callable[[Answers, OfficialFiles, str, Path], str] | None = None
     judge_requests: Callable[[Answers, OfficialFiles], list[JudgeRequest]] | None = None
     parse_scores: ScoreParser | None = None
@@ -218,6 +224,13 @@ class Benchmark:
     def questions(self, data: Path | None = None, split: str = "") -> list[Question]:
         """The questions of a folder of official files, or of one of them, in file order."""
         return self.read_questions(self._official(data), self._split(split))
+
+    def labels(self, data: Path | None = None, split: str = "") -> Labels:
+        """What the official files give as answers, by question. Raises VlmixError if they have none, as in a test
+        split, or if answers are no words."""
+        if self.read_labels is None:
+            raise VlmixError(f"{self.name}: its answers are not words that could be compared")
+        return self.read_labels(self._official(data), self._split(split))
 
     def score(
         self, answers: Answers, annotations: Path | None = None, split: str = "", judgements: Judgements | None = None

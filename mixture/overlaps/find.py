@@ -1,8 +1,7 @@
 """Finding overlaps: the mixture's samples with each other, and its pictures with those of evaluation sets."""
 
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from vlmix.mixture.io.images import image_xxh3
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.keyed import hash_order
 from vlmix.mixture.overlaps.fingerprints import BITS, NEAR, Fingerprints, fingerprints, near
-from vlmix.mixture.overlaps.table import FORMAT, SCHEMA, About, Checked, Overlaps, identity
+from vlmix.mixture.overlaps.table import FORMAT, LEVELS, SCHEMA, About, Checked, Overlaps, identity
+from vlmix.mixture.overlaps.text import asked_in, normalised, rounds_of
 
 _CHUNK = 256  # pictures per task
 _Row = tuple[str, str, str, str, int, int | None, int | None, str]
@@ -103,6 +103,11 @@ class _Pictures:
         ordered = [found[job.first] for job in jobs]
         self.printed = np.concatenate([which for which, _ in ordered])
         self.prints = np.concatenate([prints for _, prints in ordered])
+
+    @cached_property
+    def rounds(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """See `text.rounds_of`."""
+        return rounds_of(self.mixture)
 
     def images_of(self, picture: int) -> NDArray[np.int64]:
         """Numbers of the images that are a picture."""
@@ -230,11 +235,6 @@ def _alike(pictures: _Pictures, most: int) -> NDArray[np.int64]:
     return np.asarray(groups[pictures.picture], dtype=np.int64)
 
 
-def normalised(text: str) -> str:
-    """Text without what editors and exporters change: case, kinds of space, compatibility characters."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 class _AskedJob(Struct, frozen=True):
     """Pictures of questions: by the files that may be one, or by its bytes."""
 
@@ -312,14 +312,21 @@ def _with_set(
                 (benchmark.name, split, question.id, level, int(pictures.owners[i]), i, distance, question.image)
                 for i, distance in images
             ]
-    unchecked = {"text": "questions come without their answers"}
+    unchecked: dict[str, str] = {}
+    try:
+        labels = benchmark.labels(each.folder, split)
+    except VlmixError as error:
+        unchecked["text"] = str(error)
+    else:
+        pairs = asked_in(questions, labels, *pictures.rounds)
+        rows += [(benchmark.name, split, id, "text", sample, None, None, "") for id, sample in pairs]
     if missing or not pictures.has_bytes:
         why = "the mixture has no shards" if not pictures.has_bytes else f"{missing:,} of its pictures were not found"
         unchecked |= dict.fromkeys(("bytes", "near"), why)
     return Checked(
         benchmark=benchmark.name,
         split=split,
-        levels=[level for level in ("id", "bytes", "near") if level not in unchecked],
+        levels=[level for level in LEVELS if level not in unchecked],
         unchecked=unchecked,
         questions=[question.id for question in questions],
         pictures=len(asked),

@@ -19,6 +19,7 @@ FORMAT = 1
 Level = Literal["id", "bytes", "near", "text"]
 LEVELS: tuple[Level, ...] = ("id", "bytes", "near", "text")
 """By what two things are the same: the image's id in its dataset, its stored bytes, its looks, the text."""
+PICTURES: tuple[Level, ...] = ("id", "bytes", "near")
 
 SCHEMA = pa.schema(
     {

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.helpers import vlmix as command
-from vlmix.builders import known_sources
+from vlmix.builders import benchmark_named, known_sources
 from vlmix.builders.layout import COCO, picture_id
+from vlmix.mixture.benchmark.answers import Answer, Answers
 from vlmix.mixture.benchmark.benchmark import Benchmark, EvaluationSet, Question
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
@@ -20,6 +21,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.overlaps import table
 from vlmix.mixture.overlaps.find import find
 from vlmix.mixture.overlaps.fingerprints import fingerprints, near
+from vlmix.mixture.render import SHORT_ANSWER
 
 
 def picture(seed: int, width: int = 320, height: int = 240) -> Image.Image:
@@ -131,8 +133,9 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(folder: Path, *images: str) -> EvaluationSet:
-    questions = [Question(id=image, image=image, text="What is it?") for image in images]
+def asked(folder: Path, *images: str, answer: str | None = None) -> EvaluationSet:
+    questions = [Question(id=image, image=image, text=f"What is it?\n{SHORT_ANSWER}") for image in images]
+    labels = None if answer is None else dict.fromkeys(images, ("something else", answer))
     own = Benchmark(
         name="planted",
         title="",
@@ -141,6 +144,7 @@ def asked(folder: Path, *images: str) -> EvaluationSet:
         files=(),
         splits=(),
         images=COCO,
+        read_labels=None if labels is None else lambda files, split: labels,
         read_questions=lambda files, split: questions,
         score_answers=lambda *_: None,
     )
@@ -182,6 +186,44 @@ def test_levels_that_were_not_compared_are_named(mine: Path) -> None:
     overlaps = find(mine / "mixture", [asked(mine, "bytes.jpg", "gone.jpg")], picture_id=picture_id)
     assert "1 of its pictures" in overlaps.about.checked[1].unchecked["near"]
     assert overlaps.about.checked[1].levels == ["id"]
+
+
+@pytest.mark.parametrize(("answer", "found"), [("a  FIELD", True), ("a field of colours", False)])
+def test_questions_are_found_by_their_text_with_a_right_answer(mine: Path, answer: str, found: bool) -> None:
+    overlaps = find(mine / "mixture", [asked(mine, "clean.jpg", answer=answer)], picture_id=picture_id)
+    rows = [row for row in overlaps.rows.to_pylist() if row["benchmark"]]
+    assert {(row["level"], row["other"]) for row in rows} == ({("text", "clean.jpg")} if found else set())
+    assert len(rows) == (7 if found else 0)
+    assert overlaps.about.checked[1].levels == list(table.LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("same", "path"),
+    [
+        ("coco/9", "coco/train2017/000000000009.jpg"),
+        ("coco/9", "coco/val2014/COCO_val2014_000000000009.jpg"),
+        ("coco/9", "coco/val2017/000000000009.jpg"),
+        ("coco test/9", "coco/test2015/COCO_test2015_000000000009.jpg"),
+        ("vg/2315", "vg/VG_100K_2/2315.jpg"),
+        ("vg/2315", "gqa/images/2315.jpg"),
+        ("gqa/images/n2315", "gqa/images/n2315.jpg"),
+        ("textvqa/train_images/0a1", "textvqa/train_images/0a1.jpg"),
+    ],
+)
+def test_one_picture_has_one_id_wherever_it_lies(same: str, path: str) -> None:
+    assert picture_id(path) == same
+
+
+@pytest.mark.parametrize("name", ["pope", "gqa", "mme", "aokvqa-choice", "vqav2", "okvqa"])
+def test_labels_are_the_answers_that_the_official_rule_rewards(raw: Path, name: str) -> None:
+    benchmark = benchmark_named(name)
+    folder = EvaluationSet(benchmark=benchmark, data=raw).folder
+    labels = benchmark.labels(folder)
+    best = {id: max(known, key=list(known).count) for id, known in labels.items()}
+    rows = [Answer(question_id=question.id, text=best[question.id]) for question in benchmark.questions(folder)]
+    # People differ over VQA's answers; 200 is the most for a task of MME.
+    least = {"vqav2": 60, "okvqa": 50, "mme": 200}.get(name, 100)
+    assert benchmark.score(Answers(rows), folder).score >= least
 
 
 def test_an_overlaps_file_is_of_one_mixture(mine: Path, mixture: Path, tmp_path: Path) -> None:
