@@ -287,6 +287,10 @@ def overlapping(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
             out.print(table)
         else:
             say(f"  nothing, by {', '.join(one.levels) or 'no level'}")
+        if one.not_listed:
+            say(
+                f"  by text, {one.not_listed:,} more pairs of question and sample are not listed: 16 samples a question are"
+            )
         for level, why in one.unchecked.items():
             say(f"  not compared by {level}: {why}")
         if one.unreadable:

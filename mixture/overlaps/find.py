@@ -313,12 +313,13 @@ def _with_set(
                 for i, distance in images
             ]
     unchecked: dict[str, str] = {}
+    more = 0
     try:
         labels = benchmark.labels(each.folder, split)
     except VlmixError as error:
         unchecked["text"] = str(error)
     else:
-        pairs = asked_in(questions, labels, *pictures.rounds)
+        pairs, more = asked_in(questions, labels, *pictures.rounds)
         rows += [(benchmark.name, split, id, "text", sample, None, None, "") for id, sample in pairs]
     if missing or not pictures.has_bytes:
         why = "the mixture has no shards" if not pictures.has_bytes else f"{missing:,} of its pictures were not found"
@@ -331,6 +332,7 @@ def _with_set(
         questions=[question.id for question in questions],
         pictures=len(asked),
         unreadable=unreadable,
+        not_listed=more,
     )
 
 

@@ -53,6 +53,8 @@ class Checked(Struct, frozen=True, kw_only=True):
     pictures: int = 0
     unreadable: list[str] = []
     """Pictures that did not decode: compared by id and bytes alone."""
+    not_listed: int = 0
+    """Pairs of a question and a sample with the same text beyond the first samples of each question, which are listed."""
 
 
 class About(Struct, frozen=True, kw_only=True):

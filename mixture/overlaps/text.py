@@ -17,6 +17,8 @@ _INSTRUCTBLIP = re.compile(r"Question: (.*) Short answer:", re.DOTALL)
 _PROMPTS = (SHORT_ANSWER, OPTION_LETTER, "When the provided information is insufficient, respond with 'Unanswerable'.")
 _LONGEST = 2_000
 """Characters of a question that are compared. The questions of evaluation sets are shorter."""
+_LISTED = 16
+"""Samples that are listed for a question. Thousands ask "Is it sunny?" and say yes."""
 
 Hashes = NDArray[np.uint64]
 
@@ -61,13 +63,15 @@ def rounds_of(mixture: Reader) -> tuple[Hashes, NDArray[np.int64]]:
 
 def asked_in(
     questions: Sequence[Question], labels: Mapping[str, Sequence[str]], hashes: Hashes, owners: NDArray[np.int64]
-) -> list[tuple[str, int]]:
-    """(question's id, sample) of every question that a sample asks with an answer that the labels know."""
-    found = []
+) -> tuple[list[tuple[str, int]], int]:
+    """(question's id, sample) of every question that samples ask with an answer that the labels know, for the first
+    `_LISTED` of them; and how many such pairs are not listed."""
+    found, more = [], 0
     for question in questions:
         said = bare(question.text)
         wanted = np.array(sorted({pair_hash(said, answer) for answer in labels.get(question.id, ())}), dtype=np.uint64)
         starts, ends = (np.searchsorted(hashes, wanted, side) for side in ("left", "right"))
         samples = {int(owner) for start, end in zip(starts, ends) for owner in owners[start:end]}
-        found += [(question.id, sample) for sample in sorted(samples)]
-    return found
+        found += [(question.id, sample) for sample in sorted(samples)[:_LISTED]]
+        more += max(len(samples) - _LISTED, 0)
+    return found, more

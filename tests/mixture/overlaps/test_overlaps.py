@@ -18,7 +18,7 @@ from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.overlaps import table
+from vlmix.mixture.overlaps import table, text
 from vlmix.mixture.overlaps.find import find
 from vlmix.mixture.overlaps.fingerprints import fingerprints, near
 from vlmix.mixture.render import SHORT_ANSWER
@@ -186,6 +186,13 @@ def test_levels_that_were_not_compared_are_named(mine: Path) -> None:
     overlaps = find(mine / "mixture", [asked(mine, "bytes.jpg", "gone.jpg")], picture_id=picture_id)
     assert "1 of its pictures" in overlaps.about.checked[1].unchecked["near"]
     assert overlaps.about.checked[1].levels == ["id"]
+
+
+def test_of_a_question_that_many_ask_some_are_listed(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_LISTED", 3)
+    overlaps = find(mine / "mixture", [asked(mine, "clean.jpg", answer="a field")], picture_id=picture_id)
+    assert sum(row["level"] == "text" and row["benchmark"] == "planted" for row in overlaps.rows.to_pylist()) == 3
+    assert overlaps.about.checked[1].not_listed == 4
 
 
 @pytest.mark.parametrize(("answer", "found"), [("a  FIELD", True), ("a field of colours", False)])
