@@ -288,9 +288,7 @@ def overlapping(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
         else:
             say(f"  nothing, by {', '.join(one.levels) or 'no level'}")
         if one.not_listed:
-            say(
-                f"  by text, {one.not_listed:,} more pairs of question and sample are not listed: 16 samples a question are"
-            )
+            say(f"  {one.not_listed:,} more pairs by text are not listed; 16 samples of each question are")
         for level, why in one.unchecked.items():
             say(f"  not compared by {level}: {why}")
         if one.unreadable:

@@ -54,7 +54,7 @@ class Checked(Struct, frozen=True, kw_only=True):
     unreadable: list[str] = []
     """Pictures that did not decode: compared by id and bytes alone."""
     not_listed: int = 0
-    """Pairs of a question and a sample with the same text beyond the first samples of each question, which are listed."""
+    """Pairs of a question and a sample with the same text beyond those that are listed, the first of each question."""
 
 
 class About(Struct, frozen=True, kw_only=True):
