@@ -180,25 +180,18 @@ def _joined(prints: Sequence[Fingerprints]) -> Fingerprints:
 def _duplicates(pictures: _Pictures, most: int, rows: list[_Row]) -> Checked:
     """Samples that say the same of the same pictures; of a group the first in hash order is `other` of the rest."""
     mixture = pictures.mixture
-    groups = _alike(pictures, most)
     texts = np.zeros(len(mixture), dtype=np.uint64)
     for positions, turns in mixture.texts():
         for position, values in zip(positions.tolist(), turns):
             texts[position] = xxh3_64_intdigest("\x1f".join(map(normalised, values)).encode("utf-8", "surrogatepass"))
-    ends = np.cumsum(pictures.counts)
-    same, alike = (numbers.astype(np.int64).tobytes() for numbers in (pictures.picture, groups))
+    numbers = (pictures.picture, _alike(pictures, most)) if pictures.has_bytes else 2 * (pictures.path_of,)
+    same, alike = (each.astype(np.int64).tobytes() for each in numbers)
+    ends = 8 * np.cumsum(pictures.counts)
     exact: list[bytes] = []
     near_keys: list[bytes] = []
-    if pictures.has_bytes:
-        for position, (start, end) in enumerate(zip((ends - pictures.counts).tolist(), ends.tolist())):
-            text = texts[position].tobytes()
-            exact.append(xxh3_128_digest(text + same[8 * start : 8 * end]))
-            near_keys.append(xxh3_128_digest(text + alike[8 * start : 8 * end]))
-    else:
-        paths = pictures.path_of.astype(np.int64).tobytes()
-        for position, (start, end) in enumerate(zip((ends - pictures.counts).tolist(), ends.tolist())):
-            exact.append(xxh3_128_digest(texts[position].tobytes() + paths[8 * start : 8 * end]))
-        near_keys = exact
+    for said, start, end in zip(texts, (ends - 8 * pictures.counts).tolist(), ends.tolist()):
+        exact.append(xxh3_128_digest(said.tobytes() + same[start:end]))
+        near_keys.append(xxh3_128_digest(said.tobytes() + alike[start:end]))
     ids = mixture.column("id")
     order = np.argsort(hash_order(ids, mixture.manifest.seed), kind="stable").tolist()
     first: dict[bytes, int] = {}
