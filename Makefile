@@ -51,7 +51,7 @@ clean:
 	touch $@
 
 .venv/demo: .venv/run
-	$(PIP) -e '.[train,sweep,rows]'
+	$(PIP) -e '.[train,sweep,overlaps,rows]'
 	touch $@
 
 .venv/test: .venv/run
