@@ -51,11 +51,11 @@ clean:
 	touch $@
 
 .venv/demo: .venv/run
-	$(PIP) -e '.[train,sweep,rows]'
+	$(PIP) -e '.[train,sweep,overlaps,rows]'
 	touch $@
 
 .venv/test: .venv/run
-	$(PIP) -e '.[train,lora,smol,sweep,test]'
+	$(PIP) -e '.[train,lora,smol,sweep,overlaps,test]'
 	touch $@
 
 .venv/docs: .venv/demo

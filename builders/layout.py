@@ -1,5 +1,8 @@
 """LLaVA's image layout, and the other folders in which people keep the same files."""
 
+import re
+from pathlib import PurePosixPath
+
 from vlmix.mixture.io.image_index import ImageFolder
 
 _COCO_2014 = (
@@ -50,3 +53,19 @@ def coco(split: str, image_id: int) -> str:
     if split == "test2015":
         return f"coco/test2015/COCO_test2015_{image_id:012d}.jpg"
     return f"coco/{split}2017/{image_id:012d}.jpg"
+
+
+_DATASETS = {
+    "coco": re.compile(r"coco/(?:train|val)20(?:14|17)/(?:COCO_(?:train|val)2014_)?0*(\d+)\.\w+"),
+    "coco test": re.compile(r"coco/test20(?:15|17)/(?:COCO_test2015_)?0*(\d+)\.\w+"),
+    "vg": re.compile(r"(?:vg/VG_100K(?:_2)?|gqa/images)/0*(\d+)\.\w+"),
+}
+
+
+def picture_id(path: str) -> str:
+    """Which picture of which dataset a path in LLaVA's layout is: `coco/9` in every split and year of COCO's labelled
+    images, `vg/9` for GQA's copy too; any other path stands for itself, without its extension."""
+    for name, pattern in _DATASETS.items():
+        if match := pattern.fullmatch(path):
+            return f"{name}/{match[1]}"
+    return str(PurePosixPath(path).with_suffix("")) if path else ""

@@ -16,6 +16,7 @@ from vlmix.cli.browse import browse
 from vlmix.cli.compare import compare
 from vlmix.cli.evaluate import evaluate
 from vlmix.cli.options import CORES, JsonOpt, WorkersOpt
+from vlmix.cli.overlaps import overlaps
 from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
 from vlmix.cli.sweep import embed, sweep
@@ -96,6 +97,12 @@ def sample(
     show.sample(raw, report, as_json)
 
 
+command(
+    "overlaps",
+    DATA,
+    "mixture --out overlaps.parquet",
+    "mixture --benchmark pope --benchmark gqa --data EVAL --out overlaps.parquet",
+)(overlaps)
 command("peek", DATA, "rows.parquet", "data.csv --recipe mine.yaml", "FOLDER --field image=photo --rows 0")(peek)
 
 

@@ -11,7 +11,7 @@ from vlmix.cli.options import AllowCodeOpt, JsonOpt
 
 if TYPE_CHECKING:
     from vlmix.mixture.benchmark.answers import Answers
-    from vlmix.mixture.benchmark.benchmark import Benchmark
+    from vlmix.mixture.benchmark.benchmark import Benchmark, Report
     from vlmix.mixture.benchmark.judge import Judgements
 
 
@@ -46,6 +46,10 @@ def score_command(
         Path | None,
         typer.Option("--judgements", help="Judgements file: appended to with --judge, otherwise scored as is."),
     ] = None,
+    overlaps: Annotated[
+        Path | None,
+        typer.Option(help="File of `vlmix overlaps`: the score on questions seen in training and on the rest, too."),
+    ] = None,
     allow_code: AllowCodeOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -71,12 +75,42 @@ def score_command(
     if chosen.needs_judge and annotations is not None:
         opinions = _judgements(chosen, given, annotations, judge, judge_model, judgements)
     report = chosen.score(given, annotations, split, opinions)
+    parts = {} if overlaps is None else _parts(chosen, given, annotations, split, opinions, overlaps)
     if as_json:
-        show.done("", report, as_json=True)
+        show.done("", {"all": report, **parts} if overlaps else report, as_json=True)
         return
     show.scored(chosen, report)
+    if overlaps is not None:
+        show.parts(report, parts)
     if written:
         show.done(written, None, as_json=False)
+
+
+def _parts(
+    benchmark: "Benchmark",
+    answers: "Answers",
+    annotations: Path | None,
+    split: str,
+    opinions: "Judgements | None",
+    overlaps: Path,
+) -> "dict[str, Report | None]":
+    """The scores on the questions whose picture, or text, training has seen, and on the rest; None where there are
+    none."""
+    from vlmix.mixture.benchmark.answers import Answers
+    from vlmix.mixture.overlaps import table
+
+    read = table.read(overlaps)
+    pictures, _ = read.seen(benchmark.name, split, table.PICTURES)
+    texts, _ = read.seen(benchmark.name, split, ("text",))
+    clean = read.seen(benchmark.name, split)[1]
+
+    def score(ids: frozenset[str]) -> "Report | None":
+        rows = [row for row in answers.rows if row.question_id in ids]
+        if not rows:
+            return None
+        return benchmark.score(Answers(rows, answers.path, asked=ids), annotations, split, opinions)
+
+    return {"picture seen": score(pictures), "text seen": score(texts), "clean": score(clean)}
 
 
 def _judgements(

@@ -17,6 +17,8 @@ _EXTRAS = {
     "gguf": "smol",
     "onnx": "smol",
     "jinja2": "browse",
+    "imagehash": "overlaps",
+    "faiss": "overlaps",
     "matplotlib": "sweep",
     "wandb": "wandb",
 }

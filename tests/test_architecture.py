@@ -37,6 +37,7 @@ RULES: dict[str, set[str]] = {
     "mixture.selection": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.export": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.browse": {"mixture.*base", "mixture.io", "mixture.dataset"},
+    "mixture.overlaps": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.benchmark"},
     "mixture.build": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.benchmark": {"mixture.*base", "mixture.io"},
     "mixture.mixture": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.selection", "mixture.schedule"},

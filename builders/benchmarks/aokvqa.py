@@ -8,7 +8,7 @@ from vlmix.builders.benchmarks.normalise import Memo, evalai
 from vlmix.builders.benchmarks.vqa import AS_SUBMITTED, DIGITS, Human, HumanAnswers, TextCache
 from vlmix.builders.schemas.aokvqa import Record
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match, percent
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import LETTERS, OPTION_LETTER, SHORT_ANSWER
@@ -29,6 +29,14 @@ def _aokvqa_questions(files: OfficialFiles, split: str) -> list[Question]:
         Question(row.question_id, layout.coco(row.split, row.image_id), f"{row.question}\n{SHORT_ANSWER}")
         for row in _aok_file(files, split)[1]
     ]
+
+
+def _aokvqa_labels(files: OfficialFiles, split: str) -> Labels:
+    path, rows = _aok_file(files, split)
+    labels = {row.question_id: tuple(row.direct_answers) for row in rows if row.direct_answers}
+    if not labels:
+        raise files.wrong(path, "it has no direct_answers, as in the test split")
+    return labels
 
 
 def _score_aokvqa(answers: Answers, files: OfficialFiles, split: str) -> Scored:
@@ -74,6 +82,7 @@ AOKVQA = Benchmark(
     files=(RawFile(_AOK_FILE, "questions with choices and ten direct answers"),),
     splits=("val", "train", "test"),
     read_questions=_aokvqa_questions,
+    read_labels=_aokvqa_labels,
     score_answers=_score_aokvqa,
     images=layout.COCO,
 )
@@ -90,6 +99,14 @@ def _choice_questions(files: OfficialFiles, split: str) -> list[Question]:
         )
         for row in _aok_file(files, split)[1]
     ]
+
+
+def _choice_labels(files: OfficialFiles, split: str) -> Labels:
+    path, rows = _aok_file(files, split)
+    labels = {row.question_id: (LETTERS[row.correct_choice_idx],) for row in rows if row.correct_choice_idx is not None}
+    if not labels:
+        raise files.wrong(path, "it has no correct choices, as in the test split")
+    return labels
 
 
 def _rate_choices(answers: Answers, files: OfficialFiles, split: str) -> Scored:
@@ -123,6 +140,7 @@ AOKVQA_CHOICE = Benchmark(
     files=AOKVQA.files,
     splits=AOKVQA.splits,
     read_questions=_choice_questions,
+    read_labels=_choice_labels,
     score_answers=_rate_choices,
     images=layout.COCO,
 )

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from vlmix.builders import layout
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -65,6 +65,14 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
         Question(id, f"gqa/images/{row.imageId}.jpg", f"{row.question}\n{SHORT_ANSWER}")
         for id, row in _opened(files, split)[1].items()
     ]
+
+
+def _labels(files: OfficialFiles, split: str) -> Labels:
+    path, rows = _opened(files, split)
+    labels = {id: (row.answer,) for id, row in rows.items() if row.answer is not None}
+    if not labels:
+        raise files.wrong(path, "its questions have no answers, as in a test split")
+    return labels
 
 
 def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
@@ -152,6 +160,7 @@ GQA = Benchmark(
         "submission_all",
     ),
     read_questions=_questions,
+    read_labels=_labels,
     score_answers=_score_answers,
     submit=_submit,
     images=layout.GQA,

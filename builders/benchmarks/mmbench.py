@@ -11,7 +11,7 @@ import pyarrow.csv as pacsv
 
 from vlmix.builders.benchmarks.sheet import write_sheet
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match, percent
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
@@ -132,6 +132,12 @@ def _benchmark(name: str, title: str, pattern: str, instruction: str) -> Benchma
         by_index = {row["index"]: row for row in rows}
         return [Question(row["index"], "", _prompt(row, instruction), _image(by_index, row, path)) for row in rows]
 
+    def labels(files: OfficialFiles, split: str) -> Labels:
+        path, rows = _opened(files, split, pattern, images=False)
+        if "answer" not in rows[0]:
+            raise files.wrong(path, "it has no column 'answer', as in a test split")
+        return {row["index"]: (row["answer"],) for row in rows}
+
     def rate(answers: Answers, files: OfficialFiles, split: str) -> Scored:
         path, rows = _opened(files, split, pattern, images=False)
         return _score_answers(name, answers, path, rows, split or rows[0].get("split") or "dev", files)
@@ -153,6 +159,7 @@ def _benchmark(name: str, title: str, pattern: str, instruction: str) -> Benchma
         files=(RawFile(pattern, "questions in all rotations, with their images"),),
         splits=("dev", "test"),
         read_questions=questions,
+        read_labels=labels,
         score_answers=rate,
         submit=submit,
         max_new_tokens=1024,

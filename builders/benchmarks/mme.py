@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.image_index import EXTENSIONS
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -94,6 +94,11 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
+def _labels(files: OfficialFiles, split: str) -> Labels:
+    _, tasks = _opened(files, split)
+    return {asked.id: (asked.gold,) for questions in tasks.values() for asked in questions}
+
+
 def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     root, tasks = _opened(files, split)
     counted = {name: [asked for asked in questions if answers.asks(asked.id)] for name, questions in tasks.items()}
@@ -164,6 +169,7 @@ MME = Benchmark(
     ),
     splits=(*_PARTS, *PERCEPTION, *COGNITION),
     read_questions=_questions,
+    read_labels=_labels,
     score_answers=_score_answers,
 )
 

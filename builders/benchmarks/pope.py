@@ -7,7 +7,7 @@ from msgspec import Struct
 from vlmix.builders import layout
 from vlmix.builders.benchmarks.normalise import Memo
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -61,6 +61,11 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
         for name, (_, rows) in _opened(files, split).items()
         for row in rows
     ]
+
+
+def _labels(files: OfficialFiles, split: str) -> Labels:
+    opened = _opened(files, split).items()
+    return {str(row.question_id + OFFSETS[name]): (row.label,) for name, (_, rows) in opened for row in rows}
 
 
 def _image(name: str) -> str:
@@ -163,6 +168,7 @@ POPE = Benchmark(
     files=(RawFile(_FILE, "questions with labels, one JSON object a line: adversarial, random, popular"),),
     splits=("adversarial", "random", "popular"),
     read_questions=_questions,
+    read_labels=_labels,
     score_answers=_score_answers,
     images=layout.COCO,
 )

@@ -5,7 +5,7 @@ import re
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match, percent
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match, percent
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.record import IMAGE_TOKEN
@@ -65,6 +65,10 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     ]
 
 
+def _labels(files: OfficialFiles, split: str) -> Labels:
+    return {id: (_OPTIONS[problem.answer],) for id, problem in _opened(files, split).items()}
+
+
 def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     problems = {id: problem for id, problem in _opened(files, split).items() if answers.asks(id)}
     matched = match(answers, problems, files.folder)
@@ -111,6 +115,7 @@ SCIENCEQA = Benchmark(
     ),
     splits=("test", "val", "train", "minitest", "minival"),
     read_questions=_questions,
+    read_labels=_labels,
     score_answers=_score_answers,
     max_new_tokens=1024,
 )

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
@@ -63,6 +63,10 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
     return questions
 
 
+def _labels(files: OfficialFiles, split: str) -> Labels:
+    return {row.id: (row.answer,) for row in _opened(files, split)[1]}
+
+
 def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     path, rows, names = _opened(files, split)
     rows = [row for row in rows if answers.asks(row.id)]
@@ -105,6 +109,7 @@ SEED = Benchmark(
     files=(RawFile(_FILE, "questions on images and videos, with answers"),),
     splits=("image", "video"),
     read_questions=_questions,
+    read_labels=_labels,
     score_answers=_score_answers,
     submit=_submit,
 )

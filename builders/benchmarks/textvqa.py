@@ -9,7 +9,7 @@ from vlmix.builders import layout
 from vlmix.builders.benchmarks.normalise import Memo, evalai, soft_accuracy
 from vlmix.builders.schemas.textvqa import Rosetta
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -57,6 +57,14 @@ def _questions(files: OfficialFiles, split: str) -> list[Question]:
         )
         for row in file.data
     ]
+
+
+def _labels(files: OfficialFiles, split: str) -> Labels:
+    path, file, _ = _opened(files, split)
+    labels = {str(row.question_id): tuple(row.answers) for row in file.data if row.answers}
+    if not labels:
+        raise files.wrong(path, "its questions have no answers, as in the test split")
+    return labels
 
 
 def asked(prompt: str) -> str | None:
@@ -122,6 +130,7 @@ TEXTVQA = Benchmark(
     ),
     splits=("val", "train", "test"),
     read_questions=_questions,
+    read_labels=_labels,
     score_answers=_score_answers,
     images=layout.TEXTVQA,
 )

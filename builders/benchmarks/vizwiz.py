@@ -8,7 +8,7 @@ from msgspec import Struct
 from vlmix.builders.benchmarks.normalise import Memo, evalai, soft_accuracy
 from vlmix.builders.benchmarks.vqa import Human, Item, TextCache, rate
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Matched, Question, Scored, match
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -41,6 +41,14 @@ def _vizwiz_questions(files: OfficialFiles, split: str) -> list[Question]:
         Question(str(number), _vizwiz_image(row.image), f"{row.question.capitalize()}\n{UNANSWERABLE}\n{SHORT_ANSWER}")
         for number, row in enumerate(rows)
     ]
+
+
+def _vizwiz_labels(files: OfficialFiles, split: str) -> Labels:
+    path, rows, _ = _vizwiz_file(files, split)
+    labels = {str(n): tuple(human.answer for human in row.answers) for n, row in enumerate(rows) if row.answers}
+    if not labels:
+        raise files.wrong(path, "its questions have no answers, as in the test split")
+    return labels
 
 
 def _vizwiz_image(name: str) -> str:
@@ -97,6 +105,7 @@ VIZWIZ = Benchmark(
     files=(RawFile(_VIZWIZ_FILE, "questions and, except for test, ten answers each (Annotations.zip)"),),
     splits=("val", "train", "test"),
     read_questions=_vizwiz_questions,
+    read_labels=_vizwiz_labels,
     score_answers=_rate_vizwiz,
     submit=_submit_vizwiz,
 )

@@ -16,7 +16,7 @@ from vlmix.builders import layout
 from vlmix.builders.benchmarks.normalise import Memo, clean, evalai, soft_accuracy, vqa
 from vlmix.builders.schemas.vqa import Info, Questions
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Matched, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Matched, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
@@ -167,6 +167,11 @@ def _annotations(files: OfficialFiles, split: str, pattern: str, dataset: str) -
     return path, file, split
 
 
+def _labels(files: OfficialFiles, split: str, pattern: str, dataset: str) -> Labels:
+    rows = _annotations(files, split, pattern, dataset)[1].annotations
+    return {str(row.question_id): tuple(human.answer for human in row.answers or ()) for row in rows}
+
+
 def _items(file: _Annotated, groups: Callable[[_AnnotatedRow], Iterable[str]]) -> list[Item]:
     return [
         Item(str(row.question_id), str(row.image_id or row.question_id), row.answers or [], tuple(groups(row)))
@@ -226,6 +231,7 @@ VQAV2 = Benchmark(
     ),
     splits=("val", "train", "test-dev", "test"),
     read_questions=lambda files, split: _questions(files, split, _V2_QUESTIONS, _V2),
+    read_labels=lambda files, split: _labels(files, split, _V2_ANNOTATIONS, _V2),
     score_answers=_rate_vqav2,
     submit=_submit_vqav2,
     images=layout.COCO,
@@ -258,6 +264,7 @@ OKVQA = Benchmark(
     files=(RawFile(_OK_QUESTIONS, "questions"), RawFile(_OK_ANNOTATIONS, "ten answers each, stemmed and as typed")),
     splits=("val", "train"),
     read_questions=lambda files, split: _questions(files, split, _OK_QUESTIONS, "OK-VQA"),
+    read_labels=lambda files, split: _labels(files, split, _OK_ANNOTATIONS, "OK-VQA"),
     score_answers=_rate_okvqa,
     images=layout.COCO,
 )

@@ -57,6 +57,7 @@ def read(path: Path, allow_code: bool = False) -> Benchmark:
         files=tuple(RawFile(file.name, "questions") for file in inputs),
         splits=(),
         read_questions=lambda files, split: [item.question for item in ask().items],
+        read_labels=lambda files, split: {item.question.id: item.answers for item in ask().items},
         score_answers=_scorer(recipe, metric, ask),
         max_new_tokens=recipe.max_new_tokens,
         own=OwnFiles(path, images, (path, *inputs)),

@@ -4,7 +4,7 @@ A benchmark reads official files as they are distributed, words questions as LLa
 rule with its oddities. Nothing here needs torch: answers may come from any model and be scored on any machine.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from vlmix.mixture.benchmark.intervals import available, interval
 from vlmix.mixture.benchmark.judge import Endpoint, Judgements, JudgeRequest, ScoreParser, check, judge, read_judgements
 from vlmix.mixture.benchmark.values import Tallies, Values
 from vlmix.mixture.errors import VlmixError, nearest
-from vlmix.mixture.io.image_index import ImageFolder
+from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.pool import Progress
 
@@ -37,6 +37,16 @@ class Question(Struct, frozen=True):
     image: str
     text: str
     image_bytes: bytes | Callable[[], bytes] | None = None
+
+
+def image_files(question: Question, index: ImageIndex) -> list[Path]:
+    """Files that may be the picture of a question, the likeliest first."""
+    plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
+    return [*index.candidates(question.image), *(path for path in plain if path.is_file())]
+
+
+Labels = Mapping[str, Sequence[str]]
+"""Question id -> the answers that its labels know."""
 
 
 class Report(Struct, kw_only=True):
@@ -194,6 +204,8 @@ class Benchmark:
     splits: tuple[str, ...]
     read_questions: Callable[[OfficialFiles, str], list[Question]]
     score_answers: Callable[..., Scored]
+    read_labels: Callable[[OfficialFiles, str], Labels] | None = None
+    """Of a benchmark whose answers are words: those that people gave, or the right one."""
     submit: Callable[[Answers, OfficialFiles, str, Path], str] | None = None
     judge_requests: Callable[[Answers, OfficialFiles], list[JudgeRequest]] | None = None
     parse_scores: ScoreParser | None = None
@@ -212,6 +224,13 @@ class Benchmark:
     def questions(self, data: Path | None = None, split: str = "") -> list[Question]:
         """The questions of a folder of official files, or of one of them, in file order."""
         return self.read_questions(self._official(data), self._split(split))
+
+    def labels(self, data: Path | None = None, split: str = "") -> Labels:
+        """What the official files give as answers, by question. Raises VlmixError if they have none, as in a test
+        split, or if answers are no words."""
+        if self.read_labels is None:
+            raise VlmixError(f"{self.name}: its answers are not words that could be compared")
+        return self.read_labels(self._official(data), self._split(split))
 
     def score(
         self, answers: Answers, annotations: Path | None = None, split: str = "", judgements: Judgements | None = None
@@ -274,3 +293,31 @@ class Benchmark:
         if split and split not in self.splits:
             raise VlmixError(f"{self.name} has no split {split!r}{nearest(split, self.splits)}")
         return split
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """A benchmark and where its files are."""
+
+    benchmark: Benchmark
+    data: Path | None = None
+    """The official files: a folder that holds them, or one with a folder of the benchmark's name. A benchmark of one's
+    own has none."""
+    images: tuple[Path, ...] = ()
+    """Roots in LLaVA's layout, looked into before `data`."""
+    split: str = ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the benchmark's official files."""
+        if self.data is None or self.benchmark.own is not None:
+            return None
+        inner = self.data / self.benchmark.name
+        return inner if inner.is_dir() else self.data
+
+    @property
+    def image_roots(self) -> list[Path]:
+        """Where images are looked for, in this order."""
+        own = () if self.benchmark.own is None else (self.benchmark.own.images,)
+        near = (folder if folder.is_dir() else folder.parent for folder in (self.data, self.folder) if folder)
+        return [*self.images, *own, *near]

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from vlmix.mixture.benchmark.answers import Answer, Answers, read_answers
-from vlmix.mixture.benchmark.benchmark import REPORT_NAME, Benchmark, Question, Report
+from vlmix.mixture.benchmark.benchmark import REPORT_NAME, Benchmark, EvaluationSet, Question, Report, image_files
 from vlmix.mixture.benchmark.values import NAME as VALUES_NAME
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.errors import VlmixError
@@ -36,16 +36,9 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(EvaluationSet):
     """What is asked, and how."""
 
-    benchmark: Benchmark
-    data: Path | None = None
-    """The official files: a folder that holds them, or one with a folder of the benchmark's name. A benchmark of one's
-    own has none."""
-    images: tuple[Path, ...] = ()
-    """Roots in LLaVA's layout, looked into before `data`."""
-    split: str = ""
     batch_size: int = 16
     max_new_tokens: int = 0
     """0: what LLaVA-1.5 allowed the benchmark."""
@@ -64,21 +57,6 @@ class Task:
             max_new_tokens=config.max_new_tokens,
             batch_size=batch_size,
         )
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of the benchmark's official files."""
-        if self.data is None or self.benchmark.own is not None:
-            return None
-        inner = self.data / self.benchmark.name
-        return inner if inner.is_dir() else self.data
-
-    @property
-    def image_roots(self) -> list[Path]:
-        """Where images are looked for, in this order."""
-        own = () if self.benchmark.own is None else (self.benchmark.own.images,)
-        near = (folder if folder.is_dir() else folder.parent for folder in (self.data, self.folder) if folder)
-        return [*self.images, *own, *near]
 
 
 class Unscored(Struct, frozen=True):
@@ -203,8 +181,7 @@ def _image(question: Question, index: ImageIndex, benchmark: Benchmark) -> bytes
         return data
     if not question.image:
         return None
-    plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
-    for path in [*index.candidates(question.image), *(path for path in plain if path.is_file())]:
+    for path in image_files(question, index):
         try:
             data = path.read_bytes()
             decode(data)
