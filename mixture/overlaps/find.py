@@ -82,6 +82,8 @@ class _Pictures:
         self.prints = np.empty((0, BITS // 8), dtype=np.uint8)
         self.printed = np.empty(0, dtype=np.int64)
         """[P, 32] fingerprints, and [P] of which picture each is; flat ones have none."""
+        self.unreadable: list[str] = []
+        """Paths of pictures that do not decode, as a build with `--check header` may take them."""
         if self.has_bytes and len(self.picture):
             _, firsts = np.unique(self.picture, return_index=True)
             self._fingerprint(path, firsts, pool, progress)
@@ -97,8 +99,9 @@ class _Pictures:
             for part in [firsts[start : start + _CHUNK]]
         ]
         found: dict[int, tuple[NDArray[np.int64], Fingerprints]] = {}
-        for job, (which, prints) in pool.map(_stored, jobs):
+        for job, (which, prints, broken) in pool.map(_stored, jobs):
             found[job.first] = which + job.first, prints
+            self.unreadable += [self.paths[self.path_of[firsts[job.first + number]]] for number in broken]
             progress("fingerprinting pictures", len(found), len(jobs))
         ordered = [found[job.first] for job in jobs]
         self.printed = np.concatenate([which for which, _ in ordered])
@@ -160,17 +163,18 @@ def _opened(path: Path) -> Reader:
     return Reader.open(path)
 
 
-def _stored(job: _StoredJob) -> tuple[NDArray[np.int64], Fingerprints]:
-    """Which of the job's pictures have a fingerprint, and those. Runs in a worker."""
-    mixture, which, prints = _opened(job.path), [], []
+def _stored(job: _StoredJob) -> tuple[NDArray[np.int64], Fingerprints, list[int]]:
+    """Which of the job's pictures each fingerprint is of, those, and which pictures do not decode. Runs in a worker."""
+    mixture, which, prints, broken = _opened(job.path), list[int](), list[Fingerprints](), list[int]()
     for number, (position, image) in enumerate(zip(job.positions, job.numbers)):
         try:
             found = fingerprints(mixture.raw(position).jpegs[image])
         except VlmixError:
-            continue  # a build checked that it decodes; with `--check header`, it need not
+            broken.append(number)
+            continue
         which += [number] * len(found)
         prints.append(found)
-    return np.array(which, dtype=np.int64), _joined(prints)
+    return np.array(which, dtype=np.int64), _joined(prints), broken
 
 
 def _joined(prints: Sequence[Fingerprints]) -> Fingerprints:
@@ -209,7 +213,14 @@ def _duplicates(pictures: _Pictures, most: int, rows: list[_Row]) -> Checked:
         rows.append(("", "", ids[kept].as_py(), level, position, None, None, ""))
     unchecked = {} if pictures.has_bytes else dict.fromkeys(("bytes", "near"), "the mixture has no shards")
     levels = ["bytes", "near", "text"] if pictures.has_bytes else ["id", "text"]
-    return Checked(benchmark="", split="", levels=levels, unchecked=unchecked, pictures=len(pictures.hashes))
+    return Checked(
+        benchmark="",
+        split="",
+        levels=levels,
+        unchecked=unchecked,
+        pictures=len(pictures.hashes),
+        unreadable=sorted(pictures.unreadable),
+    )
 
 
 def _alike(pictures: _Pictures, most: int) -> NDArray[np.int64]:

@@ -182,6 +182,20 @@ def test_pictures_of_questions_are_found_by_id_bytes_and_looks(mine: Path) -> No
     assert overlaps.seen("planted", "", ["bytes"])[0] == {"bytes.jpg"}
 
 
+def test_pictures_of_the_mixture_that_do_not_decode_are_named(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for name, data in (("whole", jpeg(picture(0))), ("cut", jpeg(picture(1))[:4000])):
+        (raw / "coco/train2017").mkdir(parents=True, exist_ok=True)
+        (raw / f"coco/train2017/{name}.jpg").write_bytes(data)
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
+    rows = [{"id": n, "image": f"coco/train2017/{n}.jpg", "conversations": said} for n in ("whole", "cut")]
+    (raw / "rows.json").write_text(json.dumps(rows))
+    recipe = {"name": "mine", "sources": {"own": {"builder": "llava_json", "path": "rows.json"}}}
+    build(parse(recipe, known_sources()), known_sources(), raw, tmp_path / "mixture", check="header")
+    overlaps = find(tmp_path / "mixture", picture_id=picture_id)
+    assert overlaps.about.checked[0].unreadable == ["coco/train2017/cut.jpg"]
+
+
 def test_levels_that_were_not_compared_are_named(mine: Path) -> None:
     overlaps = find(mine / "mixture", [asked(mine, "bytes.jpg", "gone.jpg")], picture_id=picture_id)
     assert "1 of its pictures" in overlaps.about.checked[1].unchecked["near"]
