@@ -16,6 +16,7 @@ STYLES: tuple[StyleName, ...] = get_args(StyleName)
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 CAPTION = "Provide a one-sentence caption for the provided image."
 OCR_LINE = "Reference OCR token: "
 REGION_CAPTION = "Please provide a short description for this region: "

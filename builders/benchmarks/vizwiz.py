@@ -12,9 +12,7 @@ from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Matched, Questi
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.official import OfficialFiles, RawFile
-from vlmix.mixture.render import SHORT_ANSWER
-
-UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
+from vlmix.mixture.render import SHORT_ANSWER, UNANSWERABLE
 
 
 class _VizWizRow(Struct):

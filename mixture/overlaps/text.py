@@ -11,10 +11,10 @@ from xxhash import xxh3_64_intdigest
 from vlmix.mixture.benchmark.benchmark import Question
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.record import IMAGE_TOKEN
-from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER
+from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE
 
 _INSTRUCTBLIP = re.compile(r"Question: (.*) Short answer:", re.DOTALL)
-_PROMPTS = (SHORT_ANSWER, OPTION_LETTER, "When the provided information is insufficient, respond with 'Unanswerable'.")
+_PROMPTS = SHORT_ANSWER, OPTION_LETTER, UNANSWERABLE
 _LONGEST = 2_000
 """Characters of a question that are compared. The questions of evaluation sets are shorter."""
 _LISTED = 16
