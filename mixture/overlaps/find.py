@@ -87,10 +87,9 @@ class _Pictures:
         if self.has_bytes and len(self.picture):
             _, firsts = np.unique(self.picture, return_index=True)
             self._fingerprint(path, firsts, pool, progress)
-        self._by_picture = np.argsort(self.picture, kind="stable")
-        self._ends = np.searchsorted(self.picture[self._by_picture], np.arange(len(self.hashes) + 1))
-        self._by_path = np.argsort(self.path_of, kind="stable")
-        self._path_ends = np.searchsorted(self.path_of[self._by_path], np.arange(len(names) + 1))
+        self.of_picture = _Grouped(self.picture, len(self.hashes))
+        self.at_path = _Grouped(self.path_of, len(names))
+        """Numbers of the images that are a picture, and of those at a path."""
 
     def _fingerprint(self, path: Path, firsts: NDArray[np.int64], pool: Pool, progress: Progress) -> None:
         jobs = [
@@ -112,14 +111,6 @@ class _Pictures:
         """See `text.rounds_of`."""
         return rounds_of(self.mixture)
 
-    def images_of(self, picture: int) -> NDArray[np.int64]:
-        """Numbers of the images that are a picture."""
-        return self._by_picture[self._ends[picture] : self._ends[picture + 1]]
-
-    def images_at(self, path: int) -> NDArray[np.int64]:
-        """Numbers of the images at a path."""
-        return self._by_path[self._path_ends[path] : self._path_ends[path + 1]]
-
     def table(self, rows: Sequence[_Row]) -> pa.Table:
         """`rows` with what the index says of their samples."""
         columns = list(zip(*rows)) if rows else [()] * 8
@@ -134,21 +125,25 @@ class _Pictures:
             "other": other,
             "level": level,
             "id": mixture.column("id").take(at),
-            "source": mixture.column("source").cast(pa.string()).take(at),
+            "source": mixture.column("source").take(at),
             "row": at,
             "image": numbers,
             "distance": distance,
             "path": paths,
             "other_path": other_path,
         }
-        return pa.table(
-            {
-                field.name: pa.chunked_array([pa.array(made[field.name], field.type)])
-                if not isinstance(made[field.name], pa.ChunkedArray)
-                else made[field.name]
-                for field in SCHEMA
-            }
-        )
+        return pa.table(made).cast(SCHEMA)
+
+
+class _Grouped:
+    """Items by the group that each is in."""
+
+    def __init__(self, group: NDArray[np.integer], count: int) -> None:
+        self._items = np.argsort(group, kind="stable")
+        self._ends = np.searchsorted(group[self._items], np.arange(count + 1))
+
+    def __getitem__(self, group: int) -> list[int]:
+        return list(map(int, self._items[self._ends[group] : self._ends[group + 1]]))
 
 
 class _StoredJob(Struct, frozen=True):
@@ -282,9 +277,8 @@ def _with_set(
     pool: Pool,
     progress: Progress,
 ) -> Checked:
-    benchmark = each.benchmark
-    questions = benchmark.questions(each.folder, each.split)
-    split = each.split
+    benchmark, split = each.benchmark, each.split
+    questions = benchmark.questions(each.folder, split)
     shown: dict[object, list[Question]] = {}
     for question in questions:
         if question.image or question.image_bytes is not None:
@@ -299,9 +293,9 @@ def _with_set(
     for number, (same, (hash, _)) in enumerate(zip(asked, facts)):
         if same[0].image:
             for path in pictures.by_id.get(pictures.picture_id(same[0].image), ()):
-                hits.setdefault((number, "id"), []).extend((int(i), None) for i in pictures.images_at(path))
+                hits.setdefault((number, "id"), []).extend((i, None) for i in pictures.at_path[path])
         if (picture := pictures.by_hash.get(hash) if hash else None) is not None:
-            hits.setdefault((number, "bytes"), []).extend((int(i), None) for i in pictures.images_of(picture))
+            hits.setdefault((number, "bytes"), []).extend((i, None) for i in pictures.of_picture[picture])
     owners = np.repeat(np.arange(len(facts)), [0 if found is None else len(found) for _, found in facts])
     nearest: dict[tuple[int, int], int] = {}
     for query, found in near(_joined([f for _, f in facts if f is not None]), pictures.prints, most):
@@ -309,7 +303,7 @@ def _with_set(
             pair = int(owners[query]), int(pictures.printed[which])
             nearest[pair] = min(distance, nearest.get(pair, BITS))
     for (number, picture), distance in nearest.items():
-        hits.setdefault((number, "near"), []).extend((int(i), distance) for i in pictures.images_of(picture))
+        hits.setdefault((number, "near"), []).extend((i, distance) for i in pictures.of_picture[picture])
     for (number, level), images in sorted(hits.items()):
         for question in asked[number]:
             rows += [
