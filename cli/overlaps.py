@@ -1,14 +1,18 @@
 """`vlmix overlaps`: what of a mixture is there twice, and what of it evaluation sets show."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
 from vlmix.cli.options import CORES, AllowCodeOpt, JsonOpt, WorkersOpt
 from vlmix.mixture.errors import VlmixError
+
+if TYPE_CHECKING:
+    from vlmix.mixture.overlaps.table import Checked, Overlaps
 
 
 def overlaps(
@@ -59,4 +63,41 @@ def overlaps(
             mixture, sets, picture_id=picture_id, most=near, flipped=flipped, workers=workers, progress=progress
         )
     table.write(out, found)
-    show.overlapping(found, out, as_json)
+    _show(found, out, as_json)
+
+
+def _show(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
+    """How many samples and questions of each source and set overlap, and what was not compared."""
+    from vlmix.mixture.overlaps.table import touched
+
+    counts = touched(overlaps)
+    if as_json:
+        checked = [msgspec.structs.replace(one, questions=[]) for one in overlaps.about.checked]
+        show.done("", {"file": str(file), "overlaps": counts, "checked": checked}, as_json=True)
+        return
+    for one in overlaps.about.checked:
+        mine = [each for each in counts if (each.benchmark, each.split) == (one.benchmark, one.split)]
+        asked = f" {len(one.questions):,} questions," if one.benchmark else ""
+        name = f"{one.benchmark} {one.split}".strip() or "duplicates in the mixture"
+        show.out.print(show.plain(name, "bold"), show.plain(f"{asked} {one.pictures:,} pictures".strip()))
+        table = show.table_of("source", "by", "samples", *(["questions"] if one.benchmark else []))
+        for each in mine:
+            questions = [f"{each.questions:,}"] if one.benchmark else []
+            show.add(table, each.source, each.level, f"{each.samples:,}", *questions)
+        if mine:
+            show.out.print(table)
+        else:
+            show.say(f"  nothing, by {', '.join(one.levels) or 'no level'}")
+        if one.not_listed:
+            show.say(f"  {one.not_listed:,} more pairs by text are not listed; 16 samples of each question are")
+        show_unchecked(one)
+    show.say(f"{file}: {overlaps.rows.num_rows:,} rows")
+
+
+def show_unchecked(checked: "Checked") -> None:
+    """What was not compared, and why."""
+    for level, why in checked.unchecked.items():
+        show.say(f"  not compared by {level}: {why}")
+    if checked.unreadable:
+        many, first = len(checked.unreadable), checked.unreadable[0]
+        show.say(f"  {many:,} pictures do not decode, so not compared by near; the first is {first}")

@@ -1,5 +1,6 @@
 """`vlmix score`: a file of answers against official labels, or made ready for a test server."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,11 +9,13 @@ import typer
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
 from vlmix.cli.options import AllowCodeOpt, JsonOpt
+from vlmix.cli.overlaps import show_unchecked
 
 if TYPE_CHECKING:
     from vlmix.mixture.benchmark.answers import Answers
     from vlmix.mixture.benchmark.benchmark import Benchmark, Report
     from vlmix.mixture.benchmark.judge import Judgements
+    from vlmix.mixture.overlaps.table import Checked
 
 
 def score_command(
@@ -75,13 +78,18 @@ def score_command(
     if chosen.needs_judge and annotations is not None:
         opinions = _judgements(chosen, given, annotations, judge, judge_model, judgements)
     report = chosen.score(given, annotations, split, opinions)
-    parts = {} if overlaps is None else _parts(chosen, given, annotations, split, opinions, overlaps)
-    if as_json:
-        show.done("", {"all": report, **parts} if overlaps else report, as_json=True)
-        return
-    show.scored(chosen, report)
-    if overlaps is not None:
-        show.parts(report, parts)
+    if overlaps is None:
+        if as_json:
+            show.done("", report, as_json=True)
+            return
+        show.scored(chosen, report)
+    else:
+        parts, checked = _parts(chosen, given, annotations, split, opinions, overlaps)
+        if as_json:
+            show.done("", {"all": report, **parts, "unchecked": checked.unchecked}, as_json=True)
+            return
+        show.scored(chosen, report)
+        _show_parts({"all": report, **parts}, checked)
     if written:
         show.done(written, None, as_json=False)
 
@@ -93,24 +101,37 @@ def _parts(
     split: str,
     opinions: "Judgements | None",
     overlaps: Path,
-) -> "dict[str, Report | None]":
-    """The scores on the questions whose picture, or text, training has seen, and on the rest; None where there are
-    none."""
+) -> "tuple[dict[str, Report | None], Checked]":
+    """The scores on the questions whose picture, or text, training has seen, and on the rest, None where there is none;
+    and what was compared. Which row answers which question is the benchmark's to say."""
     from vlmix.mixture.benchmark.answers import Answers
     from vlmix.mixture.overlaps import table
 
     read = table.read(overlaps)
-    pictures, _ = read.seen(benchmark.name, split, table.PICTURES)
-    texts, _ = read.seen(benchmark.name, split, ("text",))
-    clean = read.seen(benchmark.name, split)[1]
+    checked = read.checked(benchmark.name, split)
 
     def score(ids: frozenset[str]) -> "Report | None":
-        rows = [row for row in answers.rows if row.question_id in ids]
-        if not rows:
+        if not ids:
             return None
-        return benchmark.score(Answers(rows, answers.path, asked=ids), annotations, split, opinions)
+        return benchmark.score(Answers(answers.rows, answers.path, asked=ids), annotations, split, opinions)
 
-    return {"picture seen": score(pictures), "text seen": score(texts), "clean": score(clean)}
+    pictures, texts = (read.seen(benchmark.name, split, levels) for levels in (table.PICTURES, ("text",)))
+    clean = frozenset(checked.questions) - pictures - texts
+    return {"picture_seen": score(pictures), "text_seen": score(texts), "clean": score(clean)}, checked
+
+
+def _show_parts(parts: "Mapping[str, Report | None]", checked: "Checked") -> None:
+    """The score on all questions, on those seen in training, and on the rest."""
+    table = show.table_of("questions", "answered", "score", "95 % interval")
+    for name, one in parts.items():
+        shown = f"clean by {', '.join(checked.levels)}" if name == "clean" else name.replace("_", " ")
+        if one is None:
+            show.add(table, shown, "0", "", "")
+            continue
+        within = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
+        show.add(table, shown, f"{one.answered:,}", f"{one.score:.2f}", within)
+    show.out.print(table)
+    show_unchecked(checked)
 
 
 def _judgements(

@@ -7,7 +7,7 @@ import sys
 import time
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from vlmix.mixture.dataset.verify import Verified
     from vlmix.mixture.merge.merge import Merged
     from vlmix.mixture.mixture import Mixture
-    from vlmix.mixture.overlaps.table import Overlaps
     from vlmix.mixture.schedule.listing import Share
     from vlmix.mixture.schedule.schedule import Schedule
     from vlmix.mixture.selection.rankings import Report
@@ -248,53 +247,6 @@ def sample(raw: Path, report: "SampleReport", as_json: bool) -> None:
         f"{raw}: {pictures:,} images and {records:,} records in {len(report.records)} official files, "
         f"{_bytes(report.bytes)}; {len(report.dirt)} irregularities of the real releases among them"
     )
-
-
-def parts(report: "Score", parts: "Mapping[str, Score | None]") -> None:
-    """The score on all questions, on those seen in training, and on the rest."""
-    table = table_of("questions", "answered", "score", "95 % interval")
-    for name, one in {"all": report, **parts}.items():
-        if one is None:
-            add(table, name, "0", "", "")
-            continue
-        within = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
-        add(table, name, f"{one.answered:,}", f"{one.score:.2f}", within)
-    out.print(table)
-
-
-def overlapping(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
-    """How many samples and questions of each source and set overlap, and what was not compared."""
-    from vlmix.mixture.overlaps.table import touched
-
-    counts = touched(overlaps)
-    if as_json:
-        checked = [msgspec.structs.replace(one, questions=[]) for one in overlaps.about.checked]
-        _json({"file": str(file), "overlaps": msgspec.to_builtins(counts), "checked": msgspec.to_builtins(checked)})
-        return
-    for one in overlaps.about.checked:
-        mine = [each for each in counts if (each.benchmark, each.split) == (one.benchmark, one.split)]
-        name = f"{one.benchmark} {one.split}".strip() or "duplicates in the mixture"
-        asked = f", {len(one.questions):,} questions" if one.benchmark else ""
-        out.print(
-            plain(name, "bold"), plain(f"{asked.removeprefix(', ')}: {one.pictures:,} pictures".removeprefix(": "))
-        )
-        table = table_of("source", "by", "samples", *(["questions"] if one.benchmark else []))
-        for each in mine:
-            add(
-                table, each.source, each.level, f"{each.samples:,}", *([f"{each.questions:,}"] if one.benchmark else [])
-            )
-        if mine:
-            out.print(table)
-        else:
-            say(f"  nothing, by {', '.join(one.levels) or 'no level'}")
-        if one.not_listed:
-            say(f"  {one.not_listed:,} more pairs by text are not listed; 16 samples of each question are")
-        for level, why in one.unchecked.items():
-            say(f"  not compared by {level}: {why}")
-        if one.unreadable:
-            first = one.unreadable[0]
-            say(f"  {len(one.unreadable):,} pictures do not decode, so not compared by near; the first is {first}")
-    say(f"{file}: {overlaps.rows.num_rows:,} rows")
 
 
 def sight(sight: "Sight", recipe: Path | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Struct
 
@@ -73,20 +74,19 @@ class Overlaps(Struct, frozen=True):
     about: About
     rows: pa.Table
 
-    def seen(self, benchmark: str, split: str, levels: Sequence[str] = LEVELS) -> tuple[frozenset[str], frozenset[str]]:
-        """The ids of the questions that are in the mixture by one of `levels`, and of those that are not."""
-        checked = [one for one in self.about.checked if (one.benchmark, one.split) == (benchmark, split)]
-        if not checked:
-            known = ", ".join(f"{one.benchmark} {one.split}".strip() for one in self.about.checked) or "no benchmark"
-            what = f"{benchmark} {split}".strip()
-            raise VlmixError(f"the overlaps are with {known}, not with {what}; run `vlmix overlaps` with it")
-        table = self.rows.select(["benchmark", "split", "level", "other"]).to_pylist()
-        found = {
-            row["other"]
-            for row in table
-            if row["benchmark"] == benchmark and row["split"] == split and row["level"] in levels
-        }
-        return frozenset(found), frozenset(checked[0].questions) - found
+    def checked(self, benchmark: str, split: str) -> Checked:
+        """What was compared with a benchmark's split. Raises VlmixError if it was not."""
+        for one in self.about.checked:
+            if (one.benchmark, one.split) == (benchmark, split):
+                return one
+        known = ", ".join(f"{one.benchmark} {one.split}".strip() for one in self.about.checked) or "no benchmark"
+        what = f"{benchmark} {split}".strip()
+        raise VlmixError(f"the overlaps are with {known}, not with {what}; run `vlmix overlaps` with it")
+
+    def seen(self, benchmark: str, split: str, levels: Sequence[str] = LEVELS) -> frozenset[str]:
+        """The ids of the questions that are in the mixture by one of `levels`."""
+        of_set = (pc.field("benchmark") == benchmark) & (pc.field("split") == split)
+        return frozenset(self.rows.filter(of_set & pc.field("level").isin(levels))["other"].to_pylist())
 
 
 class Touched(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,9 +178,8 @@ def test_pictures_of_questions_are_found_by_id_bytes_and_looks(mine: Path) -> No
     }
     checked = overlaps.about.checked[1]
     assert checked.unreadable == ["broken.jpg"] and "text" in checked.unchecked
-    seen, clean = overlaps.seen("planted", "")
-    assert seen == set(images[:3]) and clean == set(images[3:])
-    assert overlaps.seen("planted", "", ["bytes"])[0] == {"bytes.jpg"}
+    assert overlaps.seen("planted", "") == set(images[:3])
+    assert overlaps.seen("planted", "", ["bytes"]) == {"bytes.jpg"}
 
 
 def test_pictures_of_the_mixture_that_do_not_decode_are_named(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_an_overlaps_file_is_of_one_mixture(mine: Path, mixture: Path, tmp_path:
     with pytest.raises(VlmixError, match="not of "):
         table.read(path, Reader.open(mixture))
     with pytest.raises(VlmixError, match="not with pope"):
-        read.seen("pope", "")
+        read.checked("pope", "")
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
     with pytest.raises(VlmixError, match="no overlaps file"):
         table.read(tmp_path / "other.parquet")
@@ -269,3 +269,28 @@ def test_the_command_writes_beside_a_mixture_and_never_into_it(mine: Path, tmp_p
     assert out.is_file() and "near" in shown.stdout
     inside = command("overlaps", mine / "mixture", "--out", mine / "mixture/overlaps.parquet")
     assert inside.returncode == 1 and "inside of the mixture" in inside.stderr
+
+
+def test_a_score_tells_seen_questions_from_those_that_were_found_clean(
+    raw: Path, mixture: Path, tmp_path: Path
+) -> None:
+    """The oracle is the same rule over answer files that hold the questions of one part alone."""
+    gqa, data = benchmark_named("gqa"), tmp_path / "data"
+    shutil.copytree(raw / "gqa", data / "gqa", ignore=shutil.ignore_patterns("images"))  # pictures are not at hand
+    path, answers = tmp_path / "overlaps.parquet", tmp_path / "answers.jsonl"
+    overlaps = find(mixture, [EvaluationSet(benchmark=gqa, data=data)], picture_id=picture_id)
+    table.write(path, overlaps)
+    seen = overlaps.seen("gqa", "")
+    questions = gqa.questions(data / "gqa")
+    assert 0 < len(seen) < len(questions)
+    rows = [{"question_id": q.id, "text": "yes"} for q in questions]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["gqa", "--answers", answers, "--annotations", raw / "gqa", "--overlaps", path]
+    said = json.loads(command("score", *options, "--json").stdout)
+    for name, ids in (("text_seen", seen), ("clean", {q.id for q in questions} - seen)):
+        part = [Answer(question_id=id, text="yes") for id in ids]
+        alone = gqa.score(Answers(part, asked=frozenset(ids)), raw / "gqa")
+        assert (said[name]["score"], said[name]["answered"]) == (pytest.approx(alone.score), len(ids))
+    assert said["picture_seen"] is None and said["unchecked"].keys() == {"bytes", "near"}
+    shown = command("score", *options).stdout
+    assert "clean by id, text" in shown and "not compared by near" in shown
