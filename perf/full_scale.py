@@ -9,8 +9,13 @@
 - `peers`: a LLaVA JSON of a quarter of the mixture, with its images: json and `webdataset.ShardWriter`, with and
   without a check of every image, HF `datasets` to Parquet, `vlmix build llava-json`; and `energon prepare` of vlmix's
   shards, where `--energon` is its command;
-- `growth`: `vlmix build --annotations-only` of releases of 1/8, 1/4, 1/2 and once the true size, up to `--growth`;
-- `candidates`: what the parent process of a build holds and does, for `--candidates` made-up candidates.
+- `growth`: `vlmix build --annotations-only` of releases of 1/8 of the true size, of twice that and so
+  on, up to `--growth` times it;
+- `candidates`: what the parent process of a build holds and does, for `--candidates` made-up candidates;
+- `stages`: the scripts of single stages, which print tables of their own: `annotations.py`, `shards.py`, `batches.py`,
+  and `opening.py` with 26 M samples.
+
+All of it takes hours; `--only` names parts.
 
 Memory is that of all processes together. PSS counts shared pages once, and files that are mapped; anon is what has to
 be there. CPU is that of all processes.
@@ -21,6 +26,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -32,7 +38,7 @@ from common import Clock, Facts, machine, parser, perform, table, watched, work_
 from releases import generate, takes
 
 GB = 1e9
-QUARTER, BATCH, PHOTOS = "0.25", 128, 0.1
+QUARTER, BATCH, PHOTOS, MANY = "0.25", 128, 0.1, 26_000_000
 VLMIX = (sys.executable, "-c", "from vlmix.cli.main import main; main()")
 COUNTS = {
     "llava_instruct": 157_712,
@@ -193,8 +199,16 @@ def peers(work: Path, raw: Path, args: argparse.Namespace) -> Iterator[Row]:
     shutil.rmtree(work / "annotated")
 
 
+def stages(work: Path, raw: Path, args: argparse.Namespace) -> Iterator[Row]:
+    many = "--many", str(round(MANY * args.scale))
+    for script, *options in (("annotations.py",), ("shards.py",), ("batches.py",), ("opening.py", *many)):
+        command = [sys.executable, str(Path(__file__).with_name(script)), "--scale", str(args.scale), *options]
+        subprocess.run(command, check=True)
+    yield from ()
+
+
 def candidates(work: Path, raw: Path, args: argparse.Namespace) -> Iterator[Row]:
-    for count in args.candidates:
+    for count in (round(count * args.scale) for count in args.candidates):
         folder = work / "made-up"
         own("made_up", work, folder, "--candidates", count)
         found = own("parent", work, folder)
@@ -405,7 +419,7 @@ def parent(args: argparse.Namespace) -> Facts:
 
 
 PARTS: dict[str, Callable[[Path, Path, argparse.Namespace], Iterator[Row]]] = {
-    each.__name__: each for each in (plan, annotations, images, verify, opening, peers, growth, candidates)
+    each.__name__: each for each in (plan, annotations, images, verify, opening, peers, growth, candidates, stages)
 }
 CONTENDERS = {
     "first_batch": first_batch,
@@ -421,8 +435,9 @@ def main() -> None:
     arguments = parser(__doc__, repeat=1)
     arguments.add_argument("--raw", type=Path, help="releases that `releases.py --images small` made at this scale")
     arguments.add_argument("--only", default=",".join(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}")
-    arguments.add_argument("--growth", type=int, default=1, help="largest multiple of the true size (default 1)")
-    arguments.add_argument("--candidates", type=int, nargs="*", default=[], help="numbers of made-up candidates")
+    arguments.add_argument("--growth", type=int, default=8, help="largest multiple of the true size (default 8)")
+    counts = [665_298, 2_661_192, MANY]
+    arguments.add_argument("--candidates", type=int, nargs="*", default=counts, help="numbers of made-up candidates")
     arguments.add_argument("--energon", default="energon", help="the command of an environment that has it")
     args = arguments.parse_args()
     if perform(args, CONTENDERS):
@@ -433,7 +448,7 @@ def main() -> None:
     rows = []
     with work_folder(args) as work:
         raw = args.raw or work / "raw"
-        if args.raw is None and set(args.only.split(",")) - {"growth", "candidates"}:
+        if args.raw is None and set(args.only.split(",")) - {"growth", "candidates", "stages"}:
             clock = Clock()
             generate(raw, args.scale, "small")
             print(f"releases generated in {clock.facts()['seconds']:.0f} s", file=sys.stderr)
