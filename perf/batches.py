@@ -65,7 +65,7 @@ def generate(args: argparse.Namespace) -> Facts:
     images = raw / "ocr_vqa/images"
     images.mkdir(parents=True)
     pool = photographs(50, rng)
-    count = round(SAMPLES * args.scale)
+    count = max(round(SAMPLES * args.scale), 8 * BATCH)
     books = {str(i): {"questions": ["Who?"], "answers": ["He"], "split": 1} for i in range(count)}
     (raw / "ocrvqa").mkdir()
     (raw / "ocrvqa/dataset.json").write_text(json.dumps(books))
