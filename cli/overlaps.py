@@ -45,7 +45,7 @@ def overlaps(
     from vlmix.builders.layout import picture_id
     from vlmix.mixture.benchmark.benchmark import EvaluationSet
     from vlmix.mixture.overlaps import table
-    from vlmix.mixture.overlaps.find import find
+    from vlmix.mixture.overlaps.find import Asked, find
 
     if out.exists():
         raise VlmixError(f"{out} exists already; choose another --out or remove it")
@@ -57,11 +57,10 @@ def overlaps(
         one = benchmark_named(name, allow_code)
         if one.own is None and data is None:
             raise typer.BadParameter(f"--data is needed: {name} is read from its official files")
-        sets.append(EvaluationSet(benchmark=one, data=data, images=tuple(images or ()), split=split))
+        each = EvaluationSet(benchmark=one, data=data, images=tuple(images or ()), split=split)
+        sets.append(Asked(each, near, flipped))
     with show.progress() as progress:
-        found = find(
-            mixture, sets, picture_id=picture_id, most=near, flipped=flipped, workers=workers, progress=progress
-        )
+        found = find(mixture, sets, picture_id=picture_id, most=near, workers=workers, progress=progress)
     table.write(out, found)
     _show(found, out, as_json)
 
@@ -101,3 +100,5 @@ def show_unchecked(checked: "Checked") -> None:
     if checked.unreadable:
         many, first = len(checked.unreadable), checked.unreadable[0]
         show.say(f"  {many:,} pictures do not decode, so not compared by near; the first is {first}")
+    if checked.flat:
+        show.say(f"  {checked.flat:,} pictures are of one colour, so not compared by near")

@@ -17,10 +17,13 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
 
 FORMAT = 1
-Level = Literal["id", "bytes", "near", "text"]
-LEVELS: tuple[Level, ...] = ("id", "bytes", "near", "text")
-"""By what two things are the same: the image's id in its dataset, its stored bytes, its looks, the text."""
-PICTURES: tuple[Level, ...] = ("id", "bytes", "near")
+Level = Literal["id", "bytes", "near", "embedding", "text", "near_text"]
+LEVELS: tuple[Level, ...] = ("id", "bytes", "near", "embedding", "text", "near_text")
+"""By what two things are the same: the image's id in its dataset, its bytes, its looks, its embedding, the text, nearly
+the text."""
+PICTURES: tuple[Level, ...] = ("id", "bytes", "near", "embedding")
+OF_SETS: tuple[Level, ...] = ("id", "bytes", "near", "text")
+"""The levels by which evaluation sets are always compared, where that can be."""
 
 SCHEMA = pa.schema(
     {
@@ -54,6 +57,8 @@ class Checked(Struct, frozen=True, kw_only=True):
     pictures: int = 0
     unreadable: list[str] = []
     """Pictures that did not decode: compared by id and bytes alone."""
+    flat: int = 0
+    """Pictures of one colour, which were compared by id and bytes alone."""
     not_listed: int = 0
     """Pairs of a question and a sample with the same text beyond those that are listed, the first of each question."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from vlmix.mixture.benchmark.benchmark import Question
-from vlmix.mixture.dataset.reader import Reader
+from vlmix.mixture.overlaps.samples import Texts
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE
 
@@ -43,10 +43,10 @@ def pair_hash(question: str, answer: str) -> int:
     return xxh3_64_intdigest(f"{question}\x1f{normalised(answer[:_LONGEST])}".encode("utf-8", "surrogatepass"))
 
 
-def rounds_of(mixture: Reader) -> tuple[Hashes, NDArray[np.int64]]:
-    """[R] hashes of all rounds of a mixture, ascending, and [R] the samples that they are of."""
+def rounds_of(samples: Texts) -> tuple[Hashes, NDArray[np.int64]]:
+    """[R] hashes of all rounds of samples, ascending, and [R] the samples that they are of."""
     hashes, owners = [], []
-    for positions, texts in mixture.texts():
+    for positions, texts in samples:
         found = [
             (pair_hash(bare(question), answer), position)
             for position, turns in zip(positions.tolist(), texts)

@@ -20,7 +20,7 @@ from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.overlaps import table, text
-from vlmix.mixture.overlaps.find import find
+from vlmix.mixture.overlaps.find import Asked, find
 from vlmix.mixture.overlaps.fingerprints import fingerprints, near
 from vlmix.mixture.render import SHORT_ANSWER
 
@@ -134,7 +134,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(folder: Path, *images: str, answer: str | None = None) -> EvaluationSet:
+def asked(folder: Path, *images: str, answer: str | None = None) -> Asked:
     questions = [Question(id=image, image=image, text=f"What is it?\n{SHORT_ANSWER}") for image in images]
     labels = None if answer is None else dict.fromkeys(images, ("something else", answer))
     own = Benchmark(
@@ -149,7 +149,7 @@ def asked(folder: Path, *images: str, answer: str | None = None) -> EvaluationSe
         read_questions=lambda files, split: questions,
         score_answers=lambda *_: None,
     )
-    return EvaluationSet(benchmark=own, data=folder / "questions")
+    return Asked(EvaluationSet(benchmark=own, data=folder / "questions"))
 
 
 def test_duplicates_are_the_same_picture_and_the_same_text(mine: Path) -> None:
@@ -215,7 +215,7 @@ def test_questions_are_found_by_their_text_with_a_right_answer(mine: Path, answe
     rows = [row for row in overlaps.rows.to_pylist() if row["benchmark"]]
     assert {(row["level"], row["other"]) for row in rows} == ({("text", "clean.jpg")} if found else set())
     assert len(rows) == (7 if found else 0)
-    assert overlaps.about.checked[1].levels == list(table.LEVELS)
+    assert overlaps.about.checked[1].levels == list(table.OF_SETS)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_score_tells_seen_questions_from_those_that_were_found_clean(
     gqa, data = benchmark_named("gqa"), tmp_path / "data"
     shutil.copytree(raw / "gqa", data / "gqa", ignore=shutil.ignore_patterns("images"))  # pictures are not at hand
     path, answers = tmp_path / "overlaps.parquet", tmp_path / "answers.jsonl"
-    overlaps = find(mixture, [EvaluationSet(benchmark=gqa, data=data)], picture_id=picture_id)
+    overlaps = find(mixture, [Asked(EvaluationSet(benchmark=gqa, data=data))], picture_id=picture_id)
     table.write(path, overlaps)
     seen = overlaps.seen("gqa", "")
     questions = gqa.questions(data / "gqa")
