@@ -45,7 +45,8 @@ def overlaps(
     from vlmix.builders.layout import picture_id
     from vlmix.mixture.benchmark.benchmark import EvaluationSet
     from vlmix.mixture.overlaps import table
-    from vlmix.mixture.overlaps.find import Asked, find
+    from vlmix.mixture.overlaps.find import find
+    from vlmix.mixture.overlaps.questions import Asked
 
     if out.exists():
         raise VlmixError(f"{out} exists already; choose another --out or remove it")

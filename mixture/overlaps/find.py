@@ -1,40 +1,23 @@
 """Finding overlaps: samples with each other, and their pictures and texts with those of evaluation sets."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from msgspec import Struct
 from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
-from vlmix.mixture.benchmark.benchmark import EvaluationSet, Question, image_files
-from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.image_index import ImageIndex
-from vlmix.mixture.io.images import image_xxh3
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.keyed import Indices
-from vlmix.mixture.overlaps.fingerprints import BITS, NEAR, Fingerprints, fingerprints, near
-from vlmix.mixture.overlaps.samples import CHUNK, Samples, joined, of_mixture
+from vlmix.mixture.overlaps.fingerprints import BITS, NEAR, near
+from vlmix.mixture.overlaps.questions import Asked, Facts, Questions, prepare
+from vlmix.mixture.overlaps.samples import Samples, joined, of_mixture
 from vlmix.mixture.overlaps.table import FORMAT, OF_SETS, SCHEMA, About, Checked, Level, Overlaps, identity
 from vlmix.mixture.overlaps.text import asked_in, normalised, rounds_of
 
 Row = tuple[str, str, str, Level, int, int | None, int | None, str]
 """benchmark, split, other, level, position of the sample, image, distance, other_path"""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """An evaluation set to compare with, and how."""
-
-    set: EvaluationSet
-    near: int = NEAR
-    """Bits in which fingerprints of near pictures may differ."""
-    flipped: bool = False
-    """Pictures are looked for in a mirror, too."""
 
 
 def find(
@@ -53,26 +36,26 @@ def find(
     """
     with Pool(workers) as pool:
         mixture, samples = of_mixture(path, pool, progress)
-        rows, checked = compare(samples, sets, picture_id=picture_id, most=most, pool=pool, progress=progress)
+        seen = samples.pictures is not None
+        rows, checked = compare(
+            samples,
+            [prepare(each, pool, progress, pictures=seen) for each in sets],
+            picture_id=picture_id,
+            most=most,
+        )
     about = About(format=FORMAT, mixture=mixture.manifest.name, manifest=identity(mixture), near=most, checked=checked)
     return Overlaps(about, table_of(samples, rows))
 
 
 def compare(
-    samples: Samples,
-    sets: Sequence[Asked],
-    *,
-    picture_id: Callable[[str], str],
-    most: int | None,
-    pool: Pool,
-    progress: Progress,
+    samples: Samples, sets: Sequence[Questions], *, picture_id: Callable[[str], str], most: int | None
 ) -> tuple[list[Row], list[Checked]]:
     """The overlaps of samples with each other (`most` None: not looked for) and with `sets`, and what was compared."""
     rows: list[Row] = []
     checked = [] if most is None else [_duplicates(samples, most, rows)]
     if sets:
         known = _Known(samples, picture_id)
-        checked += [_with_set(known, each, rows, pool, progress) for each in sets]
+        checked += [_with_set(known, each, rows) for each in sets]
     return rows, checked
 
 
@@ -93,7 +76,8 @@ def table_of(samples: Samples, rows: Sequence[Row]) -> pa.Table:
         "path": [None if number is None else samples.paths[samples.path_of[number]] for number in image],
         "other_path": other_path,
     }
-    return pa.table(made).cast(SCHEMA)
+    table = pa.table(made).cast(SCHEMA)
+    return table.sort_by([(name, "ascending") for name in ("benchmark", "split", "row", "image", "level", "other")])
 
 
 def _duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
@@ -210,97 +194,51 @@ class _Grouped:
         return list(map(int, self._items[self._ends[group] : self._ends[group + 1]]))
 
 
-_Facts = tuple[str, Fingerprints | None]
-"""A picture's content hash ("": not there) and fingerprints (None: it does not decode)."""
 _Hits = dict[tuple[int, Level], list[tuple[int, int | None]]]
 """(number of a question's picture, level) -> images of samples, with the distance."""
 
 
-class _AskedJob(Struct, frozen=True):
-    """Pictures of questions: by the files that may be one, or by its bytes."""
-
-    first: int
-    files: list[list[str]]
-    held: list[bytes | None]
-    flipped: bool
-
-
-def _asked(job: _AskedJob) -> list[_Facts]:
-    """Runs in a worker."""
-    results: list[_Facts] = []
-    for files, held in zip(job.files, job.held):
-        result: _Facts = ("", None)
-        for data in [held] if held is not None else map(_bytes, files):
-            if not data:
-                continue
-            result = image_xxh3(data), None
-            try:
-                result = result[0], fingerprints(data, crops=True, flipped=job.flipped)
-            except VlmixError:
-                continue
-            break
-        results.append(result)
-    return results
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
-
-
-def _with_set(known: _Known, each: Asked, rows: list[Row], pool: Pool, progress: Progress) -> Checked:
-    benchmark, split, folder = each.set.benchmark, each.set.split, each.set.folder
-    questions = benchmark.questions(folder, split)
-    shown: dict[object, list[Question]] = {}
-    for question in questions:
-        if question.image or question.image_bytes is not None:
-            held = question.image_bytes
-            shown.setdefault(question.image or (held if isinstance(held, bytes) else question.id), []).append(question)
-    asked = list(shown.values())
+def _with_set(known: _Known, questions: Questions, rows: list[Row]) -> Checked:
+    name, split, facts = questions.name, questions.split, questions.facts
     hits: _Hits = {}
-    for number, same in enumerate(asked):
+    for number, same in enumerate(questions.shown):
         if same[0].image:
             for path in known.by_id.get(known.picture_id(same[0].image), ()):
                 hits.setdefault((number, "id"), []).extend((i, None) for i in known.at_path[path])
     unchecked: dict[str, str] = {}
-    facts = []
-    if known.samples.pictures is None:
+    if known.samples.pictures is None or facts is None:
         unchecked = dict.fromkeys(("bytes", "near"), known.samples.unseen)
     else:
-        facts = _facts(each, [same[0] for same in asked], pool, progress)
-        _look_up(known, facts, each.near, hits)
-        if missing := sum(not hash for hash, _ in facts):
+        _look_up(known, facts, questions.near, hits)
+        if missing := questions.missing:
             unchecked = dict.fromkeys(("bytes", "near"), f"{missing:,} of its pictures were not found")
     for (number, level), images in sorted(hits.items()):
-        for question in asked[number]:
+        for question in questions.shown[number]:
             rows += [
-                (benchmark.name, split, question.id, level, int(known.owners[i]), i, distance, question.image)
+                (name, split, question.id, level, int(known.owners[i]), i, distance, question.image)
                 for i, distance in images
             ]
     more = 0
-    try:
-        labels = benchmark.labels(folder, split)
-    except VlmixError as error:
-        unchecked["text"] = str(error)
+    if questions.unlabelled:
+        unchecked["text"] = questions.unlabelled
     else:
-        pairs, more = asked_in(questions, labels, *known.rounds())
-        rows += [(benchmark.name, split, id, "text", sample, None, None, "") for id, sample in pairs]
+        pairs, more = asked_in(questions.every, questions.labels, *known.rounds())
+        rows += [(name, split, id, "text", sample, None, None, "") for id, sample in pairs]
+    looked_at = list(zip(questions.shown, facts or ()))
     return Checked(
-        benchmark=benchmark.name,
+        benchmark=name,
         split=split,
         levels=[level for level in OF_SETS if level not in unchecked],
         unchecked=unchecked,
-        questions=[question.id for question in questions],
-        pictures=len(asked),
-        unreadable=[same[0].image or same[0].id for same, (hash, got) in zip(asked, facts) if hash and got is None],
-        flat=sum(got is not None and not len(got) for _, got in facts),
+        questions=[question.id for question in questions.every],
+        pictures=len(questions.shown),
+        unreadable=[same[0].image or same[0].id for same, (hash, got) in looked_at if hash and got is None],
+        flat=sum(got is not None and not len(got) for _, (_, got) in looked_at),
         not_listed=more,
     )
 
 
-def _look_up(known: _Known, facts: Sequence[_Facts], most: int, hits: _Hits) -> None:
+def _look_up(known: _Known, facts: Sequence[Facts], most: int, hits: _Hits) -> None:
     """Add to `hits` the images of samples that are, or are near, pictures by their bytes."""
     pictures, of_picture = known.samples.pictures, known.of_picture
     assert pictures is not None and of_picture is not None
@@ -315,24 +253,3 @@ def _look_up(known: _Known, facts: Sequence[_Facts], most: int, hits: _Hits) -> 
             nearest[pair] = min(distance, nearest.get(pair, BITS))
     for (number, picture), distance in nearest.items():
         hits.setdefault((number, "near"), []).extend((i, distance) for i in of_picture[picture])
-
-
-def _facts(each: Asked, asked: Sequence[Question], pool: Pool, progress: Progress) -> list[_Facts]:
-    """Of the pictures of questions, one for each."""
-    index = ImageIndex(each.set.image_roots, each.set.benchmark.images)
-
-    def jobs() -> Iterator[_AskedJob]:
-        questions, first = iter(asked), 0
-        while batch := list(islice(questions, CHUNK)):
-            held = [q.image_bytes() if callable(q.image_bytes) else q.image_bytes for q in batch]
-            files = [[] if q.image_bytes is not None else list(map(str, image_files(q, index))) for q in batch]
-            yield _AskedJob(first, files, held, each.flipped)
-            first += len(batch)
-
-    found: dict[int, list[_Facts]] = {}
-    done = 0
-    for job, results in pool.map(_asked, jobs()):
-        found[job.first] = results
-        done += len(results)
-        progress(f"fingerprinting {each.set.benchmark.name}", done, len(asked))
-    return [result for first in sorted(found) for result in found[first]]

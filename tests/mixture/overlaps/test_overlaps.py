@@ -20,8 +20,9 @@ from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.overlaps import table, text
-from vlmix.mixture.overlaps.find import Asked, find
+from vlmix.mixture.overlaps.find import find
 from vlmix.mixture.overlaps.fingerprints import fingerprints, near
+from vlmix.mixture.overlaps.questions import Asked
 from vlmix.mixture.render import SHORT_ANSWER
 
 
