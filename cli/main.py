@@ -152,6 +152,8 @@ def build(
     as_json: JsonOpt = False,
 ) -> None:
     """Build a mixture folder. If interrupted, run it again to resume."""
+    from vlmix.builders import benchmark_named
+    from vlmix.builders.layout import picture_id
     from vlmix.mixture.build.build import build as make
 
     parsed, known = _recipe(recipe, overrides)
@@ -165,6 +167,8 @@ def build(
             workers=workers,
             annotations_only=annotations_only,
             check=check,
+            benchmark=benchmark_named,
+            picture_id=picture_id,
             progress=progress,
         )
     show.manifest(out, manifest, as_json)

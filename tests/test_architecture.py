@@ -38,7 +38,7 @@ RULES: dict[str, set[str]] = {
     "mixture.export": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.browse": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.overlaps": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.benchmark"},
-    "mixture.build": {"mixture.*base", "mixture.io", "mixture.dataset"},
+    "mixture.build": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.benchmark", "mixture.overlaps"},
     "mixture.benchmark": {"mixture.*base", "mixture.io"},
     "mixture.mixture": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.selection", "mixture.schedule"},
     "mixture.holdout": {"mixture.*base", "mixture.dataset"},

@@ -6,7 +6,7 @@ The public door: `open` reads a mixture, `blend` several with weights, `build` m
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlmix.mixture.blend import Blend, blend
 from vlmix.mixture.dataset.reader import Sample
@@ -26,13 +26,16 @@ def build(
     images: Sequence[str | Path] = (),
     workers: int = 1,
     annotations_only: bool = False,
+    check: Literal["full", "header"] = "full",
 ) -> Mixture:
     """Build the mixture folder `out`, as `vlmix build RECIPE KEY=VALUE ... --raw RAW --out OUT` does, and open it.
 
     `recipe` is a YAML file or the name of a recipe that comes with vlmix, `raw` the folder with the official files.
-    Raises VlmixError for bad input. With more than one worker, call it below `if __name__ == "__main__":`.
+    With `check="header"` no JPEG is decoded, and cut ones get through. Raises VlmixError for bad input. With more than
+    one worker, call it below `if __name__ == "__main__":`.
     """
-    from vlmix.builders import known_sources
+    from vlmix.builders import benchmark_named, known_sources
+    from vlmix.builders.layout import picture_id
     from vlmix.cli.recipes import DATA, find
     from vlmix.mixture.build.build import build as make
     from vlmix.mixture.build.recipe import load
@@ -40,7 +43,16 @@ def build(
     roots = [Path(folder) for folder in images] or None
     parsed = load(find(DATA, str(recipe)), known_sources(), list(overrides))
     make(
-        parsed, known_sources(), Path(raw), Path(out), images=roots, workers=workers, annotations_only=annotations_only
+        parsed,
+        known_sources(),
+        Path(raw),
+        Path(out),
+        images=roots,
+        workers=workers,
+        annotations_only=annotations_only,
+        check=check,
+        benchmark=benchmark_named,
+        picture_id=picture_id,
     )
     return open(out)
 

@@ -5,7 +5,7 @@ pieces in `OUT.partial/work`; the same command finds and keeps them.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_128
 
+from vlmix.mixture.benchmark.benchmark import Benchmark
 from vlmix.mixture.build.examine import Examined
+from vlmix.mixture.build.overlaps import Comparing
 from vlmix.mixture.build.plan import Prepared, missing_rejects, prepare
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.shard import ShardJob, write_shard
 from vlmix.mixture.build.source import Source
-from vlmix.mixture.dataset.manifest import REJECTS_NAME, Counts, Manifest, SourceInfo
+from vlmix.mixture.dataset.manifest import OVERLAPS_NAME, REJECTS_NAME, Counts, Manifest, SourceInfo
 from vlmix.mixture.dataset.rejects import RejectRows, write_rejects
 from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.dataset.shards import ShardDone, lead_with_images
@@ -29,6 +31,8 @@ from vlmix.mixture.io.images import libraries
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import staging_folder
 from vlmix.mixture.keyed import Indices, Ranks
+from vlmix.mixture.overlaps import table
+from vlmix.mixture.overlaps.fingerprints import versions
 from vlmix.mixture.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -46,34 +50,46 @@ def build(
     workers: int = 1,
     annotations_only: bool = False,
     check: Check = "full",
+    benchmark: Callable[[str], Benchmark] | None = None,
+    picture_id: Callable[[str], str] = str,
     progress: Progress = silent,
 ) -> Manifest:
     """Build the recipe's mixture into the new folder `out`.
 
     `images` are image roots searched before `raw`. With `annotations_only` no image is touched and no shard written.
     With `check="header"` JPEGs are not decoded: one that is cut or damaged behind its header becomes a sample.
+    `benchmark` finds the evaluation sets that a recipe's `decontaminate` names, `picture_id` says which picture of
+    which dataset a path in LLaVA's layout is.
     Raises VlmixError for bad input; what was finished until then is kept for the next run.
     """
     with staging_folder(out) as (partial, work), Pool(workers) as pool:
         roots = None if annotations_only else [*(images or []), raw]
         prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
-        rejects = RejectRows()
-        examined = None
-        if roots is None:
-            everything = np.ones(len(prepared.candidates), dtype=np.bool_)  # without images none is missing
-            picked = prepared.candidates.pick(everything, everything)
-        else:
+        candidates, rejects, examined = prepared.candidates, RejectRows(), None
+        if roots is not None:
             _check_images_exist(prepared, roots)
             examined = Examined(prepared, work, check == "full")
-            picked = examined.pick(rejects, pool, progress)
             for reject in missing_rejects(prepared):
                 rejects.add(reject)
-        prepared.candidates.check_unique(picked)
-        for shortfall in prepared.candidates.shortfalls(picked):
+        offered = np.ones(len(candidates), dtype=np.bool_) if examined is None else examined.offered
+        usable = offered.copy() if examined is None else examined.usable
+        comparing = None
+        if recipe.compares:
+            comparing = Comparing(prepared, examined, raw, work, benchmark, picture_id, pool, progress)
+        if comparing is not None and recipe.drops:
+            if examined is not None:
+                examined.examine(np.flatnonzero(offered & candidates.wanted), rejects, pool, progress)
+            comparing.drop(usable, rejects)
+        picked = candidates.pick(offered, usable) if examined is None else examined.pick(rejects, pool, progress)
+        candidates.check_unique(picked)
+        for shortfall in candidates.shortfalls(picked):
             _log.warning(shortfall)
         if not len(picked):
             raise VlmixError(f"recipe {recipe.name}: no sample is left; `vlmix plan` shows what each source gives")
-        done = _write_shards(prepared, picked, examined, partial, work, pool, progress)
+        order = _order(prepared, picked)
+        if comparing is not None:
+            table.write(partial / OVERLAPS_NAME, comparing.overlaps(picked[order]))
+        done = _write_shards(prepared, picked, order, examined, partial, work, pool, progress)
         return _finish(prepared, done, rejects, partial, annotations_only, check)
 
 
@@ -88,23 +104,29 @@ def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
         )
 
 
+def _order(prepared: Prepared, picked: Indices) -> Indices:
+    """[n] the mixture's order, as places in `picked`."""
+    recipe, candidates = prepared.recipe, prepared.candidates
+    order = np.arange(len(picked))
+    if recipe.order == "shuffled":
+        order = Ranks(candidates.ids, candidates.orders()).order(picked)
+        order = np.searchsorted(picked, order)
+    return lead_with_images(order, candidates.column("num_images")[picked] > 0, recipe.samples_per_shard)
+
+
 def _write_shards(
     prepared: Prepared,
     picked: Indices,
+    order: Indices,
     examined: Examined | None,
     partial: Path,
     work: Path,
     pool: Pool,
     progress: Progress,
 ) -> list[ShardDone]:
-    """Write the samples at `picked`, in the order of the recipe."""
+    """Write the samples at `picked`, in `order`."""
     recipe, candidates = prepared.recipe, prepared.candidates
     seen, words = candidates.epoch_counts(picked), candidates.column("num_words")[picked]
-    order = np.arange(len(picked))
-    if recipe.order == "shuffled":
-        order = Ranks(candidates.ids, candidates.orders()).order(picked)
-        order = np.searchsorted(picked, order)
-    order = lead_with_images(order, candidates.column("num_images")[picked] > 0, recipe.samples_per_shard)
     described = pa.schema([*SAMPLES, *candidates.schema]).serialize().to_pybytes()
     size = recipe.samples_per_shard
 
@@ -172,7 +194,7 @@ def _finish(
         recipe=recipe.resolved(),
         samples=sum(c.samples for c in counts.values()),
         sources=sources,
-        libraries={} if annotations_only else libraries(),
+        libraries={**({} if annotations_only else libraries()), **(versions() if recipe.compares else {})},
         check="header" if check == "header" and not annotations_only else msgspec.UNSET,
         rejects=reasons,
         inputs={name: converted.inputs for name, converted in prepared.converted.items()},

@@ -8,13 +8,15 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from vlmix.mixture.build.candidates import taken
 from vlmix.mixture.build.copies import CopyJob, copy_images, copy_jobs
 from vlmix.mixture.build.extract import CandidateReader
-from vlmix.mixture.build.facts import FACTS, Facts, FactsFile, Journal, Problems, pack, path_key, unpack
+from vlmix.mixture.build.facts import FACTS, Facts, FactsFile, Journal, Problems, copy_path, pack, path_key, unpack
 from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.build.shard import ImageFiles, image_fit
 from vlmix.mixture.dataset.rejects import RejectRows
 from vlmix.mixture.io.digests import Stamp, file_digest, stamp
+from vlmix.mixture.io.image_index import file_path
 from vlmix.mixture.io.images import TRANSPOSING, ImageInfo, probe
 from vlmix.mixture.io.pool import Pool, Progress
 from vlmix.mixture.keyed import Indices
@@ -47,26 +49,35 @@ class Examined:
         count = int(prepared.candidates.image_bounds[-1]) if (prepared.candidates.containers >= 0).any() else 0
         self._copied_rows = np.full(count, -1, dtype=np.int32)
         """[M] row of each image out of a container."""
+        self.offered = ~prepared.missing
+        """[N]: candidates whose images are there, or that need none."""
+        self.usable = self.offered.copy()
+        """[N]: those of them that may be picked."""
+        self._waiting = prepared.candidates.column("num_images") > 0
+        """[N]: candidates whose images were not examined."""
 
     def pick(self, rejects: RejectRows, pool: Pool, progress: Progress) -> Indices:
         """Pick, examine the images of what was picked, replace what cannot be used, until all can: the positions of the
         mixture's samples, ascending. Adds to `rejects`."""
-        candidates = self._prepared.candidates
-        with_images = candidates.column("num_images") > 0
-        judged = np.zeros(len(candidates), dtype=np.bool_)
-        offered = ~self._prepared.missing
-        usable = offered.copy()
         while True:
-            picked = candidates.pick(offered, usable)
-            fresh = picked[with_images[picked] & ~judged[picked]]
-            if not len(fresh):
+            picked = self._prepared.candidates.pick(self.offered, self.usable)
+            if not self.examine(picked, rejects, pool, progress):
                 return picked
-            inside = candidates.containers[fresh] >= 0
-            self._probe(fresh[~inside], pool, progress)
-            self._copy(fresh[inside], pool, progress)
-            judged[fresh] = True
-            for start in range(0, len(fresh), _BLOCK):
-                self._judge(fresh[start : start + _BLOCK], usable, rejects)
+
+    def examine(self, positions: Indices, rejects: RejectRows, pool: Pool, progress: Progress) -> int:
+        """Examine the images of candidates, and take those that cannot be used out of `usable`: for how many candidates
+        that had not been done. Adds to `rejects`."""
+        candidates = self._prepared.candidates
+        fresh = positions[self._waiting[positions]]
+        if not len(fresh):
+            return 0
+        inside = candidates.containers[fresh] >= 0
+        self._probe(fresh[~inside], pool, progress)
+        self._copy(fresh[inside], pool, progress)
+        self._waiting[fresh] = False
+        for start in range(0, len(fresh), _BLOCK):
+            self._judge(fresh[start : start + _BLOCK], rejects)
+        return len(fresh)
 
     def facts(self, images: Indices) -> Facts:
         """[m] of images by their numbers among all of the candidates'."""
@@ -76,6 +87,33 @@ class Examined:
         facts[mine] = self._journal[self._rows[numbers[mine]]]
         facts[~mine] = self._copied[self._copied_rows[images[~mine]]]
         return facts
+
+    def distinct(self, images: Indices) -> tuple[Indices, Indices]:
+        """([k] of examined images the first of each file or content, by its place in `images`, [m] which of them each
+        image is)."""
+        keys = np.ascontiguousarray(self.facts(images)["digest"]).view("<u8").reshape(-1, 2)
+        unread, loose = (keys == 0).all(axis=1), self._loose.numbers[images]
+        keys[unread, 0] = np.where(loose >= 0, loose, np.arange(len(images)) + len(self._loose))[unread]
+        _, firsts, which = np.unique(keys.view("V16").ravel(), return_index=True, return_inverse=True)
+        order = np.argsort(firsts)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return firsts[order], place[which]
+
+    def infos(self, images: Indices) -> list[ImageInfo]:
+        """What is known of examined images by their numbers, ascending, among all of the candidates'."""
+        loose, facts = self._loose, self.facts(images)
+        names = taken(self._prepared.candidates.image_paths, images).to_pylist()
+        paths, copied = [], []
+        for name, number, key in zip(names, loose.numbers[images].tolist(), facts["key"]):
+            if number < 0:
+                copied.append(str(copy_path(self.copies, bytes(key))))
+                paths.append(copied[-1])
+            else:
+                copied.append("")
+                where, end = loose.locations[loose.location[number]], loose.extensions[loose.extension[number]]
+                paths.append(file_path(where, name, end))
+        return unpack(facts, paths, copied)
 
     def files(self, positions: Indices) -> ImageFiles:
         """The images of candidates that were examined."""
@@ -95,7 +133,7 @@ class Examined:
             full=self.full,
         )
 
-    def _judge(self, fresh: Indices, usable: np.ndarray, rejects: RejectRows) -> None:
+    def _judge(self, fresh: Indices, rejects: RejectRows) -> None:
         """Take those of the candidates `fresh` out of `usable` whose images cannot serve them."""
         candidates = self._prepared.candidates
         images, counts = candidates.image_numbers(fresh)
@@ -108,7 +146,7 @@ class Examined:
         for at in np.flatnonzero(suspect).tolist():
             mine = slice(ends[at] - counts[at], ends[at])
             if problem := self._unusable(int(fresh[at]), images[mine], facts[mine], readers):
-                usable[fresh[at]] = False
+                self.usable[fresh[at]] = False
                 rejects.add(candidates.reject(int(fresh[at]), *problem))
 
     def _same_size(self, fresh: Indices, counts: Indices, facts: Facts) -> np.ndarray:

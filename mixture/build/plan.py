@@ -206,6 +206,8 @@ def plan(
     A recipe entry none of whose images is there is planned from its annotations alone.
     """
     candidates = prepared.candidates
+    if prepared.recipe.drops:
+        _log.warning("what `dedup` and `decontaminate` drop is decided when pictures are read: a build may hold less")
     offered = ~prepared.missing
     for _, absent in prepared.imageless():
         offered[absent] = True

@@ -10,11 +10,13 @@ from msgspec import Meta, Struct
 from vlmix.mixture.build.source import Options, Source
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.io import strict_yaml as strict
+from vlmix.mixture.overlaps.fingerprints import NEAR
 from vlmix.mixture.record import MAX_IMAGES
 from vlmix.mixture.render import StyleName
 
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+Bits = Annotated[int, Meta(ge=0, le=96)]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 
 
@@ -40,6 +42,33 @@ class Entry(Struct, frozen=True, kw_only=True):
     options: Options
 
 
+class Dedup(Struct, frozen=True, kw_only=True):
+    """What happens to samples that say the same as another of the same pictures: reported, or dropped."""
+
+    drop: list[Literal["bytes", "near", "text"]] = []
+    """Levels by which all but one are dropped: of the same bytes, of near pictures (the same bytes among them), of the
+    same text without pictures. The others are reported."""
+    near: Bits = NEAR
+    """Bits of 256 in which the fingerprints of near pictures may differ."""
+
+
+class Decontaminate(Struct, frozen=True, kw_only=True):
+    """What happens to samples that show or ask what an evaluation set does: reported, or dropped."""
+
+    benchmark: str
+    """A name that `vlmix benchmarks` lists, or a YAML file of one's own."""
+    data: str | None = None
+    """The folder of its official files, or one with a folder of its name; relative to RAW."""
+    images: list[str] = []
+    """Image roots in LLaVA's layout, looked into before `data`; relative to RAW."""
+    split: str = ""
+    drop: list[Literal["id", "bytes", "near", "text"]] = []
+    """Levels (docs/overlaps.md) by which samples are dropped; by the others they are reported."""
+    near: Bits = NEAR
+    flipped: bool = False
+    """Its pictures are looked for in a mirror, too."""
+
+
 class Recipe(Struct, frozen=True, kw_only=True):
     """A parsed recipe."""
 
@@ -56,7 +85,19 @@ class Recipe(Struct, frozen=True, kw_only=True):
     max_images: Count = MAX_IMAGES
     """Images of a conversation at most; those with more are rejected."""
     samples_per_shard: Annotated[int, Meta(ge=5)] = 5000
+    dedup: Dedup | None = None
+    decontaminate: list[Decontaminate] = []
     sources: dict[str, Entry]
+
+    @property
+    def compares(self) -> bool:
+        """Whether samples are compared with each other or with evaluation sets."""
+        return self.dedup is not None or bool(self.decontaminate)
+
+    @property
+    def drops(self) -> bool:
+        """Whether samples may be dropped for that."""
+        return bool(self.dedup and self.dedup.drop) or any(each.drop for each in self.decontaminate)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default written out, as it stands in the manifest. Of paths outside RAW only the
@@ -64,9 +105,21 @@ class Recipe(Struct, frozen=True, kw_only=True):
         plain: dict[str, Any] = msgspec.to_builtins(self)
         for entry in plain["sources"].values():
             for key, value in entry["options"].items():
-                if isinstance(value, str) and Path(value).is_absolute():
-                    entry["options"][key] = Path(value).name
+                if isinstance(value, str):
+                    entry["options"][key] = _portable(value)
+        if self.dedup is None:
+            del plain["dedup"]
+        if not self.decontaminate:
+            del plain["decontaminate"]
+        for each in plain.get("decontaminate", ()):
+            each["data"] = each["data"] and _portable(each["data"])
+            each["benchmark"] = _portable(each["benchmark"])
+            each["images"] = [_portable(root) for root in each["images"]]
         return plain
+
+
+def _portable(path: str) -> str:
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def load(path: Path, known: Mapping[str, Source], overrides: list[str] | None = None) -> Recipe:
@@ -84,6 +137,11 @@ def parse(data: Any, known: Mapping[str, Source], where: str = "recipe") -> Reci
         raise VlmixError(f"{where}: `sources` must map at least one source to its options, as in `vqav2: {{}}`")
     entries = {str(name): _entry(str(name), entry, known, where) for name, entry in sources.items()}
     plain = {key: value for key, value in data.items() if key != "sources"}
+    if isinstance(dedup := plain.get("dedup"), dict):
+        strict.check_keys(dedup, Dedup, f"{where}: dedup")
+    for each in decontaminate if isinstance(decontaminate := plain.get("decontaminate"), list) else ():
+        if isinstance(each, dict):
+            strict.check_keys(each, Decontaminate, f"{where}: decontaminate")
     recipe: Recipe = strict.convert({**plain, "sources": {}}, Recipe, where)
     recipe = msgspec.structs.replace(recipe, sources=entries)
     _check_plan(recipe, known, where)
@@ -138,6 +196,11 @@ def _check_plan(recipe: Recipe, known: Mapping[str, Source], where: str) -> None
                 f"conversation twice; use one of them, with `repeat` if it should weigh more"
             )
         leaves[leaf] = name
+    seen: set[tuple[str, str]] = set()
+    for each in recipe.decontaminate:
+        if (each.benchmark, each.split) in seen:
+            raise VlmixError(f"{where}: decontaminate: {each.benchmark} {each.split}".rstrip() + " is there twice")
+        seen.add((each.benchmark, each.split))
     if recipe.total and recipe.ratio:
         raise VlmixError(f"{where}: `total` and `ratio` exclude each other")
     if not recipe.stratify and not (recipe.total or recipe.ratio):

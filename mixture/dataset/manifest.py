@@ -21,6 +21,7 @@ NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
 CARD_NAME = "README.md"
 REJECTS_NAME = "rejects.parquet"
+OVERLAPS_NAME = "overlaps.parquet"
 _UNSEALED = "0" * 64
 _END = b' "sha256": "' + _UNSEALED.encode() + b'"\n}\n'
 
@@ -92,7 +93,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     samples: int
     sources: dict[str, SourceInfo]
     libraries: dict[str, str] = {}
-    """Those that encoded the images -> their version."""
+    """Those that encoded the images, or decided which are near each other -> their version."""
     check: Literal["header"] | msgspec.UnsetType = msgspec.UNSET
     """Absent where all images were decoded while they were checked; `header`: of JPEGs their headers were read."""
     rejects: dict[str, dict[str, int]] = {}

@@ -15,7 +15,7 @@ from xxhash import xxh3_128_hexdigest
 
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.card import card
-from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
+from vlmix.mixture.dataset.manifest import CARD_NAME, OVERLAPS_NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.schema import PART_ROWS, index_files, part_name
 from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
 from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
@@ -146,7 +146,8 @@ def finalize(folder: Path, manifest: Manifest) -> Manifest:
     index = folder / SAMPLES_NAME
     most_images = pc.max(pq.read_table(index, columns=["num_images"])["num_images"]).as_py()
     write_text(folder / CARD_NAME, card(manifest, most_images))
-    named = [folder / CARD_NAME, folder / REJECTS_NAME, *(file.path for file in index_files(index))]
+    beside = (CARD_NAME, REJECTS_NAME, OVERLAPS_NAME)
+    named = [*(folder / name for name in beside), *(file.path for file in index_files(index))]
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in named if path.exists()}
     manifest = msgspec.structs.replace(manifest, checksums=files)
     return manifests.write(folder, manifest)

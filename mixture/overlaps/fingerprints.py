@@ -1,6 +1,7 @@
 """What a picture looks like, in bits that another encoding or size hardly changes."""
 
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,17 @@ def _without_border(picture: Image.Image) -> Image.Image:
     difference = ImageChops.difference(picture, Image.new("L", picture.size, picture.getpixel((0, 0))))
     box = difference.point(lambda level: 255 * (level > _BORDER)).getbbox()
     return picture if box is None else picture.crop(box)
+
+
+def versions() -> dict[str, str]:
+    """Name -> version of what decides which pictures are near. Raises VlmixError if one is not installed."""
+    found = {}
+    for name, module in (("imagehash", "imagehash"), ("faiss-cpu", "faiss"), ("scipy", "scipy")):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            raise missing(module, "looking for pictures that are alike") from None
+    return found
 
 
 def near(queries: Fingerprints, known: Fingerprints, most: int = NEAR) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -15,6 +15,7 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
+from vlmix.mixture.io.digests import sha256
 
 FORMAT = 1
 Level = Literal["id", "bytes", "near", "embedding", "text", "near_text"]
@@ -64,7 +65,8 @@ class Checked(Struct, frozen=True, kw_only=True):
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """What an overlaps file is of: the mixture's name and the SHA-256 of its manifest.json."""
+    """What an overlaps file is of: the mixture's name and the SHA-256 of its manifest.json, "" for the mixture that the
+    file lies in."""
 
     format: int
     mixture: str
@@ -147,6 +149,13 @@ def read(path: Path, mixture: Reader | None = None) -> Overlaps:
         raise VlmixError(f"{path} is no overlaps file; `vlmix overlaps` writes one") from None
     if about.format > FORMAT:
         raise VlmixError(f"{path} was written by a newer vlmix")
-    if mixture is not None and about.manifest != identity(mixture):
+    if mixture is not None and not _of(about, path, mixture):
         raise VlmixError(f"{path} is of {about.mixture} as it was built then, not of {mixture.folder.name}")
     return Overlaps(about, rows.replace_schema_metadata(None))
+
+
+def _of(about: About, path: Path, mixture: Reader) -> bool:
+    """Whether a file is of `mixture`, which names the file that was built with it, as others name the mixture."""
+    if about.manifest:
+        return about.manifest == identity(mixture)
+    return sha256(path) == mixture.manifest.checksums.get(manifests.OVERLAPS_NAME)
