@@ -10,6 +10,7 @@ import typer
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
 from vlmix.cli.options import AllowCodeOpt, JsonOpt
+from vlmix.cli.score import show_parts
 from vlmix.cli.train import launch, launched
 
 
@@ -39,6 +40,10 @@ def evaluate(
     ] = "",
     batch: Annotated[int, typer.Option(help="Questions answered together.", min=1)] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens (0: as in LLaVA-1.5).", min=0)] = 0,
+    overlaps: Annotated[
+        Path | None,
+        typer.Option(help="File of `vlmix overlaps`: the score on questions seen in training and on the rest, too."),
+    ] = None,
     limit: Annotated[int, typer.Option(help="Answer only the first questions, this many (0: all).", min=0)] = 0,
     nproc: Annotated[int, typer.Option(help="Processes on this machine, one per GPU.", min=1)] = 1,
     allow_code: AllowCodeOpt = False,
@@ -53,10 +58,12 @@ def evaluate(
         raise typer.BadParameter(f"--data is needed: {official[0]} is read from its official files")
     if nproc > 1 and not launched():
         flags = {"--allow-code": allow_code, "--json": as_json, "--quiet": quiet}
-        in_processes(nproc, benchmark, model, out, data, images or (), split, batch, max_new_tokens, limit, flags)
+        more = ["--overlaps", str(overlaps)] if overlaps else []
+        in_processes(nproc, benchmark, model, out, data, images or (), split, batch, max_new_tokens, limit, flags, more)
         return
-    from vlmix.train.evaluate.evaluate import ANSWERS, Task
+    from vlmix.train.evaluate.evaluate import ANSWERS, Task, Unscored
     from vlmix.train.evaluate.evaluate import evaluate as run
+    from vlmix.train.evaluate.overlaps import check, score_parts, seen_by
 
     tasks = [
         Task(
@@ -70,10 +77,29 @@ def evaluate(
         )
         for one in chosen.values()
     ]
+    is_main = not launched() or os.environ["RANK"] == "0"
+    seen = None
+    if overlaps is not None:
+        seen, doubt = seen_by(overlaps, model)
+        for task in tasks:
+            check(seen, task)
+        if doubt and is_main:
+            show.note(f"warning: {doubt}")
     with show.progress() as progress:
         reports = run(model, tasks, out, progress)
-    if not quiet and (not launched() or os.environ["RANK"] == "0"):
-        show.evaluated({name: out / name / ANSWERS for name in chosen}, reports, as_json)
+    if not is_main:
+        return
+    parts = {
+        task.benchmark.name: score_parts(seen, task, out / task.benchmark.name, overlaps)
+        for task, report in zip(tasks, reports)
+        if seen is not None and overlaps is not None and not isinstance(report, Unscored)
+    }
+    if not quiet:
+        show.evaluated({name: out / name / ANSWERS for name in chosen}, reports, parts, as_json)
+        for name, report in zip(chosen, reports):
+            if name in parts and not as_json:
+                assert not isinstance(report, Unscored)
+                show_parts(report, parts[name], name)
 
 
 def in_processes(
@@ -88,10 +114,11 @@ def in_processes(
     max_new_tokens: int,
     limit: int,
     flags: Mapping[str, bool],
+    more: Iterable[str] = (),
 ) -> None:
     """The command, with its options, in `nproc` processes, which share the questions of each benchmark."""
     arguments = [*benchmarks, "--model", model, "--out", str(out), "--split", split]
     arguments += ["--data", str(data)] if data else []
     arguments += ["--batch", str(batch), "--max-new-tokens", str(max_new_tokens), "--limit", str(limit)]
     arguments += [part for root in images for part in ("--images", str(root))]
-    launch(nproc, ["evaluate", *arguments, *(flag for flag, is_set in flags.items() if is_set)])
+    launch(nproc, ["evaluate", *arguments, *more, *(flag for flag, is_set in flags.items() if is_set)])

@@ -1,6 +1,5 @@
 """`vlmix score`: a file of answers against official labels, or made ready for a test server."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from vlmix.mixture.benchmark.answers import Answers
     from vlmix.mixture.benchmark.benchmark import Benchmark, Report
     from vlmix.mixture.benchmark.judge import Judgements
-    from vlmix.mixture.overlaps.table import Checked
+    from vlmix.mixture.overlaps.scores import Parts
 
 
 def score_command(
@@ -84,54 +83,32 @@ def score_command(
             return
         show.scored(chosen, report)
     else:
-        parts, checked = _parts(chosen, given, annotations, split, opinions, overlaps)
+        from vlmix.mixture.overlaps import scores, table
+
+        parts = scores.scores(chosen, given, annotations, split, table.read(overlaps), opinions)
         if as_json:
-            show.done("", {"all": report, **parts, "unchecked": checked.unchecked}, as_json=True)
+            show.done("", show.with_parts(report, parts), as_json=True)
             return
         show.scored(chosen, report)
-        _show_parts({"all": report, **parts}, checked)
+        show_parts(report, parts)
     if written:
         show.done(written, None, as_json=False)
 
 
-def _parts(
-    benchmark: "Benchmark",
-    answers: "Answers",
-    annotations: Path | None,
-    split: str,
-    opinions: "Judgements | None",
-    overlaps: Path,
-) -> "tuple[dict[str, Report | None], Checked]":
-    """The scores on the questions whose picture, or text, training has seen, and on the rest, None where there is none;
-    and what was compared. Which row answers which question is the benchmark's to say."""
-    from vlmix.mixture.benchmark.answers import Answers
-    from vlmix.mixture.overlaps import table
-
-    read = table.read(overlaps)
-    checked = read.checked(benchmark.name, split)
-
-    def score(ids: frozenset[str]) -> "Report | None":
-        if not ids:
-            return None
-        return benchmark.score(Answers(answers.rows, answers.path, asked=ids), annotations, split, opinions)
-
-    pictures, texts = (read.seen(benchmark.name, split, levels) for levels in (table.PICTURES, ("text",)))
-    clean = frozenset(checked.questions) - pictures - texts
-    return {"picture_seen": score(pictures), "text_seen": score(texts), "clean": score(clean)}, checked
-
-
-def _show_parts(parts: "Mapping[str, Report | None]", checked: "Checked") -> None:
-    """The score on all questions, on those seen in training, and on the rest."""
-    table = show.table_of("questions", "answered", "score", "95 % interval")
-    for name, one in parts.items():
-        shown = f"clean by {', '.join(checked.levels)}" if name == "clean" else name.replace("_", " ")
+def show_parts(report: "Report", parts: "Parts", name: str = "questions") -> None:
+    """The score on all questions, on those seen in training, and on the rest, and what was not compared."""
+    table = show.table_of(name, "number", "answered", "score", "95 % interval")
+    whole = f"{report.answered + report.missing:,}", f"{report.answered:,}", f"{report.score:,.2f}"
+    show.add(table, "all", *whole, show.within(report.interval))
+    for part, one in parts.by_name().items():
+        shown = f"clean by {', '.join(parts.checked.levels)}" if part == "clean" else part.replace("_", " ")
         if one is None:
-            show.add(table, shown, "0", "", "")
-            continue
-        within = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
-        show.add(table, shown, f"{one.answered:,}", f"{one.score:.2f}", within)
+            show.add(table, shown, "0", "", "", "")
+        else:
+            score = "-" if one.score is None else f"{one.score:,.2f}"
+            show.add(table, shown, f"{one.questions:,}", f"{one.answered:,}", score, show.within(one.interval))
     show.out.print(table)
-    show_unchecked(checked)
+    show_unchecked(parts.checked)
 
 
 def _judgements(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vlmix.mixture.dataset.verify import Verified
     from vlmix.mixture.merge.merge import Merged
     from vlmix.mixture.mixture import Mixture
+    from vlmix.mixture.overlaps.scores import Parts
     from vlmix.mixture.schedule.listing import Share
     from vlmix.mixture.schedule.schedule import Schedule
     from vlmix.mixture.selection.rankings import Report
@@ -547,12 +548,19 @@ def compared(first: str, second: str, comparison: "Comparison") -> None:
         say(f"  {text}")
 
 
-def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_json: bool) -> None:
-    """Scores by benchmark, with where the answers lie."""
+def evaluated(
+    answers: dict[str, Path], reports: "list[Score | Unscored]", parts: "dict[str, Parts]", as_json: bool
+) -> None:
+    """Scores by benchmark, with where the answers lie; as JSON with those of `parts`, where there are any."""
     from vlmix.train.evaluate.evaluate import Unscored
 
     if as_json:
-        _json(dict(zip(answers, reports)))
+        _json(
+            {
+                name: report if isinstance(report, Unscored) or name not in parts else with_parts(report, parts[name])
+                for name, report in zip(answers, reports)
+            }
+        )
         return
     table = table_of("benchmark", "score", "95 % interval", "guessing", "answered", "missing")
     for name, report in zip(answers, reports):
@@ -566,6 +574,11 @@ def evaluated(answers: dict[str, Path], reports: "list[Score | Unscored]", as_js
     for name, report in zip(answers, reports):
         if isinstance(report, Unscored):
             say(f"{name} has answers, {answers[name]}, and no score: {report.why}")
+
+
+def with_parts(report: "Score", parts: "Parts") -> dict[str, Any]:
+    """A score and those of its parts, as --json prints them."""
+    return {"all": report, **parts.by_name(), "unchecked": parts.checked.unchecked}
 
 
 def rows(header: list[str], cells: list[list[str]]) -> None:

@@ -19,6 +19,7 @@ _EXTRAS = {
     "jinja2": "browse",
     "imagehash": "overlaps",
     "faiss": "overlaps",
+    "rensa": "overlaps",
     "matplotlib": "sweep",
     "wandb": "wandb",
 }

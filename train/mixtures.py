@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.blend import Blend, Samples, origin, parts_of, places
 from vlmix.mixture.dataset.schema import MOST_REPEATS
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.overlaps.table import identity
 from vlmix.mixture.schedule.blend import BlendSchedule
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.batches import Lengths
@@ -92,6 +93,11 @@ def sources(samples: Samples) -> dict[str, dict[str, Any]]:
                 "datasets": hub_datasets([info.homepage, json.dumps(entries.get(name))]),
             }
     return found
+
+
+def manifests(samples: Samples) -> list[str]:
+    """SHA-256 of the manifest.json of each mixture that samples come from."""
+    return [identity(part) for part in parts_of(samples)]
 
 
 def hub_datasets(texts: list[str]) -> list[str]:

@@ -289,6 +289,7 @@ class _Run:
             "cut_samples": int((found.untruncated > found.tokens).sum()),
             "untrained_samples": int((found.targets == 0).sum()),
             "sources": mixtures.sources(mixture),
+            "manifests": mixtures.manifests(mixture),
             **self.me.run_on_all(lambda: mixtures.facts(mixture, order, steps)),
         }
         if not facts["target_tokens"]:

@@ -1,5 +1,6 @@
 """POPE: is an object there? By LLaVA's `eval_pope.py`, and by lmms-eval's stricter reading."""
 
+from itertools import compress
 from pathlib import Path
 
 from msgspec import Struct
@@ -7,9 +8,8 @@ from msgspec import Struct
 from vlmix.builders import layout
 from vlmix.builders.benchmarks.normalise import Memo
 from vlmix.mixture.benchmark.answers import Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question, Scored, match
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, NoAnswers, Question, Scored, match
 from vlmix.mixture.benchmark.values import Tallies
-from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.render import SHORT_ANSWER
 
@@ -76,27 +76,30 @@ def _image(name: str) -> str:
 def _score_answers(answers: Answers, files: OfficialFiles, split: str) -> Scored:
     """Answers meet labels by their place within the split, as in LLaVA's script, which looks at no id there."""
     opened = {
-        name: (path, counted)
+        name: (path, rows, counts)
         for name, (path, rows) in _opened(files, split).items()
-        if (counted := [row for row in rows if answers.asks(str(row.question_id + OFFSETS[name]))])
+        if any(counts := [answers.asks(str(row.question_id + OFFSETS[name])) for row in rows])
     }
     offsets = _offsets(answers, list(opened))
-    asked = {name: [str(row.question_id + offsets[name]) for row in rows] for name, (_, rows) in opened.items()}
-    matched = match(answers, [id for ids in asked.values() for id in ids], files.path)
+    ids = {name: [str(row.question_id + offsets[name]) for row in rows] for name, (_, rows, _) in opened.items()}
+    asked = {name: list(compress(ids[name], counts)) for name, (_, _, counts) in opened.items()}
+    matched = match(answers, [id for each in asked.values() for id in each], files.path)
     tallies, says = Tallies(), Memo(says_yes)
     notes = ["LLaVA's reading (no `no` or `not` before the first full stop means yes), mean of the splits' F1"]
-    for name, (path, rows) in opened.items():
+    for name, (path, rows, counts) in opened.items():
         given = [answer for answer in answers.rows if _split_of(answer.question_id, offsets) == name]
         if not given:
-            raise VlmixError(f"{answers.path}: no answer is for POPE's split {name} ({path}); --split names another")
-        paired = list(zip(given, rows, asked[name]))
+            raise NoAnswers(f"{answers.path}: no answer is for POPE's split {name} ({path}); --split names another")
+        paired = list(compress(zip(given, rows, ids[name]), counts))  # places are those of the whole split
         for answer, row, id in paired:
             _tally(tallies, name, id, row, answer.text, says[answer.text])
-        for row, id in zip(rows, asked[name]):
+        for row, id in zip(rows, ids[name]):
             if id in matched.texts:
                 said = says[matched.texts[id]]
                 tallies.add_binary(_BY_ID, id, row.image, said, row.label == "yes", group=name)
-        notes += _oddities(name, path, [answer.question_id for answer in given], asked[name])
+        told = [answer.question_id for answer in given]
+        told = told if answers.asked is None else [id for id in told if id in matched.texts]
+        notes += _oddities(name, path, told, asked[name])
         if not any(says[answer.text] for answer, _, _ in paired):
             notes.append(
                 f"{name}: nothing is answered with yes, where the official script divides by zero; F1 counts as 0"

@@ -24,6 +24,10 @@ REPORT_NAME = "report.json"
 """Of the file that holds a `Report`."""
 
 
+class NoAnswers(VlmixError):
+    """Not one answer is for a question that counts."""
+
+
 class Question(Struct, frozen=True):
     """One question to a model. `id` is unique in a benchmark's split.
 
@@ -147,7 +151,7 @@ def match(
     identify: Callable[[Answer], str | None] | None = None,
 ) -> Matched:
     """`answers` by the question ids of the file `source`; `identify` says which question a row answers, where its
-    `question_id` does not. Raises VlmixError if not one row is for a question of `source`."""
+    `question_id` does not. Raises NoAnswers if not one row is for a question of `source`."""
     known = ids if isinstance(ids, (set, frozenset, dict)) else set(ids)
     texts: dict[str, str] = {}
     meant: list[str | None] = []
@@ -163,7 +167,7 @@ def match(
         texts[id] = row.text
     if not texts:
         asked = next(iter(ids), None)
-        raise VlmixError(
+        raise NoAnswers(
             f"{answers.path or 'the answers'}: none of its {len(answers):,} answers is for a question of {source}"
             + (f" (the first is for {answers.rows[0].question_id!r}, the first question is {asked!r})" if asked else "")
             + "; name the answers' own benchmark and split"

@@ -58,6 +58,10 @@ class Task(EvaluationSet):
             batch_size=batch_size,
         )
 
+    def asked(self) -> list[Question]:
+        """The questions, those of the benchmark up to the limit."""
+        return self.benchmark.questions(self.folder, self.split)[: self.limit or None]
+
 
 class Unscored(Struct, frozen=True):
     """Answers without a score."""
@@ -104,8 +108,7 @@ def check(task: Task) -> None:
 def _one(
     generator: Generator, model: str, task: Task, folder: Path, me: Ranks, progress: Progress
 ) -> Report | Unscored:
-    questions: list[Question] = me.run_on_all(lambda: task.benchmark.questions(task.folder, task.split))
-    questions = questions[: task.limit] if task.limit else questions
+    questions: list[Question] = me.run_on_all(task.asked)
     me.run_on_main(lambda: _make(folder))
     with exclusive_lock(folder) if me.is_main else nullcontext(True) as mine:
         done: set[str] = me.run_on_main(lambda: _begin(folder, _identity(generator, task, questions), mine))

@@ -28,7 +28,7 @@ from vlmix.train.sweep.recipe import Choice, Sweep, choices, described
 from vlmix.train.sweep.report.aggregate import Result
 
 RESULTS, SPEC = "results.jsonl", "sweep.json"
-_GROWING = ("seeds", "ratios", "selections", "embeddings", "files", "published", "stop_early")
+_GROWING = ("seeds", "ratios", "selections", "embeddings", "files", "published", "stop_early", "overlaps")
 """What may be added to a sweep that is there: its runs are named by these, or do not depend on them. A selection that
 is there stays as it is."""
 

@@ -93,6 +93,8 @@ class Sweep(Struct, frozen=True, kw_only=True):
     grid: dict[str, Axis] = {}
     """Recipe key -> values; or, for keys that change together, any other name -> name of a value -> its keys.
     `mixture.KEY` is a key of the mixture recipe, others are of the training recipe."""
+    overlaps: str = ""
+    """The file of `vlmix overlaps` with the mixture: scores on seen and clean questions stand in the report."""
     evaluate: Annotated[dict[str, EvalConfig], Meta(min_length=1)]
     """By the name of the benchmark; in the recipe also by the path of a YAML file of one's own."""
     note: str = ""
@@ -146,6 +148,11 @@ def load(path: Path, benchmark: Callable[[str], Benchmark], overrides: list[str]
     sweep: Sweep = strict.convert(data, Sweep, where)
     if bool(sweep.mixture) == (sweep.build is not None):
         raise VlmixError(f"{path}: a sweep has either a `mixture` or a `build`")
+    if sweep.overlaps and sweep.build is not None:
+        raise VlmixError(
+            f"{path}: overlaps: the mixtures that a sweep builds have no file yet; build one, run `vlmix overlaps` "
+            "with it, and give it as `mixture`"
+        )
     _check_grid(sweep, path)
     try:
         published(sweep.published)

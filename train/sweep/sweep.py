@@ -41,6 +41,7 @@ from vlmix.train.sweep.folder import (
 )
 from vlmix.train.sweep.recipe import Build, RunSpec, Sweep, about, choices, grid_settings, run_specs
 from vlmix.train.sweep.report.aggregate import BUILT_IN, Result, RunValues
+from vlmix.train.sweep.seen import Seen
 from vlmix.train.sweep.subsets import check_selections, write_subset
 
 
@@ -74,6 +75,7 @@ def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCall
     recipes = {spec.name: _recipe(sweep, spec, plain) for spec in left}
     tasks = _tasks(sweep, backend)
     _check(sweep, left, recipes, tasks)
+    seen = Seen(Path(sweep.overlaps), sweep.mixture, tasks) if sweep.overlaps else None
     claim(sweep, out)
     standing = Standing(sweep, out)
     while left:
@@ -90,14 +92,16 @@ def run(sweep: Sweep, out: Path, backend: Backend, report_progress: ProgressCall
                 elif not row.exists():
                     report_progress(spec.name, *standing.counts())
                     try:
-                        _run_one(sweep, spec, out, home, backend, recipes[spec.name], tasks)
+                        result = _run_one(sweep, spec, out, home, backend, recipes[spec.name], tasks)
+                        if seen is not None:  # here, where workers share it
+                            seen.told(result, out)
                     except VlmixError as error:
                         raise VlmixError(f"run {spec.name}: {error}") from None
             report_progress(spec.name, *standing.counts())
         if held and len(held) == len(left):
             time.sleep(0.5)  # the others hold them all; they may end without a result
         left = held
-    rows = read_rows(out, names)
+    rows = [row if seen is None else seen.told(row, out) for row in read_rows(out, names)]
     text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
     write_text(out / RESULTS, text.decode())
     return rows
@@ -141,7 +145,7 @@ class Standing:
 
 def _run_one(
     sweep: Sweep, spec: RunSpec, out: Path, home: Path, backend: Backend, recipe: Recipe, tasks: list[Task]
-) -> None:
+) -> Result:
     """`recipe` is that of the run, but for its folders."""
     whole = _mixture(sweep, spec, out, backend)
     data = whole if spec.ratio == 1 else write_subset(spec, whole, subset_folder(out, spec.name))
@@ -188,6 +192,7 @@ def _run_one(
         mixture=digest(whole / MANIFEST_NAME),
     )
     write_text(row_file(out, spec.name), msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
+    return result
 
 
 def _check(sweep: Sweep, planned: list[RunSpec], recipes: dict[str, Recipe], tasks: list[Task]) -> None:

@@ -291,7 +291,7 @@ def test_equal_rows_in_another_order_give_equal_bytes(tmp_path):
         write(tmp_path / name, "order", summarise(given), {"steps": "same"})
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     curves = ["curve.pdf", "curve.png", "curve.svg"]
-    assert names == ["comparisons.csv", *curves, "report.html", "table.csv", "table.tex"]
+    assert names == ["comparisons.csv", *curves, "report.html", "seen.csv", "table.csv", "table.tex"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert str(tmp_path) not in (tmp_path / "a" / "report.html").read_text()

@@ -13,8 +13,8 @@ from vlmix.train.sweep.report.comparisons import Summary, in_common, summarise
 from vlmix.train.sweep.report.page import Drawing, page
 from vlmix.train.sweep.report.plots import NARROW, WIDE, curve, require, scores
 from vlmix.train.sweep.report.published import Published
-from vlmix.train.sweep.report.tables import comparisons_csv, points_csv, points_latex
-from vlmix.train.sweep.report.wording import comparison_table, notes, table
+from vlmix.train.sweep.report.tables import comparisons_csv, points_csv, points_latex, seen_csv
+from vlmix.train.sweep.report.wording import comparison_table, notes, seen_table, table
 
 NAME = "report.html"
 
@@ -27,8 +27,8 @@ def write(
     note: str = "",
     published: Sequence[Published] = (),
 ) -> Path:
-    """Writes `report.html`, its curve as `curve.png`, `.svg` and `.pdf`, and its tables as `table.csv`, `table.tex` and
-    `comparisons.csv` into `out`, each whole or not at all, and gives the page's path.
+    """Writes `report.html`, its curve as `curve.png`, `.svg` and `.pdf`, and its tables as `table.csv`, `table.tex`,
+    `comparisons.csv` and `seen.csv` into `out`, each whole or not at all, and gives the page's path.
 
     `facts` are shown in their order, nested ones under dotted names; they must hold no time, host or absolute path,
     as a page depends on nothing else but `summary`, `published` and the libraries' versions. `note` stands above
@@ -49,6 +49,7 @@ def write(
         "table.csv": points_csv(points),
         "table.tex": points_latex(points, list(notes(summary))),
         "comparisons.csv": comparisons_csv(points, summary.compared),
+        "seen.csv": seen_csv(summary),
         NAME: page(title, summary, facts, main, each, note, published),
     }
     for name, data in files.items():
@@ -58,4 +59,4 @@ def write(
     return out / NAME
 
 
-__all__ = ["comparison_table", "in_common", "require", "summarise", "table", "write"]
+__all__ = ["comparison_table", "in_common", "require", "seen_table", "summarise", "table", "write"]

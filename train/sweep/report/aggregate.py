@@ -16,6 +16,7 @@ from vlmix.mixture.benchmark.compare import Estimate, Run, mean_score
 from vlmix.mixture.benchmark.compare import relative as relative_score
 from vlmix.mixture.benchmark.intervals import quantile
 from vlmix.mixture.benchmark.values import Values
+from vlmix.mixture.overlaps.scores import Parts
 
 FULL = "full mixture"
 """`selection` of the points of the full mixture, which serves every selection of its grid values."""
@@ -57,6 +58,8 @@ class Result(Struct, frozen=True, kw_only=True):
     """Benchmark -> what guessing scores, where that is known."""
     halves: dict[str, dict[str, float]] = {}
     """Benchmark -> sub-score, "" for the score itself -> half of its 95 % interval over questions."""
+    seen: dict[str, Parts] = {}
+    """Benchmark -> scores on the questions that are in the run's own subset, and on the rest, with `overlaps`."""
     finished: str
     """When, in UTC: `2026-11-28T19:45:02Z`."""
     machine: str
@@ -214,11 +217,35 @@ def sub_score(rows: Iterable[Result], benchmark: str, metric: str) -> Spread | N
     rows = list(rows)
     found = spread(rows, lambda row: row.metrics.get(benchmark, {}).get(metric))
     over_questions = [row.halves[benchmark][metric] for row in rows if metric in row.halves.get(benchmark, {})]
-    if found is None or not over_questions:
+    return _widened(found, over_questions, over_questions)
+
+
+def _widened(found: Spread | None, below: list[float], above: list[float]) -> Spread | None:
+    """The interval over seeds, widened by how far those over questions reach below and above their scores."""
+    if found is None or not below:
         return found
-    reach = math.hypot(found.half or 0.0, fmean(over_questions))
+    down, up = (math.hypot(found.half or 0.0, fmean(reach)) for reach in (below, above))
     over = "questions and seeds" if len(found.by_seed) > 1 else "questions"
-    return Spread(mean=found.mean, low=found.mean - reach, high=found.mean + reach, by_seed=found.by_seed, over=over)
+    return Spread(mean=found.mean, low=found.mean - down, high=found.mean + up, by_seed=found.by_seed, over=over)
+
+
+class PartSpread(NamedTuple):
+    """The score on a part of a benchmark's questions. `questions` are those of the part in each run: seeds draw other
+    samples. `spread` is over the runs whose part has answers, None where there are none."""
+
+    spread: Spread | None
+    questions: list[int]
+
+
+def part_spread(rows: Iterable[Result], benchmark: str, part: str) -> PartSpread:
+    """The score on a part (`picture_seen`, `text_seen`, `clean`) over the seeds of `rows`, with an interval like that
+    of `sub_score`."""
+    rows = [row for row in rows if benchmark in row.seen]
+    parts = {row.run: row.seen[benchmark].by_name()[part] for row in rows}
+    found = spread(rows, lambda row: None if (one := parts[row.run]) is None else one.score)
+    ends = [(one.score, *one.interval) for one in parts.values() if one and one.score is not None and one.interval]
+    below, above = [score - low for score, low, _ in ends], [high - score for score, _, high in ends]
+    return PartSpread(_widened(found, below, above), [one.questions if one else 0 for one in parts.values()])
 
 
 def runs_of(rows: Sequence[Result], values: RunValues, benchmarks: Iterable[str]) -> list[Run] | None:

@@ -3,12 +3,13 @@
 import csv
 from collections.abc import Iterable, Sequence
 from io import StringIO
+from statistics import fmean
 from typing import Any
 
 from vlmix.mixture.benchmark.compare import Estimate
-from vlmix.train.sweep.report.aggregate import Point, Spread, benchmarks, is_relative
-from vlmix.train.sweep.report.comparisons import Compared
-from vlmix.train.sweep.report.wording import Namer, printable, table, value
+from vlmix.train.sweep.report.aggregate import PartSpread, Point, Spread, benchmarks, is_relative, part_spread
+from vlmix.train.sweep.report.comparisons import Compared, Summary
+from vlmix.train.sweep.report.wording import PARTS, Namer, printable, table, value
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -70,6 +71,22 @@ def comparisons_csv(points: list[Point], compared: Iterable[Compared]) -> str:
             lines.append([*who, "overall", "percent", *numbers])
     header = ["compared", "with", "benchmark", "unit", "with_score", "compared_score", "difference", "low", "high", "p"]
     return _csv([*header, "adjusted_p", "questions", "needed"], lines)
+
+
+def seen_csv(summary: Summary) -> str:
+    """A line for each point, benchmark and part of its questions (see `wording.seen_table`), with the score and the
+    mean number of questions over seeds. Without overlaps the header alone."""
+    namer, lines = Namer(summary.points), list[list[Any]]()
+    for name in benchmarks(summary.points):
+        for point, group in zip(summary.points, summary.groups):
+            if any(name in row.seen for row in group):
+                asked = [row.questions[name] for row in group if name in row.questions]
+                parts = {"all": PartSpread(point.scores.get(name), asked)}
+                parts |= {part: part_spread(group, name, part) for part in PARTS}
+                for part, (spread, questions) in parts.items():
+                    who = [name, namer.point(point), part, fmean(questions) if questions else None]
+                    lines.append([*who, *_spread(spread, None)[:-1]])
+    return _csv(["benchmark", "subset", "part", "questions", "mean", "low", "high", "seeds", "over"], lines)
 
 
 def points_latex(points: list[Point], notes: Sequence[str] = ()) -> str:

@@ -19,6 +19,7 @@ from vlmix.train.sweep.report.aggregate import (
     grid_key,
     is_number,
     is_relative,
+    part_spread,
     relative_chances,
     series,
 )
@@ -86,6 +87,29 @@ def table(points: list[Point]) -> tuple[list[str], list[list[str]]]:
         numbers_by_chance += [f"{guessing[name]:.1f}" if name in guessing else NOTHING for name in names]
         rows.append([GUESSING, *[NOTHING] * (len(namer.keys) + 3), *numbers_by_chance])
     return header, rows
+
+
+PARTS = ("picture_seen", "text_seen", "clean")
+
+
+def seen_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: of every point and benchmark the score on all questions, on those whose picture or text is in
+    the subset, and on the rest, each with the number of questions. No rows where overlaps are not known."""
+    namer, rows = Namer(summary.points), []
+    for name in benchmarks(summary.points):
+        for point, group in zip(summary.points, summary.groups):
+            if any(name in row.seen for row in group):
+                asked = sorted({row.questions[name] for row in group if name in row.questions})
+                parts = [part_spread(group, name, part) for part in PARTS]
+                cells = [_counted(each.spread, each.questions) for each in parts]
+                rows.append([name, namer.point(point), _counted(point.scores.get(name), asked), *cells])
+    return ["benchmark", "subset", "all", *(part.replace("_", " ") for part in PARTS)], rows
+
+
+def _counted(spread: Spread | None, questions: Sequence[int]) -> str:
+    """`61.2 ± 3.1 (1,234)`, `61.2 ± 3.1 (12 to 15)`, `– (0)`."""
+    ends = dict.fromkeys(f"{end:,}" for end in (min(questions), max(questions))) if questions else {NOTHING: None}
+    return f"{number(spread)} ({' to '.join(ends)})"
 
 
 def headline(points: list[Point]) -> list[str]:
@@ -208,11 +232,24 @@ def notes(summary: Summary) -> Iterator[str]:
         yield "†: what each question adds is not at hand, so the interval is over seeds alone."
     if "" in shown:
         yield "± ?: there is one seed, and what each question adds is not at hand, so the interval is unknown."
+    yield from _not_compared(row for group in groups for row in group)
     for name in sorted({name for group in groups for row in group for name in row.questions}):
         counts = sorted({row.questions[name] for group in groups for row in group if name in row.questions})
         if len(counts) > 1:
             numbers = listed([f"{count:,}" for count in counts])
             yield f"{name}: runs were asked different numbers of questions ({numbers}), so their scores do not compare."
+
+
+def _not_compared(rows: Iterable[Result]) -> Iterator[str]:
+    found: dict[str, None] = {}
+    for row in rows:
+        for name, parts in sorted(row.seen.items()):
+            found[f"{name}: clean by {', '.join(parts.checked.levels) or 'no level'}."] = None
+            for level, why in parts.checked.unchecked.items():
+                found[f"{name}: not compared by {level}: {why}."] = None
+            if many := len(parts.checked.unreadable):
+                found[f"{name}: {many:,} pictures do not decode, so they are not compared by near."] = None
+    yield from sorted(found)
 
 
 def _references(points: list[Point], full: dict[Any, Point]) -> Iterator[str]:

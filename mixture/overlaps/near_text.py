@@ -1,0 +1,244 @@
+"""Samples that say nearly the same: by exact words where turns are short, by MinHash and then Jaccard where long.
+
+Two texts are near if they have the same number of turns, and each turn of one and its peer in the other
+- have the same words, or
+- are both long, differ in neither numbers nor words such as "not" and "left", and share most runs of three words.
+A long question counts as long only if its answer is: what is said of a long text may hang on one word of the question.
+"""
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from vlmix.mixture.extras import missing
+from vlmix.mixture.hashing import mix64
+from vlmix.mixture.overlaps.text import normalised
+from vlmix.mixture.record import IMAGE_TOKEN
+from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE
+
+SEPARATOR = "\x1f"
+"""Between the turns of a text."""
+LONG = 24
+"""Words from which on a turn may differ in some. Of LLaVA's questions with one word as answer hardly any are longer."""
+SHARED = 7
+"""Tenths of the runs of three words that both of two long turns have, of those that any has. One word makes three runs,
+so of 24 words one may be another, of 100 words five."""
+
+_DROPPED = (*map(normalised, (SHORT_ANSWER, OPTION_LETTER, UNANSWERABLE)), IMAGE_TOKEN)
+_OCR = normalised(OCR_LINE)
+_OPENING, _CLOSING = "\"'`“”‘’«»「」", "\"'`“”‘’«»「」.,;:!?…。、"
+_TELLING = re.compile(
+    "yes|no|not|nor|never|none|neither|cannot|without|.*n['’]t|left|right|"
+    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|不|没|無|无|左|右"
+)
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of languages that put no spaces between words: each counts as a word."""
+_KEPT_WORDS, _KEPT_LENGTH = 1_000_000, 64
+
+_SLOTS, _ROWS = 128, 4
+"""Of texts that share `SHARED` tenths, 0.02 % meet in none of 32 bands of 4 slots: 1 - (1 - 0.7^4)^32."""
+_SEED = 1
+_ALMOST = 75
+"""Slots of 128 from which on a pair is compared: 3.5 standard deviations (0.031, measured) below `SHARED` tenths."""
+_BUCKET = 16
+"""Texts that meet in a band are compared with each other up to this number; more are told apart by further slots."""
+_AT_ONCE = 8_192  # texts
+_RUNS_AT_ONCE = 8_000_000
+
+
+def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N] labels: equal for samples of one group whose texts are the same or near, over others too.
+
+    `texts` are N, each the `text.normalised` turns of a sample with `SEPARATOR` between them, questions first;
+    `groups` [N] has the numbers of the groups. The grouping does not depend on the order of the samples, on the
+    machine, or on what else there is in other groups. Raises VlmixError if rensa is not installed.
+    """
+    _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    words, kept = _Words(), dict[tuple[int, int], list[NDArray[np.int32]]]()
+    said, frame = np.zeros(len(groups), np.uint64), np.zeros(len(groups), np.uint64)
+    for number, (text, of, has_peers) in enumerate(
+        zip(texts, group.tolist(), (counts[group] > 1).tolist(), strict=True)
+    ):
+        if has_peers:
+            said[number], frame[number], turns = _read(text, words)
+            if turns and (of, int(said[number])) not in kept:
+                kept[of, int(said[number])] = [_runs(place, turn) for place, turn in enumerate(turns)]
+    del words
+    # Texts of the same words are one from here on. Their order is that of hashes of their content alone.
+    same = np.empty(len(groups), dtype=[("group", np.int64), ("said", np.uint64)])
+    same["group"], same["said"] = group, said
+    distinct, firsts, label = np.unique(same, return_index=True, return_inverse=True)
+    frames = np.empty(len(distinct), dtype=[("group", np.int64), ("frame", np.uint64)])
+    frames["group"], frames["frame"] = distinct["group"], frame[firsts]
+    _, framed, peers = np.unique(frames, return_inverse=True, return_counts=True)
+    chosen = np.flatnonzero(peers[framed] > 1)
+    long = [(number, kept[key]) for number in chosen.tolist() if (key := distinct[number].item()) in kept]
+    del kept
+    if long:
+        numbers = np.array([number for number, _ in long])
+        pairs = _near([turns for _, turns in long], framed[numbers])
+        label = _joined(len(distinct), numbers[pairs])[label]
+    return np.asarray(label, dtype=np.int64)
+
+
+class _Words(dict[str, int]):
+    """The hash of each word, 0 for punctuation; odd for words that must not differ."""
+
+    def __missing__(self, word: str) -> int:
+        bare = word.lstrip(_OPENING).rstrip(_CLOSING)
+        value = 0
+        if bare:
+            telling = _TELLING.fullmatch(bare) is not None or any(map(str.isnumeric, bare))
+            value = _hash(bare) & ~1 | telling
+        if len(word) <= _KEPT_LENGTH:
+            if len(self) == _KEPT_WORDS:
+                self.clear()
+            self[word] = value
+        return value
+
+
+def _hash(text: str) -> int:
+    return xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def _read(text: str, words: _Words) -> tuple[int, int, list[list[int]]]:
+    """A hash of all words of a text, one of those that must not differ, and the words of its long turns."""
+    for dropped in _DROPPED:
+        text = text.replace(dropped, " ")
+    if not text.isascii():
+        text = _UNSPACED.sub(r" \g<0> ", text)
+    turns = text.split(SEPARATOR)
+    said, frame, long = array("Q"), array("Q"), []
+    for question, answer in zip_longest(turns[::2], turns[1::2]):
+        asked = _hashes(question.partition(_OCR)[0], words)
+        answered = None if answer is None else _hashes(answer, words)
+        may_differ = len(asked if answered is None else answered) >= LONG
+        for turn in (asked,) if answered is None else (asked, answered):
+            said.append(0)
+            said.extend(turn)
+            if may_differ and len(turn) >= LONG:
+                long.append(turn)
+                frame.append(1)
+                frame.extend(word for word in turn if word & 1)
+            else:
+                frame.append(0)
+                frame.extend(turn)
+    return xxh3_64_intdigest(said.tobytes()), xxh3_64_intdigest(frame.tobytes()), long
+
+
+def _hashes(turn: str, words: _Words) -> list[int]:
+    """Of the words of a turn; of all of it if it is punctuation alone."""
+    found = [hash for hash in map(words.__getitem__, turn.split()) if hash]
+    return found or ([_hash(turn)] if turn.strip() else [])
+
+
+def _runs(place: int, words: list[int]) -> NDArray[np.int32]:
+    """Sorted 30-bit hashes of a turn's runs of three words: the second of equal ones is another than the first, and
+    those of the turn at another place are others."""
+    hashes = mix64(np.array(words, dtype=np.uint64))
+    runs = np.sort(mix64(mix64(hashes[:-2] + hashes[1:-1] * np.uint64(3)) + hashes[2:]))
+    starts = np.flatnonzero(np.concatenate([[True], runs[1:] != runs[:-1]]))
+    times = np.arange(len(runs)) - np.repeat(starts, np.diff(starts, append=len(runs)))
+    return np.unique((mix64(runs + mix64((times + (place << 32)).astype(np.uint64))) >> np.uint64(34)).astype(np.int32))
+
+
+def _near(turns: list[list[NDArray[np.int32]]], framed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[P, 2] numbers of texts in one frame of which every long turn is near, enough to connect all that are. Texts of
+    one frame have as many long turns."""
+    from scipy.sparse import csr_array
+
+    counts = np.array(list(map(len, turns)))
+    sizes = np.array([len(turn) for each in turns for turn in each])
+    first = np.cumsum(counts) - counts
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    flat = np.concatenate([turn for each in turns for turn in each])
+    signatures = _signatures(flat, ends[np.append(first, len(sizes))])
+    runs = csr_array((np.ones(len(flat), dtype=np.bool_), flat, ends), shape=(len(sizes), 2**30))
+    labels = np.arange(len(counts))
+    edges = [np.empty((0, 2), dtype=np.int64)]
+    for band in range(0, _SLOTS, _ROWS):
+        met = _met(signatures, framed, band)
+        met = met[labels[met[:, 0]] != labels[met[:, 1]]]
+        met = met[_estimated(signatures, met) >= _ALMOST]
+        for part in _parts(met, (ends[first + counts] - ends[first])[met[:, 0]]):
+            several = counts[part[:, 0]]
+            begins = np.cumsum(several) - several
+            within = np.arange(several.sum()) - np.repeat(begins, several)
+            left, right = (np.repeat(first[side], several) + within for side in part.T)
+            shared = np.diff(runs[left].multiply(runs[right]).indptr)
+            near = 10 * shared >= SHARED * (sizes[left] + sizes[right] - shared)
+            edges.append(part[np.logical_and.reduceat(near, begins)])
+        labels = _joined(len(labels), np.concatenate(edges))
+    return np.concatenate(edges)
+
+
+def _parts(pairs: NDArray[np.int64], weights: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """`pairs` in parts of about `_RUNS_AT_ONCE` in weight."""
+    part = np.cumsum(weights) // _RUNS_AT_ONCE
+    return (each for each in np.split(pairs, np.flatnonzero(np.diff(part)) + 1) if len(each))
+
+
+def _signatures(flat: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """[T, 128] MinHash of T texts, each the runs between two of `ends`."""
+    try:
+        from rensa import RMinHash
+    except ImportError:
+        raise missing("rensa", "looking for texts that are near") from None
+    found = np.empty((len(ends) - 1, _SLOTS), dtype=np.uint32)
+    for start in range(0, len(found), _AT_ONCE):
+        part = ends[start : start + _AT_ONCE + 1]
+        hashes = flat[part[0] : part[-1]].astype(np.uint64)
+        offsets = (part - part[0]).astype(np.uint64)
+        rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, _SLOTS, _SEED)
+        found[start : start + _AT_ONCE] = rows.to_rows()
+    return found
+
+
+def _met(signatures: NDArray[np.uint32], framed: NDArray[np.int64], band: int) -> NDArray[np.int64]:
+    """[P, 2] texts of one frame that are equal in the slots from `band` on: in `_ROWS` of them, and in twice as many
+    as long as more than `_BUCKET` are, so that texts made from one template do not all meet."""
+    items, buckets, used, rows = np.arange(len(framed)), mix64(framed.astype(np.uint64)), 0, _ROWS
+    found = [np.empty((0, 2), dtype=np.int64)]
+    while len(items):
+        for slot in range(used, rows):
+            buckets = mix64(buckets + signatures[items, (band + slot) % _SLOTS])
+        order = np.argsort(buckets, kind="stable")
+        items, buckets = items[order], buckets[order]
+        starts = np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1]]))
+        sizes = np.diff(starts, append=len(items))
+        size = np.repeat(sizes, sizes)
+        if rows == _SLOTS:  # as good as equal: each is near the next
+            found.append(_pairs(items, buckets, 1))
+            break
+        few = (size > 1) & (size <= _BUCKET)
+        found += [_pairs(items[few], buckets[few], distance) for distance in range(1, _BUCKET)]
+        many = size > _BUCKET
+        items, buckets, used, rows = items[many], buckets[many], rows, 2 * rows
+    return np.concatenate(found)
+
+
+def _pairs(items: NDArray[np.int64], buckets: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
+    equal = buckets[distance:] == buckets[:-distance]
+    return np.stack([items[:-distance][equal], items[distance:][equal]], axis=1)
+
+
+def _estimated(signatures: NDArray[np.uint32], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[P] in how many slots the texts of each pair are equal."""
+    parts = (pairs[start : start + _AT_ONCE].T for start in range(0, len(pairs), _AT_ONCE))
+    return np.concatenate([np.empty(0, np.int64), *((signatures[a] == signatures[b]).sum(axis=1) for a, b in parts)])
+
+
+def _joined(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[count] labels of which those of `pairs` [P, 2] are the same, over others too."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), dtype=np.bool_), tuple(pairs.T)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
