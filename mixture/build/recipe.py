@@ -45,9 +45,9 @@ class Entry(Struct, frozen=True, kw_only=True):
 class Dedup(Struct, frozen=True, kw_only=True):
     """What happens to samples that say the same as another of the same pictures: reported, or dropped."""
 
-    drop: list[Literal["bytes", "near", "text"]] = []
-    """Levels by which all but one are dropped: of the same bytes, of near pictures (the same bytes among them), of the
-    same text without pictures. The others are reported."""
+    drop: list[Literal["bytes", "near", "text", "near_text"]] = []
+    """Levels (docs/overlaps.md) by which all but one are dropped: `near` has `bytes` in it, and `near_text` all others.
+    What is left is reported."""
     near: Bits = NEAR
     """Bits of 256 in which the fingerprints of near pictures may differ."""
 

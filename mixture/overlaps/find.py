@@ -1,6 +1,7 @@
 """Finding overlaps: samples with each other, and their pictures and texts with those of evaluation sets."""
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from xxhash import xxh3_128_digest
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.keyed import Indices
 from vlmix.mixture.overlaps.fingerprints import BITS, NEAR, near
+from vlmix.mixture.overlaps.near_text import SEPARATOR
+from vlmix.mixture.overlaps.near_text import alike as alike_texts
 from vlmix.mixture.overlaps.questions import Asked, Facts, Questions, prepare
 from vlmix.mixture.overlaps.samples import Samples, joined, of_mixture
 from vlmix.mixture.overlaps.table import FORMAT, OF_SETS, SCHEMA, About, Checked, Level, Overlaps, identity
@@ -81,42 +84,53 @@ def table_of(samples: Samples, rows: Sequence[Row]) -> pa.Table:
 
 
 def _duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
-    """Samples that say the same of the same pictures; `other` is the first of those that are the same by the row's
-    level."""
+    """Samples that say the same of the same pictures, or nearly; `other` is the first of those that do by the row's
+    level, which is the closest one."""
     pictures = samples.pictures
-    texts = _text_hashes(samples)
+    texts, read = _text_hashes(samples)
     exact = samples.path_of if pictures is None else pictures.picture
-    alike = exact if pictures is None else _alike(samples, most)
-    same, near_same = (_groups(_shown(samples, numbers), texts) for numbers in (exact, alike))
-    levels: list[Level] = ["id", "text"] if pictures is None else ["bytes", "near", "text"]
-    names: list[Level] = [levels[0], "near"]
+    shown = _shown(samples, exact if pictures is None else _alike(samples, most))
+    nearly = np.empty(len(samples), dtype=np.int64)
+    nearly[read] = alike_texts((text for _, text in _normalised(samples)), _groups(shown)[read])
+    by_bytes: Level = "id" if pictures is None else "bytes"
     found = np.zeros(len(samples), dtype=np.bool_)
-    for name, groups in zip(names, (same, near_same)):
+    steps: list[tuple[Level, Level, Indices]] = [
+        (by_bytes, "text", _groups(_shown(samples, exact), texts)),
+        ("near", "text", _groups(shown, texts)),
+        ("near_text", "near_text", nearly),
+    ]
+    for with_pictures, without, groups in steps:
         first = _firsts(groups, samples.order)
-        for position in np.flatnonzero((first != np.arange(len(samples))) & ~found).tolist():
-            level = name if samples.counts[position] else "text"
+        others = first != np.arange(len(samples))
+        for position in np.flatnonzero(others & ~found).tolist():
+            level = with_pictures if samples.counts[position] else without
             rows.append(("", "", str(samples.ids[int(first[position])]), level, position, None, None, ""))
-        found |= first != np.arange(len(samples))
-    unseen = {} if pictures is not None else dict.fromkeys(("bytes", "near"), samples.unseen)
+        found |= others
     return Checked(
         benchmark="",
         split="",
-        levels=list(levels),
-        unchecked=unseen,
+        levels=[by_bytes, *(["near"] if pictures is not None else []), "text", "near_text"],
+        unchecked={} if pictures is not None else dict.fromkeys(("bytes", "near"), samples.unseen),
         pictures=len(samples.paths) if pictures is None else len(pictures.hashes),
         unreadable=[] if pictures is None else samples.names(pictures.broken),
         flat=0 if pictures is None else len(pictures.flat),
     )
 
 
-def _text_hashes(samples: Samples) -> NDArray[np.void]:
-    """[N] 16 bytes: of each sample's normalised turns."""
-    made = bytearray(16 * len(samples))
+def _normalised(samples: Samples) -> Iterator[tuple[int, str]]:
+    """The position and the normalised turns of each sample, as they are read."""
     for positions, turns in samples.texts():
         for position, values in zip(positions.tolist(), turns):
-            text = "\x1f".join(map(normalised, values)).encode("utf-8", "surrogatepass")
-            made[16 * position : 16 * position + 16] = xxh3_128_digest(text)
-    return np.frombuffer(made, "V16")
+            yield position, SEPARATOR.join(map(normalised, values))
+
+
+def _text_hashes(samples: Samples) -> tuple[NDArray[np.void], Indices]:
+    """([N] 16 bytes: of each sample's normalised turns, [N] positions as they are read)."""
+    made, order = bytearray(16 * len(samples)), array("q")
+    for position, text in _normalised(samples):
+        made[16 * position : 16 * position + 16] = xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+        order.append(position)
+    return np.frombuffer(made, "V16"), np.frombuffer(order, np.int64)
 
 
 def _shown(samples: Samples, numbers: NDArray[np.int64]) -> NDArray[np.void]:

@@ -70,13 +70,13 @@ def _without_border(picture: Image.Image) -> Image.Image:
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of what decides which pictures are near. Raises VlmixError if one is not installed."""
+    """Name -> version of what decides what is near. Raises VlmixError if one is not installed."""
     found = {}
-    for name, module in (("imagehash", "imagehash"), ("faiss-cpu", "faiss"), ("scipy", "scipy")):
+    for name, module in (("imagehash", "imagehash"), ("faiss-cpu", "faiss"), ("scipy", "scipy"), ("rensa", "rensa")):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            raise missing(module, "looking for pictures that are alike") from None
+            raise missing(module, "looking for what is alike") from None
     return found
 
 

@@ -146,6 +146,32 @@ def test_of_duplicates_the_one_of_the_first_source_stays(planted: Path, tmp_path
     }
 
 
+def test_nearly_the_same_text_of_one_picture_is_a_duplicate_if_asked_for(planted: Path, tmp_path: Path) -> None:
+    long = "A field of soft colours lies under a low sky, and a narrow road leads from its near edge to a small house."
+    texts = {
+        "first": long,
+        "comma": long.replace(",", " -"),
+        "word": long.replace("small", "tiny"),
+        "other": long[::-1],
+    }
+    said = [{"from": "human", "value": "<image>\nWhat is there?"}]
+    rows = [
+        {
+            "id": name,
+            "image": "coco/train2017/000000000001.jpg",
+            "conversations": [*said, {"from": "gpt", "value": f"{text} {long.upper()}"}],
+        }
+        for name, text in texts.items()
+    ]
+    (planted / "texts.json").write_text(json.dumps(rows))
+    make(planted, tmp_path / "near", {"texts": {}}, dedup={"drop": ["near"]})
+    assert len(names(tmp_path / "near")) == 4
+    levels = [row["level"] for row in table.read(tmp_path / "near/overlaps.parquet").rows.to_pylist()]
+    assert levels == ["near_text", "near_text"]
+    make(planted, tmp_path / "text", {"texts": {}}, dedup={"drop": ["near_text"]})
+    assert "other" in names(tmp_path / "text") and len(names(tmp_path / "text")) == 2
+
+
 def test_levels_that_are_not_dropped_are_reported_as_the_command_reports_them(planted: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     keys: dict[str, Any] = {"decontaminate": [{**BY_ALL, "drop": ["bytes"]}], "dedup": {"drop": ["bytes"]}}
