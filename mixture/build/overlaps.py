@@ -105,7 +105,7 @@ class Comparing:
                 if level in levels:
                     usable[offer[position]] = False
                     detail = f"says the same as {other} ({level})"
-                    rejects.add(self._reject(int(offer[position]), "duplicate_sample", detail))
+                    rejects.add(self._reject(int(offer[position]), "duplicate_content", detail))
 
     def overlaps(self, positions: Indices) -> Overlaps:
         """The overlaps of the candidates at `positions`, which are the samples of a mixture in its order."""

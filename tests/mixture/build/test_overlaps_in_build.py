@@ -139,7 +139,7 @@ def test_of_duplicates_the_one_of_the_first_source_stays(planted: Path, tmp_path
     make(planted, tmp_path / "out", {first: {}, second: {"take": 15}}, dedup={"drop": ["near"]})
     named = dropped(tmp_path / "out")
     assert named.keys() == {f"{second}-{number}" for number in AGAIN}
-    assert all("duplicate_sample: says the same as " in why for why in named.values())
+    assert all("duplicate_content: says the same as " in why for why in named.values())
     assert {why.rpartition(" ")[2] for why in named.values()} == {"(near)", "(bytes)"}
     assert names(tmp_path / "out") == {f"{first}-{n}" for n in (range(20) if first == "one" else range(15, 35))} | {
         f"{second}-{n}" for n in set(range(20) if second == "one" else range(15, 35)) - AGAIN
