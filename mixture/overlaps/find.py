@@ -15,7 +15,7 @@ from vlmix.mixture.overlaps.fingerprints import BITS, NEAR, near
 from vlmix.mixture.overlaps.near_text import SEPARATOR
 from vlmix.mixture.overlaps.near_text import alike as alike_texts
 from vlmix.mixture.overlaps.questions import Asked, Facts, Questions, prepare
-from vlmix.mixture.overlaps.samples import Samples, joined, of_mixture
+from vlmix.mixture.overlaps.samples import Pictures, Samples, joined, of_mixture
 from vlmix.mixture.overlaps.table import FORMAT, OF_SETS, SCHEMA, About, Checked, Level, Overlaps, identity
 from vlmix.mixture.overlaps.text import asked_in, normalised, rounds_of
 
@@ -93,6 +93,7 @@ def _duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
     nearly = np.empty(len(samples), dtype=np.int64)
     nearly[read] = alike_texts((text for _, text in _normalised(samples)), _groups(shown)[read])
     by_bytes: Level = "id" if pictures is None else "bytes"
+    bits = None if pictures is None else _Bits(samples, pictures)
     found = np.zeros(len(samples), dtype=np.bool_)
     steps: list[tuple[Level, Level, Indices]] = [
         (by_bytes, "text", _groups(_shown(samples, exact), texts)),
@@ -103,8 +104,9 @@ def _duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
         first = _firsts(groups, samples.order)
         others = first != np.arange(len(samples))
         for position in np.flatnonzero(others & ~found).tolist():
-            level = with_pictures if samples.counts[position] else without
-            rows.append(("", "", str(samples.ids[int(first[position])]), level, position, None, None, ""))
+            level, kept = with_pictures if samples.counts[position] else without, int(first[position])
+            distance = bits.between(position, kept) if level == "near" and bits is not None else None
+            rows.append(("", "", str(samples.ids[kept]), level, position, None, distance, ""))
         found |= others
     return Checked(
         benchmark="",
@@ -173,6 +175,28 @@ def _alike(samples: Samples, most: int) -> NDArray[np.int64]:
     graph = coo_array((np.ones(len(pairs[0]), dtype=np.bool_), pairs), shape=(count, count))
     _, groups = connected_components(graph, directed=False)
     return np.asarray(groups[pictures.picture], dtype=np.int64)
+
+
+class _Bits:
+    """How far the pictures of two samples are apart."""
+
+    def __init__(self, samples: Samples, pictures: Pictures) -> None:
+        self._pictures, self._prints = pictures, _Grouped(pictures.printed, len(pictures.hashes))
+        self._firsts, self._counts = np.cumsum(samples.counts) - samples.counts, samples.counts
+
+    def between(self, one: int, other: int) -> int:
+        """Bits between the fingerprints of two samples' pictures, of several pictures the most."""
+        pairs = zip(self._of(one), self._of(other))
+        return max((self._apart(left, right) for left, right in pairs if left != right), default=0)
+
+    def _of(self, sample: int) -> list[int]:
+        start = self._firsts[sample]
+        return list(map(int, self._pictures.picture[start : start + self._counts[sample]]))
+
+    def _apart(self, left: int, right: int) -> int:
+        prints = self._pictures.prints
+        differing = prints[self._prints[left]][:, None] ^ prints[self._prints[right]][None]
+        return int(np.bitwise_count(differing).sum(axis=2, dtype=np.int64).min())
 
 
 class _Known:

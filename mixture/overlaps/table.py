@@ -143,6 +143,7 @@ def read(path: Path, mixture: Reader | None = None) -> Overlaps:
     try:
         rows = pq.read_table(path)
         about = msgspec.json.decode((rows.schema.metadata or {})[_KEY], type=About)
+        rows = rows.select(SCHEMA.names).cast(SCHEMA)
     except FileNotFoundError:
         raise VlmixError(f"{path} does not exist; `vlmix overlaps` writes it") from None
     except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):
@@ -151,7 +152,7 @@ def read(path: Path, mixture: Reader | None = None) -> Overlaps:
         raise VlmixError(f"{path} was written by a newer vlmix")
     if mixture is not None and not _of(about, path, mixture):
         raise VlmixError(f"{path} is of {about.mixture} as it was built then, not of {mixture.folder.name}")
-    return Overlaps(about, rows.replace_schema_metadata(None))
+    return Overlaps(about, rows)
 
 
 def _of(about: About, path: Path, mixture: Reader) -> bool:

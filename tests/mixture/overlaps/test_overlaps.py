@@ -162,7 +162,11 @@ def test_duplicates_are_the_same_picture_and_the_same_text(mine: Path) -> None:
     groups = [{names[row["id"]], names[row["other"]]} for row in rows]
     assert set().union(*groups) == {"first", "again", "near", "text", "spaced"} and len(rows) == 3
     assert all(row["level"] == "text" for row in rows if names[row["id"]] in ("text", "spaced"))
-    assert "near" in {row["level"] for row in rows}
+    near_rows = [row for row in rows if row["level"] == "near"]
+    ((one, other),) = [[fingerprints(jpeg(picture(1), quality)) for quality in (90, 40)]]
+    assert [row["distance"] for row in near_rows] == [
+        int(np.bitwise_count(one[:, None] ^ other[None]).sum(axis=2).min())
+    ]
 
 
 def test_pictures_of_questions_are_found_by_id_bytes_and_looks(mine: Path) -> None:
@@ -258,6 +262,9 @@ def test_an_overlaps_file_is_of_one_mixture(mine: Path, mixture: Path, tmp_path:
         table.read(path, Reader.open(mixture))
     with pytest.raises(VlmixError, match="not with pope"):
         read.checked("pope", "")
+    table.pq.write_table(table.pq.read_table(path).drop_columns(["other"]), tmp_path / "narrow.parquet")
+    with pytest.raises(VlmixError, match="no overlaps file"):
+        table.read(tmp_path / "narrow.parquet")
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
     with pytest.raises(VlmixError, match="no overlaps file"):
         table.read(tmp_path / "other.parquet")
