@@ -36,7 +36,7 @@ RULES: dict[str, set[str]] = {
     "mixture.dataset": {"mixture.*base", "mixture.io"},
     "mixture.selection": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.export": {"mixture.*base", "mixture.io", "mixture.dataset"},
-    "mixture.browse": {"mixture.*base", "mixture.io", "mixture.dataset"},
+    "mixture.browse": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.overlaps.table"},
     "mixture.overlaps": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.benchmark"},
     "mixture.build": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.benchmark": {"mixture.*base", "mixture.io"},
