@@ -157,6 +157,20 @@ def test_numbers_are_those_of_the_file_and_what_was_not_compared_is_named(pages:
     assert f"{shown['source'][0]} {part['id'].n_unique()} {part['other'].n_unique()} " in section
 
 
+def test_a_gallery_filters_by_set_and_level(pages: Path, file: Path) -> None:
+    expected: dict[str, set[str]] = {}
+    for each in pl.read_parquet(file).filter(pl.col("benchmark").is_in(["", "pope"])).to_dicts():
+        name = "pope test" if each["benchmark"] else "duplicates"
+        expected.setdefault(each["id"], set()).update((name, f"{name}, by {each['level']}"))
+        if not each["benchmark"]:
+            expected.setdefault(each["other"], set()).add("has duplicates")
+    for gallery in galleries(pages):
+        for record in records(gallery):
+            values = [value for value in record["overlap"] if value.startswith(("pope", "duplicates", "has"))]
+            assert len(values) == len(set(values))
+            assert set(values) == expected.get(record["text"].partition("\n")[0], set())
+
+
 def test_ids_of_questions_stay_text(pages: Path) -> None:
     for page in pages.rglob("*.html"):
         for tag, attributes in Parsed(page).tags:
