@@ -38,6 +38,7 @@ RULES: dict[str, set[str]] = {
     "mixture.export": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.browse": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.overlaps.table"},
     "mixture.overlaps": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.benchmark"},
+    "mixture.overlaps.embeddings": {"mixture.*base", "mixture.selection.embeddings"},
     "mixture.build": {"mixture.*base", "mixture.io", "mixture.dataset"},
     "mixture.benchmark": {"mixture.*base", "mixture.io"},
     "mixture.mixture": {"mixture.*base", "mixture.io", "mixture.dataset", "mixture.selection", "mixture.schedule"},
