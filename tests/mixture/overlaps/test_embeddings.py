@@ -117,3 +117,18 @@ def test_ids_of_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VlmixError, match="from a cosine of 0.5 to 1 on, not of 0.2"):
         pairs(files.samples, questions, ["a"], ["c", "d"], at_least=0.2)
     assert pairs(files.samples, questions, ["a"], ["c", "d"]).questions.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("most", [5, 8])
+def test_a_tower_that_sees_all_alike_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Nine pairs, of three pictures with three, or of one with one."""
+    monkeypatch.setattr("vlmix.mixture.overlaps.embeddings._MOST", most)
+    for spread in (0, 1e-3):
+        rows = np.ones((3, 2)) + spread * np.arange(6).reshape(3, 2)
+        one = write(tmp_path / "s.parquet", ["a", "b", "c"], rows, made(OF_MIXTURE))
+        files = read([one, write(tmp_path / "q.parquet", ["a", "b", "c"], rows, made(OF_SET))])
+        with pytest.raises(VlmixError, match=f"q.parquet: more than {most} pairs .* raise the cosine"):
+            pairs(files.samples, files.questions["gqa", "val"], ["a", "b", "c"], ["a", "b", "c"])
+        monkeypatch.setattr("vlmix.mixture.overlaps.embeddings._MOST", 9)
+        assert len(pairs(files.samples, files.questions["gqa", "val"], ["a", "b", "c"], ["a", "b", "c"]).samples) == 9
+        monkeypatch.setattr("vlmix.mixture.overlaps.embeddings._MOST", most)
