@@ -39,6 +39,13 @@ def browse(
     share: Annotated[
         str | None, typer.Option(help="Of a sweep: the subsets of this share, 0.1 or 10% (default: its smallest).")
     ] = None,
+    overlaps: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `vlmix overlaps` wrote of a mixture named here (default: overlaps.parquet in its folder, if "
+            "there is one)."
+        ),
+    ] = None,
     workers: WorkersOpt = CORES,
     as_json: JsonOpt = False,
 ) -> None:
@@ -62,7 +69,7 @@ def browse(
     else:
         sides = sides_of([open_mixture(one) for one in mixtures])
     with show.progress() as progress:
-        report = write(sides, out, options, workers=workers, progress=progress)
+        report = write(sides, out, options, overlaps=overlaps, workers=workers, progress=progress)
     galleries = counted(report.galleries, "gallery", "galleries")
     said = f"{report.page}: {counted(report.samples, 'sample')}, {galleries}, {report.bytes / 1e6:.1f} MB"
     if report.reduced:

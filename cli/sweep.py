@@ -13,7 +13,7 @@ import typer
 
 from vlmix.cli import recipes, show
 from vlmix.cli.evaluate import in_processes
-from vlmix.cli.lookup import recipe_names
+from vlmix.cli.lookup import benchmark_names, recipe_names
 from vlmix.cli.options import AllowCodeOpt, JsonOpt
 from vlmix.cli.train import launch
 
@@ -50,7 +50,7 @@ def sweep(
     require()
     from vlmix.train.sweep.folder import read_values
     from vlmix.train.sweep.recipe import adds_random, first_grid, load
-    from vlmix.train.sweep.report import comparison_table, summarise, table, write
+    from vlmix.train.sweep.report import comparison_table, seen_table, summarise, table, write
     from vlmix.train.sweep.report.published import published
     from vlmix.train.sweep.subsets import same_as_random
     from vlmix.train.sweep.sweep import Standing, left_out, run
@@ -98,6 +98,9 @@ def sweep(
         show.done("", rows, as_json=True)
         return
     show.rows(*table(summary.points))
+    header, cells = seen_table(summary)
+    if cells:
+        show.rows(header, cells)
     if summary.compared:
         show.rows(*comparison_table(summary.points, summary.compared))
     show.done(f"report: {report}", None, as_json=False)
@@ -112,21 +115,57 @@ def require() -> None:
 
 
 def embed(
-    mixture: Annotated[str, typer.Argument(help="A mixture folder or a view.")],
     vision_tower: Annotated[
         str,
         typer.Option("--vision-tower", help="A name as in a training recipe, or the folder of a run."),
     ],
     out: Annotated[Path, typer.Option("--out", help="New Parquet file with id and embedding.")],
+    mixture: Annotated[str | None, typer.Argument(help="A mixture folder or a view.")] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a mixture: the questions of this benchmark, a name or a YAML file, NAME:SPLIT for another "
+            "split.",
+            autocompletion=benchmark_names,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the official files, or one with a folder per benchmark.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
+    allow_code: AllowCodeOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Embed a mixture's images with a vision tower, for `vlmix subsample --by clusters`."""
+    """Embed a mixture's images, or those of a benchmark's questions, with a vision tower, for
+    `vlmix subsample --by clusters` and `vlmix overlaps --embeddings`."""
+    if (mixture is None) == (benchmark is None):
+        raise typer.BadParameter("name a mixture or a --benchmark, one of them")
     from vlmix.train.evaluate.embed import embed as run
+    from vlmix.train.evaluate.embed import embed_questions
 
+    if mixture is not None:
+        with show.progress() as progress:
+            rows = run(mixture, vision_tower, out, batch, progress)
+        show.done(f"{out}: {rows:,} embeddings", {"out": str(out), "rows": rows}, as_json)
+        return
+    from vlmix.builders import benchmark_named
+    from vlmix.mixture.benchmark.benchmark import EvaluationSet
+
+    name, _, split = (benchmark or "").partition(":")
+    one = benchmark_named(name, allow_code)
+    if one.own is None and data is None:
+        raise typer.BadParameter(f"--data is needed: {name} is read from its official files")
+    asked = EvaluationSet(benchmark=one, data=data, images=tuple(images or ()), split=split)
     with show.progress() as progress:
-        rows = run(mixture, vision_tower, out, batch, progress)
-    show.done(f"{out}: {rows:,} embeddings", {"out": str(out), "rows": rows}, as_json)
+        found = embed_questions(asked, vision_tower, out, batch, progress)
+    left = ((found.not_found, "pictures that were not found"), (found.unreadable, "pictures that do not decode"))
+    for count, why in left:
+        if count:
+            show.note(f"{count:,} questions have {why}, and no embedding")
+    show.done(f"{out}: {found.rows:,} embeddings", {"out": str(out), **vars(found)}, as_json)
 
 
 def _backend(nproc: int, allow_code: bool = False) -> "Backend":
@@ -145,13 +184,22 @@ def _backend(nproc: int, allow_code: bool = False) -> "Backend":
 def _build(wanted: "Build", changes: dict[str, Any], out: Path) -> None:
     import json
 
-    from vlmix.builders import known_sources
+    from vlmix.builders import benchmark_named, known_sources
+    from vlmix.builders.layout import picture_id
     from vlmix.mixture.build.build import build
     from vlmix.mixture.build.recipe import load
 
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     recipe = load(recipes.find(recipes.DATA, wanted.recipe), known_sources(), overrides)
-    build(recipe, known_sources(), Path(wanted.raw), out, images=[Path(root) for root in wanted.images])
+    build(
+        recipe,
+        known_sources(),
+        Path(wanted.raw),
+        out,
+        images=[Path(root) for root in wanted.images],
+        benchmark=benchmark_named,
+        picture_id=picture_id,
+    )
 
 
 def _train(recipe: "Recipe", nproc: int, allow_code: bool) -> int:
@@ -214,6 +262,7 @@ def _facts(parsed: "Sweep") -> dict[str, Any]:
             f"{name} (the first {exam.limit:,} questions)" if exam.limit else name
             for name, exam in parsed.evaluate.items()
         ),
+        **({"overlaps": Path(parsed.overlaps).name} if parsed.overlaps else {}),
         "reported by": f"vlmix {VERSION}",
     }
 

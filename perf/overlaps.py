@@ -1,4 +1,4 @@
-"""Near pictures: what fingerprints find, and how long comparing and making them takes.
+"""Near pictures and texts: what fingerprints find, and how long comparing and making them takes.
 
 `recall`: every photograph that scikit-image and scikit-learn ship inside their packages, changed in ways that happen to
 pictures, is looked for among all of them: how many are found by their own, and how many by another.
@@ -7,12 +7,18 @@ pictures, is looked for among all of them: how many are found by their own, and 
 them as a plain loop over imagehash's objects does it.
 
 `hash`: fingerprints of photographs of 640x480, beside decoding them and `imagehash.phash` of the decoded pictures.
+
+`text`: paragraphs of Python's documentation, each as an answer with one edit, are looked for among all of them; then
+made-up samples, of which one in a hundred is a near copy, as `overlaps.near_text.alike` compares each with all others,
+and as datasketch's MinHash with its LSH does; and 665,298 grouped as LLaVA's mixture is.
 """
 
 import argparse
 import io
+import pydoc_data.topics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,8 +26,10 @@ from common import Clock, Facts, alternate, machine, megabytes, parser, perform,
 from PIL import Image, ImageDraw, ImageOps
 
 from vlmix.mixture.overlaps.fingerprints import NEAR, fingerprints, near
+from vlmix.mixture.overlaps.near_text import SEPARATOR, SHARED, alike
+from vlmix.mixture.overlaps.text import normalised
 
-MIXTURE, ASKED, PLAIN, PICTURES = 665_298, 100_000, 2_000_000, 400
+MIXTURE, ASKED, PLAIN, PICTURES, TEXTS = 665_298, 100_000, 2_000_000, 400, 20_000
 LINES = {
     "near": "vlmix, all pairs",
     "plain": "a loop over imagehash objects",
@@ -29,6 +37,10 @@ LINES = {
     "hash_crops": "vlmix fingerprints with crops",
     "phash": "decode, imagehash.phash",
     "decode": "decode alone",
+    "text": "vlmix, all in one group",
+    "datasketch": "datasketch MinHash, MinHashLSH",
+    "text_all": "vlmix, 665,298 in groups",
+    "drawing": "making those 665,298 alone",
 }
 
 
@@ -154,20 +166,150 @@ def _hashing(args: argparse.Namespace) -> Facts:
     return clock.facts(pictures=PICTURES)
 
 
-CONTENDERS = {"near": _near, "plain": _plain, **dict.fromkeys(("hash", "hash_crops", "phash", "decode"), _hashing)}
+def _said(question: str, answer: str) -> str:
+    return SEPARATOR.join((normalised(question), normalised(answer)))
+
+
+def _replaced(rng: np.random.Generator, words: Sequence[str], count: int) -> str:
+    changed = list(words)
+    for place in rng.choice(len(words), count, replace=False):
+        changed[place] = "another"
+    return " ".join(changed)
+
+
+def _typo(rng: np.random.Generator, words: Sequence[str]) -> str:
+    changed, place = list(words), max(range(len(words)), key=lambda at: (len(words[at]), rng.random()))
+    changed[place] = changed[place][:2] + changed[place][3:]
+    return " ".join(changed)
+
+
+EDITS: dict[str, Callable[[np.random.Generator, Sequence[str]], str]] = {
+    "a comma after a word": lambda rng, words: " ".join(w + "," * (n == len(words) // 2) for n, w in enumerate(words)),
+    "a letter left out": _typo,
+    "a word replaced": lambda rng, words: _replaced(rng, words, 1),
+    "two words replaced": lambda rng, words: _replaced(rng, words, 2),
+    "five words replaced": lambda rng, words: _replaced(rng, words, 5),
+    "a word left out": lambda rng, words: " ".join(words[: len(words) // 2] + words[len(words) // 2 + 1 :]),
+    "a sentence added": lambda rng, words: " ".join([*words, "It is as simple as that."]),
+    "the last fifth left out": lambda rng, words: " ".join(words[: len(words) * 4 // 5]),
+    "a number added": lambda rng, words: " ".join([*words, "7"]),
+    '"not" added': lambda rng, words: " ".join([*words[:9], "not", *words[9:]]),
+}
+
+
+def text_recall() -> str:
+    paragraphs = {
+        tuple(paragraph.split())
+        for topic in pydoc_data.topics.topics.values()
+        for paragraph in topic.split("\n\n")
+        if len(paragraph.split()) >= 20 and paragraph[:1].isalpha()
+    }
+    mine = [words for words in sorted(paragraphs) if len(words) <= 400]
+    plain = [_said("What does it say?", " ".join(words)) for words in mine]
+    known = len(plain) - len(set(alike(plain, np.zeros(len(plain), np.int64)).tolist()))
+    bounds, rows = (20, 30, 50, 100, 401), []
+    for kind, edit in {**EDITS, "the question changed": None}.items():
+        rng, asked = np.random.default_rng(0), "What does it say?" if edit else "What does it mean?"
+        changed = [_said(asked, edit(rng, words) if edit else " ".join(words)) for words in mine]
+        labels = alike(plain + changed, np.zeros(2 * len(plain), np.int64)).reshape(2, -1)
+        cells = []
+        for low, high in pairwise(bounds):
+            these = np.array([low <= len(words) < high for words in mine])
+            cells.append(f"{(labels[0] == labels[1])[these].sum()} of {these.sum()}")
+        rows.append([kind, *cells])
+    headings = ["edit (paragraphs by their words)", *(f"{a} to {b - 1}" for a, b in pairwise(bounds))]
+    return f"{len(mine)} paragraphs, {known} of them near another as they are\n{table(headings, rows)}"
+
+
+def _drawn(count: int) -> Iterator[str]:
+    """Made-up samples as in LLaVA's mixture: of 20, 8 with ten short rounds, 4 with an answer of 110 words,
+    6 captions, 2 chats of 4 long rounds. One in a hundred is a near copy of the one before it."""
+    rng = np.random.default_rng(0)
+    words = ["".join(map(chr, rng.integers(97, 123, rng.integers(2, 10)))) for _ in range(30_000)]
+    often = np.cumsum(1 / np.arange(1, len(words) + 1))
+    shapes = [[8, 1] * 10] * 8 + [[10, 110]] * 4 + [[9, 9]] * 6 + [[30, 250] * 4] * 2
+    turns = list[str]()
+    for number in range(count):
+        if number % 100 == 11:
+            turns[-1] = turns[-1].replace(" ", " another ", 1)
+        else:
+            lengths = shapes[number % 20]
+            drawn = np.searchsorted(often, rng.random(sum(lengths)) * often[-1]).tolist()
+            ends = np.cumsum(lengths).tolist()
+            turns = [" ".join(words[at] for at in drawn[a:b]) for a, b in zip([0, *ends], ends)]
+        yield SEPARATOR.join(turns)
+
+
+def _text(args: argparse.Namespace) -> Facts:
+    texts = list(_drawn(round(TEXTS * args.scale)))
+    clock = Clock()
+    labels = alike(texts, np.zeros(len(texts), np.int64))
+    return clock.facts(texts=len(texts), found=len(texts) - len(set(labels.tolist())))
+
+
+def _datasketch(args: argparse.Namespace) -> Facts:
+    from datasketch import MinHash, MinHashLSH
+
+    texts = list(_drawn(round(TEXTS * args.scale)))
+    clock = Clock()
+    index, found = MinHashLSH(threshold=SHARED / 10, num_perm=128), 0
+    for number, text in enumerate(texts):
+        words = text.split()
+        one = MinHash(num_perm=128)
+        one.update_batch([" ".join(run).encode() for run in zip(words, words[1:], words[2:])])
+        found += bool(index.query(one))
+        index.insert(number, one)
+    return clock.facts(texts=len(texts), found=found)
+
+
+def _text_all(args: argparse.Namespace) -> Facts:
+    count = round(MIXTURE * args.scale)
+    number = np.arange(count)
+    # Two samples to a picture, a near copy with what it is of; chats have none.
+    groups = np.where(number % 20 >= 18, -1, (number - (number % 100 == 11)) // 2)
+    clock = Clock()
+    labels = alike(_drawn(count), groups)
+    return clock.facts(texts=count, found=count - len(np.unique(labels)))
+
+
+def _drawing(args: argparse.Namespace) -> Facts:
+    count = round(MIXTURE * args.scale)
+    clock = Clock()
+    for _ in _drawn(count):
+        pass
+    return clock.facts(texts=count, found=0)
+
+
+CONTENDERS = {
+    "near": _near,
+    "plain": _plain,
+    **dict.fromkeys(("hash", "hash_crops", "phash", "decode"), _hashing),
+    "text": _text,
+    "datasketch": _datasketch,
+    "text_all": _text_all,
+    "drawing": _drawing,
+}
 
 
 def main() -> None:
     arguments = parser(__doc__, repeat=2)
-    arguments.add_argument("--only", choices=("recall", "compare", "hash"))
+    arguments.add_argument("--only", choices=("recall", "compare", "hash", "text"))
     args = arguments.parse_args()
     if perform(args, CONTENDERS):
         return
-    print(machine("vlmix", "imagehash", "faiss-cpu", "scikit-image", "scikit-learn", "pillow"))
+    print(machine("vlmix", "imagehash", "faiss-cpu", "scikit-image", "scikit-learn", "pillow", "rensa", "datasketch"))
     if args.only in (None, "recall"):
         start = time.perf_counter()
         print(f"{recall()}\n{time.perf_counter() - start:.0f} s\n")
-    for part, names, what in (("compare", ("near", "plain"), "pairs"), ("hash", tuple(LINES)[2:], "pictures")):
+    if args.only in (None, "text"):
+        start = time.perf_counter()
+        print(f"{text_recall()}\n{time.perf_counter() - start:.0f} s\n")
+    known = tuple(LINES)
+    for part, names, what in (
+        ("compare", known[:2], "pairs"),
+        ("hash", known[2:6], "pictures"),
+        ("text", known[6:], "texts"),
+    ):
         if args.only not in (None, part):
             continue
         with work_folder(args) as work:
@@ -180,10 +322,12 @@ def main() -> None:
                 f"{found.cpu:.2f}",
                 f"{found.facts[what] / found.seconds:,.0f}",
                 megabytes(found.peak),
+                *([f"{found.facts['found']:,}"] if part == "text" else []),
             ]
             for name, found in measured.items()
         ]
-        print(table([part, "seconds", "cpu", f"{what}/s", "peak RSS"], rows), "\n")
+        more = ["found"] if part == "text" else []
+        print(table([part, "seconds", "cpu", f"{what}/s", "peak RSS", *more], rows), "\n")
 
 
 if __name__ == "__main__":

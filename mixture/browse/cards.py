@@ -10,6 +10,7 @@ import msgspec
 
 from vlmix.mixture.boxes import boxes_in, clip
 from vlmix.mixture.browse.facts import PROMPTS
+from vlmix.mixture.browse.overlaps import Found
 from vlmix.mixture.browse.pictures import Picture
 from vlmix.mixture.dataset.schema import RESERVED
 from vlmix.mixture.io.visible import visible
@@ -101,6 +102,7 @@ class Card:
     facts: list[tuple[str, str]]
     extra: str
     text: str
+    overlaps: Found
 
     @property
     def about(self) -> str:
@@ -122,11 +124,12 @@ class Card:
             "words": self.num_words,
             "boxes": self.boxes,
             "flag": self.transforms,
+            "overlap": self.overlaps.values,
             **{key: value for name, value in self.columns.items() if (key := f"column.{name}") in filtered},
         }
 
 
-def card_of(row: dict[str, Any], file: str, pictures: list[Picture] | None) -> Card:
+def card_of(row: dict[str, Any], file: str, pictures: list[Picture] | None, overlaps: Found) -> Card:
     """The card of a whole row of samples.parquet (see `dataset.schema`). `pictures` None: there are no shards."""
     values = [turn["value"] for turn in row["conversations"]]
     named, boxes = _boxes(row, values)
@@ -167,6 +170,7 @@ def card_of(row: dict[str, Any], file: str, pictures: list[Picture] | None) -> C
         facts=[(name, _bounded(str(value))) for name, value in _facts(row, columns)],
         extra=_pretty(row["extra"]),
         text="\n".join([row["id"], *values])[:SEARCHED],
+        overlaps=overlaps,
     )
 
 

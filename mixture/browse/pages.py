@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlencode
 
 import numpy as np
 import polars as pl
@@ -23,8 +24,9 @@ from vlmix.mixture.browse.facts import (
     outstanding,
     rejects_of,
 )
+from vlmix.mixture.browse.overlaps import EXAMPLES, MOST_GROUPS, Found, Known, known_overlaps, set_name, values_of
 from vlmix.mixture.browse.pictures import SIDE, Picture, stored_bytes, write_pictures
-from vlmix.mixture.browse.sides import Side, common_whole, overlaps, short_name, whole
+from vlmix.mixture.browse.sides import Side, common_whole, shared_ids, short_name, whole
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.view import ids_like, index_of, read_rows
 from vlmix.mixture.errors import VlmixError, nearest
@@ -33,6 +35,7 @@ from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.io.visible import is_link, visible
 from vlmix.mixture.keyed import Indices, prefixes, ranked
+from vlmix.mixture.overlaps.table import LEVELS
 from vlmix.mixture.version import VERSION
 
 if TYPE_CHECKING:
@@ -102,23 +105,40 @@ class Control:
 
 
 def browse(
-    sides: Sequence[Side], out: Path, options: Options | None = None, *, workers: int = 1, progress: Progress = silent
+    sides: Sequence[Side],
+    out: Path,
+    options: Options | None = None,
+    *,
+    overlaps: Path | None = None,
+    workers: int = 1,
+    progress: Progress = silent,
 ) -> Report:
     """Write the pages of `sides` (see `sides.sides_of`) to the new folder `out`; `out/index.html` is the first.
 
-    Raises VlmixError if `out` is there and not empty, for an id that no side has, and for a condition that nothing
-    meets or that is none.
+    `overlaps` is a file that `vlmix overlaps` wrote of one of them; without it the one inside a mixture is taken.
+
+    Raises VlmixError if `out` is there and not empty, for an id that no side has, for a condition that nothing
+    meets or that is none, and for an overlaps file of another mixture.
     """
     options = options or Options()
     if options.samples < 0:
         raise VlmixError(f"{options.samples} samples of each source: at least 0")
     if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         out.rmdir()
+    known = known_overlaps(sides, overlaps)
     with new_folder(out) as partial, Pool(workers) as pool:
-        return _write(sides, partial, out, options, pool, progress)
+        return _write(sides, known, partial, out, options, pool, progress)
 
 
-def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, pool: Pool, progress: Progress) -> Report:
+def _write(
+    sides: Sequence[Side],
+    known: dict[str, Known],
+    partial: Path,
+    out: Path,
+    options: Options,
+    pool: Pool,
+    progress: Progress,
+) -> Report:
     environment = _environment()
     all_facts = []
     for number, side in enumerate(sides):
@@ -127,21 +147,25 @@ def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, po
     progress("index", len(sides), len(sides))
     passing = _passing(sides, options)
     leaders = [outstanding(facts, mine) for facts, mine in zip(all_facts, passing)]
-    chosen = [
-        np.union1d(_chosen(side, mine, options), [at for leaders in found.values() for at, _ in leaders.rows]).astype(
-            np.int64
-        )
-        for side, mine, found in zip(sides, passing, leaders)
-    ]
+    examples = _examples(sides, known, passing, options)
+    chosen = []
+    for side, mine, found, more in zip(sides, passing, leaders, examples):
+        out_standing = np.array([at for each in found.values() for at, _ in each.rows], dtype=np.int64)
+        chosen.append(np.unique(np.concatenate([_chosen(side, mine, options), out_standing, more])))
     if sum(map(len, chosen)) > MOST_SAMPLES:
         raise VlmixError(
             f"{sum(map(len, chosen)):,} samples would have a page, at most {MOST_SAMPLES:,} may; lower --samples, or "
             "narrow --where"
         )
-    cards, reduced = _cards(sides, chosen, partial, options, pool, progress)
+    made, reduced = _cards(sides, known, chosen, partial, options, pool, progress)
+    cards = [
+        {at: made[side.mixture.root.name, int(side.mixture.rows[at])] for at in mine.tolist()}
+        for side, mine in zip(sides, chosen)
+    ]
     galleries = _galleries(sides, all_facts, chosen, cards)
     common = {"sides": sides, "version": VERSION, "colors": COLORS, "options": options, "reduced": reduced}
     _write_galleries(environment, partial, galleries, common)
+    _write_groups(environment, partial, known, made, common)
     shown = _write_samples(environment, partial, galleries, common, progress)
     roots = {side.mixture.root.name: whole(side.mixture) for side in sides}
     composition = _composition(sides, all_facts)
@@ -163,7 +187,11 @@ def _write(sides: Sequence[Side], partial: Path, out: Path, options: Options, po
             for number, found in enumerate(leaders)
         ],
         rejects=[(short_name(root), _shown(rejects_of(root))) for root in roots.values()],
-        overlaps=overlaps(sides),
+        shared_ids=shared_ids(sides),
+        overlaps=_overlaps(sides, known, galleries),
+        known=list(known.values()),
+        levels=LEVELS,
+        per_number=min(EXAMPLES, options.samples),
         longest=LONGEST_COUNTED,
         pages=len(shown),
         up="",
@@ -217,10 +245,31 @@ def _chosen(side: Side, passing: Indices, options: Options) -> Indices:
     return prefixes(strata, ranks, dict.fromkeys(strata, options.samples))
 
 
+def _examples(
+    sides: Sequence[Side], known: dict[str, Known], passing: list[Indices], options: Options
+) -> list[Indices]:
+    """The positions of each side that have a page for their overlaps (see `Known.examples`)."""
+    wanted: dict[str, Indices] = {}
+    for name, each in known.items():
+        ours = [side.mixture.rows[mine] for side, mine in zip(sides, passing) if side.mixture.root.name == name]
+        wanted[name] = each.examples(np.concatenate(ours), options.samples)
+    none = np.empty(0, dtype=np.int64)
+    return [
+        mine[np.isin(side.mixture.rows[mine], wanted.get(side.mixture.root.name, none))]
+        for side, mine in zip(sides, passing)
+    ]
+
+
 def _cards(
-    sides: Sequence[Side], chosen: list[Indices], out: Path, options: Options, pool: Pool, progress: Progress
-) -> tuple[list[dict[int, Card]], bool]:
-    """For each side position -> card, and whether pictures were reduced. Samples that sides share are read once."""
+    sides: Sequence[Side],
+    known: dict[str, Known],
+    chosen: list[Indices],
+    out: Path,
+    options: Options,
+    pool: Pool,
+    progress: Progress,
+) -> tuple[dict[tuple[str, int], Card], bool]:
+    """(root, row) -> card, and whether pictures were reduced. Samples that sides share are read once."""
     roots: dict[str, Reader] = {}
     rows: dict[str, NDArray[np.int64]] = {}
     for side, mine in zip(sides, chosen):
@@ -237,14 +286,12 @@ def _cards(
         if root.root_manifest.shards:
             pictures = write_pictures(root, rows[name], out, stored, pool, progress)
             any_reduced |= not stored and any(p.full for found in pictures.values() for p in found)
-        for row, columns in zip(rows[name].tolist(), read_rows(root.local_root, rows[name]).to_pylist()):
-            file = f"samples/{number}-{row:09d}.html"
-            made[name, row] = card_of(columns, file, None if pictures is None else pictures[row])
-    cards = [
-        {at: made[side.mixture.root.name, int(side.mixture.rows[at])] for at in mine.tolist()}
-        for side, mine in zip(sides, chosen)
-    ]
-    return cards, any_reduced
+        files = {row: f"samples/{number}-{row:09d}.html" for row in rows[name].tolist()}
+        overlaps = known[name].of_samples(files) if name in known else {}
+        for (row, file), columns in zip(files.items(), read_rows(root.local_root, rows[name]).to_pylist()):
+            found = overlaps.get(row, Found())
+            made[name, row] = card_of(columns, file, None if pictures is None else pictures[row], found)
+    return made, any_reduced
 
 
 def _galleries(
@@ -307,6 +354,54 @@ def _write_samples(
     return [gallery.cards[at] for gallery, at in places.values()]
 
 
+def _write_groups(
+    environment: "Environment",
+    out: Path,
+    known: dict[str, Known],
+    made: dict[tuple[str, int], Card],
+    common: dict[str, Any],
+) -> None:
+    template = environment.get_template("groups.html.j2")
+    for name, each in known.items():
+        for number, (file, groups) in enumerate(each.group_pages.items(), start=1):
+            (out / "groups").mkdir(exist_ok=True)
+            page = template.render(
+                **common,
+                known=each,
+                groups=[(group, [(one, made.get((name, one.row))) for one in group.members]) for group in groups],
+                number=number,
+                most_groups=MOST_GROUPS,
+                files=list(each.group_pages),
+                up="../",
+            )
+            (out / file).write_text(page, encoding="utf-8")
+
+
+def _overlaps(sides: Sequence[Side], known: dict[str, Known], galleries: list[Gallery]) -> list[dict[str, Any]]:
+    """For each side and what it was compared with: how much of each source was found, with links to the samples."""
+    values = {
+        (gallery.side, gallery.source): (gallery.file, {v for card in gallery.cards for v in card.overlaps.values})
+        for gallery in galleries
+    }
+
+    def link(side: int, source: str, value: str) -> str:
+        file, found = values.get((side, source), ("", set[str]()))
+        return f"{file}#{urlencode({'overlap': value})}" if value in found else ""
+
+    tables = []
+    for number, side in enumerate(sides):
+        if (mine := known.get(side.mixture.root.name)) is None:
+            continue
+        if not mine.compared[side.mixture.rows].all():
+            tables.append({"side": number, "name": "not all compared", "checked": None, "rows": []})
+            continue
+        for checked, touched in mine.touched(side.mixture.rows):
+            name = set_name(checked.benchmark, checked.split)
+            rows = [(each, [link(number, each.source, value) for value in values_of(name, LEVELS)]) for each in touched]
+            tables.append({"side": number, "name": name, "checked": checked, "rows": rows})
+    return tables
+
+
 def _controls(cards: list[Card]) -> Iterator[Control]:
     """Filters that tell these samples apart."""
     formats = sorted({name for card in cards for name in card.formats})
@@ -322,6 +417,9 @@ def _controls(cards: list[Card]) -> Iterator[Control]:
     flags = sorted({name for card in cards for name in card.transforms})
     if flags:
         yield Control("is", "flag", "picture was", flags)
+    overlaps = dict.fromkeys(value for card in cards for value in card.overlaps.values)
+    if overlaps:
+        yield Control("is", "overlap", "overlaps with", sorted(overlaps))
     for name in dict.fromkeys(name for card in cards for name in card.columns):
         values = {card.columns.get(name) for card in cards} - {None}
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and len(values) > 1:

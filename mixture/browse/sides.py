@@ -81,7 +81,7 @@ def common_whole(sides: Sequence[Side]) -> Reader | None:
     return sides[0].of or whole(sides[0].mixture)
 
 
-def overlaps(sides: Sequence[Side]) -> list[tuple[str, str, int]]:
+def shared_ids(sides: Sequence[Side]) -> list[tuple[str, str, int]]:
     """(first side, another, ids that both have) for all sides but what they left."""
     first, *others = sides
     return [(first.name, other.name, in_common(first.mixture, other.mixture)) for other in others if not other.left]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from vlmix.mixture.extras import missing
-from vlmix.mixture.hashing import mix64
+from vlmix.mixture.hashing import derive_key, mix64
 from vlmix.mixture.overlaps.text import normalised
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER, UNANSWERABLE
@@ -42,15 +42,16 @@ _UNSPACED = re.compile(
 """Letters of languages that put no spaces between words: each counts as a word."""
 _KEPT_WORDS, _KEPT_LENGTH = 1_000_000, 64
 
+_FACTORS = [derive_key(place) | np.uint64(1) for place in range(3)]
 _SLOTS, _ROWS = 128, 4
 """Of texts that share `SHARED` tenths, 0.02 % meet in none of 32 bands of 4 slots: 1 - (1 - 0.7^4)^32."""
 _SEED = 1
 _ALMOST = 75
 """Slots of 128 from which on a pair is compared: 3.5 standard deviations (0.031, measured) below `SHARED` tenths."""
-_BUCKET = 16
-"""Texts that meet in a band are compared with each other up to this number; more are told apart by further slots."""
-_AT_ONCE = 8_192  # texts
-_RUNS_AT_ONCE = 8_000_000
+_BUCKET, _NEXT = 16, 2
+"""Texts that meet in a band are compared with each other up to the first number, and with that many others beyond."""
+_AT_ONCE, _PART = 8_192, 2_000_000
+"""Texts, and words or runs, at once."""
 
 
 def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -61,7 +62,7 @@ def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     machine, or on what else there is in other groups. Raises VlmixError if rensa is not installed.
     """
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    words, kept = _Words(), dict[tuple[int, int], list[NDArray[np.int32]]]()
+    words, kept = _Words(), dict[tuple[int, int], list[NDArray[np.uint32]]]()
     said, frame = np.zeros(len(groups), np.uint64), np.zeros(len(groups), np.uint64)
     for number, (text, of, has_peers) in enumerate(
         zip(texts, group.tolist(), (counts[group] > 1).tolist(), strict=True)
@@ -69,7 +70,9 @@ def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
         if has_peers:
             said[number], frame[number], turns = _read(text, words)
             if turns and (of, int(said[number])) not in kept:
-                kept[of, int(said[number])] = [_runs(place, turn) for place, turn in enumerate(turns)]
+                kept[of, int(said[number])] = [
+                    (np.array(turn, np.uint64) >> np.uint64(32)).astype(np.uint32) for turn in turns
+                ]
     del words
     # Texts of the same words are one from here on. Their order is that of hashes of their content alone.
     same = np.empty(len(groups), dtype=[("group", np.int64), ("said", np.uint64)])
@@ -79,12 +82,14 @@ def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     frames["group"], frames["frame"] = distinct["group"], frame[firsts]
     _, framed, peers = np.unique(frames, return_inverse=True, return_counts=True)
     chosen = np.flatnonzero(peers[framed] > 1)
-    long = [(number, kept[key]) for number in chosen.tolist() if (key := distinct[number].item()) in kept]
-    del kept
-    if long:
-        numbers = np.array([number for number, _ in long])
-        pairs = _near([turns for _, turns in long], framed[numbers])
-        label = _joined(len(distinct), numbers[pairs])[label]
+    chosen = chosen[[key in kept for key in distinct[chosen].tolist()]]
+    if len(chosen):
+        long = [kept[key] for key in distinct[chosen].tolist()]
+        counts = np.array(list(map(len, long)))
+        places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        flat, sizes = _runs([turn for turns in long for turn in turns], places)
+        del long, kept
+        label = _joined(len(distinct), chosen[_near(flat, sizes, counts, framed[chosen])])[label]
     return np.asarray(label, dtype=np.int64)
 
 
@@ -139,26 +144,41 @@ def _hashes(turn: str, words: _Words) -> list[int]:
     return found or ([_hash(turn)] if turn.strip() else [])
 
 
-def _runs(place: int, words: list[int]) -> NDArray[np.int32]:
-    """Sorted 30-bit hashes of a turn's runs of three words: the second of equal ones is another than the first, and
-    those of the turn at another place are others."""
-    hashes = mix64(np.array(words, dtype=np.uint64))
-    runs = np.sort(mix64(mix64(hashes[:-2] + hashes[1:-1] * np.uint64(3)) + hashes[2:]))
-    starts = np.flatnonzero(np.concatenate([[True], runs[1:] != runs[:-1]]))
-    times = np.arange(len(runs)) - np.repeat(starts, np.diff(starts, append=len(runs)))
-    return np.unique((mix64(runs + mix64((times + (place << 32)).astype(np.uint64))) >> np.uint64(34)).astype(np.int32))
+def _runs(turns: list[NDArray[np.uint32]], places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Of each turn the sorted 30-bit hashes of its runs of three words, one turn after the other; and [R] how many.
+    The second of equal runs is another than the first, and so are those of the turn at another place of a text."""
+    flat, sizes = list[NDArray[np.int32]](), list[NDArray[np.int64]]()
+    lengths = np.array(list(map(len, turns)))
+    for part in _parts(np.arange(len(turns)), lengths):
+        words = np.concatenate([turns[number] for number in part]).astype(np.uint64)
+        turn = np.repeat(np.arange(len(part)), lengths[part])
+        within = turn[2:] == turn[:-2]
+        mixed = words[:-2] * _FACTORS[0] + words[1:-1] * _FACTORS[1] + words[2:] * _FACTORS[2]
+        turn = turn[2:][within].astype(np.uint64)
+        mixed = mix64(mixed[within] + mix64(places[part].astype(np.uint64))[turn])
+        runs = np.sort(turn << np.uint64(34) | mixed >> np.uint64(30))
+        starts = _starts(runs)
+        times = (np.arange(len(runs)) - np.repeat(starts, np.diff(starts, append=len(runs)))).astype(np.uint64)
+        mixed = mix64((runs & np.uint64(2**34 - 1)) + (times << np.uint64(34)))
+        runs = np.sort(
+            runs >> np.uint64(34) << np.uint64(30) | mixed >> np.uint64(34)
+        )  # np.unique takes ten times as long
+        runs = runs[_starts(runs)]
+        flat.append((runs & np.uint64(2**30 - 1)).astype(np.int32))
+        sizes.append(np.bincount((runs >> np.uint64(30)).astype(np.int64), minlength=len(part)))
+    return np.concatenate(flat), np.concatenate(sizes)
 
 
-def _near(turns: list[list[NDArray[np.int32]]], framed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[P, 2] numbers of texts in one frame of which every long turn is near, enough to connect all that are. Texts of
-    one frame have as many long turns."""
+def _near(
+    flat: NDArray[np.int32], sizes: NDArray[np.int64], counts: NDArray[np.int64], framed: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """[P, 2] numbers of texts in one frame of which every long turn is near, enough to connect all that are. Of T texts
+    `counts` [T] says how many long turns they have, as many in all of a frame, and `sizes` how many of `flat`'s runs
+    those have."""
     from scipy.sparse import csr_array
 
-    counts = np.array(list(map(len, turns)))
-    sizes = np.array([len(turn) for each in turns for turn in each])
     first = np.cumsum(counts) - counts
     ends = np.concatenate([[0], np.cumsum(sizes)])
-    flat = np.concatenate([turn for each in turns for turn in each])
     signatures = _signatures(flat, ends[np.append(first, len(sizes))])
     runs = csr_array((np.ones(len(flat), dtype=np.bool_), flat, ends), shape=(len(sizes), 2**30))
     labels = np.arange(len(counts))
@@ -179,10 +199,14 @@ def _near(turns: list[list[NDArray[np.int32]]], framed: NDArray[np.int64]) -> ND
     return np.concatenate(edges)
 
 
-def _parts(pairs: NDArray[np.int64], weights: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """`pairs` in parts of about `_RUNS_AT_ONCE` in weight."""
-    part = np.cumsum(weights) // _RUNS_AT_ONCE
-    return (each for each in np.split(pairs, np.flatnonzero(np.diff(part)) + 1) if len(each))
+def _starts(ordered: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def _parts(items: NDArray[np.int64], weights: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """`items` in parts of about `_PART` in weight."""
+    part = np.cumsum(weights) // _PART
+    return (each for each in np.split(items, np.flatnonzero(np.diff(part)) + 1) if len(each))
 
 
 def _signatures(flat: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.uint32]:
@@ -202,8 +226,9 @@ def _signatures(flat: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.
 
 
 def _met(signatures: NDArray[np.uint32], framed: NDArray[np.int64], band: int) -> NDArray[np.int64]:
-    """[P, 2] texts of one frame that are equal in the slots from `band` on: in `_ROWS` of them, and in twice as many
-    as long as more than `_BUCKET` are, so that texts made from one template do not all meet."""
+    """[P, 2] texts of one frame that are equal in the `_ROWS` slots from `band` on. Where more than `_BUCKET` are, each
+    is compared with the next `_NEXT`, and with those that are equal in twice as many slots, and so on: so many are
+    near each other, and connected, or are made from one template and would make too many pairs."""
     items, buckets, used, rows = np.arange(len(framed)), mix64(framed.astype(np.uint64)), 0, _ROWS
     found = [np.empty((0, 2), dtype=np.int64)]
     while len(items):
@@ -211,16 +236,15 @@ def _met(signatures: NDArray[np.uint32], framed: NDArray[np.int64], band: int) -
             buckets = mix64(buckets + signatures[items, (band + slot) % _SLOTS])
         order = np.argsort(buckets, kind="stable")
         items, buckets = items[order], buckets[order]
-        starts = np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1]]))
+        starts = _starts(buckets)
         sizes = np.diff(starts, append=len(items))
         size = np.repeat(sizes, sizes)
-        if rows == _SLOTS:  # as good as equal: each is near the next
-            found.append(_pairs(items, buckets, 1))
-            break
-        few = (size > 1) & (size <= _BUCKET)
+        few, many = (size > 1) & (size <= _BUCKET), size > _BUCKET
         found += [_pairs(items[few], buckets[few], distance) for distance in range(1, _BUCKET)]
-        many = size > _BUCKET
+        found += [_pairs(items[many], buckets[many], distance) for distance in range(1, _NEXT + 1)]
         items, buckets, used, rows = items[many], buckets[many], rows, 2 * rows
+        if used == _SLOTS:
+            break
     return np.concatenate(found)
 
 

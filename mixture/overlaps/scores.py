@@ -72,7 +72,8 @@ def within(overlaps: Overlaps, part: Reader) -> Overlaps:
             most = max(count["counts"] for count in counts)
             unknown = {count["values"] for count in counts if count["counts"] == most} - set(kept.to_pylist())
             if unknown:
-                why = f"{len(unknown):,} questions are left out, as samples that are not listed may ask them"
+                some = f"{len(unknown):,} of {len(each.questions):,} questions"
+                why = f"{some} left out: samples that are not listed may ask them"
                 each = structs.replace(
                     each,
                     questions=[id for id in each.questions if id not in unknown],

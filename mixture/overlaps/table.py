@@ -65,8 +65,8 @@ class Checked(Struct, frozen=True, kw_only=True):
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """What an overlaps file is of: the mixture's name and the SHA-256 of its manifest.json, "" for the mixture that the
-    file lies in."""
+    """What an overlaps file is of: the mixture's name and the SHA-256 of its manifest.json. On disk that is "" in a file
+    that was built with its mixture, as the manifest has the file's hash."""
 
     format: int
     mixture: str
@@ -86,7 +86,8 @@ class Overlaps(Struct, frozen=True):
         for one in self.about.checked:
             if (one.benchmark, one.split) == (benchmark, split):
                 return one
-        known = ", ".join(f"{one.benchmark} {one.split}".strip() for one in self.about.checked) or "no benchmark"
+        names = (f"{one.benchmark} {one.split}".strip() for one in self.about.checked if one.benchmark)
+        known = ", ".join(names) or "no benchmark"
         what = f"{benchmark} {split}".strip()
         raise VlmixError(f"the overlaps are with {known}, not with {what}; run `vlmix overlaps` with it")
 
@@ -150,13 +151,18 @@ def read(path: Path, mixture: Reader | None = None) -> Overlaps:
         raise VlmixError(f"{path} is no overlaps file; `vlmix overlaps` writes one") from None
     if about.format > FORMAT:
         raise VlmixError(f"{path} was written by a newer vlmix")
-    if mixture is not None and not _of(about, path, mixture):
+    if not about.manifest:
+        about = msgspec.structs.replace(about, manifest=_built_with(path, about))
+    if mixture is not None and about.manifest != identity(mixture):
         raise VlmixError(f"{path} is of {about.mixture} as it was built then, not of {mixture.folder.name}")
     return Overlaps(about, rows)
 
 
-def _of(about: About, path: Path, mixture: Reader) -> bool:
-    """Whether a file is of `mixture`, which names the file that was built with it, as others name the mixture."""
-    if about.manifest:
-        return about.manifest == identity(mixture)
-    return sha256(path) == mixture.manifest.checksums.get(manifests.OVERLAPS_NAME)
+def _built_with(path: Path, about: About) -> str:
+    """The identity of the mixture in whose folder a file lies that was built with it."""
+    mixture = Reader.open(path.parent) if (path.parent / manifests.NAME).is_file() else None
+    if mixture is None or sha256(path) != mixture.manifest.checksums.get(manifests.OVERLAPS_NAME):
+        raise VlmixError(
+            f"{path} was built with {about.mixture}; name it in that mixture's folder, where it can be told"
+        )
+    return identity(mixture)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmix.mixture.hashing import digests
@@ -42,12 +41,3 @@ def places(keys: Keys, among: Keys) -> Numbers:
             at = np.minimum(np.searchsorted(among, part), len(among) - 1)
             found[start : start + _SLICE] = np.where(among[at] == part, at, -1)
     return found
-
-
-def first_repeated(ids: "pa.StringArray | pa.ChunkedArray") -> int | None:
-    """The first place of a text that stood before; None if all differ."""
-    keys = digests(ids)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    again = order[1:][keys[1:] == keys[:-1]]
-    return int(again.min()) if len(again) else None

@@ -18,8 +18,9 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import digests, mix64
 from vlmix.mixture.keyed import HashOrder, Ids, Indices, Ranks, hash_order
 from vlmix.mixture.record import IMAGE_TOKEN
+from vlmix.mixture.selection.embeddings import Embeddings
 from vlmix.mixture.selection.keys import places
-from vlmix.mixture.selection.kmeans import Embeddings, cluster_count, spherical_kmeans
+from vlmix.mixture.selection.kmeans import cluster_count, directions, spherical_kmeans
 
 Priorities = NDArray[np.float64]
 """[N]: the higher, the sooner; equal ones follow the hash order."""
@@ -212,7 +213,8 @@ def rank_clusters(
     The clusters are those of the whole embedding file, so they do not depend on how much of a mixture is offered.
     Raises VlmixError if no sample has an embedding.
     """
-    labels = spherical_kmeans(embeddings.ids, embeddings.blocks, clusters or cluster_count(len(embeddings.ids)), seed)
+    count = clusters or cluster_count(len(embeddings.ids))
+    labels = spherical_kmeans(embeddings.ids, lambda: map(directions, embeddings.rows()), count, seed)
     keys = digests(embeddings.ids)
     order = np.argsort(keys)
     keys, labels = keys[order], labels[order]

@@ -23,7 +23,7 @@ from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.pool import Progress, silent
 from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes
-from vlmix.mixture.selection.kmeans import read_embeddings
+from vlmix.mixture.selection.embeddings import read_embeddings
 from vlmix.mixture.selection.match import rank_listing
 from vlmix.mixture.selection.rankings import Offer, Priorities, Report, rank_clusters, rank_lengths
 from vlmix.mixture.selection.score_file import read_listing

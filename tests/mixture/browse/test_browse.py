@@ -106,12 +106,6 @@ def tenth(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
-
-
 def written(out: Path, *mixtures: Path, **options: Any) -> Path:
     browse(sides_of([open_mixture(one) for one in mixtures]), out, Options(**options))
     return out

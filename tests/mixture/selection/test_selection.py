@@ -26,7 +26,8 @@ from vlmix.mixture.export import llava_json
 from vlmix.mixture.keyed import hash_order, keyed_order, ranked
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.mixture import open as open_mixture
-from vlmix.mixture.selection.kmeans import cluster_count, read_embeddings, spherical_kmeans
+from vlmix.mixture.selection.embeddings import WIDEST, read_embeddings
+from vlmix.mixture.selection.kmeans import cluster_count, directions, spherical_kmeans
 from vlmix.mixture.selection.rankings import Offer, Report, by_clusters, by_lengths, image_codes
 from vlmix.mixture.selection.score_file import read_listing
 from vlmix.mixture.selection.subset import Selection, kept_rows, select, subsample
@@ -645,22 +646,21 @@ def test_lengths_depend_on_neither_row_order_nor_other_sources() -> None:
 
 def test_sums_of_dot_products_are_exact_in_float32() -> None:
     """What makes the clusters the same on every machine."""
-    scale, widest = clusters_module._SCALE, clusters_module._WIDEST
+    scale, widest = clusters_module._SCALE, WIDEST
     assert (scale + widest**0.5 / 2) ** 2 < 2**24
     rng = np.random.default_rng(0)
     for rows in (rng.normal(size=(50, 768)), np.eye(9), np.ones((2, widest)), rng.exponential(size=(3, 40_000)) ** 4):
-        vectors = clusters_module._directions(Path(), rows, 0)
+        vectors = directions(rows)
         exact = vectors.astype(np.int64) @ vectors.astype(np.int64).T
         assert np.abs(vectors.astype(np.int64)).astype(object).dot(np.abs(vectors[0]).astype(object)).max() < 2**24
         assert ((vectors.astype(np.float32) @ vectors.astype(np.float32).T).astype(np.int64) == exact).all()
 
 
-def test_norms_do_not_overflow_or_vanish() -> None:
-    rows = np.array([[3.0, 4.0, 0.0]])
-    plain = clusters_module._directions(Path(), rows, 0).tolist()
-    assert plain == [[2100, 2800, 0]]
-    assert clusters_module._directions(Path(), rows * 1e300, 0).tolist() == plain
-    assert clusters_module._directions(Path(), rows * 1e-300, 0).tolist() == plain
+@pytest.mark.parametrize("length", [1, 1e300, 1e-300])
+def test_norms_do_not_overflow_or_vanish(tmp_path: Path, length: float) -> None:
+    row = [3.0 * length, 4.0 * length, 0.0]
+    found = read_embeddings(write_embeddings(tmp_path / "e.parquet", ["a"], [row], pa.list_(pa.float64())))
+    assert [directions(rows).tolist() for rows in found.rows()] == [[[2100, 2800, 0]]]
 
 
 def test_clusters_are_found_whatever_the_row_order() -> None:
@@ -668,7 +668,7 @@ def test_clusters_are_found_whatever_the_row_order() -> None:
     centres = rng.normal(size=(6, 20))
     truth = rng.integers(0, 6, 900)
     rows = (centres[truth] + rng.normal(size=(900, 20)) * 0.05) * rng.uniform(0.1, 10, (900, 1))  # length is no matter
-    vectors = clusters_module._directions(Path(), rows, 0)
+    vectors = directions(rows)
     names = [f"a/{i}" for i in range(900)]
     labels = spherical_kmeans(names, lambda: [vectors[:400], vectors[400:]], 24, seed=0)
     for cluster in np.unique(labels):
@@ -680,7 +680,7 @@ def test_clusters_are_found_whatever_the_row_order() -> None:
 
 
 def test_fewer_directions_than_clusters_give_fewer_clusters() -> None:
-    vectors = clusters_module._directions(Path(), np.array([[1.0, 0], [0, 2.0], [0.5, 0], [0, 1.0]]), 0)
+    vectors = directions(np.array([[1.0, 0], [0, 2.0], [0.5, 0], [0, 1.0]]))
     labels = spherical_kmeans(list("abcd"), lambda: [vectors], 3, seed=0)
     assert labels[0] == labels[2] != labels[1] == labels[3]
 
@@ -778,7 +778,7 @@ def test_missing_damaged_empty_and_foreign_embeddings_are_told(mixture: Path, tm
 def test_embeddings_are_read_in_any_list_form(tmp_path: Path, kind: pa.DataType) -> None:
     rows = [[3.0, 4.0, 0.0], [0.0, 0.0, -2.0]]
     found = read_embeddings(write_embeddings(tmp_path / "e.parquet", ["a", "b"], rows, kind))
-    assert found.ids.to_pylist() == ["a", "b"] and np.concatenate(list(found.blocks())).tolist() == [
+    assert found.ids.to_pylist() == ["a", "b"] and np.concatenate([directions(r) for r in found.rows()]).tolist() == [
         [2100, 2800, 0],
         [0, 0, -3500],
     ]

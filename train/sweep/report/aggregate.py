@@ -245,7 +245,10 @@ def part_spread(rows: Iterable[Result], benchmark: str, part: str) -> PartSpread
     found = spread(rows, lambda row: None if (one := parts[row.run]) is None else one.score)
     ends = [(one.score, *one.interval) for one in parts.values() if one and one.score is not None and one.interval]
     below, above = [score - low for score, low, _ in ends], [high - score for score, _, high in ends]
-    return PartSpread(_widened(found, below, above), [one.questions if one else 0 for one in parts.values()])
+    widened = _widened(found, below, above)
+    if widened is not None and widened.low is not None:  # few questions and seeds reach below what can be scored
+        widened = msgspec.structs.replace(widened, low=max(0.0, widened.low))
+    return PartSpread(widened, [one.questions if one else 0 for one in parts.values()])
 
 
 def runs_of(rows: Sequence[Result], values: RunValues, benchmarks: Iterable[str]) -> list[Run] | None:
