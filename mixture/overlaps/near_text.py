@@ -3,6 +3,7 @@
 Two texts are near if they have the same number of turns, and each turn of one and its peer in the other
 - have the same words, or
 - are both long, differ in neither numbers nor words such as "not" and "left", and share most runs of three words.
+Punctuation around words, format prompts, image tokens and recognized words ("Reference OCR token") do not count.
 A long question counts as long only if its answer is: what is said of a long text may hang on one word of the question.
 """
 
