@@ -207,7 +207,7 @@ def text_recall() -> str:
     mine = [words for words in sorted(paragraphs) if len(words) <= 400]
     plain = [_said("What does it say?", " ".join(words)) for words in mine]
     known = len(plain) - len(set(alike(plain, np.zeros(len(plain), np.int64)).tolist()))
-    bounds, rows = (20, 30, 50, 100, 401), []
+    bounds, rows = (20, 30, 40, 60, 100, 401), []
     for kind, edit in {**EDITS, "the question changed": None}.items():
         rng, asked = np.random.default_rng(0), "What does it say?" if edit else "What does it mean?"
         changed = [_said(asked, edit(rng, words) if edit else " ".join(words)) for words in mine]

@@ -3,6 +3,7 @@
 Two texts are near if they have the same number of turns, and each turn of one and its peer in the other
 - have the same words, or
 - are both long, differ in neither numbers nor words such as "not" and "left", and share most runs of three words.
+Punctuation around words, format prompts, image tokens and recognized words ("Reference OCR token") do not count.
 A long question counts as long only if its answer is: what is said of a long text may hang on one word of the question.
 """
 
@@ -23,11 +24,11 @@ from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER, UNANSWER
 
 SEPARATOR = "\x1f"
 """Between the turns of a text."""
-LONG = 24
+LONG = 30
 """Words from which on a turn may differ in some. Of LLaVA's questions with one word as answer hardly any are longer."""
-SHARED = 7
+SHARED = 8
 """Tenths of the runs of three words that both of two long turns have, of those that any has. One word makes three runs,
-so of 24 words one may be another, of 100 words five."""
+so of 30 words one may be another, of 100 words three."""
 
 _DROPPED = (*map(normalised, (SHORT_ANSWER, OPTION_LETTER, UNANSWERABLE)), IMAGE_TOKEN)
 _OCR = normalised(OCR_LINE)
@@ -44,10 +45,10 @@ _KEPT_WORDS, _KEPT_LENGTH = 1_000_000, 64
 
 _FACTORS = [derive_key(place) | np.uint64(1) for place in range(3)]
 _SLOTS, _ROWS = 128, 4
-"""Of texts that share `SHARED` tenths, 0.02 % meet in none of 32 bands of 4 slots: 1 - (1 - 0.7^4)^32."""
+"""Of texts that share `SHARED` tenths, five in a hundred million meet in none of 32 bands of 4: (1 - 0.8^4)^32."""
 _SEED = 1
-_ALMOST = 75
-"""Slots of 128 from which on a pair is compared: 3.5 standard deviations (0.031, measured) below `SHARED` tenths."""
+_ALMOST = 88
+"""Slots of 128 from which on a pair is compared: 3.2 standard deviations of plain MinHash below `SHARED` tenths."""
 _BUCKET, _NEXT = 16, 2
 """Texts that meet in a band are compared with each other up to the first number, and with that many others beyond."""
 _AT_ONCE, _PART = 8_192, 2_000_000

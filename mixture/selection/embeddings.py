@@ -88,7 +88,8 @@ def write_embeddings(path: Path, ids: Sequence[str], rows: NDArray[np.floating],
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1), pa.float32()), rows.shape[1])
     table = pa.table({"id": pa.array(ids, pa.string()), "embedding": vectors})
     with atomic_write(path) as file:
-        pq.write_table(table.replace_schema_metadata({_KEY: msgspec.json.encode(made)}), file, compression="zstd")
+        said = table.replace_schema_metadata({_KEY: msgspec.json.encode(made)})
+        pq.write_table(said, file, compression="zstd", row_group_size=4 * _BLOCK)  # a reader holds a group of rows
 
 
 def _made(path: Path, file: pq.ParquetFile) -> Made | None:

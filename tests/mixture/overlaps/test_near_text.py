@@ -112,13 +112,13 @@ def edited(words: list[str], edits: int, rng: np.random.Generator) -> str:
 
 
 def by_all_pairs(texts: list[str]) -> NDArray[np.int64]:
-    """Labels of texts of one turn that share seven tenths of their runs of three words, every pair compared."""
+    """Labels of texts of one turn that share eight tenths of their runs of three words, every pair compared."""
     words = [[word.strip("\"'`“”‘’.,;:!?") for word in text.split()] for text in texts]
     runs = [Counter(zip(each, each[1:], each[2:])) for each in [[w for w in each if w] for each in words]]
     near = [
         (a, b)
         for a, b in combinations(range(len(texts)), 2)
-        if (runs[a] & runs[b]).total() * 10 >= 7 * (runs[a] | runs[b]).total()
+        if (runs[a] & runs[b]).total() * 10 >= 8 * (runs[a] | runs[b]).total()
     ]
     graph = coo_array((np.ones(len(near)), tuple(np.array(near).T)), shape=(len(texts), len(texts)))
     return connected_components(graph, directed=False)[1].astype(np.int64)
