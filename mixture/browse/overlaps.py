@@ -11,14 +11,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlmix.mixture.browse.sides import Side, short_name, whole
+from vlmix.mixture.dataset.manifest import OVERLAPS_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.visible import visible
 from vlmix.mixture.overlaps import table
 from vlmix.mixture.overlaps.table import LEVELS, PICTURES, Checked, Overlaps
 
-NAME = "overlaps.parquet"
-"""Of the file in a mixture's own folder."""
 LINES = 10
 """Overlaps of a sample with one evaluation set, or with other samples, that its page names; the rest is counted."""
 MEMBERS = 8
@@ -228,8 +227,8 @@ def known_overlaps(sides: Sequence[Side], file: Path | None) -> dict[str, Known]
     """
     roots = {side.mixture.root.name: whole(side.mixture) for side in sides}
     if file is None:
-        inside = [(root, root.local_root / NAME) for root in roots.values()]
-        found = [(root, NAME, table.read(path, root)) for root, path in inside if path.is_file()]
+        inside = [(root, root.local_root / OVERLAPS_NAME) for root in roots.values()]
+        found = [(root, OVERLAPS_NAME, table.read(path, root)) for root, path in inside if path.is_file()]
     else:
         overlaps = table.read(file)
         parts = [*roots.values(), *(side.mixture for side in sides), *(side.of for side in sides if side.of)]

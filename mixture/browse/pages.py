@@ -190,7 +190,6 @@ def _write(
         shared_ids=shared_ids(sides),
         overlaps=_overlaps(sides, known, galleries),
         known=list(known.values()),
-        levels=LEVELS,
         per_number=min(EXAMPLES, options.samples),
         longest=LONGEST_COUNTED,
         pages=len(shown),
@@ -393,12 +392,14 @@ def _overlaps(sides: Sequence[Side], known: dict[str, Known], galleries: list[Ga
         if (mine := known.get(side.mixture.root.name)) is None:
             continue
         if not mine.compared[side.mixture.rows].all():
-            tables.append({"side": number, "name": "not all compared", "checked": None, "rows": []})
+            tables.append({"side": number, "name": "not all compared", "checked": None, "rows": [], "levels": []})
             continue
         for checked, touched in mine.touched(side.mixture.rows):
             name = set_name(checked.benchmark, checked.split)
-            rows = [(each, [link(number, each.source, value) for value in values_of(name, LEVELS)]) for each in touched]
-            tables.append({"side": number, "name": name, "checked": checked, "rows": rows})
+            named = {*checked.levels, *checked.unchecked, *(level for each in touched for level in each.levels)}
+            levels = [level for level in LEVELS if level in named]
+            rows = [(each, [link(number, each.source, value) for value in values_of(name, levels)]) for each in touched]
+            tables.append({"side": number, "name": name, "checked": checked, "rows": rows, "levels": levels})
     return tables
 
 

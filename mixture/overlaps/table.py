@@ -65,7 +65,7 @@ class Checked(Struct, frozen=True, kw_only=True):
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """What an overlaps file is of: the mixture's name and the SHA-256 of its manifest.json. On disk that is "" in a file
+    """What an overlaps file is of: the mixture's name and the SHA-256 of its manifest.json. On disk it is "" in a file
     that was built with its mixture, as the manifest has the file's hash."""
 
     format: int
