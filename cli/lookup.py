@@ -1,12 +1,17 @@
 """What comes with vlmix: sources, benchmarks, recipes and pages; as commands, and as completions of a shell."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmix.cli import documents, recipes, show
 from vlmix.cli.options import JsonOpt
 from vlmix.mixture.errors import VlmixError, nearest
+
+if TYPE_CHECKING:
+    from vlmix.mixture.benchmark.benchmark import EvaluationSet
 
 
 def source_names() -> list[str]:
@@ -24,6 +29,18 @@ def benchmark_names() -> list[str]:
 def recipe_names(kind: str = "") -> list[str]:
     """Names of packaged recipes: of one kind, or of all."""
     return [name for each in ([kind] if kind else recipes.KINDS) for name in recipes.packaged(each)]
+
+
+def evaluation_set(text: str, data: Path | None, images: Sequence[Path] | None, allow_code: bool) -> "EvaluationSet":
+    """The one that `NAME`, `NAME:SPLIT` or the path of a YAML file means, with its files in `data`."""
+    from vlmix.builders import benchmark_named
+    from vlmix.mixture.benchmark.benchmark import EvaluationSet
+
+    name, _, split = (text, "", "") if Path(text).is_file() else text.partition(":")
+    one = benchmark_named(name, allow_code)
+    if one.own is None and data is None:
+        raise typer.BadParameter(f"--data is needed: {name} is read from its official files")
+    return EvaluationSet(benchmark=one, data=data, images=tuple(images or ()), split=split)
 
 
 def sources(

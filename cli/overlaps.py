@@ -7,7 +7,7 @@ import msgspec
 import typer
 
 from vlmix.cli import show
-from vlmix.cli.lookup import benchmark_names
+from vlmix.cli.lookup import benchmark_names, evaluation_set
 from vlmix.cli.options import CORES, AllowCodeOpt, JsonOpt, WorkersOpt
 from vlmix.mixture.errors import VlmixError
 
@@ -36,32 +36,42 @@ def overlaps(
     flipped: Annotated[
         bool, typer.Option("--flipped", help="Look for questions' pictures in a mirror as well.")
     ] = False,
+    embeddings: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of `vlmix embed`, of the mixture or of an evaluation set: compares them. Repeatable."),
+    ] = None,
+    cosine: Annotated[float, typer.Option(help="Least cosine of embeddings that are alike.", min=0.5, max=1)] = 0.97,
     workers: WorkersOpt = CORES,
     allow_code: AllowCodeOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """List duplicates in a mixture, and its overlaps with evaluation sets."""
-    from vlmix.builders import benchmark_named
     from vlmix.builders.layout import picture_id
-    from vlmix.mixture.benchmark.benchmark import EvaluationSet
     from vlmix.mixture.overlaps import table
-    from vlmix.mixture.overlaps.find import find
+    from vlmix.mixture.overlaps.embeddings import read as read_embeddings
+    from vlmix.mixture.overlaps.find import Alike, find
     from vlmix.mixture.overlaps.questions import Asked
 
     if out.exists():
         raise VlmixError(f"{out} exists already; choose another --out or remove it")
     if mixture.resolve() in out.resolve().parents:
         raise VlmixError(f"{out} is inside of the mixture, which is finished; write it beside")
-    sets = []
-    for text in benchmark or []:
-        name, _, split = text.partition(":")
-        one = benchmark_named(name, allow_code)
-        if one.own is None and data is None:
-            raise typer.BadParameter(f"--data is needed: {name} is read from its official files")
-        each = EvaluationSet(benchmark=one, data=data, images=tuple(images or ()), split=split)
-        sets.append(Asked(each, near, flipped))
+    sets = [Asked(evaluation_set(text, data, images, allow_code), near, flipped) for text in benchmark or ()]
+    embedded = read_embeddings(embeddings) if embeddings else None
+    for one in (
+        () if embedded is None else embedded.questions.keys() - {(s.set.benchmark.name, s.set.split) for s in sets}
+    ):
+        raise typer.BadParameter(f"--embeddings has {':'.join(filter(None, one))}, which no --benchmark names")
     with show.progress() as progress:
-        found = find(mixture, sets, picture_id=picture_id, most=near, workers=workers, progress=progress)
+        found = find(
+            mixture,
+            sets,
+            picture_id=picture_id,
+            most=near,
+            embeddings=None if embedded is None else Alike(embedded, cosine),
+            workers=workers,
+            progress=progress,
+        )
     table.write(out, found)
     _show(found, out, as_json)
 

@@ -13,7 +13,7 @@ import typer
 
 from vlmix.cli import recipes, show
 from vlmix.cli.evaluate import in_processes
-from vlmix.cli.lookup import benchmark_names, recipe_names
+from vlmix.cli.lookup import benchmark_names, evaluation_set, recipe_names
 from vlmix.cli.options import AllowCodeOpt, JsonOpt
 from vlmix.cli.train import launch
 
@@ -151,14 +151,7 @@ def embed(
             rows = run(mixture, vision_tower, out, batch, progress)
         show.done(f"{out}: {rows:,} embeddings", {"out": str(out), "rows": rows}, as_json)
         return
-    from vlmix.builders import benchmark_named
-    from vlmix.mixture.benchmark.benchmark import EvaluationSet
-
-    name, _, split = (benchmark or "").partition(":")
-    one = benchmark_named(name, allow_code)
-    if one.own is None and data is None:
-        raise typer.BadParameter(f"--data is needed: {name} is read from its official files")
-    asked = EvaluationSet(benchmark=one, data=data, images=tuple(images or ()), split=split)
+    asked = evaluation_set(benchmark or "", data, images, allow_code)
     with show.progress() as progress:
         found = embed_questions(asked, vision_tower, out, batch, progress)
     left = ((found.not_found, "pictures that were not found"), (found.unreadable, "pictures that do not decode"))

@@ -92,8 +92,8 @@ class Comparing:
             )
             evidence: dict[int, list[Row]] = {}
             for row in rows:
-                if row[3] in dropping[row[0], row[1]]:
-                    evidence.setdefault(row[4], []).append(row)
+                if row.level in dropping[row.benchmark, row.split]:
+                    evidence.setdefault(row.sample, []).append(row)
             for position, found in sorted(evidence.items()):
                 usable[offer[position]] = False
                 rejects.add(self._reject(int(offer[position]), "in_benchmark", _shown(found)))
@@ -101,11 +101,11 @@ class Comparing:
         if recipe.dedup is not None and recipe.dedup.drop:
             rows, _ = compare(self._samples(offer), [], picture_id=self._picture_id, most=recipe.dedup.near)
             levels = {level for named in recipe.dedup.drop for level in (named, *_CLOSER.get(named, ()))}
-            for _, _, other, level, position, *_ in rows:
-                if level in levels:
-                    usable[offer[position]] = False
-                    detail = f"says the same as {other} ({level})"
-                    rejects.add(self._reject(int(offer[position]), "duplicate_content", detail))
+            for row in rows:
+                if row.level in levels:
+                    usable[offer[row.sample]] = False
+                    detail = f"says the same as {row.other} ({row.level})"
+                    rejects.add(self._reject(int(offer[row.sample]), "duplicate_content", detail))
 
     def overlaps(self, positions: Indices) -> Overlaps:
         """The overlaps of the candidates at `positions`, which are the samples of a mixture in its order."""
@@ -222,8 +222,7 @@ def _check_levels(entry: Decontaminate, questions: Questions, pictures: bool) ->
 def _shown(rows: Sequence[Row]) -> str:
     """What a sample overlaps with, in words."""
     benchmark, split, other = rows[0][:3]
-    mine = [row for row in rows if row[:3] == rows[0][:3]]
-    levels = {row[3]: row[6] for row in mine}
+    levels = {row.level: row.distance for row in rows if row[:3] == rows[0][:3]}
     words = ", ".join(level if bits is None else f"{level} by {bits} bits" for level, bits in levels.items())
     verb = "shows the picture of" if levels.keys() & set(PICTURES) else "asks"
     more = len({row[:3] for row in rows}) - 1

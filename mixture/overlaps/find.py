@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,16 +12,35 @@ from xxhash import xxh3_128_digest
 
 from vlmix.mixture.io.pool import Pool, Progress, silent
 from vlmix.mixture.keyed import Indices
+from vlmix.mixture.overlaps.embeddings import Files, pairs
 from vlmix.mixture.overlaps.fingerprints import BITS, NEAR, near
 from vlmix.mixture.overlaps.near_text import SEPARATOR
 from vlmix.mixture.overlaps.near_text import alike as alike_texts
 from vlmix.mixture.overlaps.questions import Asked, Facts, Questions, prepare
 from vlmix.mixture.overlaps.samples import Pictures, Samples, joined, of_mixture
-from vlmix.mixture.overlaps.table import FORMAT, OF_SETS, SCHEMA, About, Checked, Level, Overlaps, identity
+from vlmix.mixture.overlaps.table import FORMAT, LEVELS, OF_SETS, SCHEMA, About, Checked, Level, Overlaps, identity
 from vlmix.mixture.overlaps.text import asked_in, normalised, rounds_of
 
-Row = tuple[str, str, str, Level, int, int | None, int | None, str]
-"""benchmark, split, other, level, position of the sample, image, distance, other_path"""
+
+class Row(NamedTuple):
+    """A row of the file; `sample` is the position of the sample, `image` the number of an image among all."""
+
+    benchmark: str
+    split: str
+    other: str
+    level: Level
+    sample: int
+    image: int | None = None
+    distance: int | None = None
+    other_path: str = ""
+    cosine: float | None = None
+
+
+class Alike(NamedTuple):
+    """Embeddings, and the cosine from which on they are alike."""
+
+    files: Files
+    at_least: float
 
 
 def find(
@@ -29,6 +49,7 @@ def find(
     *,
     picture_id: Callable[[str], str],
     most: int = NEAR,
+    embeddings: Alike | None = None,
     workers: int = 1,
     progress: Progress = silent,
 ) -> Overlaps:
@@ -45,26 +66,33 @@ def find(
             [prepare(each, pool, progress, pictures=seen) for each in sets],
             picture_id=picture_id,
             most=most,
+            embeddings=embeddings,
         )
     about = About(format=FORMAT, mixture=mixture.manifest.name, manifest=identity(mixture), near=most, checked=checked)
     return Overlaps(about, table_of(samples, rows))
 
 
 def compare(
-    samples: Samples, sets: Sequence[Questions], *, picture_id: Callable[[str], str], most: int | None
+    samples: Samples,
+    sets: Sequence[Questions],
+    *,
+    picture_id: Callable[[str], str],
+    most: int | None,
+    embeddings: Alike | None = None,
 ) -> tuple[list[Row], list[Checked]]:
     """The overlaps of samples with each other (`most` None: not looked for) and with `sets`, and what was compared."""
     rows: list[Row] = []
     checked = [] if most is None else [_duplicates(samples, most, rows)]
     if sets:
         known = _Known(samples, picture_id)
-        checked += [_with_set(known, each, rows) for each in sets]
+        checked += [_with_set(known, each, embeddings, rows) for each in sets]
     return rows, checked
 
 
 def table_of(samples: Samples, rows: Sequence[Row]) -> pa.Table:
     """`rows` with what is known of their samples."""
-    benchmark, split, other, level, sample, image, distance, other_path = list(zip(*rows)) if rows else [()] * 8
+    columns = zip(*rows) if rows else [()] * len(Row._fields)
+    benchmark, split, other, level, sample, image, distance, other_path, cosine = columns
     at, within = pa.array(sample, pa.int64()), samples.numbers
     made = {
         "benchmark": benchmark,
@@ -76,6 +104,7 @@ def table_of(samples: Samples, rows: Sequence[Row]) -> pa.Table:
         "row": at,
         "image": [None if number is None else int(within[number]) for number in image],
         "distance": distance,
+        "cosine": cosine,
         "path": [None if number is None else samples.paths[samples.path_of[number]] for number in image],
         "other_path": other_path,
     }
@@ -106,7 +135,7 @@ def _duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
         for position in np.flatnonzero(others & ~found).tolist():
             level, kept = with_pictures if samples.counts[position] else without, int(first[position])
             distance = bits.between(position, kept) if level == "near" and bits is not None else None
-            rows.append(("", "", str(samples.ids[kept]), level, position, None, distance, ""))
+            rows.append(Row("", "", str(samples.ids[kept]), level, position, distance=distance))
         found |= others
     return Checked(
         benchmark="",
@@ -236,7 +265,7 @@ _Hits = dict[tuple[int, Level], list[tuple[int, int | None]]]
 """(number of a question's picture, level) -> images of samples, with the distance."""
 
 
-def _with_set(known: _Known, questions: Questions, rows: list[Row]) -> Checked:
+def _with_set(known: _Known, questions: Questions, embeddings: Alike | None, rows: list[Row]) -> Checked:
     name, split, facts = questions.name, questions.split, questions.facts
     hits: _Hits = {}
     for number, same in enumerate(questions.shown):
@@ -253,7 +282,7 @@ def _with_set(known: _Known, questions: Questions, rows: list[Row]) -> Checked:
     for (number, level), images in sorted(hits.items()):
         for question in questions.shown[number]:
             rows += [
-                (name, split, question.id, level, int(known.owners[i]), i, distance, question.image)
+                Row(name, split, question.id, level, int(known.owners[i]), i, distance, question.image)
                 for i, distance in images
             ]
     more = 0
@@ -261,12 +290,17 @@ def _with_set(known: _Known, questions: Questions, rows: list[Row]) -> Checked:
         unchecked["text"] = questions.unlabelled
     else:
         pairs, more = asked_in(questions.every, questions.labels, *known.rounds())
-        rows += [(name, split, id, "text", sample, None, None, "") for id, sample in pairs]
+        rows += [Row(name, split, id, "text", sample) for id, sample in pairs]
+    levels = list(OF_SETS)
+    if embeddings is not None:
+        levels.append("embedding")
+        if why := _add_alike(known.samples, questions, embeddings, rows):
+            unchecked["embedding"] = why
     looked_at = list(zip(questions.shown, facts or ()))
     return Checked(
         benchmark=name,
         split=split,
-        levels=[level for level in OF_SETS if level not in unchecked],
+        levels=[level for level in LEVELS if level in levels and level not in unchecked],
         unchecked=unchecked,
         questions=[question.id for question in questions.every],
         pictures=len(questions.shown),
@@ -274,6 +308,24 @@ def _with_set(known: _Known, questions: Questions, rows: list[Row]) -> Checked:
         flat=sum(got is not None and not len(got) for _, (_, got) in looked_at),
         not_listed=more,
     )
+
+
+def _add_alike(samples: Samples, questions: Questions, embeddings: Alike, rows: list[Row]) -> str:
+    """Add the samples and questions of one set whose embeddings are alike to `rows`; why not all were compared."""
+    name, split, at_least = questions.name, questions.split, embeddings.at_least
+    asked = embeddings.files.questions.get((name, split))
+    if asked is None:
+        return "no embedding file of it was named"
+    ids = [question.id for question in questions.every]
+    found = pairs(embeddings.files.samples, asked, samples.ids.to_pylist(), ids, at_least)
+    images = {question.id: question.image for question in questions.every}
+    for sample, number, cosine in zip(found.samples.tolist(), found.questions.tolist(), found.cosines.tolist()):
+        other = ids[number]
+        rows.append(Row(name, split, other, "embedding", sample, other_path=images[other], cosine=cosine))
+    samples_left = found.samples_left - int((samples.counts == 0).sum())
+    questions_left = found.questions_left - (len(ids) - sum(map(len, questions.shown)))
+    counts = (("samples with pictures", samples_left), ("questions with a picture", questions_left))
+    return " and ".join(f"{what} that have no embedding: {count:,}" for what, count in counts if count > 0)
 
 
 def _look_up(known: _Known, facts: Sequence[Facts], most: int, hits: _Hits) -> None:

@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         "row": pa.int64(),  # of the sample in the mixture
         "image": pa.int32(),  # number of its picture; null where text is compared
         "distance": pa.int32(),  # bits, of 256, for `near`; else null
+        "cosine": pa.float32(),  # of embeddings, for `embedding`; else null
         "path": pa.string(),  # of the sample's picture, in LLaVA's layout
         "other_path": pa.string(),
     }

@@ -19,11 +19,12 @@ from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.overlaps import table, text
-from vlmix.mixture.overlaps.find import find
+from vlmix.mixture.overlaps import embeddings, table, text
+from vlmix.mixture.overlaps.find import Alike, find
 from vlmix.mixture.overlaps.fingerprints import fingerprints, near
 from vlmix.mixture.overlaps.questions import Asked
 from vlmix.mixture.render import SHORT_ANSWER
+from vlmix.mixture.selection.embeddings import Made, write_embeddings
 
 
 def picture(seed: int, width: int = 320, height: int = 240) -> Image.Image:
@@ -212,6 +213,33 @@ def test_of_a_question_that_many_ask_some_are_listed(mine: Path, monkeypatch: py
     overlaps = find(mine / "mixture", [asked(mine, "clean.jpg", answer="a field")], picture_id=picture_id)
     assert sum(row["level"] == "text" and row["benchmark"] == "planted" for row in overlaps.rows.to_pylist()) == 3
     assert overlaps.about.checked[1].not_listed == 4
+
+
+def test_embeddings_are_compared_where_they_were_made(mine: Path, tmp_path: Path) -> None:
+    """The picture of `clean.jpg` is embedded as that of the sample `other` is, a little turned."""
+    ids = Reader.open(mine / "mixture").column("id").to_pylist()
+    shown = [id for id in ids if not id.rpartition("/")[2].startswith(("text", "spaced"))]
+    rows = np.eye(len(shown), 8)
+    other = next(number for number, id in enumerate(shown) if "other" in id)
+    turned = 0.99 * rows[other] + np.sqrt(1 - 0.99**2) * np.eye(8)[7]
+    write_embeddings(tmp_path / "mixture", shown, rows, Made(mixture="mine", tower="t", weights="w", how="h"))
+    asked_file = Made(benchmark="planted", tower="t", weights="w", how="h")
+    write_embeddings(tmp_path / "questions", ["clean.jpg"], turned[None], asked_file)
+
+    def compared(cosine: float, *images: str) -> table.Overlaps:
+        files = embeddings.read([tmp_path / "mixture", tmp_path / "questions"])
+        sets = [asked(mine, *images)]
+        return find(mine / "mixture", sets, picture_id=picture_id, embeddings=Alike(files, cosine))
+
+    found = compared(0.97, "clean.jpg")
+    [row] = [row for row in found.rows.to_pylist() if row["level"] == "embedding"]
+    assert (row["other"], row["id"], row["cosine"]) == ("clean.jpg", shown[other], pytest.approx(0.99))
+    assert "embedding" in found.about.checked[1].levels
+    assert found.seen("planted", "", table.PICTURES) == {"clean.jpg"}
+    assert not compared(0.995, "clean.jpg").seen("planted", "")
+    left = compared(0.97, "clean.jpg", "smaller.jpg").about.checked[1]
+    assert left.unchecked["embedding"] == "questions with a picture that have no embedding: 1"
+    assert "embedding" not in left.levels
 
 
 @pytest.mark.parametrize(("answer", "found"), [("a  FIELD", True), ("a field of colours", False)])
