@@ -1,7 +1,8 @@
 """Near pictures and texts: what fingerprints find, and how long comparing and making them takes.
 
 `recall`: every photograph that scikit-image and scikit-learn ship inside their packages, changed in ways that happen to
-pictures, is looked for among all of them: how many are found by their own, and how many by another.
+pictures, is looked for among all of them: how many are found by their own, and how many by another. The same for the
+drawn pictures of the miniature releases.
 
 `compare`: 665,298 made-up fingerprints against 100,000, as `overlaps.fingerprints.near` does it, and against a share of
 them as a plain loop over imagehash's objects does it.
@@ -16,9 +17,11 @@ and as datasketch's MinHash with its LSH does; and 665,298 grouped as LLaVA's mi
 import argparse
 import io
 import pydoc_data.topics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,8 +104,18 @@ def photos() -> dict[str, Image.Image]:
     return found
 
 
-def recall() -> str:
-    mine = photos()
+def drawn() -> dict[str, Image.Image]:
+    """The COCO pictures of the miniature releases, which are drawn."""
+    from vlmix.builders.miniature import write_sample
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample(Path(folder) / "raw")
+        files = sorted((Path(folder) / "raw/coco").rglob("*.jpg"))
+        by_bytes = {file.read_bytes(): file.name for file in files}
+        return {name: Image.open(io.BytesIO(data)).convert("RGB") for data, name in by_bytes.items()}
+
+
+def recall(mine: dict[str, Image.Image]) -> str:
     prints = [fingerprints(jpeg(image), crops=True, flipped=True) for image in mine.values()]
     owners = np.repeat(np.arange(len(prints)), [len(each) for each in prints])
     known = np.concatenate(prints)
@@ -121,7 +134,7 @@ def recall() -> str:
             cells += [f"{len(own)} of {len(mine)}", str(other)]
         rows.append([kind, *cells])
     headings = [f"change (at most {NEAR} bits apart)", "found", "by others", "with mirrors", "by others"]
-    return f"{', '.join(mine)}\n{table(headings, rows)}"
+    return table(headings, rows)
 
 
 def _near(args: argparse.Namespace) -> Facts:
@@ -300,7 +313,9 @@ def main() -> None:
     print(machine("vlmix", "imagehash", "faiss-cpu", "scikit-image", "scikit-learn", "pillow", "rensa", "datasketch"))
     if args.only in (None, "recall"):
         start = time.perf_counter()
-        print(f"{recall()}\n{time.perf_counter() - start:.0f} s\n")
+        for mine in (photos(), drawn()):
+            print(f"{len(mine)} pictures, {', '.join(list(mine)[:24])}\n{recall(mine)}\n")
+        print(f"{time.perf_counter() - start:.0f} s\n")
     if args.only in (None, "text"):
         start = time.perf_counter()
         print(f"{text_recall()}\n{time.perf_counter() - start:.0f} s\n")
