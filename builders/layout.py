@@ -56,16 +56,20 @@ def coco(split: str, image_id: int) -> str:
 
 
 _DATASETS = {
-    "coco": re.compile(r"coco/(?:train|val)20(?:14|17)/(?:COCO_(?:train|val)2014_)?0*(\d+)\.\w+"),
-    "coco test": re.compile(r"coco/test20(?:15|17)/(?:COCO_test2015_)?0*(\d+)\.\w+"),
+    "coco": re.compile(
+        r"(?:.*/)?(?:(?:train|val)20(?:14|17)/(?:COCO_(?:train|val)2014_)?|COCO_(?:train|val)2014_)0*(\d+)\.\w+"
+    ),
+    "coco test": re.compile(r"(?:.*/)?(?:test20(?:15|17)/(?:COCO_test2015_)?|COCO_test2015_)0*(\d+)\.\w+"),
     "vg": re.compile(r"(?:vg/VG_100K(?:_2)?|gqa/images)/0*(\d+)\.\w+"),
 }
+_FOLDERS = tuple(f"{folder}/" for folder in (*GQA, *OCR_VQA, *TEXTVQA, *VISUAL_GENOME, *LCS))
 
 
 def picture_id(path: str) -> str:
     """Which picture of which dataset a path in LLaVA's layout is: `coco/9` in every split and year of COCO's labelled
-    images, `vg/9` for GQA's copy too; any other path stands for itself, without its extension."""
+    images, wherever their folders or names stand, `vg/9` for GQA's copy too, and in the other folders of the layout the
+    path without its extension. "" elsewhere: two files of one name in folders of anybody's are no one picture."""
     for name, pattern in _DATASETS.items():
         if match := pattern.fullmatch(path):
             return f"{name}/{match[1]}"
-    return str(PurePosixPath(path).with_suffix("")) if path else ""
+    return str(PurePosixPath(path).with_suffix("")) if path.startswith(_FOLDERS) else ""

@@ -33,9 +33,7 @@ def overlaps(
         list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
     ] = None,
     near: Annotated[int, typer.Option(help="Bits of 256 in which near pictures may differ.", min=0, max=96)] = 56,
-    flipped: Annotated[
-        bool, typer.Option("--flipped", help="Look for questions' pictures in a mirror as well.")
-    ] = False,
+    flipped: Annotated[bool, typer.Option("--flipped", help="Look for pictures in a mirror as well.")] = False,
     embeddings: Annotated[
         list[Path] | None,
         typer.Option(help="File of `vlmix embed`, of the mixture or of an evaluation set: compares them. Repeatable."),
@@ -54,8 +52,10 @@ def overlaps(
 
     if out.exists():
         raise VlmixError(f"{out} exists already; choose another --out or remove it")
-    if mixture.resolve() in out.resolve().parents:
-        raise VlmixError(f"{out} is inside of the mixture, which is finished; write it beside")
+    if inside := next((folder for folder in out.resolve().parents if (folder / "manifest.json").is_file()), None):
+        raise VlmixError(f"{out} is inside of the mixture {inside.name}, which is finished; write it beside")
+    if again := {text for text in benchmark or () if (benchmark or []).count(text) > 1}:
+        raise typer.BadParameter(f"--benchmark {min(again)} is there twice")
     sets = [Asked(evaluation_set(text, data, images, allow_code), near, flipped) for text in benchmark or ()]
     embedded = read_embeddings(embeddings) if embeddings else None
     for one in (
@@ -68,6 +68,7 @@ def overlaps(
             sets,
             picture_id=picture_id,
             most=near,
+            flipped=flipped,
             embeddings=None if embedded is None else Alike(embedded, cosine),
             workers=workers,
             progress=progress,
@@ -113,3 +114,5 @@ def show_unchecked(checked: "Checked") -> None:
         show.say(f"  {many:,} pictures do not decode, so not compared by near; the first is {first}")
     if checked.flat:
         show.say(f"  {checked.flat:,} pictures are of one colour, so not compared by near")
+    if checked.left_out:
+        show.say(f"  {len(checked.left_out):,} questions may be seen, and are not called clean")

@@ -85,7 +85,11 @@ def score_command(
     else:
         from vlmix.mixture.overlaps import scores, table
 
-        parts = scores.scores(chosen, given, annotations, split, table.read(overlaps), opinions)
+        read = table.read(overlaps)
+        parts = scores.scores(chosen, given, annotations, split, read, opinions)
+        asked, known = report.answered + report.missing, len(read.checked(chosen.name, split).questions)
+        if asked != known:
+            show.note(f"{overlaps} knows {known:,} questions and {asked:,} were scored; make it anew with these files")
         if as_json:
             show.done("", show.with_parts(report, parts), as_json=True)
             return

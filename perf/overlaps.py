@@ -80,9 +80,21 @@ KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "12.5 % off two sides": lambda image: crop(image, 0.125, 0.125, 1, 1),
     "15 % off two sides": lambda image: crop(image, 0.15, 0.15, 1, 1),
     "20 % off two sides": lambda image: crop(image, 0.2, 0.2, 1, 1),
+    "5 % off one side": lambda image: crop(image, 0.05, 0, 1, 1),
+    "10 % off one side": lambda image: crop(image, 0.1, 0, 1, 1),
+    "15 % off the top": lambda image: crop(image, 0, 0.15, 1, 1),
+    "20 % off one side": lambda image: crop(image, 0, 0, 0.8, 1),
     "mirrored": ImageOps.mirror,
     "a white label": overlaid,
 }
+
+
+WAYS: dict[str, dict[str, bool]] = {
+    "of a question's": {"crops": True},
+    "with --flipped": {"crops": True, "flipped": True},
+    "duplicates": {},
+}
+"""How the picture that was changed is fingerprinted: as a question's, or as another of the mixture."""
 
 
 def photos() -> dict[str, Image.Image]:
@@ -116,24 +128,24 @@ def drawn() -> dict[str, Image.Image]:
 
 
 def recall(mine: dict[str, Image.Image]) -> str:
-    prints = [fingerprints(jpeg(image), crops=True, flipped=True) for image in mine.values()]
-    owners = np.repeat(np.arange(len(prints)), [len(each) for each in prints])
-    known = np.concatenate(prints)
-    plain = np.arange(len(known)) % 2 == 0  # not mirrored
+    asked = [[fingerprints(jpeg(image), **how) for image in mine.values()] for how in WAYS.values()]
     rows = []
     for kind, change in KINDS.items():
+        queries = [fingerprints(jpeg(change(image), 30 if kind == "quality 30" else 85)) for image in mine.values()]
+        of = np.repeat(np.arange(len(queries)), [len(each) for each in queries])
         cells = []
-        for chosen in (plain, np.ones(len(known), dtype=np.bool_)):
-            own, other = set(), 0
-            queries = [fingerprints(jpeg(change(image), 30 if kind == "quality 30" else 85)) for image in mine.values()]
-            asked = np.repeat(np.arange(len(queries)), [len(each) for each in queries])
-            for query, found in near(np.concatenate(queries), known[chosen]):
-                hit = set(owners[chosen][found[:, 0]].tolist())
-                own |= {int(asked[query])} & hit
-                other += len(hit - {int(asked[query])})
-            cells += [f"{len(own)} of {len(mine)}", str(other)]
+        for prints in asked:
+            owners = np.repeat(np.arange(len(prints)), [len(each) for each in prints])
+            own, other = set(), set()
+            for query, found in near(np.concatenate(queries), np.concatenate(prints)):
+                hit = set(owners[found[:, 0]].tolist())
+                own |= {int(of[query])} & hit
+                other |= {(int(of[query]), each) for each in hit - {int(of[query])}}
+            cells += [f"{len(own)} of {len(mine)}", str(len(other))]
         rows.append([kind, *cells])
-    headings = [f"change (at most {NEAR} bits apart)", "found", "by others", "with mirrors", "by others"]
+    headings = [f"change (at most {NEAR} bits apart)"]
+    for way in WAYS:
+        headings += [way, "by others"]
     return table(headings, rows)
 
 

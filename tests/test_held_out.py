@@ -14,6 +14,7 @@ from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.overlaps.find import find
+from vlmix.mixture.overlaps.questions import Asked
 from vlmix.mixture.overlaps.table import touched
 
 SCRIPT = Path(__file__).parents[1] / "perf" / "held_out.py"
@@ -44,7 +45,7 @@ def test_counts_are_those_of_overlaps_by_id(
     recipe = parse({"name": "all", "sources": {"aokvqa": {}, "vqav2": {}, "vg": {}}}, known_sources())
     build(recipe, known_sources(), tmp_path / "raw", tmp_path / "all", annotations_only=True)
     asked = EvaluationSet(benchmark=benchmark_named("aokvqa"), data=tmp_path / "eval", split="val")
-    overlaps = find(tmp_path / "all", [asked], picture_id=picture_id)
+    overlaps = find(tmp_path / "all", [Asked(asked)], picture_id=picture_id)
     expected = {each.source: each for each in touched(overlaps) if each.level == "id" and each.benchmark}
     rows = [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("|")]
     counted = {row[0]: [int(cell.split()[0]) for cell in row[2:]] for row in rows if row[1] == "aokvqa val"}

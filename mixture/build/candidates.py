@@ -220,9 +220,10 @@ class Candidates:
             return members
         if entry.take and count > len(members):
             lost = self.sizes[name] - len(members)
+            dropped = ", are dropped as overlaps" if self.recipe.drops else ""
             raise VlmixError(
                 f"sources.{name}: take {count} asks for more than the {len(members)} conversations there are"
-                + (f" ({lost} of {self.sizes[name]} have no usable image or fail `where`)" if lost else "")
+                + (f" ({lost} of {self.sizes[name]} have no usable image{dropped} or fail `where`)" if lost else "")
                 + "; lower `take`, add `repeat` to see them more often, or accept it with `allow_fewer: true`"
             )
         if not count:

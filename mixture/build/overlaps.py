@@ -23,7 +23,7 @@ from vlmix.mixture.io.atomic import write_bytes
 from vlmix.mixture.io.images import ImageInfo, libraries
 from vlmix.mixture.io.pool import Pool, Progress
 from vlmix.mixture.keyed import Indices, Ranks
-from vlmix.mixture.overlaps.find import Row, compare, table_of
+from vlmix.mixture.overlaps.find import compare, table_of
 from vlmix.mixture.overlaps.fingerprints import NEAR, versions
 from vlmix.mixture.overlaps.questions import Asked, Questions, prepare
 from vlmix.mixture.overlaps.samples import (
@@ -37,7 +37,7 @@ from vlmix.mixture.overlaps.samples import (
     print_pictures,
     priority,
 )
-from vlmix.mixture.overlaps.table import FORMAT, PICTURES, About, Overlaps
+from vlmix.mixture.overlaps.table import FORMAT, PICTURES, About, Overlaps, Row
 from vlmix.mixture.render import render
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Comparing:
                 raise VlmixError("`decontaminate` needs benchmarks by name: give `build` its `benchmark`")
             asked = Asked(_evaluation_set(entry, benchmark(entry.benchmark), raw), entry.near, entry.flipped)
             questions = prepare(asked, pool, progress, pictures=examined is not None)
-            _check_levels(entry, questions, examined is not None)
+            _check_levels(entry, questions, examined is not None, picture_id)
             self._sets.append((entry, questions))
         self._images = np.empty(0, dtype=np.int64)
         """[m] numbers of the images that were fingerprinted, ascending, among all of the candidates'."""
@@ -96,7 +96,9 @@ class Comparing:
                     evidence.setdefault(row.sample, []).append(row)
             for position, found in sorted(evidence.items()):
                 usable[offer[position]] = False
-                rejects.add(self._reject(int(offer[position]), "in_benchmark", _shown(found)))
+                image = next((row.image for row in found if row.image is not None), None)
+                number = 0 if image is None else int(samples.numbers[image])
+                rejects.add(self._reject(int(offer[position]), number, "in_benchmark", _shown(found)))
             offer = offer[usable[offer]]
         if recipe.dedup is not None and recipe.dedup.drop:
             rows, _ = compare(self._samples(offer), [], picture_id=self._picture_id, most=recipe.dedup.near)
@@ -105,7 +107,7 @@ class Comparing:
                 if row.level in levels:
                     usable[offer[row.sample]] = False
                     detail = f"says the same as {row.other} ({row.level})"
-                    rejects.add(self._reject(int(offer[row.sample]), "duplicate_content", detail))
+                    rejects.add(self._reject(int(offer[row.sample]), 0, "duplicate_content", detail))
 
     def overlaps(self, positions: Indices) -> Overlaps:
         """The overlaps of the candidates at `positions`, which are the samples of a mixture in its order."""
@@ -120,10 +122,10 @@ class Comparing:
         about = About(format=FORMAT, mixture=self._prepared.recipe.name, manifest="", near=near, checked=checked)
         return Overlaps(about, table_of(samples, rows))
 
-    def _reject(self, position: int, reason: str, detail: str) -> Reject:
+    def _reject(self, position: int, number: int, reason: str, detail: str) -> Reject:
         candidates = self._prepared.candidates
         if len(candidates.images(position)):
-            return candidates.reject(position, 0, reason, detail)
+            return candidates.reject(position, number, reason, detail)
         source = candidates.datasets[candidates.sources[position]]
         return Reject(source=source, id=str(candidates.ids[position]), reason=reason, detail=detail)
 
@@ -169,11 +171,12 @@ class Comparing:
     def _fingerprint(self, examined: Examined, images: Indices) -> Pictures:
         """The pictures of `images` [m], ascending."""
         firsts, which = examined.distinct(images)
+        flipped = self._prepared.recipe.dedup is not None and self._prepared.recipe.dedup.flipped
         fixed = repr((libraries(), versions()))
 
         def jobs() -> Iterator[FileJob]:
             for start in range(0, len(firsts), CHUNK):
-                yield FileJob(start, examined.infos(images[firsts[start : start + CHUNK]]), fixed, self._work)
+                yield FileJob(start, flipped, examined.infos(images[firsts[start : start + CHUNK]]), fixed, self._work)
 
         self._work.mkdir(exist_ok=True)
         found = gather(self._pool.map(print_files, jobs()), len(firsts), self._progress)
@@ -187,6 +190,7 @@ class Comparing:
             printed=same[found.which[mine]].astype(np.int64),
             broken=sorted(int(same[number]) for number in found.broken if number in kept),
             flat=sorted(int(same[number]) for number in found.flat if number in kept),
+            flipped=flipped,
         )
 
 
@@ -204,11 +208,22 @@ def _evaluation_set(entry: Decontaminate, benchmark: Benchmark, raw: Path) -> Ev
     return EvaluationSet(benchmark=benchmark, data=data, images=images, split=entry.split)
 
 
-def _check_levels(entry: Decontaminate, questions: Questions, pictures: bool) -> None:
+def _check_levels(entry: Decontaminate, questions: Questions, pictures: bool, picture_id: Callable[[str], str]) -> None:
     """Nothing is taken for clean by a level that cannot be compared."""
     label = f"decontaminate: {questions.name}"
+    if "id" in entry.drop and not any(picture_id(same[0].image) for same in questions.shown):
+        raise VlmixError(f"{label}: its pictures have no ids in a dataset that is known; take id out of `drop`")
     if "text" in entry.drop and questions.unlabelled:
         raise VlmixError(f"{label}: text cannot be compared ({questions.unlabelled}); take it out of `drop`")
+    if questions.unclear and "near" in entry.drop:
+        first = questions.unclear[0]
+        _log.warning(
+            "%s: %s of its pictures do not decode or are of one colour, so nothing is dropped by near because of them; "
+            "the first is %s",
+            label,
+            f"{len(questions.unclear):,}",
+            first.image or first.id,
+        )
     looks = [level for level in entry.drop if level in ("bytes", "near")]
     if looks and not pictures:
         _log.warning("%s: nothing is dropped by %s, as images are left alone", label, " and ".join(looks))
@@ -250,13 +265,13 @@ class FileJob(PrintJob, frozen=True):
 def print_files(job: FileJob) -> Printed:
     """The fingerprints of a job's images. Runs in a worker. Raises VlmixError for a file that is no longer there."""
     decides = [info.digest or (info.path, info.stamp) for info in job.infos]
-    key = repr((job.fixed, decides)).encode("utf-8", "surrogatepass")
+    key = repr((job.fixed, job.flipped, decides)).encode("utf-8", "surrogatepass")
     path = job.kept / f"{xxh3_128_hexdigest(key)}.prints"
     try:
         return msgspec.msgpack.decode(path.read_bytes(), type=Printed)
     except (OSError, msgspec.MsgspecError):
         pass
-    printed = print_pictures(map(_read, job.infos))
+    printed = print_pictures(map(_read, job.infos), job.flipped)
     write_bytes(path, msgspec.msgpack.encode(printed))
     return printed
 

@@ -50,6 +50,8 @@ class Dedup(Struct, frozen=True, kw_only=True):
     What is left is reported."""
     near: Bits = NEAR
     """Bits of 256 in which the fingerprints of near pictures may differ."""
+    flipped: bool = False
+    """A picture is near another's mirror, too."""
 
 
 class Decontaminate(Struct, frozen=True, kw_only=True):

@@ -1,39 +1,21 @@
 """Finding overlaps: samples with each other, and their pictures and texts with those of evaluation sets."""
 
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from xxhash import xxh3_128_digest
 
 from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.keyed import Indices
+from vlmix.mixture.overlaps.duplicates import duplicates
 from vlmix.mixture.overlaps.embeddings import Files, pairs
 from vlmix.mixture.overlaps.fingerprints import BITS, NEAR, near
-from vlmix.mixture.overlaps.near_text import SEPARATOR
-from vlmix.mixture.overlaps.near_text import alike as alike_texts
 from vlmix.mixture.overlaps.questions import Asked, Facts, Questions, prepare
-from vlmix.mixture.overlaps.samples import Pictures, Samples, joined, of_mixture
-from vlmix.mixture.overlaps.table import FORMAT, LEVELS, OF_SETS, SCHEMA, About, Checked, Level, Overlaps, identity
-from vlmix.mixture.overlaps.text import asked_in, normalised, rounds_of
-
-
-class Row(NamedTuple):
-    """A row of the file; `sample` is the position of the sample, `image` the number of an image among all."""
-
-    benchmark: str
-    split: str
-    other: str
-    level: Level
-    sample: int
-    image: int | None = None
-    distance: int | None = None
-    other_path: str = ""
-    cosine: float | None = None
+from vlmix.mixture.overlaps.samples import Samples, joined, of_mixture
+from vlmix.mixture.overlaps.table import FORMAT, LEVELS, OF_SETS, SCHEMA, About, Checked, Level, Overlaps, Row, identity
+from vlmix.mixture.overlaps.text import asked_in, rounds_of
 
 
 class Alike(NamedTuple):
@@ -49,6 +31,7 @@ def find(
     *,
     picture_id: Callable[[str], str],
     most: int = NEAR,
+    flipped: bool = False,
     embeddings: Alike | None = None,
     workers: int = 1,
     progress: Progress = silent,
@@ -56,10 +39,10 @@ def find(
     """The overlaps of the mixture at `path` with itself and with `sets`.
 
     `picture_id` says from a path in LLaVA's layout which picture of which dataset it is. Pictures of the mixture are
-    near each other if their fingerprints differ in at most `most` bits.
+    near each other if their fingerprints differ in at most `most` bits, with `flipped` also in a mirror.
     """
     with Pool(workers) as pool:
-        mixture, samples = of_mixture(path, pool, progress)
+        mixture, samples = of_mixture(path, flipped, pool, progress)
         seen = samples.pictures is not None
         rows, checked = compare(
             samples,
@@ -82,7 +65,7 @@ def compare(
 ) -> tuple[list[Row], list[Checked]]:
     """The overlaps of samples with each other (`most` None: not looked for) and with `sets`, and what was compared."""
     rows: list[Row] = []
-    checked = [] if most is None else [_duplicates(samples, most, rows)]
+    checked = [] if most is None else [duplicates(samples, most, rows)]
     if sets:
         known = _Known(samples, picture_id)
         checked += [_with_set(known, each, embeddings, rows) for each in sets]
@@ -112,122 +95,6 @@ def table_of(samples: Samples, rows: Sequence[Row]) -> pa.Table:
     return table.sort_by([(name, "ascending") for name in ("benchmark", "split", "row", "image", "level", "other")])
 
 
-def _duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
-    """Samples that say the same of the same pictures, or nearly; `other` is the first of those that do by the row's
-    level, which is the closest one."""
-    pictures = samples.pictures
-    texts, read = _text_hashes(samples)
-    exact = samples.path_of if pictures is None else pictures.picture
-    shown = _shown(samples, exact if pictures is None else _alike(samples, most))
-    nearly = np.empty(len(samples), dtype=np.int64)
-    nearly[read] = alike_texts((text for _, text in _normalised(samples)), _groups(shown)[read])
-    by_bytes: Level = "id" if pictures is None else "bytes"
-    bits = None if pictures is None else _Bits(samples, pictures)
-    found = np.zeros(len(samples), dtype=np.bool_)
-    steps: list[tuple[Level, Level, Indices]] = [
-        (by_bytes, "text", _groups(_shown(samples, exact), texts)),
-        ("near", "text", _groups(shown, texts)),
-        ("near_text", "near_text", nearly),
-    ]
-    for with_pictures, without, groups in steps:
-        first = _firsts(groups, samples.order)
-        others = first != np.arange(len(samples))
-        for position in np.flatnonzero(others & ~found).tolist():
-            level, kept = with_pictures if samples.counts[position] else without, int(first[position])
-            distance = bits.between(position, kept) if level == "near" and bits is not None else None
-            rows.append(Row("", "", str(samples.ids[kept]), level, position, distance=distance))
-        found |= others
-    return Checked(
-        benchmark="",
-        split="",
-        levels=[by_bytes, *(["near"] if pictures is not None else []), "text", "near_text"],
-        unchecked={} if pictures is not None else dict.fromkeys(("bytes", "near"), samples.unseen),
-        pictures=len(samples.paths) if pictures is None else len(pictures.hashes),
-        unreadable=[] if pictures is None else samples.names(pictures.broken),
-        flat=0 if pictures is None else len(pictures.flat),
-    )
-
-
-def _normalised(samples: Samples) -> Iterator[tuple[int, str]]:
-    """The position and the normalised turns of each sample, as they are read."""
-    for positions, turns in samples.texts():
-        for position, values in zip(positions.tolist(), turns):
-            yield position, SEPARATOR.join(map(normalised, values))
-
-
-def _text_hashes(samples: Samples) -> tuple[NDArray[np.void], Indices]:
-    """([N] 16 bytes: of each sample's normalised turns, [N] positions as they are read)."""
-    made, order = bytearray(16 * len(samples)), array("q")
-    for position, text in _normalised(samples):
-        made[16 * position : 16 * position + 16] = xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
-        order.append(position)
-    return np.frombuffer(made, "V16"), np.frombuffer(order, np.int64)
-
-
-def _shown(samples: Samples, numbers: NDArray[np.int64]) -> NDArray[np.void]:
-    """[N] 16 bytes: of each sample's images, as [M] `numbers` that are equal where they are the same."""
-    data, ends = numbers.astype("<i8").tobytes(), 8 * np.cumsum(samples.counts)
-    pieces = zip((ends - 8 * samples.counts).tolist(), ends.tolist())
-    return np.frombuffer(b"".join(xxh3_128_digest(data[start:end]) for start, end in pieces), "V16")
-
-
-def _groups(*keys: NDArray[np.void]) -> Indices:
-    """[N] number of the group of samples whose keys are all equal."""
-    pairs = np.stack(keys, axis=1).copy().view(f"V{16 * len(keys)}").ravel()
-    return np.unique(pairs, return_inverse=True)[1].astype(np.int64)
-
-
-def _firsts(groups: Indices, order: Indices) -> Indices:
-    """[N] the position of the first member, by `order`, of each sample's group."""
-    _, at, members = np.unique(groups[order], return_index=True, return_inverse=True)
-    firsts = np.empty_like(order)
-    firsts[order] = order[at[members]]
-    return firsts
-
-
-def _alike(samples: Samples, most: int) -> NDArray[np.int64]:
-    """[M] the group of each image's picture: pictures near each other, over others too, are in one."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    pictures = samples.pictures
-    assert pictures is not None
-    left: list[NDArray[np.int64]] = []
-    right: list[NDArray[np.int64]] = []
-    for number, found in near(pictures.prints, pictures.prints, most):
-        others = pictures.printed[found[:, 0]]
-        left.append(np.full(len(others), pictures.printed[number]))
-        right.append(others)
-    empty = np.empty(0, dtype=np.int64)
-    pairs = np.concatenate([empty, *left]), np.concatenate([empty, *right])
-    count = len(pictures.hashes)
-    graph = coo_array((np.ones(len(pairs[0]), dtype=np.bool_), pairs), shape=(count, count))
-    _, groups = connected_components(graph, directed=False)
-    return np.asarray(groups[pictures.picture], dtype=np.int64)
-
-
-class _Bits:
-    """How far the pictures of two samples are apart."""
-
-    def __init__(self, samples: Samples, pictures: Pictures) -> None:
-        self._pictures, self._prints = pictures, _Grouped(pictures.printed, len(pictures.hashes))
-        self._firsts, self._counts = np.cumsum(samples.counts) - samples.counts, samples.counts
-
-    def between(self, one: int, other: int) -> int:
-        """Bits between the fingerprints of two samples' pictures, of several pictures the most."""
-        pairs = zip(self._of(one), self._of(other))
-        return max((self._apart(left, right) for left, right in pairs if left != right), default=0)
-
-    def _of(self, sample: int) -> list[int]:
-        start = self._firsts[sample]
-        return list(map(int, self._pictures.picture[start : start + self._counts[sample]]))
-
-    def _apart(self, left: int, right: int) -> int:
-        prints = self._pictures.prints
-        differing = prints[self._prints[left]][:, None] ^ prints[self._prints[right]][None]
-        return int(np.bitwise_count(differing).sum(axis=2, dtype=np.int64).min())
-
-
 class _Known:
     """Samples by what a question may show or ask."""
 
@@ -236,7 +103,8 @@ class _Known:
         self.owners = samples.owners
         self.by_id: dict[str, list[int]] = {}
         for number, name in enumerate(samples.paths):
-            self.by_id.setdefault(picture_id(name), []).append(number)
+            if id := picture_id(name):
+                self.by_id.setdefault(id, []).append(number)
         self.at_path = _Grouped(samples.path_of, len(samples.paths))
         pictures = samples.pictures
         self.by_hash = {} if pictures is None else {hash: number for number, hash in enumerate(pictures.hashes)}
@@ -268,17 +136,19 @@ _Hits = dict[tuple[int, Level], list[tuple[int, int | None]]]
 def _with_set(known: _Known, questions: Questions, embeddings: Alike | None, rows: list[Row]) -> Checked:
     name, split, facts = questions.name, questions.split, questions.facts
     hits: _Hits = {}
-    for number, same in enumerate(questions.shown):
-        if same[0].image:
-            for path in known.by_id.get(known.picture_id(same[0].image), ()):
-                hits.setdefault((number, "id"), []).extend((i, None) for i in known.at_path[path])
     unchecked: dict[str, str] = {}
+    ids = [known.picture_id(same[0].image) for same in questions.shown]
+    if without := sum(not id for id in ids):
+        unchecked["id"] = f"{without:,} of its pictures have no id in a dataset that is known"
+    for number, id in enumerate(ids):
+        for path in known.by_id.get(id, ()) if id else ():
+            hits.setdefault((number, "id"), []).extend((i, None) for i in known.at_path[path])
     if known.samples.pictures is None or facts is None:
-        unchecked = dict.fromkeys(("bytes", "near"), known.samples.unseen)
+        unchecked |= dict.fromkeys(("bytes", "near"), known.samples.unseen)
     else:
         _look_up(known, facts, questions.near, hits)
         if missing := questions.missing:
-            unchecked = dict.fromkeys(("bytes", "near"), f"{missing:,} of its pictures were not found")
+            unchecked |= dict.fromkeys(("bytes", "near"), f"{missing:,} of its pictures were not found")
     for (number, level), images in sorted(hits.items()):
         for question in questions.shown[number]:
             rows += [
@@ -296,6 +166,7 @@ def _with_set(known: _Known, questions: Questions, embeddings: Alike | None, row
         levels.append("embedding")
         if why := _add_alike(known.samples, questions, embeddings, rows):
             unchecked["embedding"] = why
+    unclear = questions.unclear
     looked_at = list(zip(questions.shown, facts or ()))
     return Checked(
         benchmark=name,
@@ -306,6 +177,7 @@ def _with_set(known: _Known, questions: Questions, embeddings: Alike | None, row
         pictures=len(questions.shown),
         unreadable=[same[0].image or same[0].id for same, (hash, got) in looked_at if hash and got is None],
         flat=sum(got is not None and not len(got) for _, (_, got) in looked_at),
+        left_out=[question.id for same in questions.shown if same[0] in unclear for question in same],
         not_listed=more,
     )
 
@@ -337,9 +209,10 @@ def _look_up(known: _Known, facts: Sequence[Facts], most: int, hits: _Hits) -> N
             hits.setdefault((number, "bytes"), []).extend((i, None) for i in of_picture[picture])
     owners = np.repeat(np.arange(len(facts)), [0 if found is None else len(found) for _, found in facts])
     nearest: dict[tuple[int, int], int] = {}
-    for query, found in near(joined([found for _, found in facts if found is not None]), pictures.prints, most):
+    prints, printed = pictures.prints[pictures.plain], pictures.printed[pictures.plain]
+    for query, found in near(joined([found for _, found in facts if found is not None]), prints, most):
         for which, distance in found.tolist():
-            pair = int(owners[query]), int(pictures.printed[which])
+            pair = int(owners[query]), int(printed[which])
             nearest[pair] = min(distance, nearest.get(pair, BITS))
     for (number, picture), distance in nearest.items():
         hits.setdefault((number, "near"), []).extend((i, distance) for i in of_picture[picture])

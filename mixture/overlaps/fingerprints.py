@@ -18,8 +18,13 @@ _CROPS = tuple(
     (share * x, share * y, 1 - share * (1 - x), 1 - share * (1 - y))
     for share in (0.05, 0.1, 0.15, 0.2)
     for x, y in ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1))
+) + tuple(
+    part
+    for share in (0.1, 0.15, 0.2)
+    for part in ((share, 0, 1, 1), (0, share, 1, 1), (0, 0, 1 - share, 1), (0, 0, 1, 1 - share))
 )
-"""Parts of a picture (left, top, right, bottom; of 1) that are left if 5, 10, 15 or 20 % of each side are cut off."""
+"""Parts of a picture (left, top, right, bottom; of 1): what is left if 5, 10, 15 or 20 % of both sides are cut off, all
+around or at a corner, or of one side at one edge."""
 _SIDE = 128
 """Pixels of the longer side to which a picture is reduced first: JPEGs are then decoded at a part of their size."""
 _BORDER = 8
@@ -91,11 +96,12 @@ def near(queries: Fingerprints, known: Fingerprints, most: int = NEAR) -> Iterat
         return
     index = faiss.IndexBinaryFlat(BITS)
     index.add(np.ascontiguousarray(known))
-    for start in range(0, len(queries), _AT_ONCE):
-        ends, distances, found = index.range_search(np.ascontiguousarray(queries[start : start + _AT_ONCE]), most + 1)
+    step = max(1, min(_AT_ONCE, _MOST_PAIRS // len(known)))
+    for start in range(0, len(queries), step):
+        ends, distances, found = index.range_search(np.ascontiguousarray(queries[start : start + step]), most + 1)
         for number in np.flatnonzero(np.diff(ends)).tolist():
             part = slice(int(ends[number]), int(ends[number + 1]))
             yield start + number, np.stack([found[part], distances[part]], axis=1).astype(np.int64)
 
 
-_AT_ONCE = 8_192  # queries
+_AT_ONCE, _MOST_PAIRS = 8_192, 2**32  # queries; pairs, of which in drawings of one kind one in a hundred is near

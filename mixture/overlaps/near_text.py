@@ -9,6 +9,7 @@ A long question counts as long only if its answer is: what is said of a long tex
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
@@ -92,6 +93,22 @@ def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
         del long, kept
         label = _joined(len(distinct), chosen[_near(flat, sizes, counts, framed[chosen])])[label]
     return np.asarray(label, dtype=np.int64)
+
+
+def are_near(one: str, other: str) -> bool:
+    """Whether two texts of one group, as `alike` takes them, are near each other and not over others."""
+    words = _Words()
+    (said, frame, turns), (other_said, other_frame, other_turns) = _read(one, words), _read(other, words)
+    if said == other_said:
+        return True
+    if frame != other_frame:
+        return False
+    runs = ([Counter(zip(turn, turn[1:], turn[2:])) for turn in of] for of in (turns, other_turns))
+    for left, right in zip(*runs, strict=True):
+        shared = (left & right).total()
+        if 10 * shared < SHARED * (left.total() + right.total() - shared):
+            return False
+    return bool(turns)
 
 
 class _Words(dict[str, int]):

@@ -51,6 +51,12 @@ class Questions:
         """How many pictures were not found."""
         return sum(not hash for hash, _ in self.facts or ())
 
+    @property
+    def unclear(self) -> list[Question]:
+        """Of each picture that does not decode, or is flat, one question."""
+        looked_at = zip(self.shown, self.facts or ())
+        return [same[0] for same, (hash, prints) in looked_at if hash and (prints is None or not len(prints))]
+
 
 def prepare(asked: Asked, pool: Pool, progress: Progress, *, pictures: bool = True) -> Questions:
     """Read an evaluation set, with `pictures` its pictures too. Raises VlmixError if it is not there."""

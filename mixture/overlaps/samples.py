@@ -37,6 +37,13 @@ class Pictures:
     broken: list[int]
     """Pictures that do not decode, as a build with `--check header` may take them."""
     flat: list[int]
+    flipped: bool = False
+    """Every other fingerprint is of the mirror of the one before."""
+
+    @property
+    def plain(self) -> NDArray[np.bool_]:
+        """[P] which fingerprints are of no mirror."""
+        return np.asarray((np.arange(len(self.printed)) % 2 == 0) | (not self.flipped))
 
     def of(self, images: Indices) -> "Pictures":
         """The pictures of some of the images."""
@@ -51,6 +58,7 @@ class Pictures:
             printed=place[self.printed[mine]],
             broken=[int(place[number]) for number in self.broken if place[number] >= 0],
             flat=[int(place[number]) for number in self.flat if place[number] >= 0],
+            flipped=self.flipped,
         )
 
 
@@ -100,8 +108,8 @@ def priority(sources: NDArray[np.integer], ranks: Ranks) -> Indices:
     return order[np.argsort(sources[order], kind="stable")]
 
 
-def of_mixture(path: Path, pool: Pool, progress: Progress) -> tuple[Reader, Samples]:
-    """The samples of the mixture at `path`."""
+def of_mixture(path: Path, flipped: bool, pool: Pool, progress: Progress) -> tuple[Reader, Samples]:
+    """The samples of the mixture at `path`; `flipped`: with fingerprints of the pictures' mirrors."""
     mixture = Reader.open(path)
     counts, (paths, hashes) = mixture.image_fields("path", "xxh3")
     coded, stored = paths.dictionary_encode(), hashes.dictionary_encode()
@@ -116,12 +124,12 @@ def of_mixture(path: Path, pool: Pool, progress: Progress) -> tuple[Reader, Samp
         picture = stored.indices.to_numpy().astype(np.int64)
         _, firsts = np.unique(picture, return_index=True)
         jobs = (
-            StoredJob(start, path, owners[part].tolist(), numbers[part].tolist())
+            StoredJob(start, flipped, path, owners[part].tolist(), numbers[part].tolist())
             for start in range(0, len(firsts), CHUNK)
             for part in [firsts[start : start + CHUNK]]
         )
         printed = gather(pool.map(print_stored, jobs), len(firsts), progress)
-        pictures = Pictures(picture, names, printed.prints, printed.which, printed.broken, printed.flat)
+        pictures = Pictures(picture, names, printed.prints, printed.which, printed.broken, printed.flat, flipped)
     return mixture, Samples(
         ids=ids,
         sources=sources,
@@ -146,14 +154,14 @@ class Printed(Struct, frozen=True):
     hashes: list[str]
 
 
-def print_pictures(pictures: Iterable[bytes]) -> Printed:
+def print_pictures(pictures: Iterable[bytes], flipped: bool) -> Printed:
     """The fingerprints of pictures by their bytes. Runs in a worker."""
     which, prints = list[int](), list[bytes]()
     broken, flat, hashes = list[int](), list[int](), list[str]()
     for number, data in enumerate(pictures):
         hashes.append(image_xxh3(data))
         try:
-            found = fingerprints(data)
+            found = fingerprints(data, flipped=flipped)
         except VlmixError:
             broken.append(number)
             continue
@@ -165,9 +173,10 @@ def print_pictures(pictures: Iterable[bytes]) -> Printed:
 
 
 class PrintJob(Struct, frozen=True):
-    """Pictures to fingerprint, from number `first` on."""
+    """Pictures to fingerprint, from number `first` on, `flipped` in a mirror too."""
 
     first: int
+    flipped: bool
 
 
 AnyJob = TypeVar("AnyJob", bound=PrintJob)
@@ -189,7 +198,8 @@ def _opened(path: Path) -> Reader:
 def print_stored(job: StoredJob) -> Printed:
     """The fingerprints of a job's pictures. Runs in a worker."""
     mixture = _opened(job.path)
-    return print_pictures(mixture.raw(at).jpegs[image] for at, image in zip(job.positions, job.numbers))
+    pictures = (mixture.raw(at).jpegs[image] for at, image in zip(job.positions, job.numbers))
+    return print_pictures(pictures, job.flipped)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def within(overlaps: Overlaps, part: Reader) -> Overlaps:
                 why = f"{some} left out: samples that are not listed may ask them"
                 each = structs.replace(
                     each,
-                    questions=[id for id in each.questions if id not in unknown],
+                    left_out=[*each.left_out, *sorted(unknown)],
                     unchecked={**each.unchecked, "text": why},
                 )
         checked.append(each)
@@ -116,5 +116,5 @@ def scores(
         checked=structs.replace(checked, questions=[]),
         picture_seen=score(pictures),
         text_seen=score(texts),
-        clean=score(frozenset(checked.questions) - pictures - texts),
+        clean=score(frozenset(checked.questions) - frozenset(checked.left_out) - pictures - texts),
     )

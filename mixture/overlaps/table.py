@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -45,6 +45,20 @@ SCHEMA = pa.schema(
 _KEY = b"vlmix_overlaps"
 
 
+class Row(NamedTuple):
+    """A row of the file; `sample` is the position of the sample, `image` the number of an image among all."""
+
+    benchmark: str
+    split: str
+    other: str
+    level: Level
+    sample: int
+    image: int | None = None
+    distance: int | None = None
+    other_path: str = ""
+    cosine: float | None = None
+
+
 class Checked(Struct, frozen=True, kw_only=True):
     """What was compared with a mixture; a level that could not be is in `unchecked` with the reason.
 
@@ -61,6 +75,8 @@ class Checked(Struct, frozen=True, kw_only=True):
     """Pictures that did not decode: compared by id and bytes alone."""
     flat: int = 0
     """Pictures of one colour, which were compared by id and bytes alone."""
+    left_out: list[str] = []
+    """Questions whose picture could not be compared by its looks, and which are therefore never called clean."""
     not_listed: int = 0
     """Pairs of a question and a sample with the same text beyond those that are listed, the first of each question."""
 
@@ -146,6 +162,8 @@ def read(path: Path, mixture: Reader | None = None) -> Overlaps:
         rows = pq.read_table(path)
         about = msgspec.json.decode((rows.schema.metadata or {})[_KEY], type=About)
         rows = rows.select(SCHEMA.names).cast(SCHEMA)
+        if not set(rows["level"].unique().to_pylist()) <= set(LEVELS):
+            raise KeyError
     except FileNotFoundError:
         raise VlmixError(f"{path} does not exist; `vlmix overlaps` writes it") from None
     except (OSError, pa.ArrowInvalid, KeyError, msgspec.MsgspecError):

@@ -15,8 +15,6 @@ from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER, UNANSWER
 
 _INSTRUCTBLIP = re.compile(r"Question: (.*) Short answer:", re.DOTALL)
 _PROMPTS = SHORT_ANSWER, OPTION_LETTER, UNANSWERABLE
-_LONGEST = 2_000
-"""Characters of a question that are compared. The questions of evaluation sets are shorter."""
 _LISTED = 16
 """Samples that are listed for a question. Thousands ask "Is it sunny?" and say yes."""
 
@@ -29,18 +27,18 @@ def normalised(text: str) -> str:
 
 
 def bare(question: str) -> str:
-    """A question without image tokens, format prompts and OCR tokens, cut off at `_LONGEST` characters."""
-    text = question[: 2 * _LONGEST].replace(IMAGE_TOKEN, "")
+    """A question without image tokens, format prompts and OCR tokens."""
+    text = question.replace(IMAGE_TOKEN, "")
     if match := _INSTRUCTBLIP.fullmatch(text.strip()):
         text = match[1]
     lines = (line.strip() for line in text.split("\n"))
     kept = " ".join(line for line in lines if line not in _PROMPTS and not line.startswith(OCR_LINE.strip()))
-    return normalised(kept[:_LONGEST])
+    return normalised(kept)
 
 
 def pair_hash(question: str, answer: str) -> int:
     """Of a bare question with an answer."""
-    return xxh3_64_intdigest(f"{question}\x1f{normalised(answer[:_LONGEST])}".encode("utf-8", "surrogatepass"))
+    return xxh3_64_intdigest(f"{question}\x1f{normalised(answer)}".encode("utf-8", "surrogatepass"))
 
 
 def rounds_of(samples: Texts) -> tuple[Hashes, NDArray[np.int64]]:

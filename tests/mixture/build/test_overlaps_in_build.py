@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 import pytest
+from PIL import Image, ImageOps
 
 from tests.helpers import hashes, vlmix, vlmix_here
 from tests.mixture.build.test_build import start
@@ -23,6 +25,7 @@ from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.overlaps import table
 from vlmix.mixture.overlaps.find import find
+from vlmix.mixture.overlaps.fingerprints import fingerprints
 from vlmix.mixture.overlaps.questions import Asked
 
 AGAIN = {15, 16, 17, 18, 19}
@@ -214,13 +217,71 @@ def test_without_images_ids_and_texts_are_compared(
     assert dropped(tmp_path / "out").keys() == {"one-9"}
     assert "nothing is dropped by bytes and near" in caplog.text
     checked = table.read(tmp_path / "out/overlaps.parquet").checked("planted", "")
-    assert checked.unchecked.keys() == {"bytes", "near"}
+    assert checked.unchecked.keys() == {"id", "bytes", "near"}, "3.jpg is no picture of a known dataset"
+
+
+def test_pictures_that_lead_from_one_to_another_are_no_duplicates_of_each_other(planted: Path, tmp_path: Path) -> None:
+    """Fields that turn into another step by step: neighbours are near, the ends are not."""
+    (planted / "chain").mkdir()
+    steps = [Image.blend(picture(60), picture(61), step / 16) for step in range(17)]
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
+    rows = []
+    for number, step in enumerate(steps):
+        (planted / f"chain/{number}.jpg").write_bytes(jpeg(step))
+        rows.append({"id": f"step-{number}", "image": f"chain/{number}.jpg", "conversations": said})
+    (planted / "chain.json").write_text(json.dumps(rows))
+    prints = [fingerprints((planted / f"chain/{number}.jpg").read_bytes()) for number in range(len(steps))]
+
+    def apart(one: int, other: int) -> int:
+        return int(np.bitwise_count(prints[one][:, None] ^ prints[other][None]).sum(axis=2).min())
+
+    assert all(apart(n, n + 1) <= 56 for n in range(16)) and apart(0, 16) > 56
+    make(planted, tmp_path / "out", {"chain": {}}, dedup={"drop": ["near"]})
+    stay = sorted(int(name.removeprefix("step-")) for name in names(tmp_path / "out"))
+    said_of = {int(name.removeprefix("step-")): why for name, why in dropped(tmp_path / "out").items()}
+    assert 1 < len(stay) < 17 and all(apart(a, b) > 56 for a in stay for b in stay if a != b)
+    for number, why in said_of.items():
+        other = int(why.partition("step-")[2].partition("#")[0].split()[0])
+        assert other in stay and apart(number, other) <= 56
+
+
+def test_mirrors_are_duplicates_if_asked_for(planted: Path, tmp_path: Path) -> None:
+    (planted / "mirror").mkdir()
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
+    for name, image in (("plain", picture(70)), ("mirror", ImageOps.mirror(picture(70)))):
+        (planted / f"mirror/{name}.jpg").write_bytes(jpeg(image))
+    rows = [{"id": name, "image": f"mirror/{name}.jpg", "conversations": said} for name in ("plain", "mirror")]
+    (planted / "mirror.json").write_text(json.dumps(rows))
+    for flipped in (False, True):
+        out = tmp_path / str(flipped)
+        make(planted, out, {"mirror": {}}, dedup={"drop": ["near"], "flipped": flipped})
+        assert len(names(out)) == 2 - flipped
+
+
+def test_the_picture_at_fault_is_named_and_what_decides_nothing_is_told(
+    planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = [{"from": "human", "value": "<image><image>\nWhich?"}, {"from": "gpt", "value": "Both."}]
+    images = ["coco/train2017/000000000001.jpg", "coco/train2017/000000000007.jpg"]
+    (planted / "both.json").write_text(json.dumps([{"id": "both", "image": images, "conversations": said}]))
+    (planted / "EVAL/broken.jpg").write_bytes(jpeg(picture(8))[:300])
+    SETS["broken"] = evaluation_set("broken", "7.jpg", "broken.jpg")
+    sources: dict[str, Any] = {"both": {}, "two": {"take": 3}}
+    make(planted, tmp_path / "out", sources, decontaminate=[{**BY_ALL, "benchmark": "broken", "drop": ["near"]}])
+    [row] = pl.read_parquet(tmp_path / "out/rejects.parquet").to_dicts()
+    assert row["image"] == images[1] and row["detail"].startswith(images[1])
+    assert "1 of its pictures do not decode" in caplog.text and "broken.jpg" in caplog.text
+    assert table.read(tmp_path / "out/overlaps.parquet").checked("broken", "").left_out == ["broken.jpg"]
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"decontaminate": [{**BY_ALL, "benchmark": "gone"}]}, "gone: 1 of its 2 pictures were not found"),
+        (
+            {"decontaminate": [{**BY_ALL, "benchmark": "gone", "drop": ["near"]}]},
+            "gone: 1 of its 2 pictures were not found",
+        ),
+        ({"decontaminate": [{**BY_ALL, "benchmark": "gone", "drop": ["id"]}]}, "no ids in a dataset"),
         ({"decontaminate": [{"benchmark": "planted", "data": "NOWHERE"}]}, "NOWHERE does not exist"),
         ({"decontaminate": [{"benchmark": "planted"}]}, "name their folder as its `data`"),
         ({"decontaminate": [{**BY_ALL, "drops": []}]}, "unknown key 'drops'; did you mean 'drop'"),

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.overlaps.near_text import LONG, SEPARATOR, alike
+from vlmix.mixture.overlaps.near_text import LONG, SEPARATOR, alike, are_near
 from vlmix.mixture.overlaps.text import normalised
 from vlmix.mixture.render import OCR_LINE, OPTION_LETTER, SHORT_ANSWER
 
@@ -36,7 +36,9 @@ def said(*turns: str) -> str:
 
 
 def are_alike(*texts: str) -> bool:
-    return len(set(alike(texts, np.zeros(len(texts), np.int64)).tolist())) == 1
+    found = len(set(alike(texts, np.zeros(len(texts), np.int64)).tolist())) == 1
+    assert len(texts) > 2 or found == are_near(*texts)
+    return found
 
 
 def partition(labels: NDArray[np.int64]) -> set[frozenset[int]]:
