@@ -172,6 +172,12 @@ def build(
             progress=progress,
         )
     show.manifest(out, manifest, as_json)
+    if parsed.compares and not as_json:
+        from vlmix.cli.overlaps import show_overlaps
+        from vlmix.mixture.dataset.manifest import OVERLAPS_NAME
+        from vlmix.mixture.overlaps.table import read
+
+        show_overlaps(read(out / OVERLAPS_NAME))
 
 
 @command(

@@ -78,14 +78,22 @@ def overlaps(
 
 
 def _show(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
-    """How many samples and questions of each source and set overlap, and what was not compared."""
     from vlmix.mixture.overlaps.table import touched
 
     counts = touched(overlaps)
     if as_json:
-        checked = [msgspec.structs.replace(one, questions=[]) for one in overlaps.about.checked]
+        checked = [msgspec.structs.replace(one, questions=[], left_out=[]) for one in overlaps.about.checked]
         show.done("", {"file": str(file), "overlaps": counts, "checked": checked}, as_json=True)
         return
+    show_overlaps(overlaps)
+    show.say(f"{file}: {overlaps.rows.num_rows:,} rows")
+
+
+def show_overlaps(overlaps: "Overlaps") -> None:
+    """By evaluation set, source and level how many samples and questions overlap, and what was not compared."""
+    from vlmix.mixture.overlaps.table import touched
+
+    counts = touched(overlaps)
     for one in overlaps.about.checked:
         mine = [each for each in counts if (each.benchmark, each.split) == (one.benchmark, one.split)]
         asked = f" {len(one.questions):,} questions," if one.benchmark else ""
@@ -102,7 +110,6 @@ def _show(overlaps: "Overlaps", file: Path, as_json: bool) -> None:
         if one.not_listed:
             show.say(f"  {one.not_listed:,} more pairs by text are not listed; 16 samples of each question are")
         show_unchecked(one)
-    show.say(f"{file}: {overlaps.rows.num_rows:,} rows")
 
 
 def show_unchecked(checked: "Checked") -> None:

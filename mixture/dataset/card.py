@@ -57,6 +57,10 @@ def card(manifest: Manifest, most_images: int) -> str:
     dropped = sum(sum(reasons.values()) for reasons in manifest.rejects.values())
     if dropped:
         lines += ["", f"{dropped:,} records or rounds were dropped; `rejects.parquet` lists each with its reason."]
+    for each in manifest.recipe.get("decontaminate", ()):
+        if each["drop"]:
+            name = markdown_code(f"{each['benchmark']} {each['split']}".strip())
+            lines += ["", f"Samples that overlap with {name} by {' or '.join(each['drop'])} were left out."]
     if total.samples_per_epoch != total.samples:
         lines += [
             "",

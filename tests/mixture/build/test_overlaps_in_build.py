@@ -305,6 +305,8 @@ def test_the_command_builds_without_what_benchmarks_show_and_goes_on_after_a_kil
     changes = [f"decontaminate={sets}", 'dedup={"drop": ["near"]}', "samples_per_shard=5"]
     whole = vlmix("build", "sample", "--raw", raw, "--out", tmp_path / "whole", *changes)
     assert whole.returncode == 0, whole.stderr
+    assert "pope" in whole.stdout and "questions" in whole.stdout
+    assert "overlap with `pope` by id or near were left out" in (tmp_path / "whole/README.md").read_text()
     shown = {picture_id(q.image) for q in benchmark_named("pope").questions(raw / "pope")}
     left = pl.read_parquet(tmp_path / "whole/samples.parquet")
     assert shown and not shown & {picture_id(path) for path in left["image"]}
