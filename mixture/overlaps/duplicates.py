@@ -16,7 +16,9 @@ from vlmix.mixture.overlaps.table import Checked, Level, Row
 from vlmix.mixture.overlaps.text import normalised
 
 _MOST_COMPARED = 16
-"""Samples that stay, of those that may be near, that another is compared with."""
+"""Samples that stay, of those with near pictures, whose text another's is compared with."""
+_TOGETHER = 256
+"""Samples that are looked for among all others of their group at once."""
 
 
 def duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
@@ -139,33 +141,41 @@ class _Bits:
     def firsts(
         self, members: Indices, most: int, accept: Callable[[int, int], bool] | None = None
     ) -> Iterator[tuple[int, int, int]]:
-        """Those of samples of equally many pictures, in their order, that are near an earlier one that is near none
-        itself: (the sample, that one, bits between them). `accept` has a say on two, by their places in `members`."""
-        stays, staying = np.ones(len(members), dtype=np.bool_), list[int]()
-        for place, near_by in self._near(members, most):
-            earlier = staying if near_by is None else near_by[stays[near_by]].tolist()
-            for other in earlier[:_MOST_COMPARED]:
+        """Of samples of equally many pictures, in their order, those that are near an earlier one that is near none
+        itself: (the sample, the first such one, bits between them). `accept` has a say on two, by their places in
+        `members`."""
+        waiting, tried = np.ones(len(members), dtype=np.bool_), np.zeros(len(members), dtype=np.int8)
+        for place, later in self._near(members, most, waiting):
+            for other in later[waiting[later] & (tried[later] < _MOST_COMPARED)].tolist():
                 distance = self.between(int(members[place]), int(members[other]))
-                if distance <= most and (accept is None or accept(place, other)):
-                    stays[place] = False
-                    yield int(members[place]), int(members[other]), distance
-                    break
-            else:
-                staying.append(place)
+                if distance > most:
+                    continue
+                tried[other] += 1
+                if accept is None or accept(place, other):
+                    waiting[other] = False
+                    yield int(members[other]), int(members[place]), distance
 
-    def _near(self, members: Indices, most: int) -> Iterator[tuple[int, Indices | None]]:
-        """Each place in `members`, and those before it whose first picture is near; None: there are no pictures."""
+    def _near(self, members: Indices, most: int, waiting: NDArray[np.bool_]) -> Iterator[tuple[int, Indices]]:
+        """Each place in `members` that is `waiting` when its turn comes, and those after it whose first picture is near
+        or that have none either."""
+        places = np.arange(len(members))
         if not self._counts[members[0]]:
-            yield from ((place, None) for place in range(len(members)))
+            yield from ((place, places[place + 1 :]) for place in places.tolist() if waiting[place])
             return
         spans = [self._span(int(each)) for each in self._exact[self._starts[members]]]
         rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
-        owners = np.repeat(np.arange(len(members)), [span.stop - span.start for span in spans])
-        plain = np.flatnonzero(self._plain[rows])
-        hits = near(self._prints[rows[plain]], self._prints[rows], most)  # each is near itself
-        for place, mine in itertools.groupby(hits, key=lambda hit: int(owners[plain[hit[0]]])):
-            others = np.unique(np.concatenate([owners[found[:, 0]] for _, found in mine]))
-            yield place, others[others < place]
+        owners = np.repeat(places, [span.stop - span.start for span in spans])
+        start = 0
+        while len(block := places[start:][waiting[start:]][:_TOGETHER]):
+            known = waiting[owners] & (owners >= block[0])
+            asking = np.flatnonzero(self._plain[rows] & known & (owners <= block[-1]))
+            hits = near(self._prints[rows[asking]], self._prints[rows[known]], most)  # each is near itself
+            known_owners = owners[known]
+            for place, mine in itertools.groupby(hits, key=lambda hit: int(owners[asking[hit[0]]])):
+                if waiting[place]:
+                    others = np.unique(np.concatenate([known_owners[found[:, 0]] for _, found in mine]))
+                    yield place, others[others > place]
+            start = int(block[-1]) + 1
 
     def between(self, one: int, other: int) -> int:
         """Bits between the fingerprints of two samples' pictures, of several pictures the most."""

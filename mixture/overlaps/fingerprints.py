@@ -104,4 +104,5 @@ def near(queries: Fingerprints, known: Fingerprints, most: int = NEAR) -> Iterat
             yield start + number, np.stack([found[part], distances[part]], axis=1).astype(np.int64)
 
 
-_AT_ONCE, _MOST_PAIRS = 8_192, 2**32  # queries; pairs, of which in drawings of one kind one in a hundred is near
+_AT_ONCE, _MOST_PAIRS = 8_192, 2**26
+"""Queries, and pairs, at once: all of them may be near, which takes 1 GB."""
