@@ -24,7 +24,8 @@ def build(
     overrides: Sequence[str] = (),
     *,
     images: Sequence[str | Path] = (),
-    workers: int = 1,
+    workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
     annotations_only: bool = False,
     check: Literal["full", "header"] = "full",
 ) -> Mixture:
@@ -49,6 +50,7 @@ def build(
         Path(out),
         images=roots,
         workers=workers,
+        engine=engine,
         annotations_only=annotations_only,
         check=check,
         benchmark=benchmark_named,
@@ -63,7 +65,8 @@ def merge(
     overrides: Sequence[str] = (),
     *,
     copy: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
 ) -> Mixture:
     """Make mixtures one, the new folder `out`, as `vlmix merge MIXTURE ... KEY=VALUE ... --out OUT` does, and open it.
 
@@ -75,5 +78,5 @@ def merge(
     from vlmix.mixture.merge.recipe import load
 
     named = mixtures if isinstance(mixtures, Mapping) else [mixtures] if isinstance(mixtures, str | Path) else mixtures
-    make(load(named, overrides), Path(out), copy=copy, workers=workers)
+    make(load(named, overrides), Path(out), copy=copy, workers=workers, engine=engine)
     return open(out)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.images import image_xxh3
-from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.keyed import Indices, Ranks, ranked
 from vlmix.mixture.overlaps.fingerprints import BITS, Fingerprints, fingerprints
 
@@ -100,7 +100,7 @@ def priority(sources: NDArray[np.integer], ranks: Ranks) -> Indices:
     return order[np.argsort(sources[order], kind="stable")]
 
 
-def of_mixture(path: Path, pool: Pool, progress: Progress) -> tuple[Reader, Samples]:
+def of_mixture(path: Path, pool: Engine, progress: Progress) -> tuple[Reader, Samples]:
     """The samples of the mixture at `path`."""
     mixture = Reader.open(path)
     counts, (paths, hashes) = mixture.image_fields("path", "xxh3")
