@@ -9,7 +9,9 @@ import logging
 import os
 import platform
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,12 +57,14 @@ class RayPool:
             raise missing("ray", "--engine ray") from None
         self._ray, self._sees, self._limit = ray, sees, limit or 0
         self._running: set[Any] = set()
+        self._stack = ExitStack()
 
     def __enter__(self) -> "RayPool":
         ray = self._ray
-        self._mine = not ray.is_initialized()
-        if self._mine:
+        if not ray.is_initialized():  # else it is the caller's own connection
             self._connect()
+            self._stack.callback(ray.shutdown)
+            self._stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells there which nodes were lost
         try:
             self._site = Site(uuid4().hex, str(Path.cwd()), _environment(), [(str(p), _look(p)) for p in self._sees])
             self._task = ray.remote(num_cpus=1, max_retries=_TRIES)(in_worker)
@@ -71,9 +75,8 @@ class RayPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop(self._running)
-        if self._mine:
-            self._ray.shutdown()
+        with self._stack:
+            self._stop(self._running)
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
         """As `Engine.map`."""
@@ -127,7 +130,8 @@ class RayPool:
                 asked[probe.remote(self._site, None, None)] = node["NodeManagerAddress"]
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER)
         for reference in answered:
-            self._result(reference, asked[reference])
+            with suppress(ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):  # it was lost just now
+                self._result(reference, asked[reference])
         if silent:
             nodes = ", ".join(asked[reference] for reference in silent)
             raise VlmixError(f"nodes of the Ray cluster do not answer: {nodes}; stop or restart them")
@@ -138,9 +142,20 @@ class RayPool:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
+            first = abridged(str(error).partition("\n")[0], 300)
+            if node and isinstance(
+                error, self._ray.exceptions.TaskUnschedulableError | self._ray.exceptions.NodeDiedError
+            ):
+                raise
+            if node or isinstance(error, self._ray.exceptions.RaySystemError):
+                where = f"node {node}" if node else "a node"
+                raise VlmixError(
+                    f"{where} of the Ray cluster runs no task of vlmix: {first}; install vlmix on every node, and "
+                    "start Ray there from that environment"
+                ) from error
             raise VlmixError(
-                f"a task was lost with its worker {1 + _TRIES} times, probably for lack of memory; run the same "
-                "command again on larger nodes, or with fewer CPUs on each, it resumes from here"
+                f"a task was lost with its worker {1 + _TRIES} times, probably for lack of memory ({first}); run the "
+                "same command again on larger nodes, or with fewer CPUs on each, it resumes from here"
             ) from error
 
     def _stop(self, references: set[Any]) -> None:
@@ -213,7 +228,7 @@ def _look(path: Path) -> str:
     try:
         if not path.is_dir():
             return file_digest(path)
-        return xxh3_128(repr([(entry.name, _names(entry)) for entry in sorted(path.iterdir())])).hexdigest()
+        return xxh3_128(repr([(entry.name, _names(entry)) for entry in sorted(path.iterdir())]).encode()).hexdigest()
     except OSError:
         return ""
 

@@ -83,8 +83,8 @@ class Pool:
 
 
 def run(function: Callable[[Task], Result], task: Task) -> Result:
-    """A task's result, without the search for circles: records have none, and looking for them takes a sixth of the time
-    of a task that makes many."""
+    """A task's result, without the search for circles: records have none, and looking for them takes a sixth of the
+    time of a task that makes many."""
     enabled = gc.isenabled()
     gc.disable()
     try:
