@@ -11,7 +11,7 @@ import platform
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -130,32 +130,35 @@ class RayPool:
                 asked[probe.remote(self._site, None, None)] = node["NodeManagerAddress"]
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER)
         for reference in answered:
-            with suppress(ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):  # it was lost just now
-                self._result(reference, asked[reference])
+            self._check_answer(reference, asked[reference])
         if silent:
             nodes = ", ".join(asked[reference] for reference in silent)
             raise VlmixError(f"nodes of the Ray cluster do not answer: {nodes}; stop or restart them")
 
-    def _result(self, reference: Any, node: str = "") -> Any:
+    def _check_answer(self, reference: Any, node: str) -> None:
+        errors = self._ray.exceptions
+        try:
+            self._ray.get(reference)
+        except (errors.TaskUnschedulableError, errors.NodeDiedError):  # it was lost just now
+            pass
+        except errors.RayError as error:
+            cause = getattr(error, "cause", error)
+            if isinstance(cause, VlmixError):
+                raise cause from error
+            raise VlmixError(
+                f"node {node} of the Ray cluster runs no task of vlmix: {_last_line(cause)}; install vlmix on every "
+                "node, and start Ray there from that environment"
+            ) from error
+
+    def _result(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
-            first = abridged(str(error).partition("\n")[0], 300)
-            if node and isinstance(
-                error, self._ray.exceptions.TaskUnschedulableError | self._ray.exceptions.NodeDiedError
-            ):
-                raise
-            if node or isinstance(error, self._ray.exceptions.RaySystemError):
-                where = f"node {node}" if node else "a node"
-                raise VlmixError(
-                    f"{where} of the Ray cluster runs no task of vlmix: {first}; install vlmix on every node, and "
-                    "start Ray there from that environment"
-                ) from error
             raise VlmixError(
-                f"a task was lost with its worker {1 + _TRIES} times, probably for lack of memory ({first}); run the "
-                "same command again on larger nodes, or with fewer CPUs on each, it resumes from here"
+                f"a task was lost with its worker {1 + _TRIES} times, probably for lack of memory; run the same command "
+                f"again on larger nodes, or with fewer CPUs on each, it resumes from here. Ray: {_last_line(error)}"
             ) from error
 
     def _stop(self, references: set[Any]) -> None:
@@ -174,6 +177,11 @@ def _check_answers(host: str, port: int) -> None:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
             if connection.recv(9)[3:4] != b"\4":  # the settings that HTTP/2 begins with (RFC 9113, 3.4)
                 raise OSError("what answers is not Ray")
+
+
+def _last_line(error: BaseException) -> str:
+    """Which names the error where Ray gives a whole traceback."""
+    return abridged(str(error).strip().rpartition("\n")[2], 300)
 
 
 def _cpus(ray: Any) -> int:
