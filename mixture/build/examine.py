@@ -278,7 +278,7 @@ class Examined:
         progress("checking images", 0, total)
         for job, (rows, problems, tried) in pool.map(probe_files, jobs()):
             numbers = waiting.pop(job.first)
-            _check_unreadable([path for paths, count in zip(job.files, tried) for path in paths[:count]], problems)
+            check_unreadable([path for paths, count in zip(job.files, tried) for path in paths[:count]], problems)
             new = self._journal.append(rows, problems)
             lasts = np.cumsum(tried) - 1
             for number, row, count, paths in zip(numbers, new[lasts].tolist(), tried, job.files):
@@ -296,9 +296,9 @@ def stamp_of(fact: np.void) -> Stamp:
     return Stamp(*(int(fact[name]) for name in ("bytes", "mtime_ns", "ctime_ns", "inode")))
 
 
-def _check_unreadable(paths: Sequence[str], problems: Problems) -> None:
+def check_unreadable(paths: Sequence[str], problems: Problems) -> None:
     """What a worker cannot read, this process must not be able to: else it would depend on the worker what is
-    rejected."""
+    rejected. `problems` by the place in `paths`. Raises VlmixError for the first such."""
     for row, (problem, detail) in problems.items():
         if problem == UNREADABLE and probe(paths[row], full=False).problem != UNREADABLE:
             raise VlmixError(

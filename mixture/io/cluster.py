@@ -157,8 +157,9 @@ class RayPool:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             raise VlmixError(
-                f"a task was lost with its worker {1 + _TRIES} times, probably for lack of memory; run the same command "
-                f"again on larger nodes, or with fewer CPUs on each, it resumes from here. Ray: {_last_line(error)}"
+                f"a task was lost with its worker {1 + _TRIES} times, probably for lack of memory; run the same "
+                "command again on larger nodes, or with fewer CPUs on each, it resumes from here. "
+                f"Ray: {_last_line(error)}"
             ) from error
 
     def _stop(self, references: set[Any]) -> None:
