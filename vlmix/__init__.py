@@ -32,8 +32,9 @@ def build(
     """Build the mixture folder `out`, as `vlmix build RECIPE KEY=VALUE ... --raw RAW --out OUT` does, and open it.
 
     `recipe` is a YAML file or the name of a recipe that comes with vlmix, `raw` the folder with the official files.
-    With `check="header"` no JPEG is decoded, and cut ones get through. Raises VlmixError for bad input. With more than
-    one worker, call it below `if __name__ == "__main__":`.
+    With `check="header"` no JPEG is decoded, and cut ones get through. `workers` are processes (None: this one alone);
+    with `engine="ray"` tasks run on the Ray cluster at RAY_ADDRESS, `workers` at a time (None: two for each CPU).
+    Raises VlmixError for bad input. With more than one worker, call it below `if __name__ == "__main__":`.
     """
     from vlmix.builders import benchmark_named, known_sources
     from vlmix.builders.layout import picture_id
@@ -71,8 +72,9 @@ def merge(
     """Make mixtures one, the new folder `out`, as `vlmix merge MIXTURE ... KEY=VALUE ... --out OUT` does, and open it.
 
     `mixtures` are folders, how much of each (`{"mix665k": {}, "mine": {"ratio": 0.1}}`), or a YAML file. Shards are
-    hard-linked where the file system allows it; with `copy` they are copied. Raises VlmixError for mixtures that do not
-    go together. With more than one worker, call it below `if __name__ == "__main__":`.
+    hard-linked where the file system allows it; with `copy` they are copied; `workers` and `engine` are as in `build`.
+    Raises VlmixError for mixtures that do not go together. With more than one worker, call it below
+    `if __name__ == "__main__":`.
     """
     from vlmix.mixture.merge.merge import merge as make
     from vlmix.mixture.merge.recipe import load
