@@ -61,11 +61,11 @@ class RayPool:
 
     def __enter__(self) -> "RayPool":
         ray = self._ray
-        if not ray.is_initialized():  # else it is the caller's own connection
-            self._connect()
-            self._stack.callback(ray.shutdown)
-            self._stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells there which nodes were lost
         try:
+            if not ray.is_initialized():  # else it is the caller's own connection
+                self._stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells there which nodes were lost
+                self._stack.callback(ray.shutdown)
+                self._connect()
             self._site = Site(uuid4().hex, str(Path.cwd()), _environment(), [(str(p), _look(p)) for p in self._sees])
             self._task = ray.remote(num_cpus=1, max_retries=_TRIES)(in_worker)
             self._check_nodes()
@@ -104,14 +104,16 @@ class RayPool:
         if address.startswith("ray://"):
             raise VlmixError(f"{ADDRESS}={address}: run the command on a node of the cluster, with HOST:PORT or auto")
         host, _, port = address.rpartition(":")
-        remedy = f"start it with `ray start`, or set {ADDRESS} to HOST:PORT of one that runs"
         try:
             if host:
                 _check_answers(host, int(port))
             self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError) as error:
             first = abridged(str(error).strip().partition("\n")[0], 300)
+            remedy = f"start it with `ray start`, or set {ADDRESS} to HOST:PORT of one that runs"
             raise VlmixError(f"no Ray cluster at {address}: {first}; {remedy}") from None
+        except RuntimeError as error:  # another version of Ray or Python
+            raise VlmixError(f"the Ray cluster at {address}: {abridged(' '.join(str(error).split()), 500)}") from None
 
     def _check_nodes(self) -> None:
         """A task on every node that looks at its site."""
