@@ -200,7 +200,7 @@ def test_an_interrupted_build_leaves_no_worker_behind(cluster: Cluster, raw: Pat
     assert hashes(out) == hashes(small)
 
 
-def test_verify_and_subsample(cluster: Cluster, small: Path, tmp_path: Path) -> None:
+def test_verify_subsample_and_merge(cluster: Cluster, small: Path, tmp_path: Path) -> None:
     cluster.second()
     copy = tmp_path / "copy"
     shutil.copytree(small, copy)
@@ -212,7 +212,10 @@ def test_verify_and_subsample(cluster: Cluster, small: Path, tmp_path: Path) -> 
     select = ("subsample", small, "--ratio=30%", "--materialize", "--out")
     for run, engine in ENGINES:
         assert run(*select, tmp_path / engine, f"--engine={engine}").returncode == 0
+        two = (tmp_path / engine, small, "name=both", "duplicates=drop")
+        assert run("merge", *two, "--out", tmp_path / f"{engine}-both", f"--engine={engine}").returncode == 0
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "local")
+    assert hashes(tmp_path / "ray-both") == hashes(tmp_path / "local-both")
 
 
 def test_what_is_wrong_with_the_input_is_said_once(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
