@@ -212,7 +212,7 @@ def test_verify_subsample_and_merge(cluster: Cluster, small: Path, tmp_path: Pat
     select = ("subsample", small, "--ratio=30%", "--materialize", "--out")
     for run, engine in ENGINES:
         assert run(*select, tmp_path / engine, f"--engine={engine}").returncode == 0
-        two = (tmp_path / engine, small, "name=both", "duplicates=drop")
+        two = (tmp_path / "ray", small, "name=both", "duplicates=drop")
         assert run("merge", *two, "--out", tmp_path / f"{engine}-both", f"--engine={engine}").returncode == 0
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "local")
     assert hashes(tmp_path / "ray-both") == hashes(tmp_path / "local-both")
