@@ -15,7 +15,7 @@ from vlmix.cli.boundary import guarded
 from vlmix.cli.browse import browse
 from vlmix.cli.compare import compare
 from vlmix.cli.evaluate import evaluate
-from vlmix.cli.options import CORES, JsonOpt, WorkersOpt
+from vlmix.cli.options import CORES, EngineOpt, JsonOpt, TasksOpt, WorkersOpt, tasks
 from vlmix.cli.overlaps import overlaps
 from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
@@ -143,7 +143,8 @@ def build(
     out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],
     overrides: OverridesArg = None,
     images: ImagesOpt = None,
-    workers: WorkersOpt = CORES,
+    engine: EngineOpt = "local",
+    workers: TasksOpt = None,
     annotations_only: AnnotationsOnlyOpt = False,
     check: Annotated[
         Literal["full", "header"],
@@ -164,7 +165,8 @@ def build(
             raw,
             out,
             images=images,
-            workers=workers,
+            workers=tasks(engine, workers),
+            engine=engine,
             annotations_only=annotations_only,
             check=check,
             benchmark=benchmark_named,
@@ -234,12 +236,12 @@ command(
 
 
 @command("verify", DATA, "mixture", "mixture --workers 16")
-def verify(mixture: FolderArg, workers: WorkersOpt = CORES, as_json: JsonOpt = False) -> None:
+def verify(mixture: FolderArg, engine: EngineOpt = "local", workers: TasksOpt = None, as_json: JsonOpt = False) -> None:
     """Check checksums, that every member is readable, and that the index agrees with the shards."""
     from vlmix.mixture.dataset.verify import verify as check
 
     with show.progress() as progress:
-        report = check(mixture, workers=workers, progress=progress)
+        report = check(mixture, workers=tasks(engine, workers), engine=engine, progress=progress)
     show.verified(mixture, report, as_json)
     if report.problems:
         raise typer.Exit(1)
@@ -277,7 +279,8 @@ def subsample(
     ] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is a view.")] = False,
-    workers: WorkersOpt = CORES,
+    engine: EngineOpt = "local",
+    workers: TasksOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Select a subset. Subsets of one seed are nested: 10 % lies inside 30 %."""
@@ -302,7 +305,15 @@ def subsample(
     )
     with show.progress() as progress:
         selected = select(open_mixture(mixture), selection)
-        manifest = save(selected, out, materialize=materialize, overwrite=force, workers=workers, progress=progress)
+        manifest = save(
+            selected,
+            out,
+            materialize=materialize,
+            overwrite=force,
+            workers=tasks(engine, workers),
+            engine=engine,
+            progress=progress,
+        )
     show.subset(out, manifest, selected.report, as_json)
     for note in selected.report.notes() if selected.report else []:
         show.note(note)
@@ -326,7 +337,8 @@ def merge(
     ],
     out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],
     copy: Annotated[bool, typer.Option("--copy", help="Copy shards, also where they could be hard-linked.")] = False,
-    workers: WorkersOpt = CORES,
+    engine: EngineOpt = "local",
+    workers: TasksOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Make mixtures one, without the raw files. If interrupted, run it again to resume."""
@@ -334,7 +346,7 @@ def merge(
     from vlmix.mixture.merge.recipe import typed
 
     with show.progress() as progress:
-        merged = make(typed(mixtures), out, copy=copy, workers=workers, progress=progress)
+        merged = make(typed(mixtures), out, copy=copy, workers=tasks(engine, workers), engine=engine, progress=progress)
     show.merged(out, merged, as_json)
 
 

@@ -22,6 +22,7 @@ _EXTRAS = {
     "rensa": "overlaps",
     "matplotlib": "sweep",
     "wandb": "wandb",
+    "ray": "ray",
 }
 
 

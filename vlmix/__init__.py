@@ -24,15 +24,17 @@ def build(
     overrides: Sequence[str] = (),
     *,
     images: Sequence[str | Path] = (),
-    workers: int = 1,
+    workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
     annotations_only: bool = False,
     check: Literal["full", "header"] = "full",
 ) -> Mixture:
     """Build the mixture folder `out`, as `vlmix build RECIPE KEY=VALUE ... --raw RAW --out OUT` does, and open it.
 
     `recipe` is a YAML file or the name of a recipe that comes with vlmix, `raw` the folder with the official files.
-    With `check="header"` no JPEG is decoded, and cut ones get through. Raises VlmixError for bad input. With more than
-    one worker, call it below `if __name__ == "__main__":`.
+    With `check="header"` no JPEG is decoded, and cut ones get through. `workers` are processes (None: this one alone);
+    with `engine="ray"` tasks run on the Ray cluster at RAY_ADDRESS, `workers` at a time (None: two for each CPU).
+    Raises VlmixError for bad input. With more than one worker, call it below `if __name__ == "__main__":`.
     """
     from vlmix.builders import benchmark_named, known_sources
     from vlmix.builders.layout import picture_id
@@ -49,6 +51,7 @@ def build(
         Path(out),
         images=roots,
         workers=workers,
+        engine=engine,
         annotations_only=annotations_only,
         check=check,
         benchmark=benchmark_named,
@@ -63,17 +66,19 @@ def merge(
     overrides: Sequence[str] = (),
     *,
     copy: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
 ) -> Mixture:
     """Make mixtures one, the new folder `out`, as `vlmix merge MIXTURE ... KEY=VALUE ... --out OUT` does, and open it.
 
     `mixtures` are folders, how much of each (`{"mix665k": {}, "mine": {"ratio": 0.1}}`), or a YAML file. Shards are
-    hard-linked where the file system allows it; with `copy` they are copied. Raises VlmixError for mixtures that do not
-    go together. With more than one worker, call it below `if __name__ == "__main__":`.
+    hard-linked where the file system allows it; with `copy` they are copied; `workers` and `engine` are as in `build`.
+    Raises VlmixError for mixtures that do not go together. With more than one worker, call it below
+    `if __name__ == "__main__":`.
     """
     from vlmix.mixture.merge.merge import merge as make
     from vlmix.mixture.merge.recipe import load
 
     named = mixtures if isinstance(mixtures, Mapping) else [mixtures] if isinstance(mixtures, str | Path) else mixtures
-    make(load(named, overrides), Path(out), copy=copy, workers=workers)
+    make(load(named, overrides), Path(out), copy=copy, workers=workers, engine=engine)
     return open(out)

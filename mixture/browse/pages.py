@@ -31,7 +31,7 @@ from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.view import ids_like, index_of, read_rows
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.filters import matching
-from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.io.pool import Engine, Pool, Progress, silent
 from vlmix.mixture.io.staging import new_folder
 from vlmix.mixture.io.visible import is_link, visible
 from vlmix.mixture.keyed import Indices, prefixes, ranked
@@ -136,7 +136,7 @@ def _write(
     partial: Path,
     out: Path,
     options: Options,
-    pool: Pool,
+    pool: Engine,
     progress: Progress,
 ) -> Report:
     environment = _environment()
@@ -265,7 +265,7 @@ def _cards(
     chosen: list[Indices],
     out: Path,
     options: Options,
-    pool: Pool,
+    pool: Engine,
     progress: Progress,
 ) -> tuple[dict[tuple[str, int], Card], bool]:
     """(root, row) -> card, and whether pictures were reduced. Samples that sides share are read once."""

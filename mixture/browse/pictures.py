@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.images import decoded, image_xxh3
-from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.io.pool import Engine, Progress, silent
 
 FOLDER = "pictures"
 SIDE, QUALITY = 384, 45
@@ -42,7 +42,7 @@ class Job(Struct, frozen=True):
 
 
 def write_pictures(
-    root: Reader, rows: NDArray[np.int64], out: Path, stored: bool, pool: Pool, progress: Progress = silent
+    root: Reader, rows: NDArray[np.int64], out: Path, stored: bool, pool: Engine, progress: Progress = silent
 ) -> dict[int, list[Picture]]:
     """Row of the root -> the pictures of its sample, which are files below `out` from now on."""
     (out / FOLDER).mkdir(exist_ok=True)

@@ -27,9 +27,10 @@ from vlmix.mixture.dataset.schema import SAMPLES
 from vlmix.mixture.dataset.shards import ShardDone, lead_with_images
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.engines import EngineName, start
 from vlmix.mixture.io.images import libraries
-from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.io.staging import staging_folder
+from vlmix.mixture.io.pool import Engine, Progress, silent
+from vlmix.mixture.io.staging import HELD, staging_folder
 from vlmix.mixture.keyed import Indices, Ranks
 from vlmix.mixture.overlaps import table
 from vlmix.mixture.overlaps.fingerprints import versions
@@ -47,7 +48,8 @@ def build(
     out: Path,
     *,
     images: list[Path] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    engine: EngineName = "local",
     annotations_only: bool = False,
     check: Check = "full",
     benchmark: Callable[[str], Benchmark] | None = None,
@@ -59,38 +61,57 @@ def build(
     `images` are image roots searched before `raw`. With `annotations_only` no image is touched and no shard written.
     With `check="header"` JPEGs are not decoded: one that is cut or damaged behind its header becomes a sample.
     `benchmark` finds the evaluation sets that a recipe's `decontaminate` names, `picture_id` says which picture of
-    which dataset a path in LLaVA's layout is.
-    Raises VlmixError for bad input; what was finished until then is kept for the next run.
+    which dataset a path in LLaVA's layout is. `workers` and `engine` are those of `engines.start`.
+    Raises VlmixError for bad input; what was finished until then is kept for the next run, on either engine.
     """
-    with staging_folder(out) as (partial, work), Pool(workers) as pool:
-        roots = None if annotations_only else [*(images or []), raw]
-        prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
-        candidates, rejects, examined = prepared.candidates, RejectRows(), None
-        if roots is not None:
-            _check_images_exist(prepared, roots)
-            examined = Examined(prepared, work, check == "full")
-            for reject in missing_rejects(prepared):
-                rejects.add(reject)
-        offered = np.ones(len(candidates), dtype=np.bool_) if examined is None else examined.offered
-        usable = offered.copy() if examined is None else examined.usable
-        comparing = None
-        if recipe.compares:
-            comparing = Comparing(prepared, examined, raw, work, benchmark, picture_id, pool, progress)
-        if comparing is not None and recipe.drops:
-            if examined is not None:
-                examined.examine(np.flatnonzero(offered & candidates.wanted), rejects, pool, progress)
-            comparing.drop(usable, rejects)
-        picked = candidates.pick(offered, usable) if examined is None else examined.pick(rejects, pool, progress)
-        candidates.check_unique(picked)
-        for shortfall in candidates.shortfalls(picked):
-            _log.warning(shortfall)
-        if not len(picked):
-            raise VlmixError(f"recipe {recipe.name}: no sample is left; `vlmix plan` shows what each source gives")
-        order = _order(prepared, picked)
-        if comparing is not None:
-            table.write(partial / OVERLAPS_NAME, comparing.overlaps(picked[order]))
-        done = _write_shards(prepared, picked, order, examined, partial, work, pool, progress)
-        return _finish(prepared, done, rejects, partial, annotations_only, check)
+    roots = None if annotations_only else [*(images or []), raw]
+    sees = [raw, *(images or [])]
+    with staging_folder(out) as (partial, work), start(engine, workers, [work / HELD, *sees]) as pool:
+        # A function of its own, with which its maps of files in `work` end: NFS cannot remove a folder of mapped ones.
+        return _fill(partial, work, pool, recipe, known, raw, roots, check, benchmark, picture_id, progress)
+
+
+def _fill(
+    partial: Path,
+    work: Path,
+    pool: Engine,
+    recipe: Recipe,
+    known: Mapping[str, Source],
+    raw: Path,
+    roots: list[Path] | None,
+    check: Check,
+    benchmark: Callable[[str], Benchmark] | None,
+    picture_id: Callable[[str], str],
+    progress: Progress,
+) -> Manifest:
+    """Everything that a mixture holds, into `partial`; `roots` of images, None: annotations alone."""
+    prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
+    candidates, rejects, examined = prepared.candidates, RejectRows(), None
+    if roots is not None:
+        _check_images_exist(prepared, roots)
+        examined = Examined(prepared, work, check == "full")
+        for reject in missing_rejects(prepared):
+            rejects.add(reject)
+    offered = np.ones(len(candidates), dtype=np.bool_) if examined is None else examined.offered
+    usable = offered.copy() if examined is None else examined.usable
+    comparing = None
+    if recipe.compares:
+        comparing = Comparing(prepared, examined, raw, work, benchmark, picture_id, pool, progress)
+    if comparing is not None and recipe.drops:
+        if examined is not None:
+            examined.examine(np.flatnonzero(offered & candidates.wanted), rejects, pool, progress)
+        comparing.drop(usable, rejects)
+    picked = candidates.pick(offered, usable) if examined is None else examined.pick(rejects, pool, progress)
+    candidates.check_unique(picked)
+    for shortfall in candidates.shortfalls(picked):
+        _log.warning(shortfall)
+    if not len(picked):
+        raise VlmixError(f"recipe {recipe.name}: no sample is left; `vlmix plan` shows what each source gives")
+    order = _order(prepared, picked)
+    if comparing is not None:
+        table.write(partial / OVERLAPS_NAME, comparing.overlaps(picked[order]))
+    done = _write_shards(prepared, picked, order, examined, partial, work, pool, progress)
+    return _finish(prepared, done, rejects, partial, roots is None, check)
 
 
 def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
@@ -121,7 +142,7 @@ def _write_shards(
     examined: Examined | None,
     partial: Path,
     work: Path,
-    pool: Pool,
+    pool: Engine,
     progress: Progress,
 ) -> list[ShardDone]:
     """Write the samples at `picked`, in `order`."""

@@ -15,10 +15,11 @@ from vlmix.mixture.build.facts import FACTS, Facts, FactsFile, Journal, Problems
 from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.build.shard import ImageFiles, image_fit
 from vlmix.mixture.dataset.rejects import RejectRows
+from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import Stamp, file_digest, stamp
 from vlmix.mixture.io.image_index import file_path
-from vlmix.mixture.io.images import TRANSPOSING, ImageInfo, probe
-from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.io.images import TRANSPOSING, UNREADABLE, ImageInfo, probe
+from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.keyed import Indices
 
 _CHUNK = 256  # images per task
@@ -56,7 +57,7 @@ class Examined:
         self._waiting = prepared.candidates.column("num_images") > 0
         """[N]: candidates whose images were not examined."""
 
-    def pick(self, rejects: RejectRows, pool: Pool, progress: Progress) -> Indices:
+    def pick(self, rejects: RejectRows, pool: Engine, progress: Progress) -> Indices:
         """Pick, examine the images of what was picked, replace what cannot be used, until all can: the positions of the
         mixture's samples, ascending. Adds to `rejects`."""
         while True:
@@ -64,7 +65,7 @@ class Examined:
             if not self.examine(picked, rejects, pool, progress):
                 return picked
 
-    def examine(self, positions: Indices, rejects: RejectRows, pool: Pool, progress: Progress) -> int:
+    def examine(self, positions: Indices, rejects: RejectRows, pool: Engine, progress: Progress) -> int:
         """Examine the images of candidates, and take those that cannot be used out of `usable`: for how many candidates
         that had not been done. Adds to `rejects`."""
         candidates = self._prepared.candidates
@@ -194,7 +195,7 @@ class Examined:
         place = candidates.table["at"][position].as_py()
         return f"{Path(container.path).name}#{place}" + (f".{number}" if number else "")
 
-    def _copy(self, fresh: Indices, pool: Pool, progress: Progress) -> None:
+    def _copy(self, fresh: Indices, pool: Engine, progress: Progress) -> None:
         """Copy and examine the images of candidates whose images lie in containers."""
         if not len(fresh):
             return
@@ -214,7 +215,7 @@ class Examined:
             done += len(mine)
             progress("copying images", done, len(fresh))
 
-    def _probe(self, fresh: Indices, pool: Pool, progress: Progress) -> None:
+    def _probe(self, fresh: Indices, pool: Engine, progress: Progress) -> None:
         """Examine the files of candidates' images: of those that may be an image, the first that is sound counts, else
         the first."""
         loose = self._loose
@@ -262,7 +263,9 @@ class Examined:
         info = msgspec.structs.replace(info, stamp=now, problem=problem, detail=detail)
         return int(self._journal.append(*pack([info], [bytes(fact["key"])]))[0])
 
-    def _probe_files(self, files: Iterator[tuple[int, list[str]]], total: int, pool: Pool, progress: Progress) -> None:
+    def _probe_files(
+        self, files: Iterator[tuple[int, list[str]]], total: int, pool: Engine, progress: Progress
+    ) -> None:
         """Examine the files of loose images, up to the first sound one of each."""
         waiting: dict[int, list[int]] = {}
 
@@ -275,6 +278,7 @@ class Examined:
         progress("checking images", 0, total)
         for job, (rows, problems, tried) in pool.map(probe_files, jobs()):
             numbers = waiting.pop(job.first)
+            check_unreadable([path for paths, count in zip(job.files, tried) for path in paths[:count]], problems)
             new = self._journal.append(rows, problems)
             lasts = np.cumsum(tried) - 1
             for number, row, count, paths in zip(numbers, new[lasts].tolist(), tried, job.files):
@@ -290,6 +294,17 @@ class Examined:
 def stamp_of(fact: np.void) -> Stamp:
     """The sign that a file of these facts has not changed."""
     return Stamp(*(int(fact[name]) for name in ("bytes", "mtime_ns", "ctime_ns", "inode")))
+
+
+def check_unreadable(paths: Sequence[str], problems: Problems) -> None:
+    """What a worker cannot read, this process must not be able to: else it would depend on the worker what is
+    rejected. `problems` by the place in `paths`. Raises VlmixError for the first such."""
+    for row, (problem, detail) in problems.items():
+        if problem == UNREADABLE and probe(paths[row], full=False).problem != UNREADABLE:
+            raise VlmixError(
+                f"{paths[row]}: a worker could not read it ({detail}), the machine of the command can; check that "
+                "every node has it at this path, and run the same command again"
+            )
 
 
 def probe_files(job: ProbeJob) -> tuple[bytes, Problems, list[int]]:

@@ -21,7 +21,7 @@ from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_bytes
 from vlmix.mixture.io.images import ImageInfo, libraries
-from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.keyed import Indices, Ranks
 from vlmix.mixture.overlaps.find import compare, table_of
 from vlmix.mixture.overlaps.fingerprints import NEAR, versions
@@ -61,7 +61,7 @@ class Comparing:
         work: Path,
         benchmark: Callable[[str], Benchmark] | None,
         picture_id: Callable[[str], str],
-        pool: Pool,
+        pool: Engine,
         progress: Progress,
     ) -> None:
         self._prepared, self._examined, self._work = prepared, examined, work / "prints"

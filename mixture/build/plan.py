@@ -33,7 +33,7 @@ from vlmix.mixture.dataset.schema import Reject
 from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
-from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.io.pool import Engine, Progress, silent
 from vlmix.mixture.keyed import Indices, distinct
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import render
@@ -98,7 +98,7 @@ def prepare(
     known: Mapping[str, Source],
     raw: Path,
     work: Path,
-    pool: Pool,
+    pool: Engine,
     image_roots: list[Path] | None,
     progress: Progress = silent,
 ) -> Prepared:
@@ -139,7 +139,7 @@ def prepare(
 
 
 def _convert_all(
-    jobs: Mapping[str, list[ConvertJob]], pool: Pool, progress: Progress
+    jobs: Mapping[str, list[ConvertJob]], pool: Engine, progress: Progress
 ) -> dict[str, list[Converted | None]]:
     """What was read of each part of each entry; None: the part cannot be read by itself."""
     every = [job for of_entry in jobs.values() for job in of_entry]

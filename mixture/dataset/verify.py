@@ -25,8 +25,9 @@ from vlmix.mixture.dataset.shards import image_member
 from vlmix.mixture.dataset.tar import scan
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.engines import EngineName, start
 from vlmix.mixture.io.images import MAX_PIXELS, image_xxh3, too_complex, too_much_decoding
-from vlmix.mixture.io.pool import Pool, Progress, silent
+from vlmix.mixture.io.pool import Engine, Progress, silent
 from vlmix.mixture.io.storage import Local
 from vlmix.mixture.keyed import distinct
 from vlmix.mixture.record import unsafe_path
@@ -76,7 +77,9 @@ class RowsJob(Struct, frozen=True):
     prompts: str
 
 
-def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Verified:
+def verify(
+    folder: Path, *, workers: int | None = None, engine: EngineName = "local", progress: Progress = silent
+) -> Verified:
     """Check every file of a mixture against the manifest, every member against the index, and every number against
     what it sums up; of a view, its own files and those shards of its root that it refers to.
 
@@ -110,7 +113,7 @@ def verify(folder: Path, *, workers: int = 1, progress: Progress = silent) -> Ve
     ]
     done = 0
     progress("verifying shards", 0, len(jobs))
-    with Pool(workers) as pool:
+    with start(engine, workers, [root / NAME, folder / NAME]) as pool:
         if store.manifest.kind == "annotations":
             problems += _check_rows(places, prompts, pool, progress)
         for _, found in pool.map(verify_shard, jobs):
@@ -306,7 +309,7 @@ def _places(store: Reader) -> list[Rows]:
     return [Rows(store.local_root / store.root_manifest.index[file], group) for file, group in places]
 
 
-def _check_rows(places: list[Rows], prompts: str, pool: Pool, progress: Progress) -> list[str]:
+def _check_rows(places: list[Rows], prompts: str, pool: Engine, progress: Progress) -> list[str]:
     """The rows of an index without shards."""
     found: dict[int, tuple[list[str], int]] = {}
     progress("verifying rows", 0, len(places))

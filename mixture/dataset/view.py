@@ -35,8 +35,9 @@ from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_parquet
 from vlmix.mixture.io.digests import sha256
-from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.io.staging import staging_folder
+from vlmix.mixture.io.engines import EngineName, start
+from vlmix.mixture.io.pool import Progress, silent
+from vlmix.mixture.io.staging import HELD, staging_folder
 from vlmix.mixture.io.storage import Local
 from vlmix.mixture.version import VERSION
 
@@ -100,11 +101,18 @@ def replacing_view(folder: Path) -> Iterator[None]:
 
 
 def save_copy(
-    mixture: Reader, out: Path, subset: list[dict[str, Any]], *, workers: int = 1, progress: Progress = silent
+    mixture: Reader,
+    out: Path,
+    subset: list[dict[str, Any]],
+    *,
+    workers: int | None = None,
+    engine: EngineName = "local",
+    progress: Progress = silent,
 ) -> Manifest:
     """Write a part of a mixture as the mixture `out`, with shards of its own."""
     size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
-    with staging_folder(out) as (partial, work), Pool(workers) as pool:
+    seen = root / manifests.NAME
+    with staging_folder(out) as (partial, work), start(engine, workers, [work / HELD, seen]) as pool:
         has_image, rows = pc.not_equal(mixture.column("image"), "").to_numpy(), mixture.rows
         if mixture.manifest.recipe["order"] == "natural":
             order = np.argsort(mixture.column("natural_index").to_numpy(), kind="stable")

@@ -20,7 +20,7 @@ from vlmix.mixture.dataset.schema import PART_ROWS, index_files, part_name
 from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
 from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
 from vlmix.mixture.io.digests import file_digest, sha256
-from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.io.pool import Engine, Progress
 
 AnyJob = TypeVar("AnyJob", bound=ShardTask)
 
@@ -33,7 +33,7 @@ def run_shards(
     folder: Path,
     work: Path,
     schema: pa.Schema,
-    pool: Pool,
+    pool: Engine,
     progress: Progress,
 ) -> list[ShardDone]:
     """Write the shards `jobs(0)`, `jobs(1)`, … of `sizes` samples and the index of `schema`: the results in order.
@@ -88,7 +88,7 @@ class PartJob(Struct, frozen=True):
 
 
 def write_index(
-    folder: Path, work: Path, sizes: Sequence[int], done: Iterable[ShardDone], schema: pa.Schema, pool: Pool
+    folder: Path, work: Path, sizes: Sequence[int], done: Iterable[ShardDone], schema: pa.Schema, pool: Engine
 ) -> None:
     """samples.parquet of `schema` from the rows that shard writers leave, one row group per shard, of `sizes` rows.
 

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ from vlmix.mixture.errors import VlmixError
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its name only when the block ends well. A full disk is an error that says so."""
-    host = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")
+    host = _host()
     temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -28,6 +29,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # of a disk that turned read-only, which the error has told
             temporary.unlink(missing_ok=True)
+
+
+@cache
+def _host() -> str:
+    """What the process id is unique on: this machine, or the container on it whose processes are numbered apart."""
+    name = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")
+    try:
+        return f"{name}-{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116
+    except OSError:  # not Linux
+        return name
 
 
 def _remove_leftovers(path: Path, host: str) -> None:

@@ -42,6 +42,8 @@ FORMATS = ("", *_FORMATS, "MPO")
 _ORIENTATION, _STRIP_OFFSETS, _TILE_OFFSETS = 0x0112, 273, 324
 _EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 TRANSPOSING = (5, 6, 7, 8)
+UNREADABLE = "image_unreadable"
+"""The reject of a file that the system does not let be read."""
 
 
 class ImageInfo(Struct, frozen=True, kw_only=True):
@@ -96,7 +98,7 @@ def probe(path: str | Path, max_pixels: int = MAX_PIXELS, *, full: bool = True) 
         return probe_bytes(facts.read() if found.size <= MAX_BYTES else b"", facts, max_pixels)
     except OSError as error:
         detail = error.strerror or str(error)
-        return msgspec.structs.replace(facts, problem="image_unreadable", detail=detail)
+        return msgspec.structs.replace(facts, problem=UNREADABLE, detail=detail)
 
 
 def _jpeg_header(head: bytes, facts: ImageInfo, max_pixels: int) -> ImageInfo | None:

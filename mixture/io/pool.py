@@ -1,4 +1,4 @@
-"""Work over processes: bounded queues, progress, and no worker that outlives its parent."""
+"""Work over processes of this machine: bounded queues, progress, and no worker that outlives its parent."""
 
 import gc
 import multiprocessing
@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from vlmix.mixture.errors import VlmixError
 
@@ -25,6 +25,15 @@ def silent(stage: str, done: int, total: int) -> None:
     """The progress that nobody watches."""
 
 
+class Engine(Protocol):
+    """What runs tasks. A task is a pure function's argument: its files appear by rename, and it may run twice."""
+
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
+        """(task, result) pairs in the order of completion; `tasks` are drawn as they can be handed out, some at a time.
+        The first exception ends the iteration: what a task raises, or VlmixError when workers are lost for good."""
+        ...
+
+
 class Pool:
     """`workers` processes, started when first needed and shared by all stages of a build; 1 means this process."""
 
@@ -35,10 +44,10 @@ class Pool:
         self._executor: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
-        """(task, result) pairs in the order of completion. The first exception ends the iteration."""
+        """As `Engine.map`."""
         if self.workers == 1:
             for task in tasks:
-                yield task, _run(function, task)
+                yield task, run(function, task)
             return
         if self._executor is None:
             # Spawned, not forked: a fork copies the locks of Arrow's and polars' threads.
@@ -50,7 +59,7 @@ class Pool:
             while True:
                 with _no_interrupt():
                     for task in islice(queue, 2 * self.workers - len(pending)):
-                        pending[self._executor.submit(_run, function, task)] = task
+                        pending[self._executor.submit(run, function, task)] = task
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -73,9 +82,9 @@ class Pool:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(function: Callable[[Task], Result], task: Task) -> Result:
-    """The function's result, without the search for circles: records have none, and looking for them takes a sixth of
-    the time of a task that makes many."""
+def run(function: Callable[[Task], Result], task: Task) -> Result:
+    """A task's result, without the search for circles: records have none, and looking for them takes a sixth of the
+    time of a task that makes many."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -4,10 +4,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import disk_errors
+from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.locks import exclusive_lock
+
+HELD = "held"
+"""File of the work folder that is there, with the same text, as long as one process holds it."""
 
 
 @contextmanager
@@ -32,16 +36,23 @@ def staging_folder(out: Path) -> Iterator[tuple[Path, Path]]:
                 raise VlmixError(f"{out} was made by another run meanwhile")
             with disk_errors(partial):
                 work.mkdir(exist_ok=True)
-            for leftover in partial.rglob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            _remove_temporaries(partial)
+            write_text(work / HELD, uuid4().hex)
             yield partial, work
             with disk_errors(out):
                 shutil.rmtree(work)
+                _remove_temporaries(partial)  # of workers that were lost and made up for
                 partial.replace(out)
         except BaseException:
+            (work / HELD).unlink(missing_ok=True)
             if not any(path.is_file() for path in partial.rglob("*")):
                 shutil.rmtree(partial, ignore_errors=True)  # nothing was made that a next run could use
             raise
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 @contextmanager

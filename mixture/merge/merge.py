@@ -38,9 +38,10 @@ from vlmix.mixture.dataset.view import read_rejects, read_rows
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors
+from vlmix.mixture.io.engines import EngineName, start
 from vlmix.mixture.io.images import image_xxh3
-from vlmix.mixture.io.pool import Pool, Progress, silent
-from vlmix.mixture.io.staging import staging_folder
+from vlmix.mixture.io.pool import Engine, Progress, silent
+from vlmix.mixture.io.staging import HELD, staging_folder
 from vlmix.mixture.io.storage import Local
 from vlmix.mixture.merge.parts import (
     Part,
@@ -71,7 +72,13 @@ class Merged(NamedTuple):
 
 
 def merge(
-    recipe: MergeRecipe, out: Path, *, copy: bool = False, workers: int = 1, progress: Progress = silent
+    recipe: MergeRecipe,
+    out: Path,
+    *,
+    copy: bool = False,
+    workers: int | None = None,
+    engine: EngineName = "local",
+    progress: Progress = silent,
 ) -> Merged:
     """Make the new mixture folder `out` of the recipe's mixtures.
 
@@ -79,7 +86,8 @@ def merge(
     for mixtures that do not go together, for one that is damaged, and for more than there is; what was finished until
     then is kept for the next run.
     """
-    with staging_folder(out) as (folder, work), Pool(workers) as pool:
+    read = [Path(place) / manifests.NAME for place in recipe.mixtures]
+    with staging_folder(out) as (folder, work), start(engine, workers, [work / HELD, *read]) as pool:
         parts = open_parts(recipe, progress)
         schema, seed = schema_of(parts), parts[0].manifest.seed if recipe.seed is None else recipe.seed
         kept = keep(parts, recipe, seed)
@@ -255,7 +263,7 @@ class PlaceJob(Struct, frozen=True):
     copy: bool
 
 
-def _place(jobs: Sequence[PieceJob], copy: bool, pool: Pool, progress: Progress) -> list[bool]:
+def _place(jobs: Sequence[PieceJob], copy: bool, pool: Engine, progress: Progress) -> list[bool]:
     """Link or copy the shards that are taken as they are; whether each was linked."""
     tasks = [PlaceJob(job.root, job.source, job.shard, job.out, copy) for job in jobs if job.shard]
     linked = []

@@ -11,7 +11,7 @@ from vlmix.mixture.benchmark.benchmark import EvaluationSet, Labels, Question, i
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageIndex
 from vlmix.mixture.io.images import image_xxh3
-from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.overlaps.fingerprints import NEAR, Fingerprints, fingerprints
 from vlmix.mixture.overlaps.samples import CHUNK
 
@@ -58,7 +58,7 @@ class Questions:
         return [same[0] for same, (hash, prints) in looked_at if hash and (prints is None or not len(prints))]
 
 
-def prepare(asked: Asked, pool: Pool, progress: Progress, *, pictures: bool = True) -> Questions:
+def prepare(asked: Asked, pool: Engine, progress: Progress, *, pictures: bool = True) -> Questions:
     """Read an evaluation set, with `pictures` its pictures too. Raises VlmixError if it is not there."""
     benchmark, split, folder = asked.set.benchmark, asked.set.split, asked.set.folder
     questions = benchmark.questions(folder, split)
@@ -86,7 +86,7 @@ class _AskedJob(Struct, frozen=True):
     flipped: bool
 
 
-def _facts(each: Asked, questions: Sequence[Question], pool: Pool, progress: Progress) -> list[Facts]:
+def _facts(each: Asked, questions: Sequence[Question], pool: Engine, progress: Progress) -> list[Facts]:
     """Of the picture of each question."""
     index = ImageIndex(each.set.image_roots, each.set.benchmark.images)
 

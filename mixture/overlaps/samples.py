@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.images import image_xxh3
-from vlmix.mixture.io.pool import Pool, Progress
+from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.keyed import Indices, Ranks, ranked
 from vlmix.mixture.overlaps.fingerprints import BITS, Fingerprints, fingerprints
 
@@ -108,7 +108,7 @@ def priority(sources: NDArray[np.integer], ranks: Ranks) -> Indices:
     return order[np.argsort(sources[order], kind="stable")]
 
 
-def of_mixture(path: Path, flipped: bool, pool: Pool, progress: Progress) -> tuple[Reader, Samples]:
+def of_mixture(path: Path, flipped: bool, pool: Engine, progress: Progress) -> tuple[Reader, Samples]:
     """The samples of the mixture at `path`; `flipped`: with fingerprints of the pictures' mirrors."""
     mixture = Reader.open(path)
     counts, (paths, hashes) = mixture.image_fields("path", "xxh3")

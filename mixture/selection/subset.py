@@ -21,6 +21,7 @@ from vlmix.mixture.dataset.schema import TEXT_COLUMNS
 from vlmix.mixture.dataset.view import replacing_view, save_copy, save_view
 from vlmix.mixture.errors import VlmixError, abridged, nearest
 from vlmix.mixture.filters import matching
+from vlmix.mixture.io.engines import EngineName
 from vlmix.mixture.io.pool import Progress, silent
 from vlmix.mixture.keyed import Indices, apportion, exact_share, prefixes
 from vlmix.mixture.selection.embeddings import read_embeddings
@@ -238,7 +239,8 @@ def subsample(
     selection: Selection,
     *,
     materialize: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
+    engine: EngineName = "local",
     progress: Progress = silent,
 ) -> Manifest:
     """Make the new folder `out` with the samples of the mixture or view `folder` that `selection` keeps.
@@ -246,9 +248,8 @@ def subsample(
     A view holds no shards: its index refers to the root's. Raises VlmixError for a selection that asks for more than
     there is, or for nothing.
     """
-    return save(
-        select(Reader.open(folder), selection), out, materialize=materialize, workers=workers, progress=progress
-    )
+    selected = select(Reader.open(folder), selection)
+    return save(selected, out, materialize=materialize, workers=workers, engine=engine, progress=progress)
 
 
 def save(
@@ -257,14 +258,15 @@ def save(
     *,
     materialize: bool = False,
     overwrite: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
+    engine: EngineName = "local",
     progress: Progress = silent,
 ) -> Manifest:
     """Make the new folder `out` of what was selected: a view, or with `materialize` shards of its own. `overwrite`
     replaces a view that is there; anything else is never replaced."""
     with replacing_view(out) if overwrite else nullcontext():
         if materialize:
-            return save_copy(selected.mixture, out, [selected.entry], workers=workers, progress=progress)
+            return save_copy(selected.mixture, out, [selected.entry], workers=workers, engine=engine, progress=progress)
         return save_view(selected.mixture, out, [selected.entry])
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from tests.helpers import VLMIX, hashes, vlmix, vlmix_here
 from vlmix.builders import known_sources
 from vlmix.mixture.build.build import build
+from vlmix.mixture.build.examine import check_unreadable
 from vlmix.mixture.build.recipe import load, parse
 from vlmix.mixture.dataset.manifest import Manifest, read
 from vlmix.mixture.errors import VlmixError
@@ -621,3 +622,28 @@ def test_a_mistake_in_a_builder_names_its_line(raw: Path, tmp_path: Path) -> Non
         offered, _, _ = conversations(dataclasses.replace(source, read=reader), None, raw)
         with pytest.raises(VlmixError, match=message):
             list(offered)
+
+
+def test_no_file_of_the_work_folder_is_mapped_when_it_is_removed(
+    raw: Path, recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS would keep those under other names, and their folder with them."""
+    seen, remove = list[bool](), shutil.rmtree
+
+    def looking(folder: Path, **options: Any) -> None:
+        if folder.name == "work":
+            seen.append(str(folder) in Path("/proc/self/maps").read_text())
+        remove(folder, **options)
+
+    monkeypatch.setattr("vlmix.mixture.io.staging.shutil.rmtree", looking)
+    build(load(recipes / "sample.yaml", known_sources()), known_sources(), raw, tmp_path / "out")
+    assert seen == [False]
+
+
+def test_a_file_that_a_worker_alone_cannot_read_is_no_reject(raw: Path, tmp_path: Path) -> None:
+    picture = next(raw.rglob("*.jpg"))
+    problem = {0: ("image_unreadable", "No such file or directory")}
+    check_unreadable([str(tmp_path / "gone.jpg")], problem)
+    check_unreadable([str(picture)], {0: ("image_damaged", "")})
+    with pytest.raises(VlmixError, match="every node has it at this path"):
+        check_unreadable([str(picture)], problem)
