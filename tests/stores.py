@@ -128,7 +128,8 @@ class Proxy:
 
     upstream: Store
     fail: float = 0.0
-    """Share of requests that are answered 503."""
+    """Share of requests that are answered with `status`."""
+    status: int = 503
     cut: float = 0.0
     """Share that is cut off in the middle."""
     delay: float = 0.0
@@ -144,7 +145,7 @@ class Proxy:
 
     def set(self, **changes: Any) -> "Proxy":
         """Begin anew with these troubles, and no requests counted."""
-        fresh = {"fail": 0.0, "cut": 0.0, "delay": 0.0, "only": "", "seed": 0, **changes}
+        fresh = {"fail": 0.0, "status": 503, "cut": 0.0, "delay": 0.0, "only": "", "seed": 0, **changes}
         for name, value in fresh.items():
             setattr(self, name, value)
         self._draw, self.troubled = random.Random(self.seed), 0
@@ -177,9 +178,10 @@ class Proxy:
         await asyncio.sleep(self.delay)
         self.troubled += drawn < self.fail + self.cut
         if drawn < self.fail:
-            error = b"<Error><Code>ServiceUnavailable</Code><Message>try later</Message></Error>"
-            writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(error))
-            writer.write(error)
+            code = {403: b"AccessDenied", 503: b"ServiceUnavailable"}[self.status]
+            error = b"" if line.startswith("HEAD") else b"<Error><Code>%s</Code><Message>no</Message></Error>" % code
+            length = b"Content-Length: %d\r\nConnection: close" % len(error)
+            writer.write(b"HTTP/1.1 %d No\r\n%s\r\n\r\n%s" % (self.status, length, error))
             await writer.drain()
             return
         cut = drawn < self.fail + self.cut
