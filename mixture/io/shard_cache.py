@@ -87,6 +87,9 @@ class ShardCache:
             file = os.open(path, os.O_RDONLY)
         except OSError:
             return None
+        if os.fstat(file).st_uid != os.geteuid():  # whoever may write here may write sums, too
+            os.close(file)
+            return None
         try:
             found = os.fstat(file)
             blocks = -(-size // _BLOCK)

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from vlmix.mixture.errors import VlmixError
 
-_TRIES = 6
+_TRIES = 8
 _FIRST_WAIT = 0.2  # seconds, doubled from try to try
 _GAP = 32 * 1024  # bytes between ranges that are read along: less than what a store sends while a request is on its way
+_AT_ONCE = 32  # connections of a process to a store
 _MOST_TOGETHER = 8 * 2**20
 _NO_CREDENTIALS = (
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
@@ -158,8 +159,12 @@ class Remote:
         if self._opened is None or self._opened[0] != os.getpid():
             import fsspec
 
+            options = {}
+            if self.url.startswith(("s3://", "s3a://")):  # whose clients would try again below, each at its own pace
+                known = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+                options = {"config_kwargs": {"max_pool_connections": _AT_ONCE, **known, "retries": {"max_attempts": 0}}}
             try:
-                self._opened = os.getpid(), *fsspec.core.url_to_fs(self.url)
+                self._opened = os.getpid(), *fsspec.core.url_to_fs(self.url, **options)
             except (ImportError, ValueError) as error:
                 raise VlmixError(f"{self.url}: {error}") from None
         return self._opened[1:]
