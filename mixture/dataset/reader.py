@@ -23,8 +23,7 @@ from vlmix.mixture.dataset import notebook
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.remote_shards import Member, RemoteShards
 from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, columns_problem
-from vlmix.mixture.dataset.shards import image_member
-from vlmix.mixture.dataset.tar import BLOCK
+from vlmix.mixture.dataset.tar import BLOCK, image_member
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
 from vlmix.mixture.io.shard_cache import ShardCache, configured

@@ -1,8 +1,8 @@
 """Whole files of a store, kept in a folder of this machine for all its processes: `ShardCache`.
 
-A file is named by its sha256 and appears whole. Behind its bytes stand the xxh3 of each block of them, which every read
-checks, so damage is found where it matters. Reading never waits for the cache: what is not there yet is read from the
-store, while a thread of each process that reads fetches whole files, each file in one process.
+A file is named by its sha256 and appears whole. Behind its bytes stand the CRC-32 of each block of them, which every
+read checks, so damage is found where it matters. Reading never waits for the cache: what is not there yet is read from
+the store, while a thread of each process that reads fetches whole files, each file in one process.
 """
 
 import hashlib
@@ -11,12 +11,11 @@ import os
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import xxhash
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.locks import exclusive_lock
@@ -28,7 +27,7 @@ FOLDER, MOST_BYTES = "VLMIX_SHARD_CACHE", "VLMIX_SHARD_CACHE_BYTES"
 DEFAULT_BYTES = 100 * 10**9
 
 _log = logging.getLogger(__name__)
-_BLOCK = 256 * 1024
+_BLOCK, _SUM = 256 * 1024, 4  # bytes
 _REQUEST = 32 * _BLOCK
 _PIECE = 4 * _REQUEST  # asked for at a time
 _PARTIAL, _LOCK = ".partial", ".lock"
@@ -94,7 +93,7 @@ class ShardCache:
         try:
             found = os.fstat(file)
             blocks = -(-size // _BLOCK)
-            if found.st_size == size + 8 * blocks:
+            if found.st_size == size + _SUM * blocks:
                 if found.st_mtime < max(self.made, time.time() - _TOUCHED):
                     with suppress(OSError):
                         os.utime(file)
@@ -113,7 +112,7 @@ class ShardCache:
     def _checked(self, file: int, size: int, offset: int, length: int) -> bytes:
         first, last = offset // _BLOCK, -(-(offset + length) // _BLOCK)
         data = os.pread(file, min(last * _BLOCK, size) - first * _BLOCK, first * _BLOCK)
-        sums = os.pread(file, 8 * (last - first), size + 8 * first)
+        sums = os.pread(file, _SUM * (last - first), size + _SUM * first)
         if _sums(data) != sums:
             raise ValueError(f"between bytes {first * _BLOCK:,} and {last * _BLOCK:,}")
         return data[offset - first * _BLOCK : offset - first * _BLOCK + length]
@@ -149,7 +148,7 @@ class ShardCache:
         path = private_folder(self.folder) / sha256
         partial = path.with_name(sha256 + _PARTIAL)
         with self._held(sha256) as mine:
-            if not mine or path.exists() or not self._reserve(partial, size + 8 * -(-size // _BLOCK)):
+            if not mine or path.exists() or not self._reserve(partial, size + _SUM * -(-size // _BLOCK)):
                 return
             try:
                 digest, sums = hashlib.sha256(), b""
@@ -218,6 +217,7 @@ def _is_being_fetched(partial: Path) -> bool:
 
 
 def _sums(data: bytes) -> bytes:
-    """The xxh3 of each block."""
+    """The CRC-32 of each block."""
     view = memoryview(data)
-    return b"".join(xxhash.xxh3_64_digest(view[start : start + _BLOCK]) for start in range(0, len(data), _BLOCK))
+    crcs = (zlib.crc32(view[start : start + _BLOCK]) for start in range(0, len(data), _BLOCK))
+    return b"".join(crc.to_bytes(_SUM, "big") for crc in crcs)
