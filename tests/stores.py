@@ -184,7 +184,7 @@ class Proxy:
         await asyncio.sleep(self.delay)
         self.troubled += drawn < self.fail + self.cut
         if drawn < self.fail:
-            code = {403: b"AccessDenied", 503: b"ServiceUnavailable"}[self.status]
+            code = {403: b"AccessDenied", 404: b"NoSuchKey", 503: b"ServiceUnavailable"}[self.status]
             error = b"" if line.startswith("HEAD") else b"<Error><Code>%s</Code><Message>no</Message></Error>" % code
             length = b"Content-Length: %d\r\nConnection: close" % len(error)
             writer.write(b"HTTP/1.1 %d No\r\n%s\r\n\r\n%s" % (self.status, length, error))

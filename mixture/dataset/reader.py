@@ -22,7 +22,7 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset import notebook
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.remote_shards import Member, RemoteShards
-from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, columns_problem
+from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, check_index, columns_problem
 from vlmix.mixture.dataset.tar import BLOCK, image_member
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
@@ -328,6 +328,12 @@ class Reader(Sequence[Sample]):
     def own_index(self, dictionaries: Sequence[str] = ()) -> Index:
         """The folder's index, opened anew. Raises VlmixError if it is missing or damaged."""
         return Index(self._own_files, dictionaries)
+
+    def root_index(self) -> Index:
+        """The index of the root, which has the texts, opened anew. Raises as `own_index`, and for other columns."""
+        index = Index(self._root_files)
+        check_index(index, self.root.join(SAMPLES_NAME).name)
+        return index
 
     @cached_property
     def _own_files(self) -> list[Location]:

@@ -25,7 +25,8 @@ class RemoteShards:
     """Shards below `root`, and where there is one, the cache that holds them. May be pickled and forked.
 
     A read includes the members' headers, which have to be those that the index means. Size and ETag of a shard are
-    looked at once in each process, and have to be what the manifest says, and what a process before saw.
+    looked at once in each process, where the store lists them, and again when a read fails: they have to be what the
+    manifest says, and what was seen before.
     """
 
     def __init__(self, root: Remote, shards: Sequence[Shard], cache: ShardCache | None, hint: str) -> None:
@@ -51,9 +52,12 @@ class RemoteShards:
         try:
             ranges = [Range(self._where(each.shard), each.offset - BLOCK, each.size + BLOCK) for each in left]
             found |= zip(left, read_ranges(ranges))
-        except (FileNotFoundError, VlmixError):
+        except VlmixError:
             self._look_anew(left)
             raise
+        except FileNotFoundError as error:
+            self._look_anew(left)
+            raise VlmixError(f"{error.filename} is missing, though the store lists it; {self._hint}") from None
         for member in left:
             if not heads(found[member], member.name, member.size):
                 self._look_anew([member])
@@ -80,35 +84,30 @@ class RemoteShards:
         """What went wrong may be that a shard was changed. Raises VlmixError where it was."""
         self._listed, self._looked = {}, (os.getpid(), set())
         for number in dict.fromkeys(member.shard for member in members):
-            self._look(number)
+            self._look(number, closely=True)
 
-    def _look(self, number: int) -> None:
-        """Look at a shard for the first time in this process."""
+    def _look(self, number: int, closely: bool = False) -> None:
+        """Look at a shard for the first time in this process: at the list of its folder, which is one request for all
+        of them. Where the store does not list, no request is made for each shard, unless `closely`."""
         if self._looked[0] != os.getpid():
             self._listed, self._looked = {}, (os.getpid(), set())
         if number in self._looked[1]:
             return
-        shard = self.shards[number]
-        facts = self._facts(shard.path)
-        name = self._where(number).name
-        if facts.size != shard.bytes:
-            raise VlmixError(
-                f"{name} has {facts.size} bytes, the manifest says {shard.bytes}: it was truncated or changed since "
-                f"the index was made; {self._hint}"
-            )
-        if self._etags.setdefault(number, facts.etag) != facts.etag:
-            raise VlmixError(f"{name} was changed while it was read: its ETag is another one; {self._hint}")
-        self._looked[1].add(number)
-
-    def _facts(self, path: str) -> Facts:
-        """Of all shards in a folder with one request, where the store lists it."""
-        folder, _, name = path.rpartition("/")
+        shard, where = self.shards[number], self._where(number)
+        folder, _, name = shard.path.rpartition("/")
         if folder not in self._listed:
             self._listed[folder] = self.root.join(folder).listed()
-        if found := self._listed[folder].get(name):
-            return found
-        where = self.root.join(path)
-        try:
-            return where.facts()
-        except FileNotFoundError:
-            raise VlmixError(f"{where.name} is missing; {self._hint}") from None
+        facts = self._listed[folder].get(name)
+        if facts is None and (self._listed[folder] or closely):
+            try:
+                facts = where.facts()
+            except FileNotFoundError:
+                raise VlmixError(f"{where.name} is missing; {self._hint}") from None
+        if facts and facts.size != shard.bytes:
+            raise VlmixError(
+                f"{where.name} has {facts.size} bytes, the manifest says {shard.bytes}: it was truncated or changed "
+                f"since the index was made; {self._hint}"
+            )
+        if facts and self._etags.setdefault(number, facts.etag) != facts.etag:
+            raise VlmixError(f"{where.name} was changed while it was read: its ETag is another one; {self._hint}")
+        self._looked[1].add(number)

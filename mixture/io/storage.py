@@ -1,5 +1,6 @@
 """Where bytes are: a local path, or anything that fsspec opens."""
 
+import errno
 import os
 import posixpath
 import stat
@@ -19,6 +20,7 @@ _FIRST_WAIT = 0.2  # seconds, doubled from try to try
 _GAP = 32 * 1024  # bytes between ranges that are read along: less than what a store sends while a request is on its way
 _AT_ONCE = 32  # connections of a process to a store
 _MOST_TOGETHER = 8 * 2**20
+_LATER = (408, 425, 429)  # statuses of 400 to 499 that mean: ask again
 _NO_CREDENTIALS = (
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
     *(
@@ -86,10 +88,6 @@ class Local:
             raise VlmixError(f"{self.path}: {error.strerror}") from None
 
 
-class Refused(VlmixError):
-    """A store that lacks credentials or gives no permission."""
-
-
 class Facts(NamedTuple):
     """What a store says of a file: its size in bytes, and its ETag, empty where the store has none."""
 
@@ -134,7 +132,7 @@ class Remote:
         """The files of this folder by name; none where the store does not list it."""
         try:
             entries = self._retry(lambda files, path: files.ls(path, detail=True))
-        except (FileNotFoundError, Refused):  # a store may permit to read without permitting to list
+        except (FileNotFoundError, VlmixError):  # some stores do not list, or permit to read alone
             return {}
         return {
             posixpath.basename(entry["name"]): _facts(entry)
@@ -233,12 +231,17 @@ def _facts(info: dict[str, Any]) -> Facts:
 
 
 def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
-    """Raises what ends the tries: FileNotFoundError, a lack of permission at once, anything after the last one."""
-    if isinstance(error, FileNotFoundError) or not isinstance(error, Exception):
+    """Raises what ends the tries: a file that is not there, a lack of permission and other faults of the request at
+    once, anything else after the last one."""
+    if isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
+    if not isinstance(error, Exception):
         raise error
     if _is_refusal(error):
-        what = "check its credentials, and that they may read (and list) this place"
-        raise Refused(f"{url}: the store refuses: {error}; {what}") from error
+        what = "check its credentials, and that they may read this place"
+        raise VlmixError(f"{url}: the store refuses: {error}; {what}") from error
+    if 400 <= _status(error) < 500 and _status(error) not in _LATER:
+        raise VlmixError(f"{url}: {error}") from error
     if attempt == _TRIES - 1:
         raise VlmixError(f"{url}: {error or type(error).__name__} (tried {_TRIES} times)") from error
 
@@ -247,13 +250,20 @@ def _is_refusal(error: BaseException | None) -> bool:
     """Whether a store lacks credentials or permission, of an error or what caused it. Stores' clients are optional, so
     their exceptions are known by name."""
     while error is not None:
-        status = next(
-            (getattr(error, name) for name in ("status", "status_code", "code") if hasattr(error, name)), None
-        )
-        if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ in _NO_CREDENTIALS:
+        if (
+            isinstance(error, PermissionError)
+            or type(error).__name__ in _NO_CREDENTIALS
+            or _status(error) in (401, 403)
+        ):
             return True
         error = error.__cause__
     return False
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that an error of a client carries, 0 where it has none."""
+    found = next((getattr(error, name) for name in ("status", "status_code", "code") if hasattr(error, name)), 0)
+    return found if isinstance(found, int) else 0
 
 
 Location = Local | Remote

@@ -275,6 +275,20 @@ def test_urls_open_and_failures_are_tried_again(mixture: Path, stored: str) -> N
         open_mixture(f"{stored}/nothing")
 
 
+def test_a_short_answer_is_asked_for_again(mixture: Path, stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote, sizes, read = open_mixture(f"{stored}/mixture"), [], Flaky.cat_file
+
+    def short(self: Flaky, path: str, start: int | None = None, end: int | None = None, **more: object) -> bytes:
+        whole = read(self, path, start, end, **more)
+        if start is None:
+            return whole
+        sizes.append(len(whole))
+        return whole[: -1 if len(sizes) < 4 else None]
+
+    monkeypatch.setattr(Flaky, "cat_file", short)
+    assert remote[5] == open_mixture(mixture)[5] and len(sizes) == 4
+
+
 def test_a_store_that_keeps_failing_is_told(stored: str) -> None:
     remote = open_mixture(f"{stored}/mixture")
     Flaky.failures = 10**9

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import vlmix
+from tests.helpers import vlmix_here
 from tests.stores import BUCKET, Proxy, Store, proxy_for
 from vlmix.mixture.io import storage
 
@@ -73,6 +74,14 @@ def test_neighbours_are_one_request_and_no_sample_is_asked_for_twice(proxy: Prox
     assert len(tar_requests(proxy)) == len(proxy.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "what", [["--limit", "3", "--where", "num_images = 1"], ["--id", "gqa/2317133"], ["--rejects"]]
+)
+def test_inspect_shows_the_same(proxy: Proxy, address: str, mixture: Path, what: list[str]) -> None:
+    here, there = (vlmix_here("inspect", place, *what, "--json") for place in (mixture, address))
+    assert there.returncode == 0 and there.stdout == here.stdout, there.stderr
+
+
 def test_forked_and_spawned_processes_read(proxy: Proxy, address: str, mixture: Path) -> None:
     there, here = vlmix.open(address), vlmix.open(mixture)
     assert there[5] == here[5]  # the parent's connections are not the children's
@@ -106,8 +115,19 @@ def test_no_permission_is_said_at_once(proxy: Proxy, address: str, status: int) 
 
 def test_a_store_that_permits_reading_and_not_listing_is_read(proxy: Proxy, address: str, mixture: Path) -> None:
     proxy.set(fail=1.0, status=403, only="list-type")
-    assert vlmix.open(address)[3] == vlmix.open(mixture)[3]
-    assert proxy.troubled
+    there = vlmix.open(address)
+    assert there.read([3, 300]) == [vlmix.open(mixture)[position] for position in (3, 300)]
+    assert proxy.troubled and len(tar_requests(proxy)) == 2
+    assert not [line for line, _ in proxy.requests if line.startswith("HEAD") and ".tar" in line]
+    proxy.set(fail=1.0, status=404, only="list-type|000002")
+    with pytest.raises(vlmix.VlmixError, match=r"train-000002\.tar is missing"):
+        there.read([250])
+
+
+def test_a_shard_that_a_store_lists_and_does_not_give_is_named(proxy: Proxy, address: str) -> None:
+    proxy.set(fail=1.0, status=404, only="GET .*000002")
+    with pytest.raises(vlmix.VlmixError, match=r"train-000002\.tar is missing, though the store lists it"):
+        vlmix.open(address).read([250])
 
 
 def test_no_or_wrong_credentials_are_said_at_once(rclone: Store, monkeypatch: pytest.MonkeyPatch) -> None:
