@@ -384,7 +384,7 @@ def one(mixture: "Mixture", id: str, as_json: bool) -> None:
         raise VlmixError(
             f"{mixture.folder.name} has no sample {id!r}" + (nearest(id, alike) if alike else "")
         ) from None
-    (row,) = read_rows(mixture.local_root, mixture.rows[[position]]).to_pylist()
+    (row,) = read_rows(mixture.root_index(), mixture.rows[[position]]).to_pylist()
     if as_json:
         _json(row)
         return
@@ -410,7 +410,7 @@ def samples(mixture: "Mixture", sources: list[str], where: str | None, limit: in
     if offset >= len(positions):
         raise VlmixError(f"--offset {offset}: there are only {len(positions):,} such samples{of}")
     shown = positions[offset : offset + limit]
-    rows = read_rows(mixture.local_root, mixture.rows[shown]).to_pylist()
+    rows = read_rows(mixture.root_index(), mixture.rows[shown]).to_pylist()
     if as_json:
         _json(rows)
         return

@@ -4,6 +4,7 @@ import hashlib
 import math
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, Self, overload
@@ -65,8 +66,21 @@ class Blend(Sequence[Sample]):
         if isinstance(position, str):
             position = self.index_of(position)
         name, within = self.place(position)
-        sample = self.mixtures[name][within]
-        return msgspec.structs.replace(sample, id=f"{name}/{sample.id}", source=f"{name}/{sample.source}")
+        return _named(name, self.mixtures[name][within])
+
+    def read(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Sample]:
+        """The samples at `positions`, in that order; from a store in few requests, made at once."""
+        places = [self.place(int(position)) for position in positions]
+        found: dict[tuple[str, int], Sample] = {}
+        for name, mixture in self.mixtures.items():
+            mine = [place for place in places if place[0] == name]
+            found |= zip(mine, map(partial(_named, name), mixture.read([within for _, within in mine])))
+        return [found[place] for place in places]
+
+    @property
+    def in_store(self) -> bool:
+        """Whether any of the mixtures is in a store."""
+        return any(mixture.in_store for mixture in self.mixtures.values())
 
     def place(self, position: int) -> tuple[str, int]:
         """The mixture of a sample, by name, and the sample's position in it. Raises IndexError past the end."""
@@ -248,6 +262,10 @@ def blend(mixtures: Mapping[str, Any]) -> Blend:
 def open_samples(mixture: str | Path | Mapping[str, Any]) -> Samples:
     """A mixture by its place, or several with what each gives."""
     return blend(mixture) if isinstance(mixture, Mapping) else open_mixture(mixture)
+
+
+def _named(name: str, sample: Sample) -> Sample:
+    return msgspec.structs.replace(sample, id=f"{name}/{sample.id}", source=f"{name}/{sample.source}")
 
 
 def parts_of(samples: Samples) -> list[Mixture]:

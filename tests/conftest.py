@@ -9,6 +9,8 @@ from vlmix.builders.miniature import write_sample
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import load
 
+pytest_plugins = ["tests.stores"]
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that share a core wait for each other
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
@@ -24,6 +23,7 @@ from vlmix.mixture.schedule.packing import Positions, packed_shares, shares
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import Batch
 from vlmix.train.images import ImageGeometry, decode, room
+from vlmix.train.loader import SampleSteps
 from vlmix.train.tokens import Encoded, Encoder
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -189,7 +189,7 @@ def images_fit(tokens: Encoded, length: int, image_id: int) -> bool:
     return not (tokens.ids[length:] == image_id).any()
 
 
-class MicroBatchDataset(Dataset["list[MicroBatch] | VlmixError"]):
+class MicroBatchDataset(SampleSteps["list[MicroBatch] | VlmixError"]):
     """Item k: the micro-batches of one rank in step k. An error that a user can act on comes as an item, so that it
     crosses the border of a worker process as it is."""
 
@@ -197,13 +197,15 @@ class MicroBatchDataset(Dataset["list[MicroBatch] | VlmixError"]):
         self.mixture, self.order, self.collator = mixture, order, collator
         self.rank, self.world = rank, world
 
-    def __getitem__(self, step: int) -> "list[MicroBatch] | VlmixError":
-        batch = self.collator.batch
+    def read(self, step: int) -> list[list[Sample]]:
+        bins = micro_batches(self.order, step, self.world, self.collator.batch)[self.rank]
+        samples = iter(self.mixture.read([position for members in bins for position in members.tolist()]))
+        return [[next(samples) for _ in members] for members in bins]
+
+    def item(self, step: int, read: Callable[[], list[list[Sample]]]) -> "list[MicroBatch] | VlmixError":
+        packed = bool(self.collator.batch.pack_length)
         try:
-            bins = micro_batches(self.order, step, self.world, batch)[self.rank]
-            return [
-                self.collator([self.mixture[i] for i in members.tolist()], bool(batch.pack_length)) for members in bins
-            ]
+            return [self.collator(samples, packed) for samples in read()]
         except VlmixError as error:
             return error
 

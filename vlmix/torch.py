@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from msgspec.structs import replace
-from torch.utils.data import Dataset
 
 from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
@@ -20,16 +19,16 @@ from vlmix.mixture.render import tokens_in_place
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train.config import AspectRatio
 from vlmix.train.images import CLIP_MEAN, decode, normalise, room, to_square
-from vlmix.train.loader import make_loader
+from vlmix.train.loader import SampleSteps, make_loader
 from vlmix.train.tokens import IMAGE, blocks
 
 __all__ = ["ImageBatch", "ImageCollator", "ProcessorCollator", "StepDataset", "make_loader", "messages", "normalise"]
 
 IGNORED = -100
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", covariant=True)
 
 
-class StepDataset(Dataset[Batch], Generic[Batch]):
+class StepDataset(SampleSteps[Batch], Generic[Batch]):
     """Item k: what `collate` makes of the samples that `rank` of `world` ranks takes in step k of `schedule`.
 
     Nothing is buffered or sampled here. Load it with `make_loader`, or with any loader that takes items as they are:
@@ -55,11 +54,13 @@ class StepDataset(Dataset[Batch], Generic[Batch]):
     def __len__(self) -> int:
         return self.epochs * self.schedule.steps_per_epoch
 
-    def __getitem__(self, step: int) -> Batch:
+    def read(self, step: int) -> list[Sample]:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of {len(self)}")
-        positions = self.schedule.rank_batch(step, self.rank, self.world)
-        return self.collate([self.mixture[position] for position in positions.tolist()])
+        return self.mixture.read(self.schedule.rank_batch(step, self.rank, self.world))
+
+    def item(self, step: int, read: Callable[[], list[Sample]]) -> Batch:
+        return self.collate(read())
 
 
 @dataclass(frozen=True)

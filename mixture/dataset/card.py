@@ -6,7 +6,7 @@ import yaml
 
 from vlmix.mixture.dataset import schema
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
-from vlmix.mixture.dataset.shards import image_member
+from vlmix.mixture.dataset.tar import image_member
 from vlmix.mixture.io.visible import markdown, markdown_code, markdown_link, visible
 
 _TEXT = {"dtype": "string"}

@@ -58,7 +58,8 @@ class Stored:
 
     def __init__(self, mixture: Reader) -> None:
         # A reader of its own: this one never has the places of all samples.
-        self._root = Reader(mixture.root, mixture.root_manifest, mixture.root, mixture.root_manifest, None)
+        root, manifest = mixture.root, mixture.root_manifest
+        self._root = Reader(root, manifest, root, manifest, None, mixture.cache)
         self._shards = {shard.path: (number, shard.bytes) for number, shard in enumerate(mixture.root_manifest.shards)}
 
     def of(self, row: dict[str, Any]) -> tuple[bytes, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
 import msgspec
 import numpy as np
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset import notebook
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME, Counts, Manifest
-from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, columns_problem
-from vlmix.mixture.dataset.tar import BLOCK
+from vlmix.mixture.dataset.remote_shards import Member, RemoteShards
+from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, check_index, columns_problem
+from vlmix.mixture.dataset.tar import BLOCK, image_member
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
+from vlmix.mixture.io.shard_cache import ShardCache, configured
 from vlmix.mixture.io.storage import Local, Location, locate
 from vlmix.mixture.version import ORDER_VERSION
 
@@ -80,6 +82,15 @@ class RawSample(Struct, frozen=True):
     json: bytes
 
 
+class Place(NamedTuple):
+    """Where a sample is: the number of its shard, its row in the root, and (offset, size) of its members."""
+
+    shard: int
+    row: int
+    json: tuple[int, int]
+    images: list[tuple[int, int]]
+
+
 class Reader(Sequence[Sample]):
     """A mixture or a part of it. Position i is the i-th sample in mixture order.
 
@@ -93,6 +104,7 @@ class Reader(Sequence[Sample]):
         root: Location,
         root_manifest: Manifest,
         positions: NDArray[np.int64] | None,
+        cache: ShardCache | None = None,
     ) -> None:
         self.folder, self.manifest = folder, manifest
         self.root, self.root_manifest = root, root_manifest
@@ -105,20 +117,23 @@ class Reader(Sequence[Sample]):
         self._rows: NDArray[np.int64] | None = None
         self._key_shifts = root_manifest.key_shifts()
         self._open: dict[int, int | None] = {}
-        """Shards that were looked at -> descriptor; None where ranges are asked for one by one."""
+        """Shards that were looked at -> descriptor; None of further ones."""
+        self.cache = cache
+        self._remote = None if isinstance(root, Local) else RemoteShards(root, root_manifest.shards, cache, self._hint)
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, *, cache_dir: str | Path | None = None, cache_bytes: int | None = None) -> Self:
         """Open a mixture, an annotations-only mixture or a view: a local folder or any URL that fsspec opens.
 
-        Raises VlmixError if it is not a mixture, if its format is newer than this vlmix, or if a view's root is gone or
-        was built anew.
+        `cache_dir` is a folder of this machine that keeps shards of a store, at most `cache_bytes` of them; by default
+        what the environment says (VLMIX_SHARD_CACHE, VLMIX_SHARD_CACHE_BYTES). Raises VlmixError if `path` is not a
+        mixture, if its format is newer than this vlmix, or if a view's root is gone or was built anew.
         """
-        folder = locate(path)
+        folder, cache = locate(path), configured(cache_dir, cache_bytes)
         manifest = manifests.read(folder)
         if manifest.parent is None:
-            return cls(folder, manifest, folder, manifest, None)
+            return cls(folder, manifest, folder, manifest, None, cache)
         root = folder.join(manifest.parent.path)
         try:
             digest = hashlib.sha256(root.join(manifests.NAME).whole()).hexdigest()
@@ -127,7 +142,7 @@ class Reader(Sequence[Sample]):
             raise VlmixError(what) from None
         if digest != manifest.parent.sha256:
             raise VlmixError(f"{folder.name} is a view of {root.name}, which was built anew since; make the view anew")
-        return cls(folder, manifest, root, manifests.read(root), None)
+        return cls(folder, manifest, root, manifests.read(root), None, cache)
 
     def __repr__(self) -> str:
         part = "" if self.positions is None else f", a part of its {self.manifest.samples}"
@@ -179,12 +194,24 @@ class Reader(Sequence[Sample]):
             position = self.index_of(position)
         if not isinstance(position, int | np.integer):
             return self.select(self._positions(position))
-        raw = self.raw(position)
+        return self._decoded(self.raw(position))
+
+    def _decoded(self, raw: RawSample) -> Sample:
         try:
             sample = msgspec.json.decode(raw.json, type=Sample)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise VlmixError(f"{self.root.name}: sample {raw.key}: {error}; {self._hint}") from None
         return msgspec.structs.replace(sample, key=raw.key, jpegs=raw.jpegs)
+
+    def read(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Sample]:
+        """The samples at `positions`, in that order; from a store in few requests, made at once. Raises as `raw`."""
+        places = [self._place(int(position)) for position in positions]
+        return [self._decoded(raw) for raw in self._members(places)]
+
+    @property
+    def in_store(self) -> bool:
+        """Whether the shards are not on this machine's file systems, so that what is read ahead is there in time."""
+        return self._remote is not None
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
@@ -192,6 +219,9 @@ class Reader(Sequence[Sample]):
     def raw(self, position: int) -> RawSample:
         """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
         is missing, truncated or no longer the one that the index was made of."""
+        return self._members([self._place(position)])[0]
+
+    def _place(self, position: int) -> Place:
         at = range(len(self))[position]
         at = at if self.positions is None else int(self.positions[at])
         places = self._places if self._places is not None else self._load_places()
@@ -200,11 +230,30 @@ class Reader(Sequence[Sample]):
         json_offset, json_size = int(places["json_offset"][at]), int(places["json_size"][at])
         first, last = places["first_image"][at : at + 2].tolist()
         images = list(zip(places["image_offset"][first:last].tolist(), places["image_size"][first:last].tolist()))
-        return self.members(shard, row, (json_offset, json_size), images)
+        return Place(shard, row, (json_offset, json_size), images)
 
     def members(self, shard: int, row: int, json_place: tuple[int, int], images: Sequence[Sequence[int]]) -> RawSample:
         """The undecoded members of the root's sample in `row`, which lie in the shard of that number at (offset, size).
         For who reads the places from the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
+        return self._members([Place(shard, row, json_place, [(offset, size) for offset, size in images])])[0]
+
+    def _members(self, places: Sequence[Place]) -> list[RawSample]:
+        if self._remote is None:
+            return [self._local_members(*place) for place in places]
+        asked, keys = list[Member](), [self._key(place.shard, place.row) for place in places]
+        for key, place in zip(keys, places):
+            names = [f"{key}.json", *(image_member(key, number) for number in range(len(place.images)))]
+            asked += [Member(place.shard, name, *at) for name, at in zip(names, [place.json, *place.images])]
+        data = iter(self._remote.read(asked))
+        found = []
+        for key, place in zip(keys, places):
+            text = next(data)
+            found.append(RawSample(key, tuple(next(data) for _ in place.images), text))
+        return found
+
+    def _local_members(
+        self, shard: int, row: int, json_place: tuple[int, int], images: Sequence[tuple[int, int]]
+    ) -> RawSample:
         json_offset, json_size = json_place
         if shard not in self._open:
             self._open_shard(shard, json_offset, row)
@@ -265,10 +314,9 @@ class Reader(Sequence[Sample]):
         """The index as a lazy polars frame: of a whole mixture with its texts, of a view without."""
         import polars as pl
 
-        files = [self.folder.join(name) for name in self.manifest.index]
         frames = (
             pl.scan_parquet(file.path) if isinstance(file, Local) else pl.read_parquet(file.whole()).lazy()
-            for file in files
+            for file in self._own_files
         )
         frame = pl.concat(frames)
         if self.positions is None:
@@ -279,14 +327,32 @@ class Reader(Sequence[Sample]):
 
     def own_index(self, dictionaries: Sequence[str] = ()) -> Index:
         """The folder's index, opened anew. Raises VlmixError if it is missing or damaged."""
-        return Index([self.folder.join(name) for name in self.manifest.index], dictionaries)
+        return Index(self._own_files, dictionaries)
+
+    def root_index(self) -> Index:
+        """The index of the root, which has the texts, opened anew. Raises as `own_index`, and for other columns."""
+        index = Index(self._root_files)
+        check_index(index, self.root.join(SAMPLES_NAME).name)
+        return index
+
+    @cached_property
+    def _own_files(self) -> list[Location]:
+        """The files of the folder's index. Of a store they stay in memory, once read."""
+        return [self.folder.join(name) for name in self.manifest.index]
+
+    @cached_property
+    def _root_files(self) -> list[Location]:
+        if self.manifest.parent is None:
+            return self._own_files
+        return [self.root.join(name) for name in self.root_manifest.index]
 
     def select(self, positions: NDArray[np.int64]) -> Self:
         """The samples at `positions`, in that order."""
         mine = positions if self.positions is None else self.positions[positions]
         mine = np.asarray(mine, dtype=np.int64)
         part = type(self)(self.folder, self.manifest, self.root, self.root_manifest, mine)
-        part._places = self._places
+        part._places, part._remote = self._places, self._remote
+        part._own_files, part._root_files = self._own_files, self._root_files
         return part
 
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
@@ -316,7 +382,7 @@ class Reader(Sequence[Sample]):
         """A column of the root's index that views have not, a row group at a time: [n] positions and the values."""
         order = np.argsort(self.rows, kind="stable")
         rows = self.rows[order]
-        for first, size, read in Index([self.root.join(name) for name in self.root_manifest.index]).groups([name]):
+        for first, size, read in Index(self._root_files).groups([name]):
             low, high = np.searchsorted(rows, [first, first + size])
             if low < high:
                 texts = read()

@@ -16,7 +16,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.manifest import Counts, Shard
-from vlmix.mixture.dataset.tar import TarWriter
+from vlmix.mixture.dataset.tar import TarWriter, image_member
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import file_digest
 from vlmix.mixture.keyed import Indices
@@ -63,11 +63,6 @@ class Places(Struct, frozen=True):
 
     json: NDArray[np.int64]
     images: NDArray[np.int64]
-
-
-def image_member(key: str, number: int) -> str:
-    """The name of a sample's image in the tar: readers of one image find it where it has always been."""
-    return f"{key}.{number}.jpg" if number else f"{key}.jpg"
 
 
 def rows_path(work: Path, number: int) -> Path:

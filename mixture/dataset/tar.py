@@ -37,6 +37,16 @@ def header(name: str, size: int) -> bytes:
     return encoded.ljust(100, b"\0") + _AFTER_NAME + digits + _AFTER_SIZE + checksum + _AFTER_CHECKSUM
 
 
+def image_member(key: str, number: int) -> str:
+    """The name of a sample's image in the tar: readers of one image find it where it has always been."""
+    return f"{key}.{number}.jpg" if number else f"{key}.jpg"
+
+
+def heads(block: bytes, name: str, size: int) -> bool:
+    """Whether a header is that of a member of this name and size."""
+    return block[:100].rstrip(b"\0") == name.encode() and block[124:135] == b"%011o" % size
+
+
 class Sink(Protocol):
     """What bytes are written to."""
 

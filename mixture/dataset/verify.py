@@ -21,8 +21,7 @@ from vlmix.mixture.dataset.index_checks import COLUMNS, IndexChecks, row_problem
 from vlmix.mixture.dataset.manifest import CARD_NAME, NAME, REJECTS_NAME, SAMPLES_NAME, Manifest, Shard, parse
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, check_index, columns_problem, is_index
-from vlmix.mixture.dataset.shards import image_member
-from vlmix.mixture.dataset.tar import scan
+from vlmix.mixture.dataset.tar import image_member, scan
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.engines import EngineName, start

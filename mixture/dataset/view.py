@@ -25,6 +25,7 @@ from vlmix.mixture.dataset.schema import (
     PART_ROWS,
     TEXT_COLUMNS,
     VIEW,
+    Index,
     columns_problem,
     open_index,
     part_name,
@@ -223,9 +224,9 @@ def copy_shard(job: CopyJob) -> ShardDone:
     return store_rows(samples(), partial(moved, table), job, schema, with_tar=with_tar)
 
 
-def read_rows(root: Path, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
+def read_rows(root: Path | Index, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
     """Whole rows of a root's samples.parquet in the order asked for, reading only the row groups that hold them."""
-    file = open_index(root / SAMPLES_NAME)
+    file = open_index(root / SAMPLES_NAME) if isinstance(root, Path) else root
     ends = np.cumsum(file.group_rows)
     wanted = np.asarray(rows, dtype=np.int64)
     order = np.argsort(wanted, kind="stable")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.manifest import CARD_NAME, REJECTS_NAME
 from vlmix.mixture.dataset.manifest import NAME as MANIFEST_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.shards import image_member, sample_key, shard_path
-from vlmix.mixture.dataset.tar import BLOCK, Member, TarWriter, scan
+from vlmix.mixture.dataset.shards import sample_key, shard_path
+from vlmix.mixture.dataset.tar import BLOCK, Member, TarWriter, image_member, scan
 from vlmix.mixture.dataset.view import save_copy
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.pool import Progress

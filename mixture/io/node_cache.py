@@ -114,8 +114,11 @@ def _where() -> Path:
 
 
 def _folder() -> Path:
-    """The cache folder. Raises OSError if it is not this user's alone to write."""
-    folder = _where()
+    return private_folder(_where())
+
+
+def private_folder(folder: Path) -> Path:
+    """A folder, made where there is none. Raises OSError if it is not this user's alone to write."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:

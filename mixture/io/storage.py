@@ -1,18 +1,37 @@
 """Where bytes are: a local path, or anything that fsspec opens."""
 
+import errno
 import os
 import posixpath
 import stat
 import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 from vlmix.mixture.errors import VlmixError
 
-_TRIES = 4
+_TRIES = 8
 _FIRST_WAIT = 0.2  # seconds, doubled from try to try
+_GAP = 32 * 1024  # bytes between ranges that are read along: less than what a store sends while a request is on its way
+_AT_ONCE = 32  # connections of a process to a store
+_MOST_TOGETHER = 8 * 2**20
+_LATER = (408, 425, 429)  # statuses of 400 to 499 that mean: ask again
+_NO_CREDENTIALS = (
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
+    *(
+        "NoAuthTokenError",
+        "UnauthorizedSSOTokenError",
+        "SSOTokenLoadError",
+        "ProfileNotFound",
+        "ClientAuthenticationError",
+    ),
+    *("DefaultCredentialsError", "RefreshError"),
+)
 
 
 class Local:
@@ -69,17 +88,25 @@ class Local:
             raise VlmixError(f"{self.path}: {error.strerror}") from None
 
 
+class Facts(NamedTuple):
+    """What a store says of a file: its size in bytes, and its ETag, empty where the store has none."""
+
+    size: int
+    etag: str = ""
+
+
 class Remote:
-    """A URL of one of fsspec's file systems. A read that fails is tried again, because stores do fail."""
+    """A URL of one of fsspec's file systems. May be pickled and forked.
+
+    A request that fails is made again, with growing waits, because stores do fail and throttle. One for which the
+    store lacks credentials or permission is not: it would fail again.
+    """
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.url = url
-        try:
-            self._files, self._path = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise VlmixError(f"{url}: {error}") from None
+        self._opened: tuple[int, Any, str] | None = None
+        self._kept: pa.Buffer | None = None
+        self._connection()
 
     @property
     def name(self) -> str:
@@ -93,28 +120,150 @@ class Remote:
         return Remote(f"{scheme}://{joined}")
 
     def whole(self) -> bytes:
-        return bytes(self._retry(lambda: self._files.cat_file(self._path)))
+        return bytes(self._retry(lambda files, path: files.cat_file(path)))
 
     def size(self) -> int:
-        return int(self._retry(lambda: self._files.info(self._path))["size"])
+        return self.facts().size
+
+    def facts(self) -> Facts:
+        return _facts(self._retry(lambda files, path: files.info(path)))
+
+    def listed(self) -> dict[str, Facts]:
+        """The files of this folder by name; none where the store does not list it."""
+        try:
+            entries = self._retry(lambda files, path: files.ls(path, detail=True))
+        except (FileNotFoundError, VlmixError):  # some stores do not list, or permit to read alone
+            return {}
+        return {
+            posixpath.basename(entry["name"]): _facts(entry)
+            for entry in entries
+            if entry["type"] == "file" and entry.get("size") is not None
+        }
 
     def range(self, offset: int, size: int) -> bytes:
-        return bytes(self._retry(lambda: self._files.cat_file(self._path, start=offset, end=offset + size)))
+        return bytes(self._retry(lambda files, path: files.cat_file(path, start=offset, end=offset + size)))
 
     def arrow(self) -> pa.NativeFile:
-        return pa.BufferReader(self.whole())
+        """The file for Arrow: in memory, where it stays as long as this object."""
+        if self._kept is None:
+            self._kept = pa.py_buffer(self.whole())
+        return pa.BufferReader(self._kept)
 
-    def _retry(self, read: Any) -> Any:
-        for attempt in range(_TRIES):
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_opened": None, "_kept": None}
+
+    def _connection(self) -> tuple[Any, str]:
+        """The file system, and the path there. After a fork it is opened anew, as its connections are the parent's."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            import fsspec
+
+            options = {}
+            if self.url.startswith(("s3://", "s3a://")):  # whose clients would try again below, each at its own pace
+                known = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+                options = {"config_kwargs": {"max_pool_connections": _AT_ONCE, **known, "retries": {"max_attempts": 0}}}
             try:
-                return read()
-            except FileNotFoundError:
-                raise
+                self._opened = os.getpid(), *fsspec.core.url_to_fs(self.url, **options)
+            except (ImportError, ValueError) as error:
+                raise VlmixError(f"{self.url}: {error}") from None
+        return self._opened[1:]
+
+    def _retry(self, read: Callable[[Any, str], Any]) -> Any:
+        for attempt in range(_TRIES):
+            files, path = self._connection()
+            try:
+                files.invalidate_cache()  # of listings, which would hide what changed
+                return read(files, path)
             except Exception as error:  # each store has exceptions of its own
-                if attempt == _TRIES - 1:
-                    raise VlmixError(f"{self.url}: {error} (tried {_TRIES} times)") from error
+                _raise_if_final(self.url, error, attempt)
             time.sleep(_FIRST_WAIT * 2**attempt)
         raise AssertionError("unreachable")
+
+
+class Range(NamedTuple):
+    """`size` bytes from `offset` of a file in a store."""
+
+    where: Remote
+    offset: int
+    size: int
+
+
+def read_ranges(asked: Sequence[Range]) -> list[bytes]:
+    """The bytes of ranges of one file system, each whole. Those that lie close to each other are one request, and
+    requests are made at once; what fails or comes short is asked for again. Raises FileNotFoundError, VlmixError."""
+    from fsspec.utils import merge_offset_ranges
+
+    if not asked:
+        return []
+    urls = {path: each.where.url for each in asked for _, path in [each.where._connection()]}
+    files = asked[0].where._connection()[0]
+    names = [each.where._connection()[1] for each in asked]
+    starts, ends = [each.offset for each in asked], [each.offset + each.size for each in asked]
+    left = list(zip(*merge_offset_ranges(list(names), starts, ends, max_gap=_GAP, max_block=_MOST_TOGETHER)))
+    found: dict[str, list[tuple[int, bytes]]] = {}
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
+        again = []
+        for piece, got in zip(left, files.cat_ranges(*map(list, zip(*left)), on_error="return")):
+            path, start, end = piece
+            if not isinstance(got, BaseException) and len(got) != end - start:
+                got = OSError(f"{len(got)} bytes of {end - start} came")
+            if isinstance(got, BaseException):
+                _raise_if_final(urls[path], got, attempt)
+                again.append(piece)
+            else:
+                found.setdefault(path, []).append((start, got))
+        left = again
+        if not left:
+            break
+    for pieces in found.values():
+        pieces.sort(key=itemgetter(0))
+    return [_cut_out(found[name], each.offset, each.size) for name, each in zip(names, asked)]
+
+
+def _cut_out(pieces: list[tuple[int, bytes]], offset: int, size: int) -> bytes:
+    start, data = pieces[bisect_right(pieces, offset, key=itemgetter(0)) - 1]
+    return data[offset - start : offset - start + size]
+
+
+def _facts(info: dict[str, Any]) -> Facts:
+    return Facts(int(info["size"]), str(info.get("ETag") or info.get("etag") or ""))
+
+
+def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
+    """Raises what ends the tries: a file that is not there, a lack of permission and other faults of the request at
+    once, anything else after the last one."""
+    if isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
+    if not isinstance(error, Exception):
+        raise error
+    if _is_refusal(error):
+        what = "check its credentials, and that they may read this place"
+        raise VlmixError(f"{url}: the store refuses: {error}; {what}") from error
+    if 400 <= _status(error) < 500 and _status(error) not in _LATER:
+        raise VlmixError(f"{url}: {error}") from error
+    if attempt == _TRIES - 1:
+        raise VlmixError(f"{url}: {error or type(error).__name__} (tried {_TRIES} times)") from error
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether a store lacks credentials or permission, of an error or what caused it. Stores' clients are optional, so
+    their exceptions are known by name."""
+    while error is not None:
+        if (
+            isinstance(error, PermissionError)
+            or type(error).__name__ in _NO_CREDENTIALS
+            or _status(error) in (401, 403)
+        ):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that an error of a client carries, 0 where it has none."""
+    found = next((getattr(error, name) for name in ("status", "status_code", "code") if hasattr(error, name)), 0)
+    return found if isinstance(found, int) else 0
 
 
 Location = Local | Remote

@@ -117,7 +117,7 @@ CASES: list[tuple[list[str], str]] = [
     (["inspect", "deep"], "the manifest is damaged"),
     (["inspect", "binary"], "binary/manifest.json"),
     (["inspect", "mix", "--id", "nope"], "has no sample 'nope'"),
-    (["inspect", "s3://bucket/x"], "s3fs"),
+    (["inspect", "gs://bucket/x"], "gcsfs"),
     (["inspect", "mix", "--id", "2317133"], "did you mean 'gqa/2317133'"),
     (["sources", "VQAv2"], "did you mean 'vqav2'"),
     (["build", "sample", "--raw", "raw", "--out", "dangling"], "dangling exists already"),
