@@ -100,7 +100,7 @@ class Comparing:
                 number = 0 if image is None else int(samples.numbers[image])
                 rejects.add(self._reject(int(offer[position]), number, "in_benchmark", _shown(found)))
             offer = offer[usable[offer]]
-        if recipe.dedup is not None and recipe.dedup.drop:
+        if recipe.dedup is not None and recipe.dedup.drop and len(offer):
             rows, _ = compare(self._samples(offer), [], picture_id=self._picture_id, most=recipe.dedup.near)
             levels = {level for named in recipe.dedup.drop for level in (named, *_CLOSER.get(named, ()))}
             for row in rows:

@@ -245,6 +245,14 @@ def test_pictures_that_lead_from_one_to_another_are_no_duplicates_of_each_other(
         assert other in stay and apart(number, other) <= 56
 
 
+def test_a_source_that_is_dropped_whole_is_told(planted: Path, tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
+    row = {"id": "seven", "image": "coco/train2017/000000000007.jpg", "conversations": said}
+    (planted / "seven.json").write_text(json.dumps([row]))
+    with pytest.raises(VlmixError, match="no sample is left"):
+        make(planted, tmp_path / "out", {"seven": {}}, decontaminate=[BY_ALL], dedup={"drop": ["near"]})
+
+
 def test_mirrors_are_duplicates_if_asked_for(planted: Path, tmp_path: Path) -> None:
     (planted / "mirror").mkdir()
     said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
