@@ -307,6 +307,7 @@ def test_what_cannot_be_compared_is_told_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_builds_without_what_benchmarks_show_and_goes_on_after_a_kill(raw: Path, tmp_path: Path) -> None:
     """POPE's pictures are COCO's, as VQAv2's are; the ids in its official files are the oracle."""
     sets = json.dumps([{"benchmark": "pope", "data": str(raw), "drop": ["id", "near"]}])

@@ -361,6 +361,7 @@ def hashes_of(folder: Path, form: str) -> dict[str, str]:
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["hf", "internvl", "llama-factory", "llava-json", "ms-swift"])
 def test_exports_are_the_same_with_any_number_of_workers(
     small: Path, view: Path, exported: Path, tmp_path: Path, form: str
