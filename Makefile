@@ -55,7 +55,7 @@ clean:
 	touch $@
 
 .venv/test: .venv/run
-	$(PIP) -e '.[train,lora,smol,sweep,overlaps,ray,test]'
+	$(PIP) -e '.[train,lora,smol,sweep,overlaps,ray,s3,test]'
 	touch $@
 
 .venv/docs: .venv/demo
