@@ -282,6 +282,7 @@ def test_images(raw: Path, tmp_path: Path) -> None:
         assert found.problem or (found.width > 0 and found.height > 0)
 
 
+@pytest.mark.slow
 def test_models(mixture: Path, raw: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from tests.train.nano import nano

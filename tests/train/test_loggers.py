@@ -72,6 +72,7 @@ def flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_wandb_has_the_rows_of_metrics_in_one_run_that_is_resumed(mixture: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     common: dict[str, Any] = {

@@ -42,6 +42,7 @@ def ranks(count: int, mixture: Path, done: Path) -> list[str]:
     return done.read_text().split("\n")
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_one_process_also_where_one_sees_no_image(
     mixture: Path, tmp_path: Path
 ) -> None:

@@ -313,6 +313,7 @@ def damaged(mixture: Path, out: Path, count: int) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_images_that_do_not_decode_are_counted_and_stop_a_run_past_the_threshold(mixture: Path, tmp_path: Path) -> None:
     data = damaged(mixture, tmp_path / "damaged", 80)
     events: list[tuple[str, Any]] = []

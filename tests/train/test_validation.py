@@ -143,6 +143,7 @@ def test_rows_hold_what_was_due(whole: Path) -> None:
     assert not list(whole.glob("evaluate/*/model"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_where_it_should_measure_measures_when_it_resumes(
     whole: Path, changes: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def answers(folder: Path) -> list[str]:
     return [json.loads(line)["text"] for line in (folder / "answers.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_the_command_answers_and_scores_them_without_data(model: Path, questions: Path) -> None:
     names = [f"{name}.yaml" for name in ("beside", "inside", "held-out")]
