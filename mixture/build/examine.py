@@ -11,13 +11,12 @@ from msgspec import Struct
 from vlmix.mixture.build.candidates import taken
 from vlmix.mixture.build.copies import CopyJob, copy_images, copy_jobs
 from vlmix.mixture.build.extract import CandidateReader
-from vlmix.mixture.build.facts import FACTS, Facts, FactsFile, Journal, Problems, copy_path, pack, path_key, unpack
+from vlmix.mixture.build.facts import FACTS, Facts, FactsFile, Journal, Problems, pack, path_key, unpack
 from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.build.shard import ImageFiles, image_fit
 from vlmix.mixture.dataset.rejects import RejectRows
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import Stamp, file_digest, stamp
-from vlmix.mixture.io.image_index import file_path
 from vlmix.mixture.io.images import TRANSPOSING, UNREADABLE, ImageInfo, probe
 from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.keyed import Indices
@@ -103,22 +102,14 @@ class Examined:
 
     def infos(self, images: Indices) -> list[ImageInfo]:
         """What is known of examined images by their numbers, ascending, among all of the candidates'."""
-        loose, facts = self._loose, self.facts(images)
         names = taken(self._prepared.candidates.image_paths, images).to_pylist()
-        paths, copied = [], []
-        for name, number, key in zip(names, loose.numbers[images].tolist(), facts["key"]):
-            if number < 0:
-                copied.append(str(copy_path(self.copies, bytes(key))))
-                paths.append(copied[-1])
-            else:
-                copied.append("")
-                where, end = loose.locations[loose.location[number]], loose.extensions[loose.extension[number]]
-                paths.append(file_path(where, name, end))
-        return unpack(facts, paths, copied)
+        return self._files(images).infos(0, names)
 
     def files(self, positions: Indices) -> ImageFiles:
         """The images of candidates that were examined."""
-        images, _ = self._prepared.candidates.image_numbers(positions)
+        return self._files(self._prepared.candidates.image_numbers(positions)[0])
+
+    def _files(self, images: Indices) -> ImageFiles:
         numbers, loose = self._loose.numbers[images], self._loose
         inside = numbers < 0
         used, location = np.unique(loose.location[numbers[~inside]], return_inverse=True)
