@@ -231,12 +231,12 @@ def text_recall() -> str:
     }
     mine = [words for words in sorted(paragraphs) if len(words) <= 400]
     plain = [_said("What does it say?", " ".join(words)) for words in mine]
-    known = len(plain) - len(set(alike(plain, np.zeros(len(plain), np.int64)).tolist()))
+    known = len(plain) - len(set(alike(enumerate(plain), np.zeros(len(plain), np.int64)).tolist()))
     bounds, rows = (20, 30, 40, 60, 100, 401), []
     for kind, edit in {**EDITS, "the question changed": None}.items():
         rng, asked = np.random.default_rng(0), "What does it say?" if edit else "What does it mean?"
         changed = [_said(asked, edit(rng, words) if edit else " ".join(words)) for words in mine]
-        labels = alike(plain + changed, np.zeros(2 * len(plain), np.int64)).reshape(2, -1)
+        labels = alike(enumerate(plain + changed), np.zeros(2 * len(plain), np.int64)).reshape(2, -1)
         cells = []
         for low, high in pairwise(bounds):
             these = np.array([low <= len(words) < high for words in mine])
@@ -268,7 +268,7 @@ def _drawn(count: int) -> Iterator[str]:
 def _text(args: argparse.Namespace) -> Facts:
     texts = list(_drawn(round(TEXTS * args.scale)))
     clock = Clock()
-    labels = alike(texts, np.zeros(len(texts), np.int64))
+    labels = alike(enumerate(texts), np.zeros(len(texts), np.int64))
     return clock.facts(texts=len(texts), found=len(texts) - len(set(labels.tolist())))
 
 
@@ -293,7 +293,7 @@ def _text_all(args: argparse.Namespace) -> Facts:
     # Two samples to a picture, a near copy with what it is of; chats have none.
     groups = np.where(number % 20 >= 18, -1, (number - (number % 100 == 11)) // 2)
     clock = Clock()
-    labels = alike(_drawn(count), groups)
+    labels = alike(enumerate(_drawn(count)), groups)
     return clock.facts(texts=count, found=count - len(np.unique(labels)))
 
 

@@ -1,7 +1,6 @@
 """Samples of which an earlier one says the same, or nearly, of the same pictures, or nearly."""
 
 import itertools
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,7 +25,7 @@ def duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
     That one stays by its level: nothing is a duplicate of another over a third."""
     pictures, order = samples.pictures, samples.order
     by_bytes: Level = "id" if pictures is None else "bytes"
-    texts, read = _text_hashes(samples)
+    texts, nearly = _texts(samples)
     exact = samples.path_of if pictures is None else pictures.picture
     shown = _shown(samples, exact)
     stays = np.ones(len(samples), dtype=np.bool_)
@@ -45,8 +44,6 @@ def duplicates(samples: Samples, most: int, rows: list[Row]) -> Checked:
         for members in _together(groups, order, stays & (samples.counts > 0)):
             for position, kept, distance in bits.firsts(members, most):
                 found(position, kept, "near", "text", distance)
-    nearly = np.empty(len(samples), dtype=np.int64)
-    nearly[read] = alike((text for _, text in _normalised(samples)), samples.counts[read])
     similar = list(_together(nearly, order, stays))
     known = _texts_of(samples, similar)
     for members in similar:
@@ -87,13 +84,17 @@ def _normalised(samples: Samples) -> Iterator[tuple[int, str]]:
             yield position, SEPARATOR.join(map(normalised, values))
 
 
-def _text_hashes(samples: Samples) -> tuple[NDArray[np.void], Indices]:
-    """([N] 16 bytes: of each sample's normalised turns, [N] positions as they are read)."""
-    made, order = bytearray(16 * len(samples)), array("q")
-    for position, text in _normalised(samples):
-        made[16 * position : 16 * position + 16] = xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
-        order.append(position)
-    return np.frombuffer(made, "V16"), np.frombuffer(order, np.int64)
+def _texts(samples: Samples) -> tuple[NDArray[np.void], Indices]:
+    """([N] 16 bytes: of each sample's normalised turns, [N] labels of texts that are near, over others too)."""
+    made = bytearray(16 * len(samples))
+
+    def noted() -> Iterator[tuple[int, str]]:
+        for position, text in _normalised(samples):
+            made[16 * position : 16 * position + 16] = xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+            yield position, text
+
+    nearly = alike(noted(), samples.counts)
+    return np.frombuffer(made, "V16"), nearly
 
 
 def _shown(samples: Samples, numbers: NDArray[np.int64]) -> NDArray[np.void]:

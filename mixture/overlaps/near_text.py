@@ -56,25 +56,24 @@ _AT_ONCE, _PART = 8_192, 2_000_000
 """Texts, and words or runs, at once."""
 
 
-def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def alike(texts: Iterable[tuple[int, str]], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """[N] labels: equal for samples of one group whose texts are the same or near, over others too.
 
-    `texts` are N, each the `text.normalised` turns of a sample with `SEPARATOR` between them, questions first;
-    `groups` [N] has the numbers of the groups. The grouping does not depend on the order of the samples, on the
-    machine, or on what else there is in other groups. Raises VlmixError if rensa is not installed.
+    `texts` are N, in any order, each with the number of its sample: the `text.normalised` turns with `SEPARATOR`
+    between them, questions first; `groups` [N] has the numbers of the groups. The grouping does not depend on the order
+    of the samples, on the machine, or on what else there is in other groups. Raises VlmixError if rensa is not
+    installed.
     """
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     words, kept = _Words(), dict[tuple[int, int], list[NDArray[np.uint32]]]()
     said, frame = np.zeros(len(groups), np.uint64), np.zeros(len(groups), np.uint64)
-    for number, (text, of, has_peers) in enumerate(
-        zip(texts, group.tolist(), (counts[group] > 1).tolist(), strict=True)
-    ):
-        if has_peers:
+    peers = counts[group] > 1
+    for number, text in texts:
+        if peers[number]:
             said[number], frame[number], turns = _read(text, words)
-            if turns and (of, int(said[number])) not in kept:
-                kept[of, int(said[number])] = [
-                    (np.array(turn, np.uint64) >> np.uint64(32)).astype(np.uint32) for turn in turns
-                ]
+            key = int(group[number]), int(said[number])
+            if turns and key not in kept:
+                kept[key] = [(np.array(turn, np.uint64) >> np.uint64(32)).astype(np.uint32) for turn in turns]
     del words
     # Texts of the same words are one from here on. Their order is that of hashes of their content alone.
     same = np.empty(len(groups), dtype=[("group", np.int64), ("said", np.uint64)])
@@ -82,8 +81,8 @@ def alike(texts: Iterable[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     distinct, firsts, label = np.unique(same, return_index=True, return_inverse=True)
     frames = np.empty(len(distinct), dtype=[("group", np.int64), ("frame", np.uint64)])
     frames["group"], frames["frame"] = distinct["group"], frame[firsts]
-    _, framed, peers = np.unique(frames, return_inverse=True, return_counts=True)
-    chosen = np.flatnonzero(peers[framed] > 1)
+    _, framed, counts = np.unique(frames, return_inverse=True, return_counts=True)
+    chosen = np.flatnonzero(counts[framed] > 1)
     chosen = chosen[[key in kept for key in distinct[chosen].tolist()]]
     if len(chosen):
         long = [kept[key] for key in distinct[chosen].tolist()]

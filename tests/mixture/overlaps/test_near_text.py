@@ -36,7 +36,7 @@ def said(*turns: str) -> str:
 
 
 def are_alike(*texts: str) -> bool:
-    found = len(set(alike(texts, np.zeros(len(texts), np.int64)).tolist())) == 1
+    found = len(set(alike(enumerate(texts), np.zeros(len(texts), np.int64)).tolist())) == 1
     assert len(texts) > 2 or found == are_near(*texts)
     return found
 
@@ -131,7 +131,7 @@ def test_the_same_are_found_as_by_comparing_all_pairs() -> None:
     telling = re.compile(r"\b(not?|nor|none|one|two|three|without|left|right|never|cannot|neither)\b|n't", re.I)
     plain = [words for words in PARAGRAPHS if not telling.search(" ".join(words))][:40]
     texts = [normalised(edited(words, edits, rng)) for words in plain for edits in (0, 1, 2, 3, 4, 5)]
-    found = partition(alike(texts, np.zeros(len(texts), np.int64)))
+    found = partition(alike(enumerate(texts), np.zeros(len(texts), np.int64)))
     assert found == partition(by_all_pairs(texts))
     assert 40 < len(found) < len(texts) - 40  # of both there are many
 
@@ -140,14 +140,14 @@ def test_order_and_other_groups_make_no_difference() -> None:
     rng = np.random.default_rng(1)
     texts = [said("Tell me.", edited(words, edits, rng)) for words in PARAGRAPHS for edits in (0, 1, 2, 4)]
     groups = rng.integers(0, 3, len(texts)) * 10**12 - 5
-    labels = alike(texts, groups)
+    labels = alike(enumerate(texts), groups)
     order = rng.permutation(len(texts))
-    again = alike([texts[number] for number in order], -groups[order])
+    again = alike(enumerate([texts[number] for number in order]), -groups[order])
     assert partition(labels[order]) == partition(again)
     assert 3 < len(set(labels.tolist())) < len(texts)
     for group in set(groups.tolist()):
         mine = np.flatnonzero(groups == group)
-        alone = alike([texts[number] for number in mine], np.zeros(len(mine), np.int64))
+        alone = alike(enumerate([texts[number] for number in mine]), np.zeros(len(mine), np.int64))
         assert partition(labels[mine]) == partition(alone)
         assert not set(labels[mine]) & set(labels[groups != group])
 
@@ -181,7 +181,7 @@ def test_texts_of_a_megabyte() -> None:
         "猫" * (2**18 - 1),
     ]
     assert len(texts[0]) > 2**20
-    labels = alike(iter(texts), np.zeros(len(texts), np.int64)).tolist()
+    labels = alike(enumerate(texts), np.zeros(len(texts), np.int64)).tolist()
     assert labels[0] == labels[1]
     assert labels[6] == labels[7]
     assert len(set(labels)) == 6
@@ -195,7 +195,7 @@ def test_long_begins_at_its_number_of_words() -> None:
 
 
 def test_no_samples() -> None:
-    assert alike([], np.empty(0, np.int64)).shape == (0,)
+    assert alike(enumerate([]), np.empty(0, np.int64)).shape == (0,)
 
 
 def test_without_rensa_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
