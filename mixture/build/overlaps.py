@@ -74,6 +74,8 @@ class Comparing:
                 raise VlmixError("`decontaminate` needs benchmarks by name: give `build` its `benchmark`")
             asked = Asked(_evaluation_set(entry, benchmark(entry.benchmark), raw), entry.near, entry.flipped)
             questions = prepare(asked, pool, progress, pictures=examined is not None)
+            if any((each.name, each.split) == (questions.name, questions.split) for _, each in self._sets):
+                raise VlmixError(f"decontaminate: {entry.benchmark}: another one is called {questions.name}, too")
             _check_levels(entry, questions, examined is not None, picture_id)
             self._sets.append((entry, questions))
         self._images = np.empty(0, dtype=np.int64)
@@ -215,13 +217,14 @@ def _check_levels(entry: Decontaminate, questions: Questions, pictures: bool, pi
         raise VlmixError(f"{label}: its pictures have no ids in a dataset that is known; take id out of `drop`")
     if "text" in entry.drop and questions.unlabelled:
         raise VlmixError(f"{label}: text cannot be compared ({questions.unlabelled}); take it out of `drop`")
-    if questions.unclear and "near" in entry.drop:
-        first = questions.unclear[0]
+    unclear = questions.unreadable + questions.flat
+    if unclear and "near" in entry.drop:
+        first = unclear[0][0]
         _log.warning(
             "%s: %s of its pictures do not decode or are of one colour, so nothing is dropped by near because of them; "
             "the first is %s",
             label,
-            f"{len(questions.unclear):,}",
+            f"{len(unclear):,}",
             first.image or first.id,
         )
     looks = [level for level in entry.drop if level in ("bytes", "near")]

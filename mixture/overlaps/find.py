@@ -166,8 +166,6 @@ def _with_set(known: _Known, questions: Questions, embeddings: Alike | None, row
         levels.append("embedding")
         if why := _add_alike(known.samples, questions, embeddings, rows):
             unchecked["embedding"] = why
-    unclear = questions.unclear
-    looked_at = list(zip(questions.shown, facts or ()))
     return Checked(
         benchmark=name,
         split=split,
@@ -175,9 +173,9 @@ def _with_set(known: _Known, questions: Questions, embeddings: Alike | None, row
         unchecked=unchecked,
         questions=[question.id for question in questions.every],
         pictures=len(questions.shown),
-        unreadable=[same[0].image or same[0].id for same, (hash, got) in looked_at if hash and got is None],
-        flat=sum(got is not None and not len(got) for _, (_, got) in looked_at),
-        left_out=[question.id for same in questions.shown if same[0] in unclear for question in same],
+        unreadable=[same[0].image or same[0].id for same in questions.unreadable],
+        flat=len(questions.flat),
+        left_out=[question.id for same in questions.unreadable + questions.flat for question in same],
         not_listed=more,
     )
 

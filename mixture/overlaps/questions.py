@@ -52,10 +52,16 @@ class Questions:
         return sum(not hash for hash, _ in self.facts or ())
 
     @property
-    def unclear(self) -> list[Question]:
-        """Of each picture that does not decode, or is flat, one question."""
-        looked_at = zip(self.shown, self.facts or ())
-        return [same[0] for same, (hash, prints) in looked_at if hash and (prints is None or not len(prints))]
+    def unreadable(self) -> list[list[Question]]:
+        """Those of `shown` whose picture does not decode."""
+        return [same for same, (hash, prints) in zip(self.shown, self.facts or ()) if hash and prints is None]
+
+    @property
+    def flat(self) -> list[list[Question]]:
+        """Those of `shown` whose picture is of one colour."""
+        return [
+            same for same, (_, prints) in zip(self.shown, self.facts or ()) if prints is not None and not len(prints)
+        ]
 
 
 def prepare(asked: Asked, pool: Engine, progress: Progress, *, pictures: bool = True) -> Questions:
