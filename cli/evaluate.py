@@ -9,7 +9,7 @@ import typer
 
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names
-from vlmix.cli.options import AllowCodeOpt, JsonOpt
+from vlmix.cli.options import AllowCodeOpt, EvalDataOpt, EvalImagesOpt, JsonOpt
 from vlmix.cli.score import show_parts
 from vlmix.cli.train import launch, launched
 
@@ -26,15 +26,8 @@ def evaluate(
         Path,
         typer.Option("--out", help="Folder for answers and reports. An interrupted run in this folder is resumed."),
     ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", help="Folder of the official files, or one with a folder per benchmark. YAML files need none."
-        ),
-    ] = None,
-    images: Annotated[
-        list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
-    ] = None,
+    data: EvalDataOpt = None,
+    images: EvalImagesOpt = None,
     split: Annotated[
         str, typer.Option("--split", help="Official split; `vlmix docs evaluation` has the defaults.")
     ] = "",

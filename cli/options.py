@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -23,6 +24,16 @@ TasksOpt = Annotated[
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AllowCodeOpt = Annotated[
     bool, typer.Option("--allow-code", help="Let a benchmark's YAML file name a function as its metric.")
+]
+
+EvalDataOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder of the official files, or one with a folder per benchmark. YAML files need none."
+    ),
+]
+EvalImagesOpt = Annotated[
+    list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
 ]
 
 

@@ -8,7 +8,7 @@ import typer
 
 from vlmix.cli import show
 from vlmix.cli.lookup import benchmark_names, evaluation_set
-from vlmix.cli.options import CORES, AllowCodeOpt, JsonOpt, WorkersOpt
+from vlmix.cli.options import CORES, AllowCodeOpt, EvalDataOpt, EvalImagesOpt, JsonOpt, WorkersOpt
 from vlmix.mixture.errors import VlmixError
 
 if TYPE_CHECKING:
@@ -26,12 +26,8 @@ def overlaps(
             autocompletion=benchmark_names,
         ),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the official files, or one with a folder per benchmark.")
-    ] = None,
-    images: Annotated[
-        list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
-    ] = None,
+    data: EvalDataOpt = None,
+    images: EvalImagesOpt = None,
     near: Annotated[int, typer.Option(help="Bits of 256 in which near pictures may differ.", min=0, max=96)] = 56,
     flipped: Annotated[bool, typer.Option("--flipped", help="Look for pictures in a mirror as well.")] = False,
     embeddings: Annotated[

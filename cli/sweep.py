@@ -14,7 +14,7 @@ import typer
 from vlmix.cli import recipes, show
 from vlmix.cli.evaluate import in_processes
 from vlmix.cli.lookup import benchmark_names, evaluation_set, recipe_names
-from vlmix.cli.options import AllowCodeOpt, JsonOpt
+from vlmix.cli.options import AllowCodeOpt, EvalDataOpt, EvalImagesOpt, JsonOpt
 from vlmix.cli.train import launch
 
 if TYPE_CHECKING:
@@ -129,12 +129,8 @@ def embed(
             autocompletion=benchmark_names,
         ),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the official files, or one with a folder per benchmark.")
-    ] = None,
-    images: Annotated[
-        list[Path] | None, typer.Option("--images", help="Image root in LLaVA's layout, before --data. Repeatable.")
-    ] = None,
+    data: EvalDataOpt = None,
+    images: EvalImagesOpt = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     allow_code: AllowCodeOpt = False,
     as_json: JsonOpt = False,
