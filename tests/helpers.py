@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vlmix.builders import known_sources
+from vlmix.builders.layout import COCO
 from vlmix.cli.main import main
+from vlmix.mixture.benchmark.benchmark import Benchmark, Labels, Question
 from vlmix.mixture.build.extract import conversations
 from vlmix.mixture.build.source import Options, RawFolder, Rejects, Source
 from vlmix.mixture.dataset import manifest as manifests
@@ -174,3 +176,19 @@ def split_index(folder: Path, rows: int) -> list[str]:
     plain["checksums"] |= {name: sha256(folder / name) for name in names}
     forge(folder, plain)
     return names
+
+
+def planted_benchmark(name: str, questions: list[Question], labels: Labels | None) -> Benchmark:
+    """A benchmark of these questions, which is compared with and never scored."""
+    return Benchmark(
+        name=name,
+        title="",
+        metric="",
+        homepage="",
+        files=(),
+        splits=(),
+        images=COCO,
+        read_labels=None if labels is None else lambda files, split: labels,
+        read_questions=lambda files, split: questions,
+        score_answers=lambda *_: None,
+    )

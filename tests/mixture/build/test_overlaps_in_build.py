@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 from PIL import Image, ImageOps
 
-from tests.helpers import hashes, vlmix, vlmix_here
+from tests.helpers import hashes, planted_benchmark, vlmix, vlmix_here
 from tests.mixture.build.test_build import start
 from tests.mixture.overlaps.test_overlaps import KINDS, jpeg, picture
 from vlmix.builders import benchmark_named, known_sources
-from vlmix.builders.layout import COCO, picture_id
+from vlmix.builders.layout import picture_id
 from vlmix.mixture.benchmark.benchmark import Benchmark, EvaluationSet, Question
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
@@ -59,18 +59,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluation_set(name: str, *images: str) -> Benchmark:
     questions = [Question(id=image, image=image, text="What is it?") for image in images]
-    return Benchmark(
-        name=name,
-        title="",
-        metric="",
-        homepage="",
-        files=(),
-        splits=(),
-        images=COCO,
-        read_labels=lambda files, split: {question.id: ["no field"] for question in questions},
-        read_questions=lambda files, split: questions,
-        score_answers=lambda *_: None,
-    )
+    return planted_benchmark(name, questions, {question.id: ["no field"] for question in questions})
 
 
 IMAGES = "3.jpg", "7.jpg", "coco/val2017/000000000009.jpg"

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tests.helpers import planted_benchmark
 from tests.helpers import vlmix as command
 from vlmix.builders import benchmark_named, known_sources
-from vlmix.builders.layout import COCO, picture_id
+from vlmix.builders.layout import picture_id
 from vlmix.mixture.benchmark.answers import Answer, Answers
-from vlmix.mixture.benchmark.benchmark import Benchmark, EvaluationSet, Question
+from vlmix.mixture.benchmark.benchmark import EvaluationSet, Question
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.reader import Reader
@@ -141,18 +142,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(folder: Path, *images: str, answer: str | None = None) -> Asked:
     questions = [Question(id=image, image=image, text=f"What is it?\n{SHORT_ANSWER}") for image in images]
     labels = None if answer is None else dict.fromkeys(images, ("something else", answer))
-    own = Benchmark(
-        name="planted",
-        title="",
-        metric="",
-        homepage="",
-        files=(),
-        splits=(),
-        images=COCO,
-        read_labels=None if labels is None else lambda files, split: labels,
-        read_questions=lambda files, split: questions,
-        score_answers=lambda *_: None,
-    )
+    own = planted_benchmark("planted", questions, labels)
     return Asked(EvaluationSet(benchmark=own, data=folder / "questions"))
 
 
