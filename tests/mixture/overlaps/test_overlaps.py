@@ -1,5 +1,6 @@
 """Planted overlaps: pictures under other names, sizes and qualities, texts with other spaces and cases."""
 
+import inspect
 import io
 import json
 import shutil
@@ -14,6 +15,7 @@ from tests.helpers import planted_benchmark
 from tests.helpers import vlmix as command
 from vlmix.builders import benchmark_named, known_sources
 from vlmix.builders.layout import picture_id
+from vlmix.cli.overlaps import overlaps as overlaps_command
 from vlmix.mixture.benchmark.answers import Answer, Answers
 from vlmix.mixture.benchmark.benchmark import EvaluationSet, Question
 from vlmix.mixture.build.build import build
@@ -22,7 +24,7 @@ from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.overlaps import embeddings, table, text
 from vlmix.mixture.overlaps.find import Alike, find
-from vlmix.mixture.overlaps.fingerprints import fingerprints, near
+from vlmix.mixture.overlaps.fingerprints import NEAR, fingerprints, near
 from vlmix.mixture.overlaps.questions import Asked
 from vlmix.mixture.render import SHORT_ANSWER
 from vlmix.mixture.selection.embeddings import Made, write_embeddings
@@ -301,6 +303,11 @@ def test_an_overlaps_file_is_of_one_mixture(mine: Path, mixture: Path, tmp_path:
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
     with pytest.raises(VlmixError, match="no overlaps file"):
         table.read(tmp_path / "other.parquet")
+
+
+def test_the_command_compares_by_default_as_the_library_does() -> None:
+    defaults = {name: each.default for name, each in inspect.signature(overlaps_command).parameters.items()}
+    assert (defaults["near"], defaults["cosine"]) == (NEAR, embeddings.ALIKE)
 
 
 def test_the_command_writes_beside_a_mixture_and_never_into_it(mine: Path, tmp_path: Path) -> None:
