@@ -223,7 +223,7 @@ def inspect(
     elif some:
         show.samples(opened, source or [], where, 10 if limit is None else limit, offset or 0, as_json)
     else:
-        show.manifest(Path(mixture), opened.manifest, as_json)
+        show.manifest(mixture, opened.manifest, as_json)
 
 
 command(
@@ -236,7 +236,9 @@ command(
 
 
 @command("verify", DATA, "mixture", "mixture --workers 16")
-def verify(mixture: FolderArg, engine: EngineOpt = "local", workers: TasksOpt = None, as_json: JsonOpt = False) -> None:
+def verify(
+    mixture: MixtureArg, engine: EngineOpt = "local", workers: TasksOpt = None, as_json: JsonOpt = False
+) -> None:
     """Check checksums, that every member is readable, and that the index agrees with the shards."""
     from vlmix.mixture.dataset.verify import verify as check
 

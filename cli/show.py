@@ -305,7 +305,7 @@ def plan(name: str, rows: "list[PlanRow]", about: list[str], as_json: bool) -> N
     out.print(table)
 
 
-def manifest(folder: Path, manifest: "Manifest", as_json: bool) -> None:
+def manifest(folder: str | Path, manifest: "Manifest", as_json: bool) -> None:
     if as_json:
         _json(msgspec.to_builtins(manifest))
         return
@@ -491,7 +491,7 @@ def rejects(mixture: "Mixture", as_json: bool) -> None:
     out.print(table)
 
 
-def verified(folder: Path, report: "Verified", as_json: bool) -> None:
+def verified(folder: str | Path, report: "Verified", as_json: bool) -> None:
     if as_json:
         _json(msgspec.to_builtins(report))
         return

@@ -4,9 +4,11 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -25,9 +27,10 @@ from vlmix.mixture.dataset.tar import image_member, scan
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.engines import EngineName, start
+from vlmix.mixture.io.fetch import fetch
 from vlmix.mixture.io.images import MAX_PIXELS, image_xxh3, too_complex, too_much_decoding
 from vlmix.mixture.io.pool import Engine, Progress, silent
-from vlmix.mixture.io.storage import Local
+from vlmix.mixture.io.storage import Local, Location, Remote, StoreError, locate
 from vlmix.mixture.keyed import distinct
 from vlmix.mixture.record import unsafe_path
 
@@ -49,19 +52,29 @@ class Verified(Struct, frozen=True):
 
 
 class Rows(Struct, frozen=True):
-    """A row group of one of the files of an index."""
+    """A row group of one of the files of the index of the mixture whose manifest has the sha256 `of`."""
 
-    path: Path
+    where: Location
     group: int
+    of: str
 
     def read(self) -> list[dict[str, Any]]:
-        return list(Index([Local(self.path)]).read_row_group(self.group).to_pylist())
+        index = Index([self.where]) if isinstance(self.where, Local) else _index_at(self.where.url, self.of)
+        return list(index.read_row_group(self.group).to_pylist())
+
+
+@lru_cache(maxsize=1)
+def _index_at(url: str, _: str) -> Index:
+    """Kept, as every task of a worker would fetch the file anew."""
+    return Index([Remote(url)])
 
 
 class VerifyJob(Struct, frozen=True):
-    """One shard of `root` and its rows; None: the index cannot be read. `decoded`: a build decoded its images."""
+    """One shard of `root` and its rows; None: the index cannot be read. `decoded`: a build decoded its images. A shard
+    of a store is copied into a folder below `copies`, None: below the temporary folder of the worker's machine."""
 
-    root: Path
+    root: Location
+    copies: Path | None
     shard: Shard
     rows: Rows | None
     prompts: str
@@ -77,68 +90,123 @@ class RowsJob(Struct, frozen=True):
 
 
 def verify(
-    folder: Path, *, workers: int | None = None, engine: EngineName = "local", progress: Progress = silent
+    folder: str | Path, *, workers: int | None = None, engine: EngineName = "local", progress: Progress = silent
 ) -> Verified:
     """Check every file of a mixture against the manifest, every member against the index, and every number against
-    what it sums up; of a view, its own files and those shards of its root that it refers to.
+    what it sums up; of a view, its own files and those shards of its root that it refers to. `folder` may be a URL:
+    what is checked is copied to the temporary folder first, a shard by the worker that checks it, and removed then.
 
-    Checks everything, however much is damaged. Raises VlmixError if `folder` is no mixture at all.
+    Checks everything, however much is damaged. Raises VlmixError if `folder` is no mixture at all, and for a store that
+    refuses or stays down.
     """
     store, problems = _opened(folder)
     if store is None:
         return Verified(0, 0, 0, problems)
-    root, prompts, digests = store.local_root, str(store.root_manifest.recipe["prompts"]), _Digests()
-    damaged = _check_files(folder, store.manifest, digests)
+    with TemporaryDirectory(prefix="vlmix-verify-") as copies:
+        return _verified(store, problems, Path(copies), workers, engine, progress)
+
+
+def _verified(
+    store: Reader, problems: list[str], copies: Path, workers: int | None, engine: EngineName, progress: Progress
+) -> Verified:
+    index, own_files = store.root_manifest.index, [*store.manifest.checksums, *store.manifest.index]
+    is_view, prompts, digests = (
+        store.manifest.parent is not None,
+        str(store.root_manifest.recipe["prompts"]),
+        _Digests(),
+    )
+    root = _at_hand(store.root, index if is_view else own_files, copies / "root", progress)
+    folder = _at_hand(store.folder, own_files, copies / "view", progress) if is_view else root
+    damaged = _check_files(folder, _names(store.folder), store.manifest, digests)
     there = [_attempt(problems, name, partial(_regular, folder, name)) for name in store.manifest.index]
     used = None
     # Parquet readers answer damage with a crash or all memory as easily as with an error, so what differs from its
     # checksum is not given to them.
-    sound = digests.match(root, store.root_manifest, store.root_manifest.index)
-    own = store.manifest.parent is None or digests.match(folder, store.manifest, store.manifest.index)
+    sound = digests.match(root, store.root_manifest, index)
+    own = not is_view or digests.match(folder, store.manifest, store.manifest.index)
     if store.manifest.parent is not None and not sound:
         problems.append(f"{store.manifest.parent.path}/{SAMPLES_NAME}: missing, or differs from its checksum")
     places: list[Rows] = []
     if all(there) and sound and own:
-        used = _referred(folder, store, problems)
-        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_columns(folder, store.manifest)))
+        mine, theirs = partial(_index_of, folder, store.manifest), partial(_index_of, root, store.root_manifest)
+        near = store.root if engine == "ray" else Local(root)  # workers on other machines have no copies
+        used = _referred(mine, theirs, store.manifest, problems)
+        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_columns(mine(), store.manifest)))
         _attempt(problems, REJECTS_NAME, lambda: problems.extend(_check_rejects(folder, store.manifest, digests)))
-        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_layout(store)))
-        _attempt(problems, SAMPLES_NAME, lambda: places.extend(_places(store)))
+        _attempt(problems, SAMPLES_NAME, lambda: problems.extend(_check_layout(theirs, store.root_manifest)))
+        _attempt(problems, SAMPLES_NAME, lambda: places.extend(_places(theirs(), near, store.root_manifest)))
     problems += damaged
+    below, decoded = None if engine == "ray" else copies, store.root_manifest.check is msgspec.UNSET
     jobs = [
-        VerifyJob(root, shard, rows, prompts, store.root_manifest.check is msgspec.UNSET)
+        VerifyJob(store.root, below, shard, rows, prompts, decoded)
         for shard, rows in zip_longest(store.root_manifest.shards, places[: len(store.root_manifest.shards)])
         if used is None or shard.path in used
     ]
     done = 0
     progress("verifying shards", 0, len(jobs))
-    with start(engine, workers, [root / NAME, folder / NAME]) as pool:
+    sees = [where.path / NAME for where in (store.root, store.folder) if isinstance(where, Local)]
+    with start(engine, workers, sees) as pool:
         if store.manifest.kind == "annotations":
             problems += _check_rows(places, prompts, pool, progress)
         for _, found in pool.map(verify_shard, jobs):
             problems += found
             done += 1
             progress("verifying shards", done, len(jobs))
+    for path, where in ((root, store.root), (folder, store.folder)):
+        problems = [problem.replace(str(path), where.name) for problem in problems]
     distinct = sorted(dict.fromkeys(problems))
     return Verified(store.manifest.samples, len(jobs), sum(job.shard.bytes for job in jobs), distinct)
 
 
-def _opened(folder: Path) -> tuple[Reader | None, list[str]]:
+def _opened(folder: str | Path) -> tuple[Reader | None, list[str]]:
     """The mixture, and what is wrong with its manifest; without its checksum, if that alone is wrong."""
+    place = locate(folder)
     try:
         return Reader.open(folder), []
+    except StoreError:
+        raise
     except VlmixError as error:
-        if not os.path.lexists(folder / NAME):
+        if not _has_manifest(place):
             raise
         problem = str(error)
     try:
-        place = Local(folder.resolve())
         manifest = parse(place.join(NAME).whole(), NAME, sealed=False)
+    except StoreError:
+        raise
     except (VlmixError, OSError):
         return None, [problem]
     if manifest.parent is not None:
         return None, [problem]
     return Reader(place, manifest, place, manifest, None), [problem]
+
+
+def _has_manifest(place: Location) -> bool:
+    if isinstance(place, Local):
+        return os.path.lexists(place.path / NAME)
+    try:
+        return place.join(NAME).size() >= 0
+    except FileNotFoundError:
+        return False
+
+
+def _at_hand(where: Location, names: Sequence[str], copies: Path, progress: Progress) -> Path:
+    """A folder of this machine with files of `where`: itself, or copies of those that the store has."""
+    if isinstance(where, Local):
+        return where.path
+    for number, name in enumerate(dict.fromkeys(names)):
+        progress("fetching files", number, len(names))
+        with suppress(FileNotFoundError):
+            fetch(where.join(name), copies / name)
+    return copies
+
+
+def _names(where: Location) -> set[str]:
+    """What lies in a folder, and in those of its folders that hold parts of a mixture."""
+    if isinstance(where, Local):
+        found = [path for pattern in ("*", "train/*", f"{SAMPLES_NAME}/*") for path in where.path.glob(pattern)]
+        return {path.relative_to(where.path).as_posix() for path in found}
+    parts = [path.split("/") for path in where.tree()]
+    return {path[0] for path in parts} | {"/".join(path[:2]) for path in parts if path[0] in ("train", SAMPLES_NAME)}
 
 
 def _attempt(problems: list[str], about: str, check: Callable[[], object]) -> bool:
@@ -191,7 +259,7 @@ class _Digests:
             return False
 
 
-def _check_files(folder: Path, manifest: Manifest, digests: _Digests) -> list[str]:
+def _check_files(folder: Path, there: set[str], manifest: Manifest, digests: _Digests) -> list[str]:
     problems: list[str] = []
     for name, digest in manifest.checksums.items():
 
@@ -204,8 +272,6 @@ def _check_files(folder: Path, manifest: Manifest, digests: _Digests) -> list[st
     always = {CARD_NAME, *manifest.index} | ({REJECTS_NAME} if manifest.kind != "view" else set())
     problems += [f"{name}: the manifest has no checksum of it" for name in sorted(always - manifest.checksums.keys())]
     folders = {str(PurePosixPath(name).parent) for name in expected}
-    found = (*folder.glob("*"), *folder.glob("train/*"), *folder.glob(f"{SAMPLES_NAME}/*"))
-    there = {path.relative_to(folder).as_posix() for path in found}
     # Hidden files are other tools' (.gitattributes, .nv-meta).
     stray = {name for name in there - expected - folders if not PurePosixPath(name).name.startswith(".")}
     problems += [f"{name}: not part of the mixture" for name in sorted(stray)]
@@ -216,15 +282,17 @@ def _index_of(folder: Path, manifest: Manifest) -> Index:
     return Index([Local(_regular(folder, name)) for name in manifest.index])
 
 
-def _referred(folder: Path, store: Reader, problems: list[str]) -> set[str] | None:
+def _referred(
+    own: Callable[[], Index], of_root: Callable[[], Index], manifest: Manifest, problems: list[str]
+) -> set[str] | None:
     """Shards that a view needs (None: all), after comparing its index with the root's rows."""
-    if store.manifest.parent is None:
-        _attempt(problems, SAMPLES_NAME, lambda: check_index(_index_of(folder, store.manifest), SAMPLES_NAME))
+    if manifest.parent is None:
+        _attempt(problems, SAMPLES_NAME, lambda: check_index(own(), SAMPLES_NAME))
         return None
     used: set[str] = set()
 
     def compare() -> None:
-        mine, root = _index_of(folder, store.manifest), _index_of(store.local_root, store.root_manifest)
+        mine, root = own(), of_root()
         taken, differs = np.zeros(root.group_rows.sum(), dtype=np.bool_), False
         names = [name for name in mine.schema_arrow.names if name != "root_row"]
         if missing := sorted(set(names) - set(root.schema_arrow.names)):
@@ -249,9 +317,9 @@ def _referred(folder: Path, store: Reader, problems: list[str]) -> set[str] | No
     return used if _attempt(problems, SAMPLES_NAME, compare) else None
 
 
-def _check_columns(folder: Path, manifest: Manifest) -> list[str]:
+def _check_columns(index: Index, manifest: Manifest) -> list[str]:
     """The index's columns against the manifest and each other."""
-    view, index = manifest.kind == "view", _index_of(folder, manifest)
+    view = manifest.kind == "view"
     if not is_index(index.schema_arrow, VIEW if view else SAMPLES):
         return [f"{SAMPLES_NAME}: its columns are not those of a mixture's index"]
     samples = int(index.group_rows.sum())
@@ -285,12 +353,12 @@ def _check_rejects(folder: Path, manifest: Manifest, digests: _Digests) -> list[
     return [] if found == manifest.rejects else [f"{REJECTS_NAME}: its counts differ from the manifest's"]
 
 
-def _check_layout(store: Reader) -> list[str]:
+def _check_layout(of_root: Callable[[], Index], manifest: Manifest) -> list[str]:
     """Shards and row groups, where there are shards."""
-    shards = store.root_manifest.shards
+    shards = manifest.shards
     if not shards:
         return []
-    index, problems, found = _index_of(store.local_root, store.root_manifest), [], dict[str | None, int]()
+    index, problems, found = of_root(), [], dict[str | None, int]()
     for table in index.batches(["shard"]):
         for shard, count in pl.DataFrame(table).group_by("shard", maintain_order=True).len().rows():
             found[shard] = found.get(shard, 0) + count
@@ -301,11 +369,10 @@ def _check_layout(store: Reader) -> list[str]:
     return problems
 
 
-def _places(store: Reader) -> list[Rows]:
-    """Where the rows of each shard are, or of an index without shards all of them."""
-    index = _index_of(store.local_root, store.root_manifest)
+def _places(index: Index, where: Location, manifest: Manifest) -> list[Rows]:
+    """Where the rows of each shard are, or of an index without shards all of them; `where` has its files."""
     places = (index.place(number) for number in range(index.num_row_groups))
-    return [Rows(store.local_root / store.root_manifest.index[file], group) for file, group in places]
+    return [Rows(where.join(manifest.index[file]), group, manifest.sha256) for file, group in places]
 
 
 def _check_rows(places: list[Rows], prompts: str, pool: Engine, progress: Progress) -> list[str]:
@@ -323,6 +390,8 @@ def verify_rows(job: RowsJob) -> tuple[list[str], int]:
     """The first problems of some rows, and how many there are; runs in a worker."""
     try:
         rows = job.rows.read()
+    except StoreError:
+        raise
     except Exception as error:  # Arrow, about damage of any kind
         return [f"{SAMPLES_NAME}: {(str(error) or type(error).__name__).splitlines()[0][:300]}"], 1
     wrong = (f"{SAMPLES_NAME}: {row['key']} {wrong}" for row in rows if (wrong := row_problem(row, job.prompts)))
@@ -351,10 +420,20 @@ def row_problem(row: dict[str, Any], prompts: str) -> str | None:
 
 def verify_shard(job: VerifyJob) -> list[str]:
     """Problems of one shard; runs in a worker."""
+    if isinstance(job.root, Local):
+        return _shard_problems(job, job.root.path)
+    with TemporaryDirectory(prefix="vlmix-verify-", dir=job.copies) as copies:
+        with suppress(FileNotFoundError):
+            fetch(job.root.join(job.shard.path), Path(copies, job.shard.path))
+        return [problem.replace(copies, job.root.name) for problem in _shard_problems(job, Path(copies))]
+
+
+def _shard_problems(job: VerifyJob, root: Path) -> list[str]:
+    """The same for one that lies below `root`."""
     name = job.shard.path
     problems: list[str] = []
     try:
-        path = _regular(job.root, name)
+        path = _regular(root, name)
     except VlmixError as error:
         return [f"{name[:200]}: {error}"]
     if path.stat().st_size != job.shard.bytes:
@@ -367,6 +446,8 @@ def verify_shard(job: VerifyJob) -> list[str]:
         if job.rows is None:
             return problems
         rows = job.rows.read()
+    except StoreError:
+        raise
     except Exception as error:  # Arrow and the tar reader, about damage of any kind
         return [*problems, f"{name}: {(str(error) or type(error).__name__).splitlines()[0][:300]}"]
     expected = set()

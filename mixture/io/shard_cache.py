@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.fetch import pieces
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.io.node_cache import private_folder
-from vlmix.mixture.io.storage import Range, Remote, read_ranges
+from vlmix.mixture.io.storage import Remote
 
 FOLDER, MOST_BYTES = "VLMIX_SHARD_CACHE", "VLMIX_SHARD_CACHE_BYTES"
 """Environment variables: the folder, and the bytes that it holds at most."""
@@ -28,8 +29,6 @@ DEFAULT_BYTES = 100 * 10**9
 
 _log = logging.getLogger(__name__)
 _BLOCK, _SUM = 256 * 1024, 4  # bytes
-_REQUEST = 32 * _BLOCK
-_PIECE = 4 * _REQUEST  # asked for at a time
 _PARTIAL, _LOCK = ".partial", ".lock"
 _TOUCHED = 60  # seconds after which a use is noted again
 
@@ -153,9 +152,7 @@ class ShardCache:
             try:
                 digest, sums = hashlib.sha256(), b""
                 with partial.open("r+b") as file:
-                    for start in range(0, size, _PIECE):
-                        places = range(start, min(start + _PIECE, size), _REQUEST)
-                        data = b"".join(read_ranges([Range(where, at, min(_REQUEST, size - at)) for at in places]))
+                    for data in pieces(where, size):
                         digest.update(data)
                         sums += _sums(data)
                         file.write(data)

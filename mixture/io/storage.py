@@ -34,6 +34,10 @@ _NO_CREDENTIALS = (
 )
 
 
+class StoreError(VlmixError):
+    """A store that refuses, or that failed at every try: what it holds is not known."""
+
+
 class Local:
     """A local path. Safe to share over threads and forks: reads carry their own offsets."""
 
@@ -143,6 +147,15 @@ class Remote:
     def range(self, offset: int, size: int) -> bytes:
         return bytes(self._retry(lambda files, path: files.cat_file(path, start=offset, end=offset + size)))
 
+    def tree(self) -> dict[str, Facts]:
+        """All files below this folder by their paths in it; none where nothing is."""
+        root = self._connection()[1].rstrip("/") + "/"
+        try:
+            found = self._retry(lambda files, path: files.find(path, detail=True))
+        except FileNotFoundError:
+            return {}
+        return {path.removeprefix(root): _facts(entry) for path, entry in found.items() if path.startswith(root)}
+
     def arrow(self) -> pa.NativeFile:
         """The file for Arrow: in memory, where it stays as long as this object."""
         if self._kept is None:
@@ -239,11 +252,11 @@ def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
         raise error
     if _is_refusal(error):
         what = "check its credentials, and that they may read this place"
-        raise VlmixError(f"{url}: the store refuses: {error}; {what}") from error
+        raise StoreError(f"{url}: the store refuses: {error}; {what}") from error
     if 400 <= _status(error) < 500 and _status(error) not in _LATER:
-        raise VlmixError(f"{url}: {error}") from error
+        raise StoreError(f"{url}: {error}") from error
     if attempt == _TRIES - 1:
-        raise VlmixError(f"{url}: {error or type(error).__name__} (tried {_TRIES} times)") from error
+        raise StoreError(f"{url}: {error or type(error).__name__} (tried {_TRIES} times)") from error
 
 
 def _is_refusal(error: BaseException | None) -> bool:

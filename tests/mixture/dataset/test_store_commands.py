@@ -1,0 +1,163 @@
+"""Commands that read mixtures, of stores behind a proxy that makes trouble, against the same on disk."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import vlmix
+from tests.helpers import reseal, vlmix_here
+from tests.stores import BUCKET, Proxy, Store
+from vlmix.builders import known_sources
+from vlmix.mixture.build.build import build
+from vlmix.mixture.build.recipe import parse
+from vlmix.mixture.dataset.verify import Rows, verify
+from vlmix.mixture.io import storage
+from vlmix.mixture.io.storage import Remote
+
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+FIRST, SECOND = "train/train-000000.tar", "train/train-000001.tar"
+SOURCES = {"vqav2": {"take": 8}, "refcoco": {"take": 4}, "ocrvqa": {"take": 3}, "sharegpt": {}}
+
+
+@pytest.fixture(scope="module")
+def small(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of five samples, and beside them a view and a mixture of annotations. Read only."""
+    folder = tmp_path_factory.mktemp("folders")
+    recipe = parse({"name": "small", "sources": SOURCES, "samples_per_shard": 5}, known_sources())
+    build(recipe, known_sources(), raw, folder / "small")
+    build(recipe, known_sources(), raw, folder / "texts", annotations_only=True)
+    vlmix.open(folder / "small").subset(total=7).save(folder / "view")
+    return folder / "small"
+
+
+@pytest.fixture(scope="module")
+def address(moto: Store, small: Path) -> str:
+    for name in ("view", "texts"):
+        moto.put_folder(small.with_name(name), f"commands/{name}")
+    return moto.put_folder(small, "commands/small")
+
+
+def both(moto: Store, folder: Path) -> tuple[list[str], list[str]]:
+    """The problems of a folder, and of its copy in the store, in the same order."""
+    for key in moto.objects("verified"):
+        moto.client().delete_object(Bucket=BUCKET, Key=f"verified/{key}")
+    moto.put_folder(folder.parent, "verified")
+    url = f"s3://{BUCKET}/verified/{folder.name}"
+    said = [problem.replace(f"s3://{BUCKET}/verified/", f"{folder.parent}/") for problem in verify(url).problems]
+    return verify(folder).problems, sorted(said)
+
+
+@pytest.mark.parametrize("name", ["small", "view", "texts"])
+def test_a_sound_mixture_is_sound_behind_a_store_in_trouble(
+    proxy: Proxy, address: str, name: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    proxy.set(fail=0.1, cut=0.1, seed=1)
+    url = address.replace("small", name)
+    there, here = (vlmix_here("verify", place) for place in (url, small.with_name(name)))
+    assert there.returncode == 0 and proxy.troubled, there.stderr
+    assert there.stdout.split(": ")[1:] == here.stdout.split(": ")[1:] and there.stdout.startswith(f"{url}: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_check_shards_of_a_store_without_conditional_puts(
+    rclone: Store, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = rclone.put_folder(small, "small")
+    rclone.use(monkeypatch)
+    assert verify(url, workers=2) == verify(small)
+
+
+def torn(folder: Path) -> None:
+    path = folder / SECOND
+    path.write_bytes(path.read_bytes()[:-15_000])
+
+
+def flipped(name: str, at: float = 0.5) -> Callable[[Path], None]:
+    def flip(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[int(at * len(data))] ^= 0xFF
+        (folder / name).write_bytes(data)
+
+    return flip
+
+
+def strays(folder: Path) -> None:
+    (folder / "train/more.tar").write_bytes(b"x")
+    (folder / "work/deep").mkdir(parents=True)
+    (folder / "work/deep/file").write_text("x")
+    (folder / ".gitattributes").write_text("x")
+    (folder / SECOND).unlink()
+
+
+def edited(folder: Path) -> None:
+    """The manifest, and then a member."""
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    flipped(FIRST, 0.3)(folder)
+    (folder / "rejects.parquet").unlink()
+
+
+def forged(folder: Path) -> None:
+    """An index that was sealed again: what it says of members is not what they are."""
+    frame = pl.read_parquet(folder / "samples.parquet")
+    frame = frame.with_columns(pl.col("json_offset") + 512, id=pl.lit("x"))
+    frame.write_parquet(folder / "samples.parquet", row_group_size=5)
+    reseal(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [torn, strays, edited, forged, flipped("samples.parquet"), flipped("README.md"), flipped("manifest.json", 0.9)],
+)
+def test_damage_is_told_as_on_disk(
+    proxy: Proxy, moto: Store, small: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    shutil.copytree(small, tmp_path / "small")
+    damage(tmp_path / "small")
+    here, there = both(moto, tmp_path / "small")
+    assert here and there == here
+
+
+def test_damage_to_a_view_and_its_root_is_told_as_on_disk(
+    proxy: Proxy, moto: Store, small: Path, tmp_path: Path
+) -> None:
+    for name in ("small", "view"):
+        shutil.copytree(small.with_name(name), tmp_path / name)
+    torn(tmp_path / "small")
+    flipped("README.md")(tmp_path / "view")
+    here, there = both(moto, tmp_path / "view")
+    assert len(here) > 1 and there == here
+    flipped("samples.parquet")(tmp_path / "small")
+    here, there = both(moto, tmp_path / "view")
+    assert any("../small/samples.parquet: missing, or differs" in problem for problem in here) and there == here
+
+
+def test_rows_are_read_from_the_store_where_workers_have_no_copy(proxy: Proxy, address: str, small: Path) -> None:
+    there, here = Remote(f"{address}/samples.parquet"), storage.Local(small / "samples.parquet")
+    assert [Rows(there, group, "a").read() for group in (1, 0)] == [Rows(here, group, "a").read() for group in (1, 0)]
+    assert len([line for line, _ in proxy.requests if line.startswith("GET")]) == 1
+
+
+@pytest.mark.parametrize("only", ["", "list-type", r"\.tar", "samples.parquet"])
+def test_a_refusal_is_an_error_at_once(proxy: Proxy, address: str, only: str) -> None:
+    proxy.set(fail=1.0, status=403, only=only)
+    done = vlmix_here("verify", address, "--workers", "1")
+    assert done.returncode == 1 and "the store refuses: " in done.stderr and not done.stdout
+    assert proxy.troubled == 1
+
+
+def test_an_outage_is_no_damage(proxy: Proxy, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.001)
+    for only in ("manifest", "000001.tar"):
+        proxy.set(fail=1.0, only=only)
+        with pytest.raises(vlmix.VlmixError, match=rf"{only}.*tried 8 times"):
+            verify(address)
+
+
+def test_what_is_no_mixture_is_told(proxy: Proxy, address: str) -> None:
+    with pytest.raises(vlmix.VlmixError, match=f"{address}/train is not a mixture"):
+        verify(f"{address}/train")
