@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def overlaps(
-    mixture: Annotated[Path, typer.Argument(help="A mixture or a view.")],
+    mixture: Annotated[str, typer.Argument(help="A mixture or a view.")],
     out: Annotated[Path, typer.Option("--out", help="New Parquet file, outside of the mixture.")],
     benchmark: Annotated[
         list[str] | None,

@@ -14,6 +14,7 @@ from vlmix.mixture.browse.sides import Side, short_name, whole
 from vlmix.mixture.dataset.manifest import OVERLAPS_NAME
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.storage import Local, Location
 from vlmix.mixture.io.visible import visible
 from vlmix.mixture.overlaps import table
 from vlmix.mixture.overlaps.table import LEVELS, PICTURES, Checked, Overlaps
@@ -227,8 +228,11 @@ def known_overlaps(sides: Sequence[Side], file: Path | None) -> dict[str, Known]
     """
     roots = {side.mixture.root.name: whole(side.mixture) for side in sides}
     if file is None:
-        inside = [(root, root.local_root / OVERLAPS_NAME) for root in roots.values()]
-        found = [(root, OVERLAPS_NAME, table.read(path, root)) for root, path in inside if path.is_file()]
+        found = [
+            (root, OVERLAPS_NAME, table.read(root.root.join(OVERLAPS_NAME), root))
+            for root in roots.values()
+            if _is_there(root.root.join(OVERLAPS_NAME))
+        ]
     else:
         overlaps = table.read(file)
         parts = [*roots.values(), *(side.mixture for side in sides), *(side.of for side in sides if side.of)]
@@ -237,6 +241,15 @@ def known_overlaps(sides: Sequence[Side], file: Path | None) -> dict[str, Known]
             table.read(file, parts[0])  # says that it is of another
         found = [(part, file.name, overlaps) for part in of.values()]
     return {part.root.name: Known(part, number, name, read) for number, (part, name, read) in enumerate(found)}
+
+
+def _is_there(where: Location) -> bool:
+    if isinstance(where, Local):
+        return where.path.is_file()
+    try:
+        return where.size() >= 0
+    except FileNotFoundError:
+        return False
 
 
 def set_name(benchmark: str, split: str) -> str:

@@ -287,7 +287,7 @@ def _cards(
             any_reduced |= not stored and any(p.full for found in pictures.values() for p in found)
         files = {row: f"samples/{number}-{row:09d}.html" for row in rows[name].tolist()}
         overlaps = known[name].of_samples(files) if name in known else {}
-        for (row, file), columns in zip(files.items(), read_rows(root.local_root, rows[name]).to_pylist()):
+        for (row, file), columns in zip(files.items(), read_rows(root.root_index(), rows[name]).to_pylist()):
             found = overlaps.get(row, Found())
             made[name, row] = card_of(columns, file, None if pictures is None else pictures[row], found)
     return made, any_reduced

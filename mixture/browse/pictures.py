@@ -13,6 +13,7 @@ from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.images import decoded, image_xxh3
 from vlmix.mixture.io.pool import Engine, Progress, silent
+from vlmix.mixture.io.storage import StoreError
 
 FOLDER = "pictures"
 SIDE, QUALITY = 384, 45
@@ -34,6 +35,7 @@ class Job(Struct, frozen=True):
     """Samples of one root, by row, whose pictures go below `out`: with `stored`, their stored bytes as well."""
 
     root: str
+    """Its path or URL."""
     manifest: str
     """Its sha256."""
     rows: list[int]
@@ -46,7 +48,7 @@ def write_pictures(
 ) -> dict[int, list[Picture]]:
     """Row of the root -> the pictures of its sample, which are files below `out` from now on."""
     (out / FOLDER).mkdir(exist_ok=True)
-    place, manifest = str(root.local_root), root.manifest.sha256
+    place, manifest = root.root.name, root.manifest.sha256
     jobs = [Job(place, manifest, rows[at : at + CHUNK].tolist(), out, stored) for at in range(0, len(rows), CHUNK)]
     made: dict[int, list[Picture]] = {}
     progress("pictures", 0, len(rows))
@@ -59,7 +61,13 @@ def write_pictures(
 def write_some(job: Job) -> dict[int, list[Picture]]:
     """What `write_pictures` gives, for one job; runs in a worker."""
     reader = _opened(job.root, job.manifest)
-    return {row: _of_sample(reader, row, job) for row in job.rows}
+    try:
+        raws = reader.raws(job.rows)
+    except StoreError:
+        raise
+    except VlmixError:  # one by one then, as each says what is wrong with it
+        return {row: _of_sample(reader, row, job) for row in job.rows}
+    return {row: [_written(jpeg, job) for jpeg in raw.jpegs] for row, raw in zip(job.rows, raws)}
 
 
 @lru_cache(maxsize=1)
@@ -71,6 +79,8 @@ def _opened(root: str, manifest: str) -> Reader:
 def _of_sample(reader: Reader, row: int, job: Job) -> list[Picture]:
     try:
         jpegs: Sequence[bytes] = reader.raw(row).jpegs
+    except StoreError:
+        raise
     except VlmixError as error:  # a shard that is missing or damaged costs its pictures, and its texts are still there
         count = int(reader.column("num_images")[row].as_py())
         # Pages are shared: they say where in the mixture, and not where that lies on this machine.

@@ -3,12 +3,15 @@
 import hashlib
 import io
 import os
+import shutil
 import threading
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
 import msgspec
@@ -25,9 +28,10 @@ from vlmix.mixture.dataset.remote_shards import Member, RemoteShards
 from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, check_index, columns_problem
 from vlmix.mixture.dataset.tar import BLOCK, image_member
 from vlmix.mixture.errors import VlmixError, abridged
+from vlmix.mixture.io.fetch import fetch
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
 from vlmix.mixture.io.shard_cache import ShardCache, configured
-from vlmix.mixture.io.storage import Local, Location, locate
+from vlmix.mixture.io.storage import Local, Location, Remote, locate
 from vlmix.mixture.version import ORDER_VERSION
 
 if TYPE_CHECKING:
@@ -205,8 +209,11 @@ class Reader(Sequence[Sample]):
 
     def read(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Sample]:
         """The samples at `positions`, in that order; from a store in few requests, made at once. Raises as `raw`."""
-        places = [self._place(int(position)) for position in positions]
-        return [self._decoded(raw) for raw in self._members(places)]
+        return [self._decoded(raw) for raw in self.raws(positions)]
+
+    def raws(self, positions: Sequence[int] | NDArray[np.integer]) -> list[RawSample]:
+        """The same, undecoded."""
+        return self._members([self._place(int(position)) for position in positions])
 
     @property
     def in_store(self) -> bool:
@@ -334,6 +341,33 @@ class Reader(Sequence[Sample]):
         index = Index(self._root_files)
         check_index(index, self.root.join(SAMPLES_NAME).name)
         return index
+
+    @cached_property
+    def index_here(self) -> list[Location]:
+        """The files of the root's index on this machine, for processes that would each read them from a store: copies
+        then, which go when this object does. Raises VlmixError if one is missing or was changed."""
+        if isinstance(self.root, Local):
+            return self._root_files
+        folder = Path(mkdtemp(prefix="vlmix-index-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for name in self.root_manifest.index:
+            self.fetch(name, folder / name, self.root_manifest.checksums.get(name))
+        return [Local(folder / name) for name in self.root_manifest.index]
+
+    def fetch(self, name: str, path: Path, digest: str | None) -> None:
+        """Copy a file of the root, which is in a store, to the new file `path`. Raises VlmixError if it is missing, or
+        has another sha256."""
+        assert isinstance(self.root, Remote)
+        where = self.root.join(name)
+        try:
+            fetch(where, path)
+        except FileNotFoundError:
+            raise VlmixError(f"{where.name} is missing; {self._hint}") from None
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        if not same:
+            path.unlink()
+            raise VlmixError(f"{where.name}: its bytes differ from the manifest's checksum; {self._hint}")
 
     @cached_property
     def _own_files(self) -> list[Location]:

@@ -13,9 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import open_index
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.export._rows import Part, parts, plain, row_count
 from vlmix.mixture.io.atomic import write_parquet
@@ -119,7 +117,7 @@ def texts_in_order(
     to the workers, so it is a function of a module or an object of one."""
     done, count, total = {}, 0, len(mixture)
     jobs = (_TextJob(number, part, entry, separator) for number, part in enumerate(parts(mixture)))
-    following, groups = 0, open_index(mixture.local_root / SAMPLES_NAME).num_row_groups
+    following, groups = 0, mixture.root_index().num_row_groups
     with Pool(min(workers, groups)) as pool:
         for job, texts in pool.map(_texts, jobs):
             progress("exporting", count, total)

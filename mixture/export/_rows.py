@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from vlmix.mixture.dataset.groups import Stored, row_groups
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import columns_problem, open_index, source_columns
+from vlmix.mixture.dataset.schema import Index, columns_problem, source_columns
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import digests
 from vlmix.mixture.io.atomic import atomic_write
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.storage import Location
 from vlmix.mixture.keyed import hash_order
 from vlmix.mixture.record import IMAGE_TOKEN, unsafe_path
 from vlmix.mixture.render import tokens_in_place
@@ -49,7 +50,8 @@ def open_whole(folder: str | Path) -> Reader:
 class Part:
     """The samples of one row group that are exported; a worker reads them by itself."""
 
-    root: Path
+    index: list[Location]
+    """The files of the root's index, on this machine."""
     label: str
     """What errors call the mixture."""
     sources: frozenset[str]
@@ -65,7 +67,7 @@ class Part:
     def table(self) -> pa.Table:
         """Rows of samples.parquet, the columns of sources included, with their number in the root as `root_row`: in the
         natural order where the recipe's is, else in mixture order. Raises VlmixError for what no form could write."""
-        index = open_index(self.root / SAMPLES_NAME)
+        index = Index(self.index)
         columns = _COLUMNS + [field.name for field in source_columns(index.schema_arrow)]
         table = index.read_row_group(self.group, columns)
         table = table.append_column("root_row", pa.array(np.arange(self.first, self.first + table.num_rows)))
@@ -84,18 +86,18 @@ class Part:
 
     def has(self, lists: str) -> bool:
         """Whether a list of this column, in any row of the group, is not empty."""
-        column = open_index(self.root / SAMPLES_NAME).read_row_group(self.group, [lists])[lists]
+        column = Index(self.index).read_row_group(self.group, [lists])[lists]
         return bool(pc.any(pc.greater(pc.list_value_length(column), 0)).as_py())
 
 
 def parts(mixture: Reader) -> Iterator[Part]:
     """The samples, in order."""
-    root, sources = mixture.local_root, frozenset(mixture.manifest.sources)
+    index, sources = mixture.index_here, frozenset(mixture.manifest.sources)
     natural = mixture.manifest.recipe["order"] == "natural"
     repeats = mixture.column("repeat").to_numpy()
-    for group in row_groups(mixture, open_index(root / SAMPLES_NAME).group_rows):
+    for group in row_groups(mixture, mixture.root_index().group_rows):
         rows, times = group.rows.astype(np.int32), int(repeats[group.positions].sum())
-        yield Part(root, mixture.folder.name, sources, natural, group.number, group.first, rows, times)
+        yield Part(index, mixture.folder.name, sources, natural, group.number, group.first, rows, times)
 
 
 def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
@@ -170,7 +172,7 @@ def row_count(mixture: Reader) -> int:
 
 def own_columns(mixture: Reader, taken: Collection[str]) -> dict[str, pa.DataType]:
     """The columns that sources gave the samples, with their types, for a form that has the columns `taken` itself."""
-    fields = source_columns(open_index(mixture.local_root / SAMPLES_NAME).schema_arrow)
+    fields = source_columns(mixture.root_index().schema_arrow)
     for field in fields:
         if field.name in taken:
             raise VlmixError(
@@ -305,7 +307,7 @@ def _create(path: str) -> int:
 def unlike_paths(mixture: Reader) -> frozenset[bytes]:
     """The paths under which samples have different images, as `_digest` writes them. Holds 24 bytes for each image."""
     paths, contents = [np.empty(0, "S16")], [np.empty(0, np.uint64)]
-    index = open_index(mixture.local_root / SAMPLES_NAME)
+    index = mixture.root_index()
     for group in row_groups(mixture, index.group_rows):
         names = [f"images.list.element.{name}" for name in ("path", "xxh3")]
         images = whole_column(index.read_row_group(group.number, names)["images"].take(group.rows)).flatten()

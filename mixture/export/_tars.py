@@ -46,17 +46,17 @@ def place(
 ) -> Iterator[Tar]:
     """Put shards with the samples of `mixture` into `folder`, and return what is in them.
 
-    A mixture's shards are hard-linked, or copied where the file system has no such links, with the files that make it a
-    mixture. A view is written out as a mixture, and so is a merged one, which may have a key twice. With
-    `whole_shards`, which the forms need that can repeat shards but not samples, a mixture whose samples have unlike
-    `repeat` gets new shards of one `repeat` each, with unique keys.
+    A mixture's shards are hard-linked, or copied from a store and where the file system has no such links, with the
+    files that make it a mixture. A view is written out as a mixture, and so is a merged one, which may have a key
+    twice. With `whole_shards`, which the forms need that can repeat shards but not samples, a mixture whose samples
+    have unlike `repeat` gets new shards of one `repeat` each, with unique keys.
     """
     repeats = mixture.column("repeat").to_numpy()
     if whole_shards and (repeats != repeats[0]).any():
         paths = _write_by_repeat(mixture, folder, repeats, progress)
         repeats = np.sort(repeats)
     elif mixture.manifest.parent is None and not any(mixture.manifest.key_shifts()):
-        paths = _link_all(mixture, folder)
+        paths = _fetch_all(mixture, folder, progress) if mixture.in_store else _link_all(mixture, folder)
     else:
         copy = folder / "copy"
         paths = [shard.path for shard in save_copy(mixture, copy, [], workers=workers, progress=progress).shards]
@@ -95,6 +95,17 @@ def _link_all(mixture: Reader, folder: Path) -> list[str]:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(root / name, folder / name)
     return [shard.path for shard in mixture.manifest.shards]
+
+
+def _fetch_all(mixture: Reader, folder: Path, progress: Progress) -> list[str]:
+    shards, checksums = mixture.manifest.shards, mixture.manifest.checksums
+    for name in [name for name in (*mixture.manifest.index, REJECTS_NAME, CARD_NAME) if name in checksums]:
+        mixture.fetch(name, folder / name, checksums[name])
+    (folder / MANIFEST_NAME).write_bytes(mixture.root.join(MANIFEST_NAME).whole())
+    for number, shard in enumerate(shards):
+        progress("fetching shards", number, len(shards))
+        mixture.fetch(shard.path, folder / shard.path, shard.sha256)
+    return [shard.path for shard in shards]
 
 
 def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], progress: Progress) -> list[str]:

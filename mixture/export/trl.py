@@ -19,9 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmix.mixture.dataset.groups import Stored
-from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import open_index
 from vlmix.mixture.export._jobs import write_tables
 from vlmix.mixture.export._rows import (
     Part,
@@ -65,7 +63,7 @@ class _Converted:
 def _all_plain(mixture: Reader, progress: Progress, workers: int) -> bool:
     """Whether `without_tokens` has texts for every sample."""
     done, total = 0, len(mixture)
-    with Pool(min(workers, open_index(mixture.local_root / SAMPLES_NAME).num_row_groups)) as pool:
+    with Pool(min(workers, mixture.root_index().num_row_groups)) as pool:
         for part, is_plain in pool.map(_part_is_plain, parts(mixture)):
             progress("looking for images inside texts", done, total)
             done += len(part.rows)

@@ -26,7 +26,7 @@ class Alike(NamedTuple):
 
 
 def find(
-    path: Path,
+    path: str | Path,
     sets: Sequence[Asked] = (),
     *,
     picture_id: Callable[[str], str],

@@ -19,6 +19,7 @@ from vlmix.mixture.keyed import Indices, Ranks, ranked
 from vlmix.mixture.overlaps.fingerprints import BITS, Fingerprints, fingerprints
 
 CHUNK = 256  # pictures per task
+_TOGETHER = 32  # samples that are read at a time
 Texts = Iterator[tuple[NDArray[np.int64], list[list[str]]]]
 """[n] positions, and for each the values of its turns."""
 
@@ -108,7 +109,7 @@ def priority(sources: NDArray[np.integer], ranks: Ranks) -> Indices:
     return order[np.argsort(sources[order], kind="stable")]
 
 
-def of_mixture(path: Path, flipped: bool, pool: Engine, progress: Progress) -> tuple[Reader, Samples]:
+def of_mixture(path: str | Path, flipped: bool, pool: Engine, progress: Progress) -> tuple[Reader, Samples]:
     """The samples of the mixture at `path`; `flipped`: with fingerprints of the pictures' mirrors."""
     mixture = Reader.open(path)
     counts, (paths, hashes) = mixture.image_fields("path", "xxh3")
@@ -185,20 +186,25 @@ AnyJob = TypeVar("AnyJob", bound=PrintJob)
 class StoredJob(PrintJob, frozen=True):
     """Pictures of a mixture, each by a sample and its number there."""
 
-    path: Path
+    path: str | Path
     positions: list[int]
     numbers: list[int]
 
 
 @lru_cache(maxsize=1)
-def _opened(path: Path) -> Reader:
+def _opened(path: str | Path) -> Reader:
     return Reader.open(path)
 
 
 def print_stored(job: StoredJob) -> Printed:
     """The fingerprints of a job's pictures. Runs in a worker."""
     mixture = _opened(job.path)
-    pictures = (mixture.raw(at).jpegs[image] for at, image in zip(job.positions, job.numbers))
+    pictures = (
+        raw.jpegs[image]
+        for start in range(0, len(job.positions), _TOGETHER)
+        for some in [slice(start, start + _TOGETHER)]
+        for raw, image in zip(mixture.raws(job.positions[some]), job.numbers[some])
+    )
     return print_pictures(pictures, job.flipped)
 
 

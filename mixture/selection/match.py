@@ -14,7 +14,7 @@ from vlmix.mixture.dataset.groups import row_groups
 from vlmix.mixture.dataset.llava_row import llava_row, row_sha256
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
 from vlmix.mixture.dataset.reader import Reader
-from vlmix.mixture.dataset.schema import columns_problem, open_index
+from vlmix.mixture.dataset.schema import columns_problem
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import digests
 from vlmix.mixture.keyed import Indices
@@ -261,7 +261,7 @@ def _llava_keys(mixture: Reader, with_image: bool = False) -> Iterator[tuple[Ind
 
 def _tables(mixture: Reader, *more: str) -> Iterator[tuple[Indices, pa.Table]]:
     """[n] positions and what says how the samples are called in LLaVA's JSON, a row group at a time."""
-    index = open_index(mixture.local_root / SAMPLES_NAME)
+    index = mixture.root_index()
     for group in row_groups(mixture, index.group_rows):
         table = index.read_row_group(group.number, ["id", "images.list.element.path", "extra", *more])
         if problem := columns_problem(table):

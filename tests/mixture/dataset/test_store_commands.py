@@ -1,5 +1,6 @@
 """Commands that read mixtures, of stores behind a proxy that makes trouble, against the same on disk."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,13 @@ import polars as pl
 import pytest
 
 import vlmix
-from tests.helpers import reseal, vlmix_here
+from tests.helpers import hashes, reseal, vlmix_here
 from tests.stores import BUCKET, Proxy, Store
 from vlmix.builders import known_sources
 from vlmix.mixture.build.build import build
 from vlmix.mixture.build.recipe import parse
 from vlmix.mixture.dataset.verify import Rows, verify
+from vlmix.mixture.export import export
 from vlmix.mixture.io import storage
 from vlmix.mixture.io.storage import Remote
 
@@ -161,3 +163,71 @@ def test_an_outage_is_no_damage(proxy: Proxy, address: str, monkeypatch: pytest.
 def test_what_is_no_mixture_is_told(proxy: Proxy, address: str) -> None:
     with pytest.raises(vlmix.VlmixError, match=f"{address}/train is not a mixture"):
         verify(f"{address}/train")
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"), [("small", ["hf", "llava-json", "trl", "wids", "energon"]), ("view", ["llava-next", "messages"])]
+)
+def test_exports_are_those_from_disk(
+    proxy: Proxy,
+    address: str,
+    small: Path,
+    tmp_path: Path,
+    name: str,
+    forms: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    proxy.set(fail=0.1, cut=0.1, seed=2)
+    for form in forms:
+        for where, place in (("here", small.with_name(name)), ("there", address.replace("small", name))):
+            out = tmp_path / where / form
+            more = ["--images", out.with_name("images")] if form == "llava-json" else []
+            done = vlmix_here("export", place, "--to", form, "--out", out, "--workers", 1, *more)
+            assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "there") == hashes(tmp_path / "here") and proxy.troubled
+    gc.collect()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_workers_export_from_a_store(proxy: Proxy, address: str, small: Path, tmp_path: Path) -> None:
+    for where, place in (("here", str(small)), ("there", address)):
+        export(place, "texts", tmp_path / where, workers=2)
+    assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
+
+
+@pytest.mark.parametrize("name", ["small", "view", "texts"])
+def test_pages_are_those_from_disk(proxy: Proxy, address: str, small: Path, tmp_path: Path, name: str) -> None:
+    proxy.set(fail=0.1, cut=0.1, seed=3)
+    for where, place in (("here", small.with_name(name)), ("there", address.replace("small", name))):
+        done = vlmix_here("browse", place, "--out", tmp_path / where, "--workers", 1)
+        assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "there") == hashes(tmp_path / "here") and proxy.troubled
+
+
+def test_a_refusal_makes_no_page_without_pictures(proxy: Proxy, address: str, tmp_path: Path) -> None:
+    proxy.set(fail=1.0, status=403, only=r"\.tar")
+    done = vlmix_here("browse", address, "--out", tmp_path / "pages", "--workers", 1)
+    assert done.returncode == 1 and "the store refuses: " in done.stderr and not (tmp_path / "pages").exists()
+
+
+@pytest.mark.parametrize("name", ["small", "view"])
+def test_overlaps_are_those_on_disk_and_shown_beside_them(
+    proxy: Proxy, address: str, moto: Store, small: Path, tmp_path: Path, name: str
+) -> None:
+    proxy.set(fail=0.1, cut=0.1, seed=4)
+    for where, place in (("here", small.with_name(name)), ("there", address.replace("small", name))):
+        done = vlmix_here("overlaps", place, "--out", tmp_path / where, "--workers", 1)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+    if name == "view":
+        return
+    shutil.copytree(small, tmp_path / "small")
+    shutil.copy(tmp_path / "here", tmp_path / "small/overlaps.parquet")
+    url = moto.put_folder(tmp_path / "small", "compared/small")
+    for out, place in (("a", tmp_path / "small"), ("b", url)):
+        done = vlmix_here("browse", place, "--out", tmp_path / out, "--workers", 1)
+        assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert "overlaps.parquet" in (tmp_path / "a/index.html").read_text()
