@@ -1,7 +1,7 @@
 """The samples of a mixture or a part of it by the row groups of the root's index, and what is stored of
 them by the places that their rows name: what goes through all samples holds one group at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
-from vlmix.mixture.dataset.reader import RawSample, Reader
+from vlmix.mixture.dataset.reader import Place, RawSample, Reader
 from vlmix.mixture.errors import VlmixError
 
 
@@ -72,10 +72,17 @@ class Stored:
 
         Raises VlmixError if the shard is missing, truncated or another than the index says.
         """
+        return self.all_members([row])[0]
+
+    def all_members(self, rows: Sequence[dict[str, Any]]) -> list[RawSample]:
+        """The same of several rows; from a store in few requests, made at once."""
+        return self._root.members([self._place(row) for row in rows])
+
+    def _place(self, row: dict[str, Any]) -> Place:
         number, size = self._shards.get(row["shard"], (-1, 0))
         json_place = row["json_offset"], row["json_size"]
         places = [(image["offset"], image["size"]) for image in row["images"]]
         if number >= 0 and any(min(place) < 0 or sum(place) > size for place in (json_place, *places)):
             what = f"{self._root.root.name}: {SAMPLES_NAME} places {row['id']} outside its shard"
             raise VlmixError(f"{what}; `vlmix verify` lists all damage")
-        return self._root.members(number, row["root_row"], json_place, places)
+        return Place(number, row["root_row"], json_place, places)

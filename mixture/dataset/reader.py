@@ -28,10 +28,10 @@ from vlmix.mixture.dataset.remote_shards import Member, RemoteShards
 from vlmix.mixture.dataset.schema import SAMPLES, VIEW, Index, SampleJson, check_index, columns_problem
 from vlmix.mixture.dataset.tar import BLOCK, image_member
 from vlmix.mixture.errors import VlmixError, abridged
-from vlmix.mixture.io.fetch import fetch
+from vlmix.mixture.io.fetch import fetch_sound
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
 from vlmix.mixture.io.shard_cache import ShardCache, configured
-from vlmix.mixture.io.storage import Local, Location, Remote, locate
+from vlmix.mixture.io.storage import Local, Location, locate
 from vlmix.mixture.version import ORDER_VERSION
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Reader(Sequence[Sample]):
 
     def raws(self, positions: Sequence[int] | NDArray[np.integer]) -> list[RawSample]:
         """The same, undecoded."""
-        return self._members([self._place(int(position)) for position in positions])
+        return self.members([self._place(int(position)) for position in positions])
 
     @property
     def in_store(self) -> bool:
@@ -226,7 +226,7 @@ class Reader(Sequence[Sample]):
     def raw(self, position: int) -> RawSample:
         """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
         is missing, truncated or no longer the one that the index was made of."""
-        return self._members([self._place(position)])[0]
+        return self.members([self._place(position)])[0]
 
     def _place(self, position: int) -> Place:
         at = range(len(self))[position]
@@ -239,14 +239,13 @@ class Reader(Sequence[Sample]):
         images = list(zip(places["image_offset"][first:last].tolist(), places["image_size"][first:last].tolist()))
         return Place(shard, row, (json_offset, json_size), images)
 
-    def members(self, shard: int, row: int, json_place: tuple[int, int], images: Sequence[Sequence[int]]) -> RawSample:
-        """The undecoded members of the root's sample in `row`, which lie in the shard of that number at (offset, size).
-        For who reads the places from the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
-        return self._members([Place(shard, row, json_place, [(offset, size) for offset, size in images])])[0]
-
-    def _members(self, places: Sequence[Place]) -> list[RawSample]:
+    def members(self, places: Sequence[Place]) -> list[RawSample]:
+        """The undecoded members of the root's samples at these places; from a store in few requests, made at once. For
+        who reads the places from the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
         if self._remote is None:
             return [self._local_members(*place) for place in places]
+        if any(place.shard < 0 for place in places):
+            self._open_shard(-1, 0, 0)
         asked, keys = list[Member](), [self._key(place.shard, place.row) for place in places]
         for key, place in zip(keys, places):
             names = [f"{key}.json", *(image_member(key, number) for number in range(len(place.images)))]
@@ -351,23 +350,8 @@ class Reader(Sequence[Sample]):
         folder = Path(mkdtemp(prefix="vlmix-index-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         for name in self.root_manifest.index:
-            self.fetch(name, folder / name, self.root_manifest.checksums.get(name))
+            fetch_sound(self.root, name, folder / name, self.root_manifest.checksums.get(name))
         return [Local(folder / name) for name in self.root_manifest.index]
-
-    def fetch(self, name: str, path: Path, digest: str | None) -> None:
-        """Copy a file of the root, which is in a store, to the new file `path`. Raises VlmixError if it is missing, or
-        has another sha256."""
-        assert isinstance(self.root, Remote)
-        where = self.root.join(name)
-        try:
-            fetch(where, path)
-        except FileNotFoundError:
-            raise VlmixError(f"{where.name} is missing; {self._hint}") from None
-        with path.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == digest
-        if not same:
-            path.unlink()
-            raise VlmixError(f"{where.name}: its bytes differ from the manifest's checksum; {self._hint}")
 
     @cached_property
     def _own_files(self) -> list[Location]:

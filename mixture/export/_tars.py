@@ -17,7 +17,9 @@ from vlmix.mixture.dataset.shards import sample_key, shard_path
 from vlmix.mixture.dataset.tar import BLOCK, Member, TarWriter, image_member, scan
 from vlmix.mixture.dataset.view import save_copy
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.fetch import fetch_sound
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.storage import Remote
 
 
 class Tar(NamedTuple):
@@ -56,7 +58,8 @@ def place(
         paths = _write_by_repeat(mixture, folder, repeats, progress)
         repeats = np.sort(repeats)
     elif mixture.manifest.parent is None and not any(mixture.manifest.key_shifts()):
-        paths = _fetch_all(mixture, folder, progress) if mixture.in_store else _link_all(mixture, folder)
+        root = mixture.root
+        paths = _fetch_all(mixture, root, folder, progress) if isinstance(root, Remote) else _link_all(mixture, folder)
     else:
         copy = folder / "copy"
         paths = [shard.path for shard in save_copy(mixture, copy, [], workers=workers, progress=progress).shards]
@@ -97,14 +100,14 @@ def _link_all(mixture: Reader, folder: Path) -> list[str]:
     return [shard.path for shard in mixture.manifest.shards]
 
 
-def _fetch_all(mixture: Reader, folder: Path, progress: Progress) -> list[str]:
+def _fetch_all(mixture: Reader, root: Remote, folder: Path, progress: Progress) -> list[str]:
     shards, checksums = mixture.manifest.shards, mixture.manifest.checksums
     for name in [name for name in (*mixture.manifest.index, REJECTS_NAME, CARD_NAME) if name in checksums]:
-        mixture.fetch(name, folder / name, checksums[name])
-    (folder / MANIFEST_NAME).write_bytes(mixture.root.join(MANIFEST_NAME).whole())
+        fetch_sound(root, name, folder / name, checksums[name])
+    (folder / MANIFEST_NAME).write_bytes(root.join(MANIFEST_NAME).whole())
     for number, shard in enumerate(shards):
         progress("fetching shards", number, len(shards))
-        mixture.fetch(shard.path, folder / shard.path, shard.sha256)
+        fetch_sound(root, shard.path, folder / shard.path, shard.sha256)
     return [shard.path for shard in shards]
 
 

@@ -1,8 +1,10 @@
 """Whole files of a store, copied to this machine."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors
 from vlmix.mixture.io.storage import Range, Remote, read_ranges
 
@@ -33,3 +35,17 @@ def fetch(where: Remote, path: Path) -> None:
     except BaseException:
         path.unlink()
         raise
+
+
+def fetch_sound(folder: Remote, name: str, path: Path, digest: str | None) -> None:
+    """The same for the file `name` of a mixture's folder. Raises VlmixError if it is missing or has another sha256."""
+    where, hint = folder.join(name), f"`vlmix verify {folder.name}` lists all damage"
+    try:
+        fetch(where, path)
+    except FileNotFoundError:
+        raise VlmixError(f"{where.name} is missing; {hint}") from None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        path.unlink()
+        raise VlmixError(f"{where.name}: its bytes differ from the manifest's checksum; {hint}")

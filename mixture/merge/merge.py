@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +22,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset import manifest as manifests
+from vlmix.mixture.dataset.groups import Stored
 from vlmix.mixture.dataset.manifest import REJECTS_NAME, SAMPLES_NAME, Counts, Input, Manifest, Shard, SourceInfo
+from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.dataset.rejects import write_rejects
 from vlmix.mixture.dataset.schema import REJECTS, Index, SampleJson, filled, open_index
 from vlmix.mixture.dataset.shards import (
@@ -39,10 +42,11 @@ from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors
 from vlmix.mixture.io.engines import EngineName, start
+from vlmix.mixture.io.fetch import pieces
 from vlmix.mixture.io.images import image_xxh3
 from vlmix.mixture.io.pool import Engine, Progress, silent
 from vlmix.mixture.io.staging import HELD, staging_folder
-from vlmix.mixture.io.storage import Local
+from vlmix.mixture.io.storage import Local, Location, Remote, locate
 from vlmix.mixture.merge.parts import (
     Part,
     Piece,
@@ -60,6 +64,7 @@ from vlmix.mixture.merge.recipe import MergeRecipe
 from vlmix.mixture.version import VERSION
 
 _CHUNK = 2**24  # bytes of a shard that are copied at a time
+_TOGETHER = 64  # samples that are read at a time
 
 
 class Merged(NamedTuple):
@@ -86,9 +91,13 @@ def merge(
     for mixtures that do not go together, for one that is damaged, and for more than there is; what was finished until
     then is kept for the next run.
     """
-    read = [Path(place) / manifests.NAME for place in recipe.mixtures]
-    with staging_folder(out) as (folder, work), start(engine, workers, [work / HELD, *read]) as pool:
-        parts = open_parts(recipe, progress)
+    places = [where.path for where in map(locate, recipe.mixtures) if isinstance(where, Local)]
+    with (
+        staging_folder(out) as (folder, work),
+        TemporaryDirectory(prefix="copies-", dir=work) as copies,
+        start(engine, workers, [work / HELD, *(place / manifests.NAME for place in places)]) as pool,
+    ):
+        parts = open_parts(recipe, Path(copies), progress)
         schema, seed = schema_of(parts), parts[0].manifest.seed if recipe.seed is None else recipe.seed
         kept = keep(parts, recipe, seed)
         dropped = drop_duplicates(parts, kept, drop=recipe.duplicates == "drop")
@@ -130,6 +139,8 @@ class PieceJob(ShardTask, frozen=True):
     `natural` is its place in the natural order, `repeat` how often it is seen."""
 
     root: Path
+    """The folder of its index; `shards_at` is where its shards lie."""
+    shards_at: Location
     digest: str
     """Of the root's manifest."""
     group: int | None
@@ -165,6 +176,7 @@ def _jobs(
             out=out,
             work=work,
             root=part.root,
+            shards_at=part.shards_at,
             digest=part.root_manifest.sha256,
             group=group,
             source=shard.path if shard else "",
@@ -191,8 +203,8 @@ def write_piece(job: PieceJob) -> ShardDone:
         return _new_shard(job, schema)
     table = _index(job.root, job.digest).read_row_group(job.group)
     if table.num_rows != len(job.natural):
-        what = f"row group {job.group} has {table.num_rows} rows, the manifest says {len(job.natural)}"
-        raise VlmixError(f"{job.root / SAMPLES_NAME}: {what}; `vlmix verify {job.root}` lists all damage")
+        what = f"has in row group {job.group} {table.num_rows} rows, the manifest says {len(job.natural)}"
+        raise _damage(job.shards_at, SAMPLES_NAME, what)
     if job.with_tar:
         where = {"shard": pa.repeat(shard_path(job.number), table.num_rows)}
     else:
@@ -215,8 +227,9 @@ def _new_shard(job: PieceJob, schema: pa.Schema) -> ShardDone:
     table = _merged_rows(read_rows(job.root, job.rows), job, schema, {})
 
     def samples() -> Iterator[Members]:
-        for columns in table.to_pylist():
-            yield _members(job.root, columns) if job.with_tar else Members(b"", ())
+        for first in range(0, table.num_rows, _TOGETHER):
+            rows = table.slice(first, _TOGETHER).to_pylist()
+            yield from _members(job, rows, job.rows[first:]) if job.with_tar else [Members(b"", ())] * len(rows)
 
     return store_rows(samples(), partial(moved, table), job, schema, with_tar=job.with_tar)
 
@@ -227,19 +240,22 @@ def _index(root: Path, _: str) -> Index:
     return open_index(root / SAMPLES_NAME)
 
 
-def _members(root: Path, columns: dict[str, Any]) -> Members:
-    """The members of a sample by its row of the index."""
-    where = Local(root / columns["shard"])
-    try:
-        text = where.range(columns["json_offset"], columns["json_size"])
-        images = [where.range(image["offset"], image["size"]) for image in columns["images"]]
-    except FileNotFoundError:
-        raise _damage(root, columns["shard"], "is missing") from None
-    if [image["xxh3"] for image in columns["images"]] != list(map(image_xxh3, images)):
-        raise _damage(root, columns["shard"], f"has other images for {columns['id']} than the index")
-    if not _same(text, columns):
-        raise _damage(root, columns["shard"], f"has another text for {columns['id']} than the index")
-    return Members(text, images)
+@lru_cache(maxsize=1)
+def _stored(place: str, _: str) -> Stored:
+    """Kept with the shards that it has open; of the mixture with that checksum."""
+    return Stored(Reader.open(place))
+
+
+def _members(job: PieceJob, rows: Sequence[dict[str, Any]], numbers: Sequence[int]) -> Iterator[Members]:
+    """The members of samples by their rows of the index, whose numbers in the root these are."""
+    stored = _stored(job.shards_at.name, job.digest)
+    found = stored.all_members([{**row, "root_row": int(number)} for row, number in zip(rows, numbers)])
+    for columns, raw in zip(rows, found):
+        if [image["xxh3"] for image in columns["images"]] != list(map(image_xxh3, raw.jpegs)):
+            raise _damage(job.shards_at, columns["shard"], f"has other images for {columns['id']} than the index")
+        if not _same(raw.json, columns):
+            raise _damage(job.shards_at, columns["shard"], f"has another text for {columns['id']} than the index")
+        yield Members(raw.json, raw.jpegs)
 
 
 def _same(text: bytes, columns: dict[str, Any]) -> bool:
@@ -249,14 +265,14 @@ def _same(text: bytes, columns: dict[str, Any]) -> bool:
         return False
 
 
-def _damage(root: Path, shard: str, what: str) -> VlmixError:
-    return VlmixError(f"{root / shard} {what}; `vlmix verify {root}` lists all damage")
+def _damage(root: Location, name: str, what: str) -> VlmixError:
+    return VlmixError(f"{root.join(name).name} {what}; `vlmix verify {root.name}` lists all damage")
 
 
 class PlaceJob(Struct, frozen=True):
     """The shard `source` of `root` to link, or with `copy` to copy, into `out` as `shard`."""
 
-    root: Path
+    root: Location
     source: str
     shard: Shard
     out: Path
@@ -265,7 +281,7 @@ class PlaceJob(Struct, frozen=True):
 
 def _place(jobs: Sequence[PieceJob], copy: bool, pool: Engine, progress: Progress) -> list[bool]:
     """Link or copy the shards that are taken as they are; whether each was linked."""
-    tasks = [PlaceJob(job.root, job.source, job.shard, job.out, copy) for job in jobs if job.shard]
+    tasks = [PlaceJob(job.shards_at, job.source, job.shard, job.out, copy) for job in jobs if job.shard]
     linked = []
     for _, was_linked in pool.map(place_shard, tasks):
         linked.append(was_linked)
@@ -275,13 +291,16 @@ def _place(jobs: Sequence[PieceJob], copy: bool, pool: Engine, progress: Progres
 
 def place_shard(job: PlaceJob) -> bool:
     """Put a shard in its place, if an earlier run has not; True if it is a hard link. Runs in a worker."""
-    source, target = (job.root / job.source).resolve(), job.out / job.shard.path  # a link to a link would lead nowhere
-    if not source.is_file():
-        raise _damage(job.root, job.source, "is missing")
-    if (size := source.stat().st_size) != job.shard.bytes:
+    where, target = job.root.join(job.source), job.out / job.shard.path
+    try:
+        size = where.size()
+    except FileNotFoundError:
+        raise _damage(job.root, job.source, "is missing") from None
+    if size != job.shard.bytes:
         raise _damage(job.root, job.source, f"has {size} bytes, the manifest says {job.shard.bytes}")
+    source = where.path.resolve() if isinstance(where, Local) else None  # a link to a link would lead nowhere
     if target.exists():
-        if linked := target.samefile(source):
+        if linked := source is not None and target.samefile(source):
             if not job.copy:
                 return True
             target.unlink()
@@ -289,7 +308,7 @@ def place_shard(job: PlaceJob) -> bool:
             return linked
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    if not job.copy:
+    if source is not None and not job.copy:
         try:
             os.link(source, target)
             return True
@@ -297,13 +316,22 @@ def place_shard(job: PlaceJob) -> bool:
             pass
     digest = hashlib.sha256()
     with atomic_write(target) as file:
-        for offset in range(0, size, _CHUNK):
-            data = Local(source).range(offset, _CHUNK)
+        for data in _pieces(job, where, size):
             digest.update(data)
             file.write(data)
         if digest.hexdigest() != job.shard.sha256:
             raise _damage(job.root, job.source, "differs from the manifest's checksum")
     return False
+
+
+def _pieces(job: PlaceJob, where: Location, size: int) -> Iterator[bytes]:
+    try:
+        if isinstance(where, Remote):
+            yield from pieces(where, size)
+        else:
+            yield from (where.range(offset, _CHUNK) for offset in range(0, size, _CHUNK))
+    except FileNotFoundError:
+        raise _damage(job.root, job.source, "is missing") from None
 
 
 def _write_rejects(parts: Sequence[Part], dropped: pl.DataFrame, out: Path) -> dict[str, dict[str, int]]:

@@ -25,7 +25,9 @@ from vlmix.mixture.dataset.view import index_of
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.filters import matching
 from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.fetch import fetch_sound
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.storage import Local, Location, Remote
 from vlmix.mixture.keyed import Indices, apportion, exact_share, keyed_order, ranked
 from vlmix.mixture.merge.recipe import Entry, MergeRecipe
 
@@ -34,12 +36,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Part:
-    """A mixture that is merged: what it is called, how much of it is wanted, where it lies and where its shards do."""
+    """A mixture that is merged: what it is called, how much of it is wanted, and the folders of its index and of that
+    of its root, on this machine: of a store, copies."""
 
     name: str
     entry: Entry
     folder: Path
     root: Path
+    shards_at: Location
+    """The root where it lies."""
     manifest: Manifest
     root_manifest: Manifest
     manifest_bytes: int
@@ -49,11 +54,12 @@ class Part:
 
     def open(self) -> Reader:
         """A reader that keeps no column for longer than it is needed."""
-        return Reader.open(self.folder)
+        return Reader(Local(self.folder), self.manifest, Local(self.root), self.root_manifest, None)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the root's index."""
-        return Reader.open(self.root).column(name)
+        root = Local(self.root)
+        return Reader(root, self.root_manifest, root, self.root_manifest, None).column(name)
 
 
 class Piece(NamedTuple):
@@ -64,24 +70,24 @@ class Piece(NamedTuple):
     rows: Indices | range
 
 
-def open_parts(recipe: MergeRecipe, progress: Progress) -> list[Part]:
-    """The recipe's mixtures. Raises VlmixError for one that is no local mixture, whose index is damaged, or that does
-    not go with the others."""
+def open_parts(recipe: MergeRecipe, copies: Path, progress: Progress) -> list[Part]:
+    """The recipe's mixtures; what is read of those in a store, shards excepted, is copied below `copies`. Raises
+    VlmixError for one that is no mixture, whose index is damaged, or that does not go with the others."""
     parts = []
     for number, (name, (place, entry)) in enumerate(zip(names_of(list(recipe.mixtures)), recipe.mixtures.items())):
         progress("checking indexes", number, len(recipe.mixtures))
         reader = Reader.open(place)
-        root = reader.local_root
-        folder = Path(reader.folder.name)
-        for where, manifest in {folder: reader.manifest, root: reader.root_manifest}.items():
-            _check_files(where, manifest)
-        data = (folder / manifests.NAME).read_bytes()
+        root = _checked(reader.root, reader.root_manifest, copies / str(number) / "root")
+        is_view = reader.manifest.parent is not None
+        folder = _checked(reader.folder, reader.manifest, copies / str(number) / "view") if is_view else root
+        data = reader.folder.join(manifests.NAME).whole()
         parts.append(
             Part(
                 name=name,
                 entry=entry,
                 folder=folder,
                 root=root,
+                shards_at=reader.root,
                 manifest=reader.manifest,
                 root_manifest=reader.root_manifest,
                 manifest_bytes=len(data),
@@ -94,15 +100,21 @@ def open_parts(recipe: MergeRecipe, progress: Progress) -> list[Part]:
     return parts
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare the index and the rejects with their checksums: what is merged gets new ones, which would hide damage."""
+def _checked(where: Location, manifest: Manifest, copies: Path) -> Path:
+    """A folder with the index and the rejects of `where`: itself, or of a store `copies`. They are compared with their
+    checksums: what is merged gets new ones, which would hide damage."""
+    folder = where.path if isinstance(where, Local) else copies
     for name in [*manifest.index, REJECTS_NAME]:
         path = folder / name
-        if name in manifest.checksums and (not path.is_file() or sha256(path) != manifest.checksums[name]):
+        if isinstance(where, Remote):
+            if name in manifest.checksums:
+                fetch_sound(where, name, path, manifest.checksums[name])
+        elif name in manifest.checksums and (not path.is_file() or sha256(path) != manifest.checksums[name]):
             raise VlmixError(
                 f"{path}: missing, or its bytes differ from the manifest's checksum; `vlmix verify {folder}` lists all "
                 "damage"
             )
+    return folder
 
 
 def _check_alike(parts: list[Part], recipe: MergeRecipe) -> None:

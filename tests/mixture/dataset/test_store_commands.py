@@ -1,6 +1,7 @@
 """Commands that read mixtures, of stores behind a proxy that makes trouble, against the same on disk."""
 
 import gc
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,22 +23,25 @@ from vlmix.mixture.io.storage import Remote
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 FIRST, SECOND = "train/train-000000.tar", "train/train-000001.tar"
 SOURCES = {"vqav2": {"take": 8}, "refcoco": {"take": 4}, "ocrvqa": {"take": 3}, "sharegpt": {}}
+MORE = {"gqa": {"take": 9}, "textcaps": {"take": 4, "repeat": 1.5}}
 
 
 @pytest.fixture(scope="module")
 def small(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of five samples, and beside them a view and a mixture of annotations. Read only."""
+    """Shards of five samples, and beside them a view, a mixture of annotations and one more. Read only."""
     folder = tmp_path_factory.mktemp("folders")
     recipe = parse({"name": "small", "sources": SOURCES, "samples_per_shard": 5}, known_sources())
     build(recipe, known_sources(), raw, folder / "small")
     build(recipe, known_sources(), raw, folder / "texts", annotations_only=True)
+    other = parse({"name": "more", "sources": MORE, "samples_per_shard": 5}, known_sources())
+    build(other, known_sources(), raw, folder / "more")
     vlmix.open(folder / "small").subset(total=7).save(folder / "view")
     return folder / "small"
 
 
 @pytest.fixture(scope="module")
 def address(moto: Store, small: Path) -> str:
-    for name in ("view", "texts"):
+    for name in ("view", "texts", "more"):
         moto.put_folder(small.with_name(name), f"commands/{name}")
     return moto.put_folder(small, "commands/small")
 
@@ -231,3 +235,32 @@ def test_overlaps_are_those_on_disk_and_shown_beside_them(
         assert done.returncode == 0, done.stderr
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
     assert "overlaps.parquet" in (tmp_path / "a/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "workers"), [("{small: {ratio: 0.6}, more: {}}", 1), ("{view: {}, more: {repeat: 1.5}}", 2)]
+)
+def test_a_merge_is_that_from_disk(
+    proxy: Proxy, address: str, small: Path, tmp_path: Path, mixtures: str, workers: int
+) -> None:
+    proxy.set(fail=0.1, cut=0.1, seed=5)
+    for where, place in (("here", str(small.parent)), ("there", address.rpartition("/")[0])):
+        named = re.sub(r"(small|view|more):", rf"{place}/\1:", mixtures)
+        done = vlmix_here("merge", named, "--out", tmp_path / where, "--workers", workers)
+        assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "there") == hashes(tmp_path / "here") and proxy.troubled
+    assert not verify(tmp_path / "there").problems
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [(FIRST, "has another sha256|differs from"), ("samples.parquet", "differ")]
+)
+def test_a_merge_of_damage_is_an_error(
+    proxy: Proxy, address: str, moto: Store, small: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    shutil.copytree(small, tmp_path / "small")
+    flipped(name)(tmp_path / "small")
+    url = moto.put_folder(tmp_path / "small", f"merged-{name[0]}/small")
+    done = vlmix_here("merge", url, address.replace("small", "more"), "--out", tmp_path / "both", "--workers", 1)
+    assert done.returncode == 1 and re.search(f"{url}/{name}.*{message}", done.stderr), done.stderr
+    assert not (tmp_path / "both").exists() and not list(tmp_path.glob("both.partial/work/copies-*"))
