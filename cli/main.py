@@ -58,7 +58,7 @@ OverridesArg = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Change keys of the recipe: seed=1 sources.vg.take=1000 …"),
 ]
-MixtureArg = Annotated[str, typer.Argument(help="A mixture folder or a view.")]
+MixtureArg = Annotated[str, typer.Argument(help="A mixture or a view: a folder, or a URL such as s3://bucket/mixture.")]
 FolderArg = Annotated[Path, typer.Argument(help="A mixture folder or a view.")]
 AnnotationsOnlyOpt = Annotated[bool, typer.Option("--annotations-only", help="Leave images alone; write no shards.")]
 
@@ -333,8 +333,8 @@ def merge(
         list[str],
         typer.Argument(
             metavar="MIXTURE",
-            help="Mixture folders or views; or how much of each, '{mix665k: {}, mine: {ratio: 0.1}}'; or a YAML file. "
-            "Then changes, KEY=VALUE: name=both seed=1 total=100000 duplicates=drop prompts=mixed.",
+            help="Mixtures or views, folders or URLs; or how much of each, '{mix665k: {}, mine: {ratio: 0.1}}'; or a "
+            "YAML file. Then changes, KEY=VALUE: name=both seed=1 total=100000 duplicates=drop prompts=mixed.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],

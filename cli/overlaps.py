@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def overlaps(
-    mixture: Annotated[str, typer.Argument(help="A mixture or a view.")],
+    mixture: Annotated[
+        str, typer.Argument(help="A mixture or a view: a folder, or a URL such as s3://bucket/mixture.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="New Parquet file, outside of the mixture.")],
     benchmark: Annotated[
         list[str] | None,

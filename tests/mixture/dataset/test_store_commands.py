@@ -264,3 +264,9 @@ def test_a_merge_of_damage_is_an_error(
     done = vlmix_here("merge", url, address.replace("small", "more"), "--out", tmp_path / "both", "--workers", 1)
     assert done.returncode == 1 and re.search(f"{url}/{name}.*{message}", done.stderr), done.stderr
     assert not (tmp_path / "both").exists() and not list(tmp_path.glob("both.partial/work/copies-*"))
+
+
+def test_tars_of_a_view_need_a_copy(proxy: Proxy, address: str, tmp_path: Path) -> None:
+    done = vlmix_here("export", address.replace("small", "view"), "--to", "wids", "--out", tmp_path / "out")
+    assert done.returncode == 1 and f"{address}: this needs a local folder; copy the mixture first" in done.stderr
+    assert not list(tmp_path.iterdir())
