@@ -60,6 +60,7 @@ class Stored:
         # A reader of its own: this one never has the places of all samples.
         root, manifest = mixture.root, mixture.root_manifest
         self._root = Reader(root, manifest, root, manifest, None, mixture.cache)
+        self._ahead: dict[int, RawSample] = {}
         self._shards = {shard.path: (number, shard.bytes) for number, shard in enumerate(mixture.root_manifest.shards)}
 
     def of(self, row: dict[str, Any]) -> tuple[bytes, ...]:
@@ -72,7 +73,13 @@ class Stored:
 
         Raises VlmixError if the shard is missing, truncated or another than the index says.
         """
-        return self.all_members([row])[0]
+        return self._ahead.get(row["root_row"]) or self.all_members([row])[0]
+
+    def read_ahead(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Have the images of these rows at hand, if they are in a store, and nothing else. Raises as `members`."""
+        if self._root.in_store:
+            shown = [row for row in rows if row["images"]]
+            self._ahead = {row["root_row"]: raw for row, raw in zip(shown, self.all_members(shown))}
 
     def all_members(self, rows: Sequence[dict[str, Any]]) -> list[RawSample]:
         """The same of several rows; from a store in few requests, made at once."""

@@ -13,9 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from vlmix.mixture.dataset.groups import Stored
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.export._rows import Part, parts, plain, row_count
+from vlmix.mixture.export._rows import LooseImages, Part, parts, plain, row_count
 from vlmix.mixture.io.atomic import write_parquet
 from vlmix.mixture.io.pool import Pool, Progress
 
@@ -54,7 +55,8 @@ def write_tables(
 ) -> int:
     """The samples, `converted` and as often as their `repeat` says, as `train-00000-of-00009.parquet` …, by default of
     `samples_per_shard` rows, in row groups that a reader can hold with their images; returns the number of rows.
-    `converted` goes to the workers, so it is a function of a module or an object of one."""
+    `converted` goes to the workers, so it is a function of a module or an object of one; what it has as `pictures`
+    (`Stored`) or `images` (`LooseImages`) is read ahead from a store."""
     total, per_file = row_count(mixture), per_file or int(mixture.manifest.recipe["samples_per_shard"])
     files = max(-(-total // per_file), 1)
 
@@ -81,6 +83,12 @@ def write_tables(
     return total
 
 
+def _stored(converter: object) -> Stored | None:
+    """What makes rows of samples, and reads images for that."""
+    images = getattr(converter, "images", None)
+    return getattr(converter, "pictures", images.pictures if isinstance(images, LooseImages) else None)
+
+
 def _write_table(job: _TableJob) -> None:
     def repeated() -> Iterator[Row]:
         first = job.parts[0].table()
@@ -89,7 +97,7 @@ def _write_table(job: _TableJob) -> None:
         left = job.skip - int(ends[inside - 1] if inside else 0)
         tables = (part.table() for part in job.parts[1:])
         for table in chain([first.slice(inside)], tables):
-            for row in plain(table):
+            for row in plain(table, _stored(job.converted)):
                 new = job.converted(row)
                 yield from [new] * (row["repeat"] - left)
                 left = 0
@@ -114,7 +122,8 @@ def texts_in_order(
     mixture: Reader, progress: Progress, workers: int, entry: Callable[[Row], Entry | None], separator: str
 ) -> Iterator[tuple[str, bytes, int]]:
     """(file, bytes to append to it, entries in these) of all samples, in order; None leaves a sample out. `entry` goes
-    to the workers, so it is a function of a module or an object of one."""
+    to the workers, so it is a function of a module or an object of one, whose images are read ahead as in
+    `write_tables`."""
     done, count, total = {}, 0, len(mixture)
     jobs = (_TextJob(number, part, entry, separator) for number, part in enumerate(parts(mixture)))
     following, groups = 0, mixture.root_index().num_row_groups
@@ -131,7 +140,7 @@ def texts_in_order(
 
 def _texts(job: _TextJob) -> list[tuple[str, bytes, int]]:
     found: dict[str, list[str]] = {}
-    for row in plain(job.part.table()):
+    for row in plain(job.part.table(), _stored(job.entry)):
         if entry := job.entry(row):
             found.setdefault(entry.file, []).extend([entry.text] * entry.times)
     return [(file, job.separator.join(texts).encode(), len(texts)) for file, texts in found.items()]

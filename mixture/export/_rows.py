@@ -32,6 +32,7 @@ _COLUMNS = [
     "json_offset", "json_size", "conversations", "response_formats", "boxes", "extra",
 ]  # fmt: skip
 _SLICE = 1000  # rows that are Python objects at a time
+_AHEAD = 128  # rows whose images are in memory
 _DOUBTFUL = r"(?s)^[/\\]|^.:|[\\\x00]|(^|/)\.\.(/|$)"  # paths that `unsafe_path` may refuse
 _ODD = re.compile(r"(^|/)\.?(/|$)")  # what `PurePosixPath` writes otherwise
 
@@ -111,10 +112,13 @@ def rows(mixture: Reader, progress: Progress) -> Iterator[dict[str, Any]]:
     progress("exporting", total, total)
 
 
-def plain(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a table, few at a time."""
-    for batch in table.to_batches(max_chunksize=_SLICE):
-        yield from batch.to_pylist()
+def plain(table: pa.Table, pictures: Stored | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a table, few at a time; `pictures` are read as far ahead."""
+    for batch in table.to_batches(max_chunksize=_SLICE if pictures is None else _AHEAD):
+        some = batch.to_pylist()
+        if pictures is not None:
+            pictures.read_ahead(some)
+        yield from some
 
 
 def _sound(table: pa.Table, sources: Collection[str]) -> bool:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.fetch import fetch_sound
 from vlmix.mixture.io.pool import Progress
 from vlmix.mixture.io.storage import Remote
+
+_TOGETHER = 32  # samples that are read at a time
 
 
 class Tar(NamedTuple):
@@ -121,8 +123,9 @@ def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], 
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         with (folder / path).open("wb") as file:
             tar = TarWriter(file)
-            for position in positions.tolist():
-                raw, key = mixture.raw(position), sample_key(int(mixture.rows[position]))
+            parts = (positions[start : start + _TOGETHER] for start in range(0, len(positions), _TOGETHER))
+            for row, raw in chain.from_iterable(zip(mixture.rows[some], mixture.raws(some)) for some in parts):
+                key = sample_key(int(row))
                 for nth, jpeg in enumerate(raw.jpegs):
                     tar.add(image_member(key, nth), jpeg)
                 tar.add(f"{key}.json", raw.json)

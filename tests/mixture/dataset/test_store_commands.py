@@ -170,7 +170,12 @@ def test_what_is_no_mixture_is_told(proxy: Proxy, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "forms"), [("small", ["hf", "llava-json", "trl", "wids", "energon"]), ("view", ["llava-next", "messages"])]
+    ("name", "forms"),
+    [
+        ("small", ["hf", "llava-json", "trl", "wids", "energon"]),
+        ("view", ["llava-next", "messages"]),
+        ("more", ["wids"]),
+    ],
 )
 def test_exports_are_those_from_disk(
     proxy: Proxy,
@@ -199,6 +204,14 @@ def test_workers_export_from_a_store(proxy: Proxy, address: str, small: Path, tm
     for where, place in (("here", str(small)), ("there", address)):
         export(place, "texts", tmp_path / where, workers=2)
     assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
+
+
+@pytest.mark.parametrize("form", ["hf", "ms-swift", "llava-next"])
+def test_images_of_an_export_are_read_together(proxy: Proxy, address: str, tmp_path: Path, form: str) -> None:
+    export(address, form, tmp_path / "out")
+    shards = len(vlmix.open(address).manifest.shards)
+    read = [line for line, _ in proxy.requests if line.startswith("GET") and ".tar" in line]
+    assert shards - 1 <= len(read) <= shards + 1  # one of texts alone is not read, and a leader is written first
 
 
 @pytest.mark.parametrize("name", ["small", "view", "texts"])
