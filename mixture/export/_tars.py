@@ -123,8 +123,8 @@ def _write_by_repeat(mixture: Reader, folder: Path, repeats: NDArray[np.int32], 
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         with (folder / path).open("wb") as file:
             tar = TarWriter(file)
-            parts = (positions[start : start + _TOGETHER] for start in range(0, len(positions), _TOGETHER))
-            for row, raw in chain.from_iterable(zip(mixture.rows[some], mixture.raws(some)) for some in parts):
+            together = (positions[start : start + _TOGETHER] for start in range(0, len(positions), _TOGETHER))
+            for row, raw in chain.from_iterable(zip(mixture.rows[some], mixture.raws(some)) for some in together):
                 key = sample_key(int(row))
                 for nth, jpeg in enumerate(raw.jpegs):
                     tar.add(image_member(key, nth), jpeg)
