@@ -1,7 +1,7 @@
 """The samples of a mixture or a part of it by the row groups of the root's index, and what is stored of
 them by the places that their rows name: what goes through all samples holds one group at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.manifest import SAMPLES_NAME
-from vlmix.mixture.dataset.reader import RawSample, Reader
+from vlmix.mixture.dataset.reader import Place, RawSample, Reader
 from vlmix.mixture.errors import VlmixError
 
 
@@ -64,18 +64,21 @@ class Stored:
 
     def of(self, row: dict[str, Any]) -> tuple[bytes, ...]:
         """The stored bytes of the images of a row; see `members`."""
-        return self.members(row).jpegs if row["images"] else ()
+        return self.members([row])[0].jpegs if row["images"] else ()
 
-    def members(self, row: dict[str, Any]) -> RawSample:
-        """The undecoded members of a row of the index, of which `id`, `shard`, `json_offset`, `json_size`, `images`
-        and the `root_row` are needed.
+    def members(self, rows: Sequence[dict[str, Any]]) -> list[RawSample]:
+        """The undecoded members of rows of the index, of which `id`, `shard`, `json_offset`, `json_size`, `images` and
+        the `root_row` are needed.
 
-        Raises VlmixError if the shard is missing, truncated or another than the index says.
+        Raises VlmixError if a shard is missing, truncated or another than the index says.
         """
+        return self._root.members([self._place(row) for row in rows])
+
+    def _place(self, row: dict[str, Any]) -> Place:
         number, size = self._shards.get(row["shard"], (-1, 0))
         json_place = row["json_offset"], row["json_size"]
         places = [(image["offset"], image["size"]) for image in row["images"]]
         if number >= 0 and any(min(place) < 0 or sum(place) > size for place in (json_place, *places)):
             what = f"{self._root.root.name}: {SAMPLES_NAME} places {row['id']} outside its shard"
             raise VlmixError(f"{what}; `vlmix verify` lists all damage")
-        return self._root.members(number, row["root_row"], json_place, places)
+        return Place(number, row["root_row"], json_place, places)

@@ -27,7 +27,7 @@ from vlmix.mixture.dataset.tar import BLOCK, image_member
 from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
 from vlmix.mixture.io.shard_cache import ShardCache, configured
-from vlmix.mixture.io.storage import Local, Location, locate
+from vlmix.mixture.io.storage import Local, Location, Remote, locate, store_at
 from vlmix.mixture.version import ORDER_VERSION
 
 if TYPE_CHECKING:
@@ -130,11 +130,16 @@ class Reader(Sequence[Sample]):
         what the environment says (VLMIX_SHARD_CACHE, VLMIX_SHARD_CACHE_BYTES). Raises VlmixError if `path` is not a
         mixture, if its format is newer than this vlmix, or if a view's root is gone or was built anew.
         """
-        folder, cache = locate(path), configured(cache_dir, cache_bytes)
+        return cls.at(locate(path), configured(cache_dir, cache_bytes))
+
+    @classmethod
+    def at(cls, folder: Location, cache: ShardCache | None = None) -> Self:
+        """As `open`, of a folder that was located."""
         manifest = manifests.read(folder)
         if manifest.parent is None:
             return cls(folder, manifest, folder, manifest, None, cache)
-        root = folder.join(manifest.parent.path)
+        parent = manifest.parent.path  # the URL of a store only where a local view says so
+        root = folder.join(parent) if isinstance(folder, Remote) else store_at(parent) or folder.join(parent)
         try:
             digest = hashlib.sha256(root.join(manifests.NAME).whole()).hexdigest()
         except FileNotFoundError:
@@ -206,7 +211,7 @@ class Reader(Sequence[Sample]):
     def read(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Sample]:
         """The samples at `positions`, in that order; from a store in few requests, made at once. Raises as `raw`."""
         places = [self._place(int(position)) for position in positions]
-        return [self._decoded(raw) for raw in self._members(places)]
+        return [self._decoded(raw) for raw in self.members(places)]
 
     @property
     def in_store(self) -> bool:
@@ -219,7 +224,7 @@ class Reader(Sequence[Sample]):
     def raw(self, position: int) -> RawSample:
         """The undecoded members of the sample at `position`. Raises IndexError past the end, VlmixError if the shard
         is missing, truncated or no longer the one that the index was made of."""
-        return self._members([self._place(position)])[0]
+        return self.members([self._place(position)])[0]
 
     def _place(self, position: int) -> Place:
         at = range(len(self))[position]
@@ -232,12 +237,9 @@ class Reader(Sequence[Sample]):
         images = list(zip(places["image_offset"][first:last].tolist(), places["image_size"][first:last].tolist()))
         return Place(shard, row, (json_offset, json_size), images)
 
-    def members(self, shard: int, row: int, json_place: tuple[int, int], images: Sequence[Sequence[int]]) -> RawSample:
-        """The undecoded members of the root's sample in `row`, which lie in the shard of that number at (offset, size).
-        For who reads the places from the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
-        return self._members([Place(shard, row, json_place, [(offset, size) for offset, size in images])])[0]
-
-    def _members(self, places: Sequence[Place]) -> list[RawSample]:
+    def members(self, places: Sequence[Place]) -> list[RawSample]:
+        """The undecoded members of samples of the root, from a store in few requests. For who reads the places from
+        the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
         if self._remote is None:
             return [self._local_members(*place) for place in places]
         asked, keys = list[Member](), [self._key(place.shard, place.row) for place in places]

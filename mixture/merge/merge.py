@@ -87,7 +87,8 @@ def merge(
     then is kept for the next run.
     """
     read = [Path(place) / manifests.NAME for place in recipe.mixtures]
-    with staging_folder(out) as (folder, work), start(engine, workers, [work / HELD, *read]) as pool:
+    with staging_folder(out) as staging, start(engine, workers, [staging.work / HELD, *read]) as pool:
+        folder, work, _ = staging
         parts = open_parts(recipe, progress)
         schema, seed = schema_of(parts), parts[0].manifest.seed if recipe.seed is None else recipe.seed
         kept = keep(parts, recipe, seed)
@@ -102,7 +103,7 @@ def merge(
         jobs = list(_jobs(parts, pieces, natural, repeats, schema, folder, work, with_tar))
         plan = msgspec.msgpack.encode((VERSION, plain, [part.manifest_sha256 for part in parts]))
         sizes = [len(job.natural) for job in jobs]
-        done = run_shards(write_piece, jobs.__getitem__, sizes, plan, folder, work, schema, pool, progress)
+        done = run_shards(write_piece, jobs.__getitem__, sizes, plan, staging, schema, pool, progress)
         rejects = _write_rejects(parts, dropped, folder)
         shards = [shard for each, job in zip(done, jobs) if (shard := each.shard or job.shard)]
         placed = _place(jobs, copy, pool, progress)
@@ -164,6 +165,7 @@ def _jobs(
             first=first,
             out=out,
             work=work,
+            store=None,
             root=part.root,
             digest=part.root_manifest.sha256,
             group=group,

@@ -15,7 +15,7 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
-from vlmix.mixture.io.digests import sha256
+from vlmix.mixture.io.storage import Local, Location
 
 FORMAT = 1
 Level = Literal["id", "bytes", "near", "embedding", "text", "near_text"]
@@ -156,10 +156,12 @@ def write(path: Path, overlaps: Overlaps) -> None:
         pq.write_table(overlaps.rows.cast(SCHEMA).replace_schema_metadata(about), file, compression="zstd")
 
 
-def read(path: Path, mixture: Reader | None = None) -> Overlaps:
-    """The overlaps file at `path`. Raises VlmixError if it is none, or of another mixture than `mixture`."""
+def read(where: Path | Location, mixture: Reader | None = None) -> Overlaps:
+    """The overlaps file at `where`. Raises VlmixError if it is none, or of another mixture than `mixture`."""
+    file = Local(where) if isinstance(where, Path) else where
+    path = file.name
     try:
-        rows = pq.read_table(path)
+        rows = pq.read_table(file.arrow())
         about = msgspec.json.decode((rows.schema.metadata or {})[_KEY], type=About)
         rows = rows.select(SCHEMA.names).cast(SCHEMA)
         if not set(rows["level"].unique().to_pylist()) <= set(LEVELS):
@@ -171,17 +173,21 @@ def read(path: Path, mixture: Reader | None = None) -> Overlaps:
     if about.format > FORMAT:
         raise VlmixError(f"{path} was written by a newer vlmix")
     if not about.manifest:
-        about = msgspec.structs.replace(about, manifest=_built_with(path, about))
+        about = msgspec.structs.replace(about, manifest=_built_with(file, about))
     if mixture is not None and about.manifest != identity(mixture):
         raise VlmixError(f"{path} is of {about.mixture} as it was built then, not of {mixture.folder.name}")
     return Overlaps(about, rows)
 
 
-def _built_with(path: Path, about: About) -> str:
+def _built_with(file: Location, about: About) -> str:
     """The identity of the mixture in whose folder a file lies that was built with it."""
-    mixture = Reader.open(path.parent) if (path.parent / manifests.NAME).is_file() else None
-    if mixture is None or sha256(path) != mixture.manifest.checksums.get(manifests.OVERLAPS_NAME):
+    try:
+        mixture = Reader.at(file.join(".."))
+    except VlmixError:
+        mixture = None
+    digest = hashlib.sha256(file.whole()).hexdigest()
+    if mixture is None or digest != mixture.manifest.checksums.get(manifests.OVERLAPS_NAME):
         raise VlmixError(
-            f"{path} was built with {about.mixture}; name it in that mixture's folder, where it can be told"
+            f"{file.name} was built with {about.mixture}; name it in that mixture's folder, where it can be told"
         )
     return identity(mixture)
