@@ -302,6 +302,8 @@ def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
         raise error
     if _is_refusal(error):
         what = "check its credentials, and that they may read (or write) this place"
+        if "request time" in str(error):  # S3: "The difference between the request time and the current time …"
+            what = "set the clock of this machine, which is another than the store's"
         raise VlmixError(f"{url}: the store refuses: {error}; {what}") from error
     if 400 <= _status(error) < 500 and _status(error) not in _LATER:
         raise VlmixError(f"{url}: {error}") from error
