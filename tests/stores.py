@@ -196,11 +196,8 @@ class Proxy:
         self.troubled += drawn < self.fail + self.cut
         if drawn < self.fail:
             code = {403: b"AccessDenied", 404: b"NoSuchKey", 503: b"ServiceUnavailable"}[self.status]
-            error = (
-                b""
-                if line.startswith("HEAD")
-                else b"<Error><Code>%s</Code><Message>%s</Message></Error>" % (code, self.message.encode())
-            )
+            told = b"<Error><Code>%s</Code><Message>%s</Message></Error>" % (code, self.message.encode())
+            error = b"" if line.startswith("HEAD") else told
             length = b"Content-Length: %d\r\nConnection: close" % len(error)
             writer.write(b"HTTP/1.1 %d No\r\n%s\r\n\r\n%s" % (self.status, length, error))
             await writer.drain()
