@@ -1,7 +1,7 @@
 """What mixtures of 26 M and 100 M samples take on 1, 8 and 64 nodes, computed from measured costs. Nothing is run.
 
-The costs are those of docs/scaling.md, on the machine that it names: CPU of the parallel work of a sample divided by the
-cores, serial work of the parent, and bytes that go through each node's connection to the file system or store.
+The costs are those of docs/scaling.md, on the machine that it names: CPU of the parallel work of a sample divided by
+the cores, serial work of the parent, and bytes that go through each node's connection to the file system or store.
 """
 
 from common import table

@@ -1,5 +1,6 @@
 """New folders: filled beside their place, held by one process, and renamed or uploaded when whole."""
 
+import logging
 import posixpath
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.io.storage import Remote, new_store
 from vlmix.mixture.io.store_lock import StoreLock, store_lock
 
+_log = logging.getLogger(__name__)
 HELD = "held"
 """File of the work folder that is there, with the same text, as long as one process holds it."""
 _LAST = "manifest.json"  # without which a folder is no mixture
@@ -90,13 +92,17 @@ def _held(store: Remote) -> Iterator[StoreLock]:
     with store_lock(beside, store.url) as lock:
         there = store.tree()
         if _LAST in there:
+            mark.remove()
             raise VlmixError(f"{store.url} exists already; choose another --out or remove it")
         if there and mark.name not in (beside.join(name).name for name in beside.tree()):
             first = min(there)
             raise VlmixError(f"{store.url} holds {first}, which no unfinished command left; choose another --out")
         mark.write(b"")
         yield lock
-        mark.remove()
+        try:
+            mark.remove()
+        except VlmixError as error:
+            _log.warning("%s is finished, and a mark stays: %s", store.url, error)
 
 
 def _publish(folder: Path, work: Path, store: Remote, lock: StoreLock) -> None:

@@ -22,7 +22,7 @@ _GAP = 32 * 1024  # bytes between ranges that are read along: less than what a s
 _AT_ONCE = 32  # connections of a process to a store
 _MOST_TOGETHER = 8 * 2**20
 _PIECE = 8 * _MOST_TOGETHER  # bytes of a file that are in memory while it is copied
-_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")  # where a file appears when all of it is there
+_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # where a file appears when all of it is there
 _LATER = (408, 425, 429)  # statuses of 400 to 499 that mean: ask again
 _NO_CREDENTIALS = (
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
@@ -346,6 +346,8 @@ def new_store(path: str | Path) -> Remote | None:
     if scheme and scheme not in _WHOLE:
         known = ", ".join(f"{each}://" for each in _WHOLE)
         raise VlmixError(f"{path}: nothing is written there, only to stores whose files appear whole: {known}")
+    if scheme and "/" not in str(path).partition("://")[2].rstrip("/"):
+        raise VlmixError(f"{path} is a whole bucket; name a folder in it: {str(path).rstrip('/')}/mixture")
     return store_at(path)
 
 

@@ -21,48 +21,57 @@ _PREFIX = "lock-"
 
 class StoreLock:
     """The hold on a folder. The file `lock-N` of the highest N is its holder's, who writes it anew from time to time;
-    who finds that nothing is written any more creates that of N + 1, which one alone can. Nobody's clock matters."""
+    who finds that nothing is written any more creates that of N + 1, which one alone can, and removes the others.
+    Nobody's clock matters."""
 
     def __init__(self, folder: Remote, out: str) -> None:
         self._folder, self._out = folder, out
         self._mine = {"host": this_host(), "pid": os.getpid(), "id": uuid4().hex}
-        self._number, self._beats = 0, 0
+        self._number, self._beats, self._lost = 0, 0, False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._live, name="store lock", daemon=True)
 
+    def acquire(self) -> None:
+        """Raises VlmixError if another command holds the folder."""
+        before = max(self._numbers(), default=0)
+        if before:
+            self._wait_for_silence(before)
+        place = self._place(before + 1)
+        if not place.create(self._text()):
+            raise VlmixError(f"{self._out} is being written by another command that began just now; wait for it")
+        self._number = before + 1
+        if place.create(b"another"):
+            place.write(self._text())
+            _log.warning("%s: its store has no conditional puts; start no second command on it meanwhile", self._out)
+        self._remove(range(self._number))
+        self._thread.start()
+
     def check(self) -> None:
         """Raises VlmixError if another command has taken over, as one does from a holder that is silent for long."""
-        if max(self._numbers(), default=0) != self._number:
+        self._look()
+        if self._lost:
             raise VlmixError(
                 f"{self._out}: another command took over while this one was stopped or cut off from the store; "
                 "wait for that one, or stop it and run this one again"
             )
 
-    def acquire(self) -> None:
-        """Raises VlmixError if another command holds the folder."""
-        number = max(self._numbers(), default=0)
-        if number:
-            self._wait_for_silence(number)
-        self._number = number + 1
-        place = self._place(self._number)
-        if not place.create(self._text()):
-            raise VlmixError(f"{self._out} is being written by another command that began just now; wait for it")
-        try:
-            conditional = not place.create(b"another")
-        except VlmixError:
-            self.release()
-            raise
-        if not conditional:
-            place.write(self._text())
-            _log.warning("%s: its store has no conditional puts; start no second command on it meanwhile", self._out)
-        self._thread.start()
-
     def release(self) -> None:
+        """Give the folder up; a store that fails is a warning, as the next command finds out by itself."""
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
+        try:
+            self._remove(range(self._number + 1))
+        except (VlmixError, OSError) as error:
+            _log.warning("%s is given up, and its lock stays: %s", self._out, error)
+
+    def _look(self) -> None:
+        numbers = self._numbers()
+        self._lost = self._lost or self._number not in numbers or max(numbers) > self._number
+
+    def _remove(self, numbers: range) -> None:
         for number in self._numbers():
-            if number <= self._number:
+            if number in numbers:
                 self._place(number).remove()
 
     def _numbers(self) -> list[int]:
@@ -79,6 +88,9 @@ class StoreLock:
         while not self._end.wait(_BEAT):
             self._beats += 1
             try:
+                self._look()
+                if self._lost:
+                    return
                 self._place(self._number).write(self._text())
             except (VlmixError, OSError) as error:
                 _log.warning("%s: no sign of life was written: %s", self._out, error)
@@ -121,8 +133,8 @@ def store_lock(folder: Remote, out: str) -> Iterator[StoreLock]:
     """Hold `folder`, which stands for `out` in messages, until the block ends. A command that was killed holds it for
     a minute longer, seen from another machine. Raises VlmixError if another command holds it."""
     lock = StoreLock(folder, out)
-    lock.acquire()
     try:
+        lock.acquire()
         yield lock
     finally:
         lock.release()

@@ -127,8 +127,8 @@ class TestLock:
     @pytest.fixture(autouse=True)
     def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store_lock, "_BEAT", 0.05)
-        monkeypatch.setattr(store_lock, "_LOOK", 0.25)
-        monkeypatch.setattr(store_lock, "_SILENT", 1.0)
+        monkeypatch.setattr(store_lock, "_LOOK", 0.5)
+        monkeypatch.setattr(store_lock, "_SILENT", 3.0)
 
     def test_a_holder_that_lives_keeps_it(self, proxy: Proxy, out: str) -> None:
         with store_lock.store_lock(Remote(out), "OUT") as lock:
@@ -163,10 +163,21 @@ class TestLock:
         won[0].check()
         with pytest.raises(VlmixError, match="another command took over while this one was stopped"):
             stopped.check()
-        stopped.release()
-        won[0].check()  # which is still the winner's
         won[0].release()
+        with pytest.raises(VlmixError, match="another command took over"):
+            stopped.check()  # also when that one has ended
+        stopped.release()
         assert not Remote(out).tree()
+
+    def test_who_is_back_from_a_stop_notices(self, proxy: Proxy, out: str) -> None:
+        lock = store_lock.StoreLock(Remote(out), "OUT")
+        lock.acquire()
+        Remote(out).join("lock-000001").remove()  # as the next holder does, which then gave up
+        while lock._thread.is_alive():
+            time.sleep(0.05)
+        assert not Remote(out).tree()
+        with pytest.raises(VlmixError, match="another command took over"):
+            lock.check()
 
     def test_a_holder_that_has_ended_on_this_machine_is_not_waited_for(
         self, proxy: Proxy, out: str, monkeypatch: pytest.MonkeyPatch
@@ -260,6 +271,7 @@ def test_a_bad_record_ends_it_and_nothing_is_held(
         (("subsample", "M", "--ratio=0.5", "--out", "s3://b/m", "--force"), "nothing in a store is replaced"),
         (("subsample", "M", "--ratio=0.5", "--out", "s3://b/m"), "a view in a store needs its root"),
         (("subsample", "M", "--ratio=0.5", "--out", "ftp://h/m", "--materialize"), "nothing is written there"),
+        (("subsample", "M", "--ratio=0.5", "--out", "s3://b/", "--materialize"), "s3://b/ is a whole bucket; name a"),
     ],
 )
 def test_mistakes(proxy: Proxy, mixture: Path, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
