@@ -15,7 +15,7 @@ from vlmix.cli.boundary import guarded
 from vlmix.cli.browse import browse
 from vlmix.cli.compare import compare
 from vlmix.cli.evaluate import evaluate
-from vlmix.cli.options import CORES, EngineOpt, JsonOpt, TasksOpt, WorkersOpt, tasks
+from vlmix.cli.options import CORES, EngineOpt, JsonOpt, StoreOutOpt, TasksOpt, WorkersOpt, WorkOpt, local_paths, tasks
 from vlmix.cli.overlaps import overlaps
 from vlmix.cli.peek import peek
 from vlmix.cli.score import score_command
@@ -39,7 +39,13 @@ DATA, MODELS, LOOKUP, START = "Data", "Models", "Reference", "Start"
 def command(name: str, panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a command in a panel of the help; its own help ends with `examples`, without the leading `vlmix`."""
     lines = [f"vlmix {name} {example}".rstrip() for example in examples]
-    return app.command(name, rich_help_panel=panel, epilog="\n\n".join(["[bold]Examples[/]", *map(escape, lines)]))
+    register = app.command(name, rich_help_panel=panel, epilog="\n\n".join(["[bold]Examples[/]", *map(escape, lines)]))
+
+    def registered(function: Callable[..., None]) -> Callable[..., None]:
+        register(local_paths(function))
+        return function
+
+    return registered
 
 
 RecipeArg = Annotated[
@@ -140,9 +146,10 @@ def plan(
 def build(
     recipe: RecipeArg,
     raw: RawOpt,
-    out: Annotated[Path, typer.Option("--out", help="New mixture folder.")],
+    out: StoreOutOpt,
     overrides: OverridesArg = None,
     images: ImagesOpt = None,
+    work: WorkOpt = None,
     engine: EngineOpt = "local",
     workers: TasksOpt = None,
     annotations_only: AnnotationsOnlyOpt = False,
@@ -165,6 +172,7 @@ def build(
             raw,
             out,
             images=images,
+            work=work,
             workers=tasks(engine, workers),
             engine=engine,
             annotations_only=annotations_only,
@@ -177,9 +185,10 @@ def build(
     if parsed.compares and not as_json:
         from vlmix.cli.overlaps import show_overlaps
         from vlmix.mixture.dataset.manifest import OVERLAPS_NAME
+        from vlmix.mixture.io.storage import locate
         from vlmix.mixture.overlaps.table import read
 
-        show_overlaps(read(out / OVERLAPS_NAME))
+        show_overlaps(read(locate(out).join(OVERLAPS_NAME)))
 
 
 @command(
@@ -251,8 +260,8 @@ def verify(
 
 @command("subsample", DATA, "mixture --ratio 10% --out tenth", "mixture --by scores.parquet --total 50000 --out best")
 def subsample(
-    mixture: FolderArg,
-    out: Annotated[Path, typer.Option("--out", help="New folder.")],
+    mixture: MixtureArg,
+    out: StoreOutOpt,
     ratio: Annotated[str | None, typer.Option(help="Share of the samples: 0.1 or 10%.")] = None,
     total: Annotated[int | None, typer.Option(help="Number of samples.")] = None,
     source: Annotated[
@@ -281,6 +290,7 @@ def subsample(
     ] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Write shards instead of a view.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is a view.")] = False,
+    work: WorkOpt = None,
     engine: EngineOpt = "local",
     workers: TasksOpt = None,
     as_json: JsonOpt = False,
@@ -312,6 +322,7 @@ def subsample(
             out,
             materialize=materialize,
             overwrite=force,
+            work=work,
             workers=tasks(engine, workers),
             engine=engine,
             progress=progress,

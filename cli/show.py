@@ -305,7 +305,7 @@ def plan(name: str, rows: "list[PlanRow]", about: list[str], as_json: bool) -> N
     out.print(table)
 
 
-def manifest(folder: str | Path, manifest: "Manifest", as_json: bool) -> None:
+def manifest(folder: Path | str, manifest: "Manifest", as_json: bool) -> None:
     if as_json:
         _json(msgspec.to_builtins(manifest))
         return
@@ -331,7 +331,7 @@ def manifest(folder: str | Path, manifest: "Manifest", as_json: bool) -> None:
     say(f"{folder}: {manifest.name}, {manifest.samples:,} samples, {where}")
 
 
-def merged(folder: Path, made: "Merged", as_json: bool) -> None:
+def merged(folder: Path | str, made: "Merged", as_json: bool) -> None:
     """A merged mixture's composition, and where its shards came from."""
     counts = {"linked": made.linked, "copied": made.copied, "written": made.written}
     if as_json:
@@ -343,7 +343,7 @@ def merged(folder: Path, made: "Merged", as_json: bool) -> None:
         say("shards: " + ", ".join(f"{count:,} {how[name]}" for name, count in counts.items() if count))
 
 
-def subset(folder: Path, made: "Manifest", report: "Report | None", as_json: bool) -> None:
+def subset(folder: Path | str, made: "Manifest", report: "Report | None", as_json: bool) -> None:
     """A subset's composition, and what came of following something."""
     if report is None:
         manifest(folder, made, as_json)
@@ -491,7 +491,7 @@ def rejects(mixture: "Mixture", as_json: bool) -> None:
     out.print(table)
 
 
-def verified(folder: str | Path, report: "Verified", as_json: bool) -> None:
+def verified(folder: Path | str, report: "Verified", as_json: bool) -> None:
     if as_json:
         _json(msgspec.to_builtins(report))
         return

@@ -95,13 +95,13 @@ class Mixture(Reader):
         return Columns(self.rows, self._part("num_images").to_numpy() > 0, self._part("repeat").to_numpy())
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write this part as a view: a folder that refers to the shards. `path` is local, as is the root. `overwrite`
-        replaces a view that is there; anything else is never replaced."""
+        """Write this part as a view: a folder that refers to the shards. `path` is local, or the URL of a store that
+        has the root, too. `overwrite` replaces a view that is there; anything else is never replaced."""
         # Imported here: it needs polars, which trainers need not have.
         from vlmix.mixture.dataset.view import replacing_view, save_view
 
-        with replacing_view(Path(path)) if overwrite else nullcontext():
-            save_view(self, Path(path), [])
+        with replacing_view(path) if overwrite else nullcontext():
+            save_view(self, path, [])
 
 
 open = Mixture.open

@@ -136,6 +136,8 @@ class Proxy:
     fail: float = 0.0
     """Share of requests that are answered with `status`."""
     status: int = 503
+    message: str = "no"
+    """What the answer says."""
     cut: float = 0.0
     """Share that is cut off in the middle."""
     delay: float = 0.0
@@ -151,7 +153,16 @@ class Proxy:
 
     def set(self, **changes: Any) -> "Proxy":
         """Begin anew with these troubles, and no requests counted."""
-        fresh = {"fail": 0.0, "status": 503, "cut": 0.0, "delay": 0.0, "only": "", "seed": 0, **changes}
+        fresh = {
+            "fail": 0.0,
+            "status": 503,
+            "message": "no",
+            "cut": 0.0,
+            "delay": 0.0,
+            "only": "",
+            "seed": 0,
+            **changes,
+        }
         for name, value in fresh.items():
             setattr(self, name, value)
         self._draw, self.troubled = random.Random(self.seed), 0
@@ -185,7 +196,8 @@ class Proxy:
         self.troubled += drawn < self.fail + self.cut
         if drawn < self.fail:
             code = {403: b"AccessDenied", 404: b"NoSuchKey", 503: b"ServiceUnavailable"}[self.status]
-            error = b"" if line.startswith("HEAD") else b"<Error><Code>%s</Code><Message>no</Message></Error>" % code
+            told = b"<Error><Code>%s</Code><Message>%s</Message></Error>" % (code, self.message.encode())
+            error = b"" if line.startswith("HEAD") else told
             length = b"Content-Length: %d\r\nConnection: close" % len(error)
             writer.write(b"HTTP/1.1 %d No\r\n%s\r\n\r\n%s" % (self.status, length, error))
             await writer.drain()

@@ -30,7 +30,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.engines import EngineName, start
 from vlmix.mixture.io.images import libraries
 from vlmix.mixture.io.pool import Engine, Progress, silent
-from vlmix.mixture.io.staging import HELD, staging_folder
+from vlmix.mixture.io.staging import HELD, Staging, staging_folder
 from vlmix.mixture.keyed import Indices, Ranks
 from vlmix.mixture.overlaps import table
 from vlmix.mixture.overlaps.fingerprints import versions
@@ -45,9 +45,10 @@ def build(
     recipe: Recipe,
     known: Mapping[str, Source],
     raw: Path,
-    out: Path,
+    out: Path | str,
     *,
     images: list[Path] | None = None,
+    work: Path | None = None,
     workers: int | None = None,
     engine: EngineName = "local",
     annotations_only: bool = False,
@@ -56,7 +57,8 @@ def build(
     picture_id: Callable[[str], str] = str,
     progress: Progress = silent,
 ) -> Manifest:
-    """Build the recipe's mixture into the new folder `out`.
+    """Build the recipe's mixture into the new folder `out`: a path, or the URL of a store, for which what is not
+    finished is kept in the folder `work`, by default `NAME.partial` here.
 
     `images` are image roots searched before `raw`. With `annotations_only` no image is touched and no shard written.
     With `check="header"` JPEGs are not decoded: one that is cut or damaged behind its header becomes a sample.
@@ -66,14 +68,13 @@ def build(
     """
     roots = None if annotations_only else [*(images or []), raw]
     sees = [raw, *(images or [])]
-    with staging_folder(out) as (partial, work), start(engine, workers, [work / HELD, *sees]) as pool:
+    with staging_folder(out, work) as staging, start(engine, workers, [staging.work / HELD, *sees]) as pool:
         # A function of its own, with which its maps of files in `work` end: NFS cannot remove a folder of mapped ones.
-        return _fill(partial, work, pool, recipe, known, raw, roots, check, benchmark, picture_id, progress)
+        return _fill(staging, pool, recipe, known, raw, roots, check, benchmark, picture_id, progress)
 
 
 def _fill(
-    partial: Path,
-    work: Path,
+    staging: Staging,
     pool: Engine,
     recipe: Recipe,
     known: Mapping[str, Source],
@@ -84,7 +85,8 @@ def _fill(
     picture_id: Callable[[str], str],
     progress: Progress,
 ) -> Manifest:
-    """Everything that a mixture holds, into `partial`; `roots` of images, None: annotations alone."""
+    """Everything that a mixture holds; `roots` of images, None: annotations alone."""
+    partial, work, _ = staging
     prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
     candidates, rejects, examined = prepared.candidates, RejectRows(), None
     if roots is not None:
@@ -110,7 +112,7 @@ def _fill(
     order = _order(prepared, picked)
     if comparing is not None:
         table.write(partial / OVERLAPS_NAME, comparing.overlaps(picked[order]))
-    done = _write_shards(prepared, picked, order, examined, partial, work, pool, progress)
+    done = _write_shards(prepared, picked, order, examined, staging, pool, progress)
     return _finish(prepared, done, rejects, partial, roots is None, check)
 
 
@@ -140,8 +142,7 @@ def _write_shards(
     picked: Indices,
     order: Indices,
     examined: Examined | None,
-    partial: Path,
-    work: Path,
+    staging: Staging,
     pool: Engine,
     progress: Progress,
 ) -> list[ShardDone]:
@@ -158,8 +159,9 @@ def _write_shards(
         return ShardJob(
             number=number,
             first=number * size,
-            out=partial,
-            work=work,
+            out=staging.folder,
+            work=staging.work,
+            store=staging.store,
             parts=[candidates.parts[each] for each in used],
             part=part,
             row=rows,
@@ -189,8 +191,7 @@ def _write_shards(
         job,
         sizes,
         plan.digest(),
-        partial,
-        work,
+        staging,
         pa.ipc.read_schema(pa.py_buffer(described)),
         pool,
         progress,

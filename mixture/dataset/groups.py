@@ -65,25 +65,23 @@ class Stored:
 
     def of(self, row: dict[str, Any]) -> tuple[bytes, ...]:
         """The stored bytes of the images of a row; see `members`."""
-        return self.members(row).jpegs if row["images"] else ()
+        if not row["images"]:
+            return ()
+        return (self._ahead.get(row["root_row"]) or self.members([row])[0]).jpegs
 
-    def members(self, row: dict[str, Any]) -> RawSample:
-        """The undecoded members of a row of the index, of which `id`, `shard`, `json_offset`, `json_size`, `images`
-        and the `root_row` are needed.
+    def members(self, rows: Sequence[dict[str, Any]]) -> list[RawSample]:
+        """The undecoded members of rows of the index, of which `id`, `shard`, `json_offset`, `json_size`, `images` and
+        the `root_row` are needed.
 
-        Raises VlmixError if the shard is missing, truncated or another than the index says.
+        Raises VlmixError if a shard is missing, truncated or another than the index says.
         """
-        return self._ahead.get(row["root_row"]) or self.all_members([row])[0]
+        return self._root.members([self._place(row) for row in rows])
 
     def read_ahead(self, rows: Sequence[dict[str, Any]]) -> None:
         """Have the images of these rows at hand, if they are in a store, and nothing else. Raises as `members`."""
         if self._root.in_store:
             shown = [row for row in rows if row["images"]]
-            self._ahead = {row["root_row"]: raw for row, raw in zip(shown, self.all_members(shown))}
-
-    def all_members(self, rows: Sequence[dict[str, Any]]) -> list[RawSample]:
-        """The same of several rows; from a store in few requests, made at once."""
-        return self._root.members([self._place(row) for row in rows])
+            self._ahead = {row["root_row"]: raw for row, raw in zip(shown, self.members(shown))}
 
     def _place(self, row: dict[str, Any]) -> Place:
         number, size = self._shards.get(row["shard"], (-1, 0))

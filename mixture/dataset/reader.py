@@ -31,7 +31,7 @@ from vlmix.mixture.errors import VlmixError, abridged
 from vlmix.mixture.io.fetch import fetch_sound
 from vlmix.mixture.io.node_cache import LEAST, Arrays, once_per_node
 from vlmix.mixture.io.shard_cache import ShardCache, configured
-from vlmix.mixture.io.storage import Local, Location, locate
+from vlmix.mixture.io.storage import Local, Location, Remote, locate, store_at
 from vlmix.mixture.version import ORDER_VERSION
 
 if TYPE_CHECKING:
@@ -134,11 +134,16 @@ class Reader(Sequence[Sample]):
         what the environment says (VLMIX_SHARD_CACHE, VLMIX_SHARD_CACHE_BYTES). Raises VlmixError if `path` is not a
         mixture, if its format is newer than this vlmix, or if a view's root is gone or was built anew.
         """
-        folder, cache = locate(path), configured(cache_dir, cache_bytes)
+        return cls.at(locate(path), configured(cache_dir, cache_bytes))
+
+    @classmethod
+    def at(cls, folder: Location, cache: ShardCache | None = None) -> Self:
+        """As `open`, of a folder that was located."""
         manifest = manifests.read(folder)
         if manifest.parent is None:
             return cls(folder, manifest, folder, manifest, None, cache)
-        root = folder.join(manifest.parent.path)
+        parent = manifest.parent.path  # the URL of a store only where a local view says so
+        root = folder.join(parent) if isinstance(folder, Remote) else store_at(parent) or folder.join(parent)
         try:
             digest = hashlib.sha256(root.join(manifests.NAME).whole()).hexdigest()
         except FileNotFoundError:
@@ -240,8 +245,8 @@ class Reader(Sequence[Sample]):
         return Place(shard, row, (json_offset, json_size), images)
 
     def members(self, places: Sequence[Place]) -> list[RawSample]:
-        """The undecoded members of the root's samples at these places; from a store in few requests, made at once. For
-        who reads the places from the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
+        """The undecoded members of samples of the root, from a store in few requests. For who reads the places from
+        the index anyway: `raw` keeps those of all samples. Raises as `raw` does."""
         if self._remote is None:
             return [self._local_members(*place) for place in places]
         if any(place.shard < 0 for place in places):

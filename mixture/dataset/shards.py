@@ -19,6 +19,7 @@ from vlmix.mixture.dataset.manifest import Counts, Shard
 from vlmix.mixture.dataset.tar import TarWriter, image_member
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import file_digest
+from vlmix.mixture.io.storage import Remote
 from vlmix.mixture.keyed import Indices
 
 _TOGETHER = 4 * 2**20  # bytes that are hashed and written at once
@@ -26,12 +27,13 @@ _TOGETHER = 4 * 2**20  # bytes that are hashed and written at once
 
 class ShardTask(Struct, frozen=True):
     """What every job of a shard knows: its number, the mixture position of its first sample, the folder to fill, the
-    folder of the stage before."""
+    folder of the stage before, and the place in a store where the shard belongs; None: in the folder."""
 
     number: int
     first: int
     out: Path
     work: Path
+    store: Remote | None
 
 
 def shard_path(number: int) -> str:
@@ -49,6 +51,8 @@ class ShardDone(Struct, frozen=True):
     counts: dict[str, Counts]
     rows: str
     """xxh3-128 of the file of index rows."""
+    etag: str = ""
+    """Of the shard in a store."""
 
 
 class Members(Struct, frozen=True):
@@ -105,15 +109,19 @@ def store_rows(
         "json_size": pa.array(where[:, 1]),
     }
     shard = Shard(name, count, size, digest) if with_tar else None
-    return keep_rows(pa.record_batch([made[field.name] for field in schema], schema=schema), task, shard)
+    etag = ""
+    if task.store is not None and with_tar:
+        etag = task.store.join(name).put(path).etag
+        path.unlink()
+    return keep_rows(pa.record_batch([made[field.name] for field in schema], schema=schema), task, shard, etag)
 
 
-def keep_rows(batch: pa.RecordBatch, task: ShardTask, shard: Shard | None) -> ShardDone:
+def keep_rows(batch: pa.RecordBatch, task: ShardTask, shard: Shard | None, etag: str = "") -> ShardDone:
     """Keep a shard's rows of the index in `task.work`, and beside them, last of all, what was done."""
     rows = rows_path(task.work, task.number)
     with atomic_write(rows) as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-    done = ShardDone(shard, _counts(batch), file_digest(rows))
+    done = ShardDone(shard, _counts(batch), file_digest(rows), etag)
     write_bytes(rows.with_suffix(".done"), msgspec.msgpack.encode(done))
     return done
 

@@ -1,10 +1,13 @@
 """Parts of a mixture as folders: views, which refer to another folder's shards, and copies with shards of their own."""
 
+import hashlib
 import os
+import posixpath
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from vlmix.mixture.dataset.schema import (
     TEXT_COLUMNS,
     VIEW,
     Index,
+    check_index,
     columns_problem,
     open_index,
     part_name,
@@ -34,21 +38,23 @@ from vlmix.mixture.dataset.schema import (
 from vlmix.mixture.dataset.shards import Members, ShardDone, ShardTask, lead_with_images, moved, store_rows
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import write_parquet
+from vlmix.mixture.io.atomic import atomic_write, write_parquet
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.engines import EngineName, start
 from vlmix.mixture.io.pool import Progress, silent
 from vlmix.mixture.io.staging import HELD, staging_folder
-from vlmix.mixture.io.storage import Local
+from vlmix.mixture.io.storage import Local, Location, Remote, new_store
 from vlmix.mixture.version import VERSION
 
+_TOGETHER = 64  # samples that are read at once
 _COUNTED = ["source", "repeat", "num_rounds", "num_words", "num_images"]
 
 
-def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]]) -> Manifest:
-    """Write a part of a mixture as the view `out`; `subset` says how it was chosen."""
-    root, counts = mixture.local_root.absolute(), dict[str, Counts]()
-    with staging_folder(out) as (partial, _):
+def save_view(mixture: Reader, out: Path | str, subset: list[dict[str, Any]], *, work: Path | None = None) -> Manifest:
+    """Write a part of a mixture as the view `out`, a path or a URL; `subset` says how it was chosen, `work` is that of
+    `staging_folder`."""
+    root, counts = _root_from(mixture, out), dict[str, Counts]()
+    with staging_folder(out, work) as (partial, _, _):
         schema = with_columns(VIEW, index_schema(mixture))
         names = [SAMPLES_NAME]
         if len(mixture) > PART_ROWS:
@@ -58,9 +64,30 @@ def save_view(mixture: Reader, out: Path, subset: list[dict[str, Any]]) -> Manif
             for source, more in counts_of(pl.DataFrame(table.select(_COUNTED))).items():
                 counts[source] = counts.get(source, Counts()) + more
             write_parquet(partial / name, iter(table.combine_chunks().to_batches()), schema)
-        relative = Path(os.path.relpath(root.resolve(), out.resolve())).as_posix()
-        parent = Parent(relative, sha256(root / manifests.NAME))
+        parent = Parent(root, _manifest_digest(mixture))
         return finalize(partial, _derived(mixture, subset, counts, kind="view", parent=parent))
+
+
+def _root_from(mixture: Reader, out: Path | str) -> str:
+    """Where a mixture's root is, seen from a view `out`: a path relative to it, or the URL of a store. A view in a
+    store has its root in the same one: else whoever reads it could be led anywhere."""
+    root, store = mixture.root, new_store(out)
+    if store is None:
+        if isinstance(root, Remote):
+            return root.url
+        return Path(os.path.relpath(root.path.resolve(), Path(out).resolve())).as_posix()
+    (scheme, _, host), (its, _, where) = store.url.partition("://"), root.name.partition("://")
+    if not isinstance(root, Remote) or (scheme, host.partition("/")[0]) != (its, where.partition("/")[0]):
+        raise VlmixError(
+            f"{store.url}: a view in a store needs its root, {root.name}, in the same bucket; make a copy instead: "
+            "`--materialize`"
+        )
+    return posixpath.relpath(f"/{where}", f"/{host}")
+
+
+def _manifest_digest(mixture: Reader) -> str:
+    """sha256 of the root's manifest."""
+    return hashlib.sha256(mixture.root.join(manifests.NAME).whole()).hexdigest()
 
 
 def _own_rows(mixture: Reader, start: int, stop: int, schema: pa.Schema) -> pa.Table:
@@ -80,9 +107,12 @@ def _own_rows(mixture: Reader, start: int, stop: int, schema: pa.Schema) -> pa.T
 
 
 @contextmanager
-def replacing_view(folder: Path) -> Iterator[None]:
+def replacing_view(folder: Path | str) -> Iterator[None]:
     """Moves the view `folder` aside, and back if the block fails; nothing where nothing is. Raises VlmixError for a
-    folder of anything else."""
+    folder of anything else, and for the URL of a store, where nothing can be moved aside."""
+    if new_store(folder):
+        raise VlmixError(f"{folder}: nothing in a store is replaced; remove it, or choose another --out")
+    folder = Path(folder)
     if not folder.exists():
         yield
         return
@@ -103,35 +133,64 @@ def replacing_view(folder: Path) -> Iterator[None]:
 
 def save_copy(
     mixture: Reader,
-    out: Path,
+    out: Path | str,
     subset: list[dict[str, Any]],
     *,
+    work: Path | None = None,
     workers: int | None = None,
     engine: EngineName = "local",
     progress: Progress = silent,
 ) -> Manifest:
-    """Write a part of a mixture as the mixture `out`, with shards of its own."""
-    size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.local_root.absolute()
-    seen = root / manifests.NAME
-    with staging_folder(out) as (partial, work), start(engine, workers, [work / HELD, seen]) as pool:
+    """Write a part of a mixture as the mixture `out`, a path or a URL, with shards of its own; `work` is that of
+    `staging_folder`."""
+    size, root = int(mixture.manifest.recipe["samples_per_shard"]), mixture.root
+    seen = [root.path.absolute() / manifests.NAME] if isinstance(root, Local) else []
+    with staging_folder(out, work) as staging, start(engine, workers, [staging.work / HELD, *seen]) as pool:
         has_image, rows = pc.not_equal(mixture.column("image"), "").to_numpy(), mixture.rows
         if mixture.manifest.recipe["order"] == "natural":
             order = np.argsort(mixture.column("natural_index").to_numpy(), kind="stable")
             has_image, rows = has_image[order], rows[order]
         rows = rows[lead_with_images(np.arange(len(rows)), has_image, size)]
-        schema = open_index(root / SAMPLES_NAME).schema_arrow
+        index = _local_index(mixture, staging.work)
+        schema = Index(index).schema_arrow
 
         def job(number: int) -> CopyJob:
             first = number * size
-            return CopyJob(number, first, partial, work, rows[first : first + size], root)
+            mine = rows[first : first + size]
+            return CopyJob(
+                number=number,
+                first=first,
+                out=staging.folder,
+                work=staging.work,
+                store=staging.store,
+                rows=mine,
+                root=root,
+                index=index,
+            )
 
         sizes = [len(rows[start : start + size]) for start in range(0, len(rows), size)]
-        plan = msgspec.msgpack.encode((VERSION, str(root), sha256(root / manifests.NAME), size, rows.tobytes()))
-        done = run_shards(copy_shard, job, sizes, plan, partial, work, schema, pool, progress)
-        write_rejects(partial / REJECTS_NAME, [])
+        plan = msgspec.msgpack.encode((VERSION, root.name, _manifest_digest(mixture), size, rows.tobytes()))
+        done = run_shards(copy_shard, job, sizes, plan, staging, schema, pool, progress)
+        write_rejects(staging.folder / REJECTS_NAME, [])
         shards = [d.shard for d in done if d.shard is not None]
         kind = mixture.root_manifest.kind
-        return finalize(partial, _derived(mixture, subset, merge_counts(done), kind=kind, shards=shards))
+        return finalize(staging.folder, _derived(mixture, subset, merge_counts(done), kind=kind, shards=shards))
+
+
+def _local_index(mixture: Reader, work: Path) -> list[Local]:
+    """The files of the root's index, those of a store fetched, as each shard reads rows all over them."""
+    found = []
+    for name in mixture.root_manifest.index:
+        where = mixture.root.join(name)
+        if isinstance(where, Remote):
+            path = work / "root" / name
+            if not path.exists() or sha256(path) != mixture.root_manifest.checksums[name]:
+                with atomic_write(path) as file:
+                    where.copy_to(file)
+            where = Local(path)
+        found.append(where)
+    check_index(Index(found), mixture.root.join(SAMPLES_NAME).name)
+    return found
 
 
 def _derived(mixture: Reader, subset: list[dict[str, Any]], counts: dict[str, Counts], **changed: Any) -> Manifest:
@@ -203,25 +262,31 @@ def ids_like(mixture: Reader, id: str, most: int = 5) -> list[str]:
 
 
 class CopyJob(ShardTask, frozen=True):
-    """A shard to copy: rows of the root's samples.parquet, ascending but for the first image samples."""
+    """A shard to copy: rows of the root's samples.parquet, ascending but for the first image samples; the root, and
+    the files of its index on disk."""
 
     rows: NDArray[np.int64]
-    root: Path
+    root: Location
+    index: list[Local]
 
 
 def copy_shard(job: CopyJob) -> ShardDone:
     """Copy samples into a new shard, bytes untouched; runs in a worker."""
-    root = Reader.open(job.root)
-    with_tar, schema = bool(root.manifest.shards), open_index(job.root / SAMPLES_NAME).schema_arrow
-    table, stored = read_rows(job.root, job.rows), Stored(root)
+    root, index = Reader.at(job.root), Index(job.index)
+    with_tar, table = bool(root.manifest.shards), read_rows(index, job.rows)
 
     def samples() -> Iterator[Members]:
         named = table.select(["id", "shard", "json_offset", "json_size", "images"]).to_pylist()
-        for row, columns in zip(job.rows.tolist(), named):
-            raw = stored.members({**columns, "root_row": row}) if with_tar else None
-            yield Members(raw.json if raw else b"", raw.jpegs if raw else ())
+        if not with_tar:
+            yield from repeat(Members(b"", ()), len(named))
+            return
+        stored = Stored(root)
+        for columns, row in zip(named, job.rows.tolist()):
+            columns["root_row"] = row
+        for first in range(0, len(named), _TOGETHER):
+            yield from (Members(raw.json, raw.jpegs) for raw in stored.members(named[first : first + _TOGETHER]))
 
-    return store_rows(samples(), partial(moved, table), job, schema, with_tar=with_tar)
+    return store_rows(samples(), partial(moved, table), job, index.schema_arrow, with_tar=with_tar)
 
 
 def read_rows(root: Path | Index, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:

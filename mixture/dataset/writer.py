@@ -2,7 +2,7 @@
 killed run continues."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +18,12 @@ from vlmix.mixture.dataset.card import card
 from vlmix.mixture.dataset.manifest import CARD_NAME, OVERLAPS_NAME, REJECTS_NAME, SAMPLES_NAME, Counts, Manifest
 from vlmix.mixture.dataset.schema import PART_ROWS, index_files, part_name
 from vlmix.mixture.dataset.shards import ShardDone, ShardTask, rows_path
+from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
 from vlmix.mixture.io.digests import file_digest, sha256
 from vlmix.mixture.io.pool import Engine, Progress
+from vlmix.mixture.io.staging import Staging
+from vlmix.mixture.io.storage import Facts, Remote
 
 AnyJob = TypeVar("AnyJob", bound=ShardTask)
 
@@ -30,14 +33,14 @@ def run_shards(
     jobs: Callable[[int], AnyJob],
     sizes: Sequence[int],
     plan: bytes,
-    folder: Path,
-    work: Path,
+    staging: Staging,
     schema: pa.Schema,
     pool: Engine,
     progress: Progress,
 ) -> list[ShardDone]:
     """Write the shards `jobs(0)`, `jobs(1)`, … of `sizes` samples and the index of `schema`: the results in order.
     Shards of an earlier run are kept if its `plan`, which holds everything that decides the bytes, was the same."""
+    folder, work, store = staging
     count = len(sizes)
     mark, fingerprint = work / "order", xxh3_128_hexdigest(plan).encode()
     if not mark.exists() or mark.read_bytes() != fingerprint:
@@ -45,7 +48,9 @@ def run_shards(
         for stale in work.glob("rows-*"):
             stale.unlink()
         write_bytes(mark, fingerprint)
-    done = {number: earlier for number in range(count) if (earlier := _finished(number, folder, work)) is not None}
+    there = {} if store is None else store.tree()
+    found = ((number, _finished(number, staging, there)) for number in range(count))
+    done = {number: earlier for number, earlier in found if earlier is not None}
     missing = [number for number in range(count) if number not in done]
     progress("writing shards", len(done), count)
 
@@ -60,17 +65,43 @@ def run_shards(
             yield done[number]
 
     write_index(folder, work, sizes, results(), schema, pool)
+    if store is not None:
+        _check_store(store, list(done.values()))
     return [done[number] for number in range(count)]
 
 
-def _finished(number: int, folder: Path, work: Path) -> ShardDone | None:
-    """The result of an earlier run, if its files are still what it wrote; damaged work is absent work."""
+def _check_store(store: Remote, done: Sequence[ShardDone]) -> None:
+    """That a store has the shards that were uploaded, and no others, which an earlier run with another plan left."""
+    there, wanted = store.tree(), {each.shard.path: each for each in done if each.shard is not None}
+    for name, each in wanted.items():
+        if not _is_stored(each, there):
+            what = "is not in the store any more" if name not in there else "was changed since it was written"
+            raise VlmixError(f"{store.join(name).name} {what}; run the same command again, which writes it anew")
+    for name in there.keys() - wanted.keys():
+        if name.startswith("train/"):
+            store.join(name).remove()
+
+
+def _is_stored(done: ShardDone, there: Mapping[str, Facts]) -> bool:
+    """Whether a store, which has the files `there`, still has a shard as it was uploaded."""
+    assert done.shard is not None
+    return bool(done.etag) and there.get(done.shard.path) == Facts(done.shard.bytes, done.etag)
+
+
+def _finished(number: int, staging: Staging, there: Mapping[str, Facts]) -> ShardDone | None:
+    """The result of an earlier run, if its files are still what it wrote; damaged work is absent work. A store has the
+    files `there`."""
+    folder, work, store = staging
     rows = rows_path(work, number)
     try:
         done = msgspec.msgpack.decode(rows.with_suffix(".done").read_bytes(), type=ShardDone)
         if file_digest(rows) != done.rows:
             return None
-        if done.shard is not None and sha256(folder / done.shard.path) != done.shard.sha256:
+        if done.shard is None:
+            return done
+        if store is not None:
+            return done if _is_stored(done, there) else None
+        if sha256(folder / done.shard.path) != done.shard.sha256:
             return None
     except (OSError, ValueError):
         return None

@@ -15,7 +15,7 @@ from vlmix.mixture.errors import VlmixError
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its name only when the block ends well. A full disk is an error that says so."""
-    host = _host()
+    host = this_host()
     temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -32,7 +32,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 @cache
-def _host() -> str:
+def this_host() -> str:
     """What the process id is unique on: this machine, or the container on it whose processes are numbered apart."""
     name = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")
     try:

@@ -1,22 +1,11 @@
 """Whole files of a store, copied to this machine."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors
-from vlmix.mixture.io.storage import Range, Remote, read_ranges
-
-_REQUEST = 8 * 2**20  # bytes
-_PIECE = 4 * _REQUEST  # asked for at a time
-
-
-def pieces(where: Remote, size: int) -> Iterator[bytes]:
-    """The bytes of a file of `size` bytes, a whole number of MiB at a time. Raises as `read_ranges` does."""
-    for start in range(0, size, _PIECE):
-        places = range(start, min(start + _PIECE, size), _REQUEST)
-        yield b"".join(read_ranges([Range(where, at, min(_REQUEST, size - at)) for at in places]))
+from vlmix.mixture.io.storage import Remote
 
 
 def fetch(where: Remote, path: Path) -> None:
@@ -28,7 +17,7 @@ def fetch(where: Remote, path: Path) -> None:
         file = path.open("wb")
     try:
         with file:
-            for data in pieces(where, size):
+            for data in where.pieces(size):
                 with disk_errors(path):
                     file.write(data)
                     file.flush()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.fetch import pieces
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.io.node_cache import private_folder
 from vlmix.mixture.io.storage import Remote
@@ -152,7 +151,7 @@ class ShardCache:
             try:
                 digest, sums = hashlib.sha256(), b""
                 with partial.open("r+b") as file:
-                    for data in pieces(where, size):
+                    for data in where.pieces(size):
                         digest.update(data)
                         sums += _sums(data)
                         file.write(data)

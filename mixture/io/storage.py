@@ -6,7 +6,8 @@ import posixpath
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,6 +21,8 @@ _FIRST_WAIT = 0.2  # seconds, doubled from try to try
 _GAP = 32 * 1024  # bytes between ranges that are read along: less than what a store sends while a request is on its way
 _AT_ONCE = 32  # connections of a process to a store
 _MOST_TOGETHER = 8 * 2**20
+_PIECE = 8 * _MOST_TOGETHER  # bytes of a file that are in memory while it is copied
+_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # where a file appears when all of it is there
 _LATER = (408, 425, 429)  # statuses of 400 to 499 that mean: ask again
 _NO_CREDENTIALS = (
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
@@ -156,6 +159,56 @@ class Remote:
             return {}
         return {path.removeprefix(root): _facts(entry) for path, entry in found.items() if path.startswith(root)}
 
+    def put(self, path: Path) -> Facts:
+        """Upload a local file, which appears whole or not at all; what the store says of it then."""
+        size = path.stat().st_size
+        self._write(lambda files, there: files.put_file(str(path), there))
+        try:
+            facts = self.facts()
+        except FileNotFoundError:
+            raise VlmixError(f"{self.url}: the store took it and has it not; run the same command again") from None
+        if facts.size != size:
+            raise VlmixError(f"{self.url}: the store has {facts.size} bytes of {size}; run the same command again")
+        return facts
+
+    def write(self, data: bytes) -> None:
+        """Write a file, which appears whole or not at all."""
+        self._write(lambda files, path: files.pipe_file(path, data))
+
+    def create(self, data: bytes) -> bool:
+        """Write a file if there is none; False if there is one of other bytes. A store without conditional puts
+        overwrites it, which True does not tell."""
+        try:
+            self._write(lambda files, path: files.pipe_file(path, data, mode="create"))
+        except FileExistsError:
+            return self.whole() == data  # of a try whose answer was lost
+        return True
+
+    def remove(self) -> None:
+        """Remove the file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._retry(lambda files, path: files.rm_file(path))
+
+    def _write(self, write: Callable[[Any, str], Any]) -> None:
+        try:
+            self._retry(write)
+        except FileNotFoundError as error:
+            raise VlmixError(f"{self.url}: there is no such bucket; create it first") from error
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """The bytes of a file of `size` bytes, a whole number of MiB at a time. Raises as `read_ranges` does."""
+        for start in range(0, size, _PIECE):
+            places = range(start, min(start + _PIECE, size), _MOST_TOGETHER)
+            yield b"".join(read_ranges([Range(self, at, min(_MOST_TOGETHER, size - at)) for at in places]))
+
+    def copy_to(self, file: BinaryIO) -> None:
+        """Append the file's bytes to one that is open, a piece at a time. Raises VlmixError if it changes meanwhile."""
+        facts = self.facts()
+        for data in self.pieces(facts.size):
+            file.write(data)
+        if self.facts() != facts:
+            raise VlmixError(f"{self.url} was changed while it was read; run the same command again")
+
     def arrow(self) -> pa.NativeFile:
         """The file for Arrow: in memory, where it stays as long as this object."""
         if self._kept is None:
@@ -176,7 +229,7 @@ class Remote:
                 options = {"config_kwargs": {"max_pool_connections": _AT_ONCE, **known, "retries": {"max_attempts": 0}}}
             try:
                 self._opened = os.getpid(), *fsspec.core.url_to_fs(self.url, **options)
-            except (ImportError, ValueError) as error:
+            except (ImportError, ValueError, OSError) as error:
                 raise VlmixError(f"{self.url}: {error}") from None
         return self._opened[1:]
 
@@ -186,6 +239,8 @@ class Remote:
             try:
                 files.invalidate_cache()  # of listings, which would hide what changed
                 return read(files, path)
+            except FileExistsError:
+                raise
             except Exception as error:  # each store has exceptions of its own
                 _raise_if_final(self.url, error, attempt)
             time.sleep(_FIRST_WAIT * 2**attempt)
@@ -240,7 +295,9 @@ def _cut_out(pieces: list[tuple[int, bytes]], offset: int, size: int) -> bytes:
 
 
 def _facts(info: dict[str, Any]) -> Facts:
-    return Facts(int(info["size"]), str(info.get("ETag") or info.get("etag") or ""))
+    return Facts(
+        int(info["size"]), str(info.get("ETag") or info.get("etag") or "").strip('"')
+    )  # some lists have no quotes
 
 
 def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
@@ -251,7 +308,9 @@ def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
     if not isinstance(error, Exception):
         raise error
     if _is_refusal(error):
-        what = "check its credentials, and that they may read this place"
+        what = "check its credentials, and that they may read (or write) this place"
+        if "request time" in str(error):  # S3: "The difference between the request time and the current time …"
+            what = "set the clock of this machine, which is another than the store's"
         raise StoreError(f"{url}: the store refuses: {error}; {what}") from error
     if 400 <= _status(error) < 500 and _status(error) not in _LATER:
         raise StoreError(f"{url}: {error}") from error
@@ -283,9 +342,25 @@ Location = Local | Remote
 """A file or folder. Reading a file that is not there raises FileNotFoundError, any other trouble VlmixError."""
 
 
+def store_at(path: str | Path) -> Remote | None:
+    """The store that a URL such as `s3://bucket/mixture` names; None for a local path."""
+    return Remote(path.rstrip("/")) if isinstance(path, str) and "://" in path else None
+
+
+def new_store(path: str | Path) -> Remote | None:
+    """The same for what is to be written. Raises VlmixError for a store in which files do not appear whole."""
+    scheme = path.partition("://")[0] if isinstance(path, str) and "://" in path else ""
+    if scheme and scheme not in _WHOLE:
+        known = ", ".join(f"{each}://" for each in _WHOLE)
+        raise VlmixError(f"{path}: nothing is written there, only to stores whose files appear whole: {known}")
+    if scheme and "/" not in str(path).partition("://")[2].rstrip("/"):
+        raise VlmixError(f"{path} is a whole bucket; name a folder in it: {str(path).rstrip('/')}/mixture")
+    return store_at(path)
+
+
 def locate(path: str | Path) -> Location:
     """The location that `path` names: a URL such as `s3://bucket/mixture`, else a local path."""
-    if isinstance(path, str) and "://" in path:
-        return Remote(path)
+    if store := store_at(path):
+        return store
     local = Path(path).resolve()
     return Local(local.parent if local.is_file() else local)  # a file of the folder stands for it

@@ -42,7 +42,6 @@ from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors
 from vlmix.mixture.io.engines import EngineName, start
-from vlmix.mixture.io.fetch import pieces
 from vlmix.mixture.io.images import image_xxh3
 from vlmix.mixture.io.pool import Engine, Progress, silent
 from vlmix.mixture.io.staging import HELD, staging_folder
@@ -93,10 +92,11 @@ def merge(
     """
     places = [where.path for where in map(locate, recipe.mixtures) if isinstance(where, Local)]
     with (
-        staging_folder(out) as (folder, work),
-        TemporaryDirectory(prefix="copies-", dir=work) as copies,
-        start(engine, workers, [work / HELD, *(place / manifests.NAME for place in places)]) as pool,
+        staging_folder(out) as staging,
+        TemporaryDirectory(prefix="copies-", dir=staging.work) as copies,
+        start(engine, workers, [staging.work / HELD, *(place / manifests.NAME for place in places)]) as pool,
     ):
+        folder, work, _ = staging
         parts = open_parts(recipe, Path(copies), progress)
         schema, seed = schema_of(parts), parts[0].manifest.seed if recipe.seed is None else recipe.seed
         kept = keep(parts, recipe, seed)
@@ -111,7 +111,7 @@ def merge(
         jobs = list(_jobs(parts, pieces, natural, repeats, schema, folder, work, with_tar))
         plan = msgspec.msgpack.encode((VERSION, plain, [part.manifest_sha256 for part in parts]))
         sizes = [len(job.natural) for job in jobs]
-        done = run_shards(write_piece, jobs.__getitem__, sizes, plan, folder, work, schema, pool, progress)
+        done = run_shards(write_piece, jobs.__getitem__, sizes, plan, staging, schema, pool, progress)
         rejects = _write_rejects(parts, dropped, folder)
         shards = [shard for each, job in zip(done, jobs) if (shard := each.shard or job.shard)]
         placed = _place(jobs, copy, pool, progress)
@@ -175,6 +175,7 @@ def _jobs(
             first=first,
             out=out,
             work=work,
+            store=None,
             root=part.root,
             shards_at=part.shards_at,
             digest=part.root_manifest.sha256,
@@ -249,7 +250,7 @@ def _stored(place: str, _: str) -> Stored:
 def _members(job: PieceJob, rows: Sequence[dict[str, Any]], numbers: Sequence[int]) -> Iterator[Members]:
     """The members of samples by their rows of the index, whose numbers in the root these are."""
     stored = _stored(job.shards_at.name, job.digest)
-    found = stored.all_members([{**row, "root_row": int(number)} for row, number in zip(rows, numbers)])
+    found = stored.members([{**row, "root_row": int(number)} for row, number in zip(rows, numbers)])
     for columns, raw in zip(rows, found):
         if [image["xxh3"] for image in columns["images"]] != list(map(image_xxh3, raw.jpegs)):
             raise _damage(job.shards_at, columns["shard"], f"has other images for {columns['id']} than the index")
@@ -327,7 +328,7 @@ def place_shard(job: PlaceJob) -> bool:
 def _pieces(job: PlaceJob, where: Location, size: int) -> Iterator[bytes]:
     try:
         if isinstance(where, Remote):
-            yield from pieces(where, size)
+            yield from where.pieces(size)
         else:
             yield from (where.range(offset, _CHUNK) for offset in range(0, size, _CHUNK))
     except FileNotFoundError:

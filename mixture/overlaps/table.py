@@ -15,8 +15,7 @@ from vlmix.mixture.dataset import manifest as manifests
 from vlmix.mixture.dataset.reader import Reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write
-from vlmix.mixture.io.digests import sha256
-from vlmix.mixture.io.storage import Local, Location
+from vlmix.mixture.io.storage import Local, Location, StoreError
 
 FORMAT = 1
 Level = Literal["id", "bytes", "near", "embedding", "text", "near_text"]
@@ -157,13 +156,12 @@ def write(path: Path, overlaps: Overlaps) -> None:
         pq.write_table(overlaps.rows.cast(SCHEMA).replace_schema_metadata(about), file, compression="zstd")
 
 
-def read(place: Path | Location, mixture: Reader | None = None) -> Overlaps:
-    """The overlaps file at `place`, in a store that of `mixture`. Raises VlmixError if it is none, or of another
-    mixture."""
-    where = Local(place) if isinstance(place, Path) else place
-    path = where.name
+def read(where: Path | Location, mixture: Reader | None = None) -> Overlaps:
+    """The overlaps file at `where`. Raises VlmixError if it is none, or of another mixture than `mixture`."""
+    file = Local(where) if isinstance(where, Path) else where
+    path = file.name
     try:
-        rows = pq.read_table(path if isinstance(where, Local) else where.arrow())
+        rows = pq.read_table(file.arrow())
         about = msgspec.json.decode((rows.schema.metadata or {})[_KEY], type=About)
         rows = rows.select(SCHEMA.names).cast(SCHEMA)
         if not set(rows["level"].unique().to_pylist()) <= set(LEVELS):
@@ -175,21 +173,23 @@ def read(place: Path | Location, mixture: Reader | None = None) -> Overlaps:
     if about.format > FORMAT:
         raise VlmixError(f"{path} was written by a newer vlmix")
     if not about.manifest:
-        about = msgspec.structs.replace(about, manifest=_built_with(where, about, mixture))
+        about = msgspec.structs.replace(about, manifest=_built_with(file, about))
     if mixture is not None and about.manifest != identity(mixture):
         raise VlmixError(f"{path} is of {about.mixture} as it was built then, not of {mixture.folder.name}")
     return Overlaps(about, rows)
 
 
-def _built_with(where: Location, about: About, mixture: Reader | None) -> str:
+def _built_with(file: Location, about: About) -> str:
     """The identity of the mixture in whose folder a file lies that was built with it."""
-    if isinstance(where, Local):
-        folder = where.path.parent
-        mixture, digest = Reader.open(folder) if (folder / manifests.NAME).is_file() else None, sha256(where.path)
-    else:
-        digest = hashlib.sha256(where.whole()).hexdigest()
+    try:
+        mixture = Reader.at(file.join(".."))
+    except StoreError:
+        raise
+    except VlmixError:
+        mixture = None
+    digest = hashlib.sha256(file.whole()).hexdigest()
     if mixture is None or digest != mixture.manifest.checksums.get(manifests.OVERLAPS_NAME):
         raise VlmixError(
-            f"{where.name} was built with {about.mixture}; name it in that mixture's folder, where it can be told"
+            f"{file.name} was built with {about.mixture}; name it in that mixture's folder, where it can be told"
         )
     return identity(mixture)

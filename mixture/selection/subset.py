@@ -254,20 +254,23 @@ def subsample(
 
 def save(
     selected: Selected[AnyReader],
-    out: Path,
+    out: Path | str,
     *,
     materialize: bool = False,
     overwrite: bool = False,
+    work: Path | None = None,
     workers: int | None = None,
     engine: EngineName = "local",
     progress: Progress = silent,
 ) -> Manifest:
-    """Make the new folder `out` of what was selected: a view, or with `materialize` shards of its own. `overwrite`
-    replaces a view that is there; anything else is never replaced."""
+    """Make the new folder `out`, a path or the URL of a store, of what was selected: a view, or with `materialize`
+    shards of its own. `overwrite` replaces a view that is there; anything else is never replaced. `work` is where what
+    is not finished is kept for a store."""
     with replacing_view(out) if overwrite else nullcontext():
-        if materialize:
-            return save_copy(selected.mixture, out, [selected.entry], workers=workers, engine=engine, progress=progress)
-        return save_view(selected.mixture, out, [selected.entry])
+        if not materialize:
+            return save_view(selected.mixture, out, [selected.entry], work=work)
+        how: dict[str, Any] = {"work": work, "workers": workers, "engine": engine, "progress": progress}
+        return save_copy(selected.mixture, out, [selected.entry], **how)
 
 
 def _nothing(selection: Selection, offered: int) -> str:

@@ -173,7 +173,7 @@ def test_what_is_no_mixture_is_told(proxy: Proxy, address: str) -> None:
     ("name", "forms"),
     [
         ("small", ["hf", "llava-json", "trl", "wids", "energon"]),
-        ("view", ["llava-next", "messages"]),
+        ("view", ["llava-next", "messages", "wids"]),
         ("more", ["wids"]),
     ],
 )
@@ -279,7 +279,15 @@ def test_a_merge_of_damage_is_an_error(
     assert not (tmp_path / "both").exists() and not list(tmp_path.glob("both.partial/work/copies-*"))
 
 
-def test_tars_of_a_view_need_a_copy(proxy: Proxy, address: str, tmp_path: Path) -> None:
-    done = vlmix_here("export", address.replace("small", "view"), "--to", "wids", "--out", tmp_path / "out")
-    assert done.returncode == 1 and f"{address}: this needs a local folder; copy the mixture first" in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_local_view_of_a_store_is_verified_and_merged(
+    proxy: Proxy, address: str, small: Path, tmp_path: Path
+) -> None:
+    for where, place in (("here", small), ("there", address)):
+        vlmix.open(place).subset(total=7).save(tmp_path / where / "view")
+        assert not verify(tmp_path / where / "view").problems
+        done = vlmix_here(
+            "merge", tmp_path / where / "view", small.with_name("more"), "--out", tmp_path / where / "both"
+        )
+        assert done.returncode == 0, done.stderr
+    theirs = hashes(tmp_path / "there/both"), hashes(tmp_path / "here/both")
+    assert {name: one for name, one in theirs[0].items() if theirs[1][name] != one}.keys() <= {"manifest.json"}

@@ -113,6 +113,14 @@ def test_no_permission_is_said_at_once(proxy: Proxy, address: str, status: int) 
         vlmix.open(address)
 
 
+def test_a_clock_that_is_wrong_is_said(proxy: Proxy, address: str) -> None:
+    said = "The difference between the request time and the current time is too large."
+    proxy.set(fail=1.0, status=403, message=said, only="^GET")
+    with pytest.raises(vlmix.VlmixError, match="the store refuses: .*set the clock of this machine"):
+        vlmix.open(address)
+    assert proxy.troubled == 1
+
+
 def test_a_store_that_permits_reading_and_not_listing_is_read(proxy: Proxy, address: str, mixture: Path) -> None:
     proxy.set(fail=1.0, status=403, only="list-type")
     there = vlmix.open(address)

@@ -1,5 +1,6 @@
 """A real Ray cluster of two nodes on loopback addresses."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from tests.helpers import VLMIX, hashes, vlmix, vlmix_here
 from tests.mixture.io.test_pool import check_contract
+from tests.stores import BUCKET, Store
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.engines import start
 
@@ -100,11 +102,12 @@ while not {addresses} <= {{node["NodeManagerAddress"] for node in ray.nodes() if
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(moto: Store) -> Iterator[Cluster]:
     pytest.importorskip("ray")
     folder = Path(tempfile.mkdtemp(prefix="vlmix-ray-", dir="/tmp"))  # sockets have short names
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")  # nodes at loopback addresses
+        moto.use(patch)  # on every node
         made = Cluster(folder)
         patch.setenv("RAY_ADDRESS", made.address)
         try:
@@ -161,6 +164,26 @@ def test_a_node_that_is_lost_while_it_writes_is_made_up_for(
     assert "raylet" not in output
     assert hashes(out) == hashes(small)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_store_gets_the_same_bytes_though_a_node_is_lost(
+    cluster: Cluster, moto: Store, raw: Path, small: Path, tmp_path: Path
+) -> None:
+    victim, url, work = cluster.second(), f"s3://{BUCKET}/of-a-cluster", tmp_path / "work"
+    process = begin(*BUILD, raw, "--out", url, "--work", work, "--engine=ray")
+    until_there(process, work / "work" / "rows-000020.done")
+    victim.kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    made = {name: hashlib.sha256(data).hexdigest() for name, data in moto.objects("of-a-cluster/").items()}
+    assert made == hashes(small) and not list(tmp_path.iterdir())
+    tenth = ("subsample", url, "--ratio=10%", "--materialize", "--out", f"s3://{BUCKET}/tenth", "--work", work)
+    cluster.second()
+    done = vlmix(*tenth, "--engine=ray")
+    assert done.returncode == 0, done.stderr
+    assert vlmix("subsample", small, "--ratio=10%", "--materialize", "--out", tmp_path / "tenth").returncode == 0
+    made = {name: hashlib.sha256(data).hexdigest() for name, data in moto.objects("tenth/").items()}
+    assert made == hashes(tmp_path / "tenth")
 
 
 @pytest.mark.parametrize(("first", "then"), [("ray", "local"), ("local", "ray")])
