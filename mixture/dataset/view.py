@@ -38,9 +38,10 @@ from vlmix.mixture.dataset.schema import (
 from vlmix.mixture.dataset.shards import Members, ShardDone, ShardTask, lead_with_images, moved, store_rows
 from vlmix.mixture.dataset.writer import finalize, merge_counts, run_shards
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.io.atomic import atomic_write, write_parquet
+from vlmix.mixture.io.atomic import write_parquet
 from vlmix.mixture.io.digests import sha256
 from vlmix.mixture.io.engines import EngineName, start
+from vlmix.mixture.io.fetch import fetch_sound
 from vlmix.mixture.io.pool import Progress, silent
 from vlmix.mixture.io.staging import HELD, staging_folder
 from vlmix.mixture.io.storage import Local, Location, Remote, new_store
@@ -179,16 +180,14 @@ def save_copy(
 
 def _local_index(mixture: Reader, work: Path) -> list[Local]:
     """The files of the root's index, those of a store fetched, as each shard reads rows all over them."""
-    found = []
+    found, root, checksums = list[Local](), mixture.root, mixture.root_manifest.checksums
     for name in mixture.root_manifest.index:
-        where = mixture.root.join(name)
-        if isinstance(where, Remote):
-            path = work / "root" / name
-            if not path.exists() or sha256(path) != mixture.root_manifest.checksums[name]:
-                with atomic_write(path) as file:
-                    where.copy_to(file)
-            where = Local(path)
-        found.append(where)
+        path = work / "root" / name
+        if isinstance(root, Local):
+            path = root.path / name
+        elif not path.exists() or sha256(path) != checksums.get(name):
+            fetch_sound(root, name, path, checksums.get(name))
+        found.append(Local(path))
     check_index(Index(found), mixture.root.join(SAMPLES_NAME).name)
     return found
 

@@ -201,14 +201,6 @@ class Remote:
             places = range(start, min(start + _PIECE, size), _MOST_TOGETHER)
             yield b"".join(read_ranges([Range(self, at, min(_MOST_TOGETHER, size - at)) for at in places]))
 
-    def copy_to(self, file: BinaryIO) -> None:
-        """Append the file's bytes to one that is open, a piece at a time. Raises VlmixError if it changes meanwhile."""
-        facts = self.facts()
-        for data in self.pieces(facts.size):
-            file.write(data)
-        if self.facts() != facts:
-            raise VlmixError(f"{self.url} was changed while it was read; run the same command again")
-
     def arrow(self) -> pa.NativeFile:
         """The file for Arrow: in memory, where it stays as long as this object."""
         if self._kept is None:
