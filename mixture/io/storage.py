@@ -6,10 +6,10 @@ import posixpath
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import pyarrow as pa
 
@@ -20,6 +20,7 @@ _FIRST_WAIT = 0.2  # seconds, doubled from try to try
 _GAP = 32 * 1024  # bytes between ranges that are read along: less than what a store sends while a request is on its way
 _AT_ONCE = 32  # connections of a process to a store
 _MOST_TOGETHER = 8 * 2**20
+_MOST_AHEAD, _BYTES_AHEAD = 256, 64 * 2**20  # ranges, and bytes of them, that `read_ahead` holds
 _LATER = (408, 425, 429)  # statuses of 400 to 499 that mean: ask again
 _NO_CREDENTIALS = (
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
@@ -128,16 +129,42 @@ class Remote:
     def facts(self) -> Facts:
         return _facts(self._retry(lambda files, path: files.info(path)))
 
+    def is_folder(self) -> bool:
+        """Whether anything lies below it. Raises VlmixError where the store does not say."""
+        try:
+            return str(self._retry(lambda files, path: files.info(path))["type"]) == "directory"
+        except FileNotFoundError:
+            return False
+
     def listed(self) -> dict[str, Facts]:
         """The files of this folder by name; none where the store does not list it."""
         try:
-            entries = self._retry(lambda files, path: files.ls(path, detail=True))
+            return self.listing()
         except (FileNotFoundError, VlmixError):  # some stores do not list, or permit to read alone
             return {}
+
+    def listing(self) -> dict[str, Facts]:
+        """The files of this folder by name. Raises FileNotFoundError where it is not there, and VlmixError where the
+        store does not list it."""
+        entries = self._retry(lambda files, path: files.ls(path, detail=True))
         return {
             posixpath.basename(entry["name"]): _facts(entry)
             for entry in entries
             if entry["type"] == "file" and entry.get("size") is not None
+        }
+
+    def below(self) -> dict[str, Facts]:
+        """All files below this folder by their paths from here on, "" of a file itself; none where there are none.
+        Raises VlmixError where the store does not list them."""
+        path = self._connection()[1]
+        try:
+            found = self._retry(_find)
+        except FileNotFoundError:
+            return {}
+        return {
+            name.removeprefix(path).lstrip("/"): _facts(entry)
+            for name, entry in found.items()
+            if entry["type"] == "file" and entry.get("size") is not None and not name.endswith("/")
         }
 
     def range(self, offset: int, size: int) -> bytes:
@@ -180,24 +207,31 @@ class Remote:
 
 
 class Range(NamedTuple):
-    """`size` bytes from `offset` of a file in a store."""
+    """`size` bytes from `offset` of a file in a store; with `last` the file has to end there."""
 
     where: Remote
     offset: int
     size: int
+    last: bool = False
 
 
 def read_ranges(asked: Sequence[Range]) -> list[bytes]:
     """The bytes of ranges of one file system, each whole. Those that lie close to each other are one request, and
-    requests are made at once; what fails or comes short is asked for again. Raises FileNotFoundError, VlmixError."""
+    requests are made at once; what fails or comes short is asked for again. Raises FileNotFoundError, and VlmixError,
+    also where a file has another length than a `last` range says."""
     from fsspec.utils import merge_offset_ranges
 
+    if not all(each.size for each in asked):  # a store refuses a range of nothing
+        found_there = iter(read_ranges([each for each in asked if each.size]))
+        return [next(found_there) if each.size else b"" for each in asked]
     if not asked:
         return []
     urls = {path: each.where.url for each in asked for _, path in [each.where._connection()]}
     files = asked[0].where._connection()[0]
     names = [each.where._connection()[1] for each in asked]
     starts, ends = [each.offset for each in asked], [each.offset + each.size for each in asked]
+    lengths = {name: end for name, end, each in zip(names, ends, asked) if each.last}
+    ends = [end + each.last for end, each in zip(ends, asked)]  # a byte too many, which must not be there
     left = list(zip(*merge_offset_ranges(list(names), starts, ends, max_gap=_GAP, max_block=_MOST_TOGETHER)))
     found: dict[str, list[tuple[int, bytes]]] = {}
     for attempt in range(_TRIES):
@@ -206,8 +240,13 @@ def read_ranges(asked: Sequence[Range]) -> list[bytes]:
         again = []
         for piece, got in zip(left, files.cat_ranges(*map(list, zip(*left)), on_error="return")):
             path, start, end = piece
-            if not isinstance(got, BaseException) and len(got) != end - start:
-                got = OSError(f"{len(got)} bytes of {end - start} came")
+            size = min(end, lengths.get(path, end)) - start
+            if not isinstance(got, BaseException) and len(got) != size:
+                got = OSError(f"{len(got)} bytes of {size} came")
+                where = Remote(urls[path])
+                if path in lengths and (length := where.size()) != lengths[path]:
+                    what = f"it has {length} bytes, the store listed {lengths[path]}"
+                    raise VlmixError(f"{where.url} changed during the build: {what}; run the same command again")
             if isinstance(got, BaseException):
                 _raise_if_final(urls[path], got, attempt)
                 again.append(piece)
@@ -219,6 +258,32 @@ def read_ranges(asked: Sequence[Range]) -> list[bytes]:
     for pieces in found.values():
         pieces.sort(key=itemgetter(0))
     return [_cut_out(found[name], each.offset, each.size) for name, each in zip(names, asked)]
+
+
+def read_ahead(asked: Iterable[Range]) -> Iterator[bytes]:
+    """The bytes of ranges one after the other, as `read_ranges` gives them: of some at a time, up to 64 MiB."""
+    group: list[Range] = []
+    for each in asked:
+        together = sum(one.size for one in group[-_MOST_AHEAD:]) + each.size
+        other = bool(group) and each.where._connection()[0] is not group[0].where._connection()[0]
+        if group and (other or len(group) == _MOST_AHEAD or together > _BYTES_AHEAD):
+            yield from read_ranges(group)
+            group = []
+        group.append(each)
+    yield from read_ranges(group)
+
+
+def _find(files: Any, path: str) -> dict[str, dict[str, Any]]:
+    """All files below a path. fsspec's own walk, which some stores take, leaves out what it cannot list, unless told
+    not to."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    kind = type(files)
+    walks = kind._find is AsyncFileSystem._find if issubclass(kind, AsyncFileSystem) else False
+    walks = walks or (not issubclass(kind, AsyncFileSystem) and kind.find is AbstractFileSystem.find)
+    found: dict[str, dict[str, Any]] = files.find(path, detail=True, **({"on_error": "raise"} if walks else {}))
+    return found
 
 
 def _cut_out(pieces: list[tuple[int, bytes]], offset: int, size: int) -> bytes:
@@ -270,9 +335,24 @@ Location = Local | Remote
 """A file or folder. Reading a file that is not there raises FileNotFoundError, any other trouble VlmixError."""
 
 
+def is_url(path: str | Path) -> TypeGuard[str]:
+    """Whether `path` is a URL and not a local path."""
+    return isinstance(path, str) and "://" in path
+
+
+def place(path: str | Path) -> str | Path:
+    """A URL without slashes at its end, or a local path."""
+    return path.rstrip("/") if is_url(path) else Path(path)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there, or anything below a URL. Raises VlmixError where a store does not say."""
+    return Remote(path).is_folder() if is_url(path) else Path(path).is_dir()
+
+
 def locate(path: str | Path) -> Location:
     """The location that `path` names: a URL such as `s3://bucket/mixture`, else a local path."""
-    if isinstance(path, str) and "://" in path:
+    if is_url(path):
         return Remote(path)
     local = Path(path).resolve()
     return Local(local.parent if local.is_file() else local)  # a file of the folder stands for it
