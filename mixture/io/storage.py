@@ -21,6 +21,7 @@ _GAP = 32 * 1024  # bytes between ranges that are read along: less than what a s
 _AT_ONCE = 32  # connections of a process to a store
 _MOST_TOGETHER = 8 * 2**20
 _MOST_AHEAD, _BYTES_AHEAD = 256, 64 * 2**20  # ranges, and bytes of them, that `read_ahead` holds
+_PAGE = {"total_max_attempts": 4, "mode": "standard"}  # tries of S3's client for a page of a listing
 _LATER = (408, 425, 429)  # statuses of 400 to 499 that mean: ask again
 _NO_CREDENTIALS = (
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
@@ -146,7 +147,7 @@ class Remote:
     def listing(self) -> dict[str, Facts]:
         """The files of this folder by name. Raises FileNotFoundError where it is not there, and VlmixError where the
         store does not list it."""
-        entries = self._retry(lambda files, path: files.ls(path, detail=True))
+        entries = self._retry(lambda files, path: files.ls(path, detail=True), pages=True)
         return {
             posixpath.basename(entry["name"]): _facts(entry)
             for entry in entries
@@ -158,7 +159,7 @@ class Remote:
         Raises VlmixError where the store does not list them."""
         path = self._connection()[1]
         try:
-            found = self._retry(_find)
+            found = self._retry(_find, pages=True)
         except FileNotFoundError:
             return {}
         return {
@@ -182,21 +183,27 @@ class Remote:
     def _connection(self) -> tuple[Any, str]:
         """The file system, and the path there. After a fork it is opened anew, as its connections are the parent's."""
         if self._opened is None or self._opened[0] != os.getpid():
-            import fsspec
-
-            options = {}
-            if self.url.startswith(("s3://", "s3a://")):  # whose clients would try again below, each at its own pace
-                known = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-                options = {"config_kwargs": {"max_pool_connections": _AT_ONCE, **known, "retries": {"max_attempts": 0}}}
-            try:
-                self._opened = os.getpid(), *fsspec.core.url_to_fs(self.url, **options)
-            except (ImportError, ValueError) as error:
-                raise VlmixError(f"{self.url}: {error}") from None
+            self._opened = os.getpid(), *self._open({"max_attempts": 0})
         return self._opened[1:]
 
-    def _retry(self, read: Callable[[Any, str], Any]) -> Any:
+    def _open(self, retries: dict[str, Any]) -> tuple[Any, str]:
+        """The file system and the path there; `retries` are those of S3's client, which would try again below ours."""
+        import fsspec
+
+        options = {}
+        if self.url.startswith(("s3://", "s3a://")):
+            known = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options = {"config_kwargs": {"max_pool_connections": _AT_ONCE, **known, "retries": retries}}
+        try:
+            files, path = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            raise VlmixError(f"{self.url}: {error}") from None
+        return files, path
+
+    def _retry(self, read: Callable[[Any, str], Any], *, pages: bool = False) -> Any:
+        """`pages`: of a listing, which is many requests; each is made again by itself, or a long list had no end."""
         for attempt in range(_TRIES):
-            files, path = self._connection()
+            files, path = self._open(_PAGE) if pages else self._connection()
             try:
                 files.invalidate_cache()  # of listings, which would hide what changed
                 return read(files, path)
@@ -292,7 +299,8 @@ def _cut_out(pieces: list[tuple[int, bytes]], offset: int, size: int) -> bytes:
 
 
 def _facts(info: dict[str, Any]) -> Facts:
-    return Facts(int(info["size"]), str(info.get("ETag") or info.get("etag") or ""))
+    # Some stores quote an ETag where they are asked for one file, and do not in a list.
+    return Facts(int(info["size"]), str(info.get("ETag") or info.get("etag") or "").strip('"'))
 
 
 def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
