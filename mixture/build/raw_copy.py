@@ -90,16 +90,20 @@ def fetch(job: FetchJob) -> None:
 
     data = read_ahead(piece for name, facts in job.files for piece in pieces(name, facts.size))
     for name, facts in job.files:
-        where = root.join(name)
-        try:
-            with atomic_write(job.out / name) as file:
-                for _ in range(0, facts.size, _PIECE):
-                    file.write(next(data))
-                now = where.facts()  # pieces of two versions are no file
-                if now.size != facts.size or (now.etag and facts.etag and now.etag != facts.etag):
-                    raise VlmixError(f"{where.url} was changed while it was copied; run the same command again")
-        except FileNotFoundError:
-            raise VlmixError(f"{where.url} was removed while it was copied; run the same command again") from None
+        with atomic_write(job.out / name) as file, _told_if_gone():
+            for _ in range(0, facts.size, _PIECE):
+                file.write(next(data))
+            now = root.join(name).facts()  # pieces of two versions are no file
+            if now.size != facts.size or (now.etag and facts.etag and now.etag != facts.etag):
+                raise VlmixError(f"{job.url}/{name} was changed while it was copied; run the same command again")
+
+
+@contextmanager
+def _told_if_gone() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise VlmixError(f"{error.filename} was removed while it was copied; run the same command again") from None
 
 
 def _jobs(url: str, files: Files, out: Path) -> Iterator[FetchJob]:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from vlmix.mixture.io.storage import Remote
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 __all__ = ["planted"]
+Change = Callable[[bytes], bytes]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,24 @@ def address(moto: Store, raw: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def own(moto: Store, raw: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """(URL, folder) of releases that a test may change: okvqa's, and the pictures of its mixture."""
+def notes(moto: Store, raw: Path, tmp_path: Path) -> tuple[str, Path]:
+    """(URL, folder) of OK-VQA's annotations, which a test may change."""
     folder = tmp_path / "own"
     shutil.copytree(raw / "okvqa", folder / "okvqa")
+    return moto.put_folder(folder, tmp_path.name), folder
+
+
+@pytest.fixture
+def own(notes: tuple[str, Path], moto: Store, raw: Path) -> tuple[str, Path]:
+    """The same, with its pictures."""
+    url, folder = notes
     shutil.copytree(raw / "coco", folder / "coco")
-    yield moto.put_folder(folder, "own"), folder
-    for key in moto.objects("own"):
-        moto.client().delete_object(Bucket=BUCKET, Key=f"own/{key}")
+    moto.put_folder(folder / "coco", f"{key(url)}/coco")
+    return notes
+
+
+def key(url: str) -> str:
+    return url.removeprefix(f"s3://{BUCKET}/")
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +95,12 @@ def test_the_command_builds_the_same_bytes_behind_a_store_in_trouble(
     assert proxy.troubled > 50
 
 
-def test_a_plan_is_that_from_disk_and_fetches_no_picture(proxy: Proxy, address: str, images: str, raw: Path) -> None:
-    here = vlmix_here("plan", "sample", "--raw", raw, "--workers", 1, "--json")
-    there = vlmix_here("plan", "sample", "--raw", address, "--images", images, "--workers", 1, "--json")
+def test_a_plan_is_that_from_disk_and_fetches_no_picture(
+    proxy: Proxy, address: str, images: str, raw: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text("{name: small, sources: {okvqa: {}, textcaps: {}, vg: {take: 10}}}")
+    small = ["plan", tmp_path / "small.yaml", "--workers", 1, "--json", "--raw"]
+    here, there = vlmix_here(*small, raw), vlmix_here(*small, address, "--images", images)
     assert there.returncode == 0 and there.stdout == here.stdout, there.stderr
     assert fetched(proxy, ".json") and not fetched(proxy, ".jpg")
 
@@ -195,64 +209,63 @@ def test_a_killed_build_fetches_what_is_left_and_what_was_changed(
     name = "okvqa/mscoco_val2014_annotations.json"
     (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
     for changed in (image, name):
-        moto.client().upload_file(str(folder / changed), BUCKET, f"own/{changed}")
+        moto.client().upload_file(str(folder / changed), BUCKET, f"{key(url)}/{changed}")
     proxy.set()
     there, here = (
         build(recipe(okvqa={}), place, tmp_path / name) for place, name in ((url, "again"), (folder, "anew"))
     )
     assert there == here != whole
-    assert fetched(proxy, "okvqa") == [f"GET /bucket/own/{name} HTTP/1.1"]
+    assert fetched(proxy, "okvqa") == [f"GET /bucket/{key(url)}/{name} HTTP/1.1"]
     assert len(fetched(proxy, image)) == 2  # examined anew, and written
 
 
-@pytest.mark.parametrize("how", ["same length", "other length", "gone"])
+@pytest.mark.parametrize(
+    ("stage", "data", "said"),
+    [
+        ("writing shards", lambda old: old[:-2] + b"\0\0", "changed during the build; run it again"),
+        ("writing shards", lambda old: old + b"\0", "changed during the build: it has"),
+        ("writing shards", None, "No such file"),
+        ("checking images", lambda old: b"short", "changed during the build: it has 5 bytes"),
+        ("checking images", None, "changed during the build: it is gone"),
+    ],
+)
 def test_a_picture_that_changes_meanwhile_is_an_error(
-    proxy: Proxy, own: tuple[str, Path], moto: Store, tmp_path: Path, how: str
+    proxy: Proxy, own: tuple[str, Path], moto: Store, tmp_path: Path, stage: str, data: Change | None, said: str
 ) -> None:
     url, folder = own
     build(recipe(okvqa={}), folder, tmp_path / "here")
-    key = f"own/{vlmix.open(tmp_path / 'here')[30].image}"
+    image = vlmix.open(tmp_path / "here")[30].image
 
-    def change(stage: str, done: int, total: int) -> None:
-        if stage != "writing shards" or done:
-            return
-        data = moto.client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
-        if how == "gone":
-            moto.client().delete_object(Bucket=BUCKET, Key=key)
-        else:
-            new = data[:-2] + b"\0\0" if how == "same length" else data + b"\0"
-            moto.client().put_object(Bucket=BUCKET, Key=key, Body=new)
+    def change(now: str, done: int, total: int) -> None:
+        if now == stage and not done:
+            put(moto, f"{url}/{image}", None if data is None else data((folder / image).read_bytes()))
 
-    said = "No such file" if how == "gone" else "changed during the build"
-    with pytest.raises(VlmixError, match=f"s3://bucket/{key}.*{said}"):
+    with pytest.raises(VlmixError, match=f"{url}/{image}.*{said}"):
         build(recipe(okvqa={}), url, tmp_path / "there", progress=change)
     assert not (tmp_path / "there").exists()
 
 
-def test_a_picture_that_is_not_what_was_listed_is_an_error(
-    proxy: Proxy, own: tuple[str, Path], moto: Store, tmp_path: Path
-) -> None:
-    def change(stage: str, done: int, total: int) -> None:
-        if stage == "checking images" and not done:
-            for key in moto.objects("own/coco"):
-                moto.client().put_object(Bucket=BUCKET, Key=f"own/coco/{key}", Body=b"short")
-
-    with pytest.raises(VlmixError, match=r"s3://bucket/own/coco/.*jpg changed during the build: it has 5 bytes"):
-        build(recipe(okvqa={}), own[0], tmp_path / "there", progress=change)
-
-
+@pytest.mark.parametrize(("data", "said"), [(lambda old: old[:-1] + b"\n", "changed"), (None, "removed")])
 def test_a_raw_file_that_changes_while_it_is_copied_is_an_error(
-    proxy: Proxy, own: tuple[str, Path], moto: Store, tmp_path: Path
+    proxy: Proxy, notes: tuple[str, Path], moto: Store, tmp_path: Path, data: Change | None, said: str
 ) -> None:
-    name = "okvqa/mscoco_val2014_annotations.json"
+    (url, folder), name = notes, "okvqa/mscoco_val2014_annotations.json"
 
-    def change(stage: str, done: int, total: int) -> None:
-        if stage == "fetching raw files" and not done:
-            data = (own[1] / name).read_bytes()
-            moto.client().put_object(Bucket=BUCKET, Key=f"own/{name}", Body=data[:-1] + b"\n")
+    def change(now: str, done: int, total: int) -> None:
+        if now == "fetching raw files" and not done:
+            put(moto, f"{url}/{name}", None if data is None else data((folder / name).read_bytes()))
 
-    with pytest.raises(VlmixError, match=f"s3://bucket/own/{name} was changed while it was copied"):
-        build(recipe(okvqa={}), own[0], tmp_path / "there", progress=change)
+    with pytest.raises(VlmixError, match=f"{url}/{name} was {said} while it was copied"):
+        build(recipe(okvqa={}), url, tmp_path / "there", progress=change)
+    assert not (tmp_path / "there.partial/work/sources/raw" / name).exists()
+
+
+def put(store: Store, url: str, data: bytes | None) -> None:
+    """Put an object, or (None) delete it."""
+    if data is None:
+        store.client().delete_object(Bucket=BUCKET, Key=key(url))
+    else:
+        store.client().put_object(Bucket=BUCKET, Key=key(url), Body=data)
 
 
 def test_large_files_are_fetched_in_pieces(
@@ -297,7 +310,7 @@ def test_a_bucket_or_a_folder_that_is_not_there_is_said(proxy: Proxy, raw: Path,
 
 
 def test_a_missing_official_file_is_named_where_it_should_be(
-    proxy: Proxy, own: tuple[str, Path], tmp_path: Path
+    proxy: Proxy, notes: tuple[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(VlmixError, match=r"vqav2: s3://bucket/own/vqav2/v2_mscoco.* is missing"):
-        build(recipe(vqav2={}), own[0], tmp_path / "there")
+    with pytest.raises(VlmixError, match=rf"vqav2: {notes[0]}/vqav2/v2_mscoco.* is missing"):
+        build(recipe(vqav2={}), notes[0], tmp_path / "there")
