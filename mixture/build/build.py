@@ -18,6 +18,7 @@ from vlmix.mixture.benchmark.benchmark import Benchmark
 from vlmix.mixture.build.examine import Examined
 from vlmix.mixture.build.overlaps import Comparing
 from vlmix.mixture.build.plan import Prepared, missing_rejects, prepare
+from vlmix.mixture.build.raw_copy import told_by_url
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.shard import ShardJob, write_shard
 from vlmix.mixture.build.source import Source
@@ -68,7 +69,11 @@ def build(
     """
     roots = None if annotations_only else [*(images or []), raw]
     sees = [Path(each) for each in (raw, *(images or [])) if not is_url(each)]
-    with staging_folder(out) as (partial, work), start(engine, workers, [work / HELD, *sees]) as pool:
+    with (
+        staging_folder(out) as (partial, work),
+        start(engine, workers, [work / HELD, *sees]) as pool,
+        told_by_url(raw, work / "sources"),
+    ):
         # A function of its own, with which its maps of files in `work` end: NFS cannot remove a folder of mapped ones.
         return _fill(partial, work, pool, recipe, known, raw, roots, check, benchmark, picture_id, progress)
 

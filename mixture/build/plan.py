@@ -26,7 +26,7 @@ from vlmix.mixture.build.extract import (
     repeated_id,
 )
 from vlmix.mixture.build.loose import LooseImages
-from vlmix.mixture.build.raw_copy import copy_raw, told_by_url
+from vlmix.mixture.build.raw_copy import copy_of_raw, copy_raw, told_by_url
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.source import RawFolder, Source, reject_source
 from vlmix.mixture.dataset.rejects import RejectRows
@@ -113,9 +113,9 @@ def prepare(
     that the recipe names, too."""
     if is_url(raw):
         work.mkdir(parents=True, exist_ok=True)
-        url, copy = str(place(raw)), (work / "raw").absolute()
+        url, copy = str(place(raw)), copy_of_raw(work)
         copy_raw(url, recipe, known, copy, pool, progress, sets=sets)
-        with told_by_url(copy, url):
+        with told_by_url(raw, work):
             return _prepare(recipe, known, copy, url, work, pool, image_roots, progress)
     return _prepare(recipe, known, Path(raw), "", work, pool, image_roots, progress)
 

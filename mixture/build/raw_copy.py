@@ -19,7 +19,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_bytes
 from vlmix.mixture.io.image_index import EXTENSIONS
 from vlmix.mixture.io.pool import Engine, Progress
-from vlmix.mixture.io.storage import Facts, Range, Remote, is_url, read_ahead
+from vlmix.mixture.io.storage import Facts, Range, Remote, is_url, place, read_ahead
 
 _log = logging.getLogger(__name__)
 _PIECE = 8 * 2**20
@@ -69,14 +69,20 @@ def copy_raw(
 
 
 @contextmanager
-def told_by_url(copy: Path, url: str) -> Iterator[None]:
-    """Errors that name files of a copy of `url` name those of the store ("": there is no copy)."""
+def told_by_url(raw: Path | str, work: Path) -> Iterator[None]:
+    """Errors that name files of the copy in `work` name those of `raw`, where that is the URL of a store."""
     try:
         yield
     except VlmixError as error:
-        if not url or str(copy) not in str(error):
+        copy = str(copy_of_raw(work))
+        if not is_url(raw) or copy not in str(error):
             raise
-        raise VlmixError(str(error).replace(str(copy), url)) from error
+        raise VlmixError(str(error).replace(copy, str(place(raw)))) from error
+
+
+def copy_of_raw(work: Path) -> Path:
+    """The folder of `work`, where sources are read, for a copy of RAW."""
+    return (work / "raw").absolute()
 
 
 def fetch(job: FetchJob) -> None:
@@ -178,17 +184,17 @@ def _named(path: str, source: str, below: Callable[[str], Files]) -> Files:
     if is_url(path) or path.startswith(("/", "~")):
         return {}
     for base in (source, ""):
-        place = _plain(posixpath.join(base, path))
-        if place.startswith(".."):
+        wanted = _plain(posixpath.join(base, path))
+        if wanted.startswith(".."):
             continue
-        if found := below(place):
+        if found := below(wanted):
             return found
-        folder, name = posixpath.split(place)
+        folder, name = posixpath.split(wanted)
         patterns = [
-            (_MAGIC.split(place)[0].rpartition("/")[0], place),
+            (_MAGIC.split(wanted)[0].rpartition("/")[0], wanted),
             (folder, posixpath.join(glob.escape(folder), name)),
         ]
-        for listed, pattern in patterns if _MAGIC.search(place) else ():
+        for listed, pattern in patterns if _MAGIC.search(wanted) else ():
             matches = re.compile(glob_translate(pattern)).match
             if found := {each: facts for each, facts in below(listed).items() if matches(each)}:
                 return found

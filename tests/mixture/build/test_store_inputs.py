@@ -18,7 +18,7 @@ import vlmix
 from tests.helpers import hashes, vlmix_here, write_images
 from tests.mixture.build.test_overlaps_in_build import BY_ALL, make, planted
 from tests.stores import BUCKET, Proxy, Store
-from vlmix.builders import known_sources
+from vlmix.builders import benchmark_named, known_sources
 from vlmix.mixture.build import build as builds
 from vlmix.mixture.build.recipe import Recipe, parse
 from vlmix.mixture.errors import VlmixError
@@ -171,6 +171,10 @@ def test_evaluation_sets_are_read_from_there(proxy: Proxy, moto: Store, planted:
     for place, out in ((planted, "here"), (url, "there")):
         make(place, tmp_path / out, {"one": {}, "two": {}}, **wanted)  # type: ignore[arg-type]
     assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
+    with pytest.raises(VlmixError, match="pope: s3://bucket/planted/EVAL/coco_pope_adversarial.json .* is missing"):
+        sources = {"one": {"builder": "llava_json", "path": "one.json"}}
+        pope = {"name": "x", "sources": sources, "decontaminate": [{"benchmark": "pope", "data": "EVAL"}]}
+        build(parse(pope, known_sources()), url, tmp_path / "none", benchmark=benchmark_named)
     with pytest.raises(VlmixError, match="there is nothing below s3://bucket/planted/NOWHERE"):
         make(url, tmp_path / "none", {"one": {}}, decontaminate=[{**BY_ALL, "data": "NOWHERE"}])  # type: ignore[arg-type]
 
