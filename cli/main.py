@@ -55,10 +55,13 @@ RecipeArg = Annotated[
         autocompletion=lambda: lookup.recipe_names(recipes.DATA),
     ),
 ]
-RawOpt = Annotated[Path, typer.Option("--raw", help="Folder with one folder of official files per source.")]
+RawOpt = Annotated[
+    str,
+    typer.Option("--raw", help="Folder with one folder of official files per source, or the URL of one in a store."),
+]
 ImagesOpt = Annotated[
-    list[Path] | None,
-    typer.Option("--images", help="Image root in LLaVA's layout, looked into before RAW. Repeatable."),
+    list[str] | None,
+    typer.Option("--images", help="Image root in LLaVA's layout, looked into before RAW; or a URL. Repeatable."),
 ]
 OverridesArg = Annotated[
     list[str] | None,
@@ -469,9 +472,9 @@ def demo(
     show.step(f"vlmix sample {raw}")
     sample(raw)
     show.step(f"vlmix plan sample --raw {raw}")
-    plan("sample", raw, workers=workers)
+    plan("sample", str(raw), workers=workers)
     show.step(f"vlmix build sample --raw {raw} --out {full}")
-    build("sample", raw, full, workers=workers)
+    build("sample", str(raw), full, workers=workers)
     show.step(f"vlmix verify {full}")
     verify(full, workers=workers)
     show.step(f"vlmix inspect {full} --rejects")

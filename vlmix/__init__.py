@@ -32,6 +32,7 @@ def build(
     """Build the mixture folder `out`, as `vlmix build RECIPE KEY=VALUE ... --raw RAW --out OUT` does, and open it.
 
     `recipe` is a YAML file or the name of a recipe that comes with vlmix, `raw` the folder with the official files.
+    `raw` and `images` may be URLs of stores, such as `s3://bucket/raw`.
     With `check="header"` no JPEG is decoded, and cut ones get through. `workers` are processes (None: this one alone);
     with `engine="ray"` tasks run on the Ray cluster at RAY_ADDRESS, `workers` at a time (None: two for each CPU).
     Raises VlmixError for bad input. With more than one worker, call it below `if __name__ == "__main__":`.
@@ -42,14 +43,13 @@ def build(
     from vlmix.mixture.build.build import build as make
     from vlmix.mixture.build.recipe import load
 
-    roots = [Path(folder) for folder in images] or None
     parsed = load(find(DATA, str(recipe)), known_sources(), list(overrides))
     make(
         parsed,
         known_sources(),
-        Path(raw),
+        raw,
         Path(out),
-        images=roots,
+        images=list(images),
         workers=workers,
         engine=engine,
         annotations_only=annotations_only,

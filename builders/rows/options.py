@@ -52,7 +52,9 @@ class RowsOptions(Options, frozen=True, kw_only=True):
         dict[str, str], Meta(description="new name -> column, where a column's own name is taken (image_width: width)")
     ] = field(default_factory=dict)
     without: Annotated[tuple[str, ...], Meta(description="columns that do not travel into samples.parquet")] = ()
-    image_root: Annotated[str | None, Meta(description="folder of the images; by default that of the table")] = None
+    image_root: Annotated[
+        str | None, Meta(description="folder or URL of the images; by default the table's folder")
+    ] = None
     image_prefix: Annotated[
         str | None, Meta(description="what the rows' paths begin with and the files' do not (/mnt/data/images/)")
     ] = None

@@ -28,6 +28,7 @@ from vlmix.mixture.io.rows.files import kind_of
 from vlmix.mixture.io.rows.images import INSIDE, MEDIA, ImageItem
 from vlmix.mixture.io.rows.table import Batch, Table
 from vlmix.mixture.io.rows.text import number_columns
+from vlmix.mixture.io.storage import is_folder, is_url
 from vlmix.mixture.record import Conversation, ImageRef, Place, Round, Scalar
 
 _MOST_PARTS = 32
@@ -41,7 +42,7 @@ class _Part(Struct, frozen=True):
     files: list[Path]
     names: list[str]
     """What each is called in ids and images."""
-    image_roots: list[Path]
+    image_roots: list[Path | str]
     below: bool
     """Whether images beside the rows are below the folder of each file, as there are several."""
     layout: Layout | None
@@ -340,14 +341,19 @@ def _shared_folder(paths: list[Path]) -> Path:
     return Path(os.path.commonpath([path.absolute().parent for path in paths]))
 
 
-def _image_roots(raw: RawFolder, options: RowsOptions, paths: list[Path]) -> list[Path]:
-    if options.image_root is None:
-        return [_shared_folder(paths)]
+def _image_roots(raw: RawFolder, options: RowsOptions, paths: list[Path]) -> list[Path | str]:
+    if (root := options.image_root) is None:
+        return [raw.where(_shared_folder(paths))]
     folders = list(dict.fromkeys(path.absolute().parent for path in paths))
-    places = [raw.folder / options.image_root, raw.raw / options.image_root, Path(options.image_root).expanduser()]
-    for place in (*places, *(folder / options.image_root for folder in folders)):
-        if place.is_dir():
-            return [place.absolute(), *(folders if len(folders) == 1 else [])]
+    places: list[Path | str] = [root.rstrip("/")]
+    if not is_url(root):
+        places = [raw.where(raw.folder / root), raw.where(raw.raw / root), Path(root).expanduser()]
+    for each in (*places, *(raw.where(folder / root) for folder in folders if not is_url(root))):
+        if is_folder(each):
+            return [
+                each if is_url(each) else Path(each).absolute(),
+                *map(raw.where, folders if len(folders) == 1 else []),
+            ]
     raise VlmixError(
         f"image_root {options.image_root}: there is no such folder; looked at {', '.join(map(str, places))}"
     )

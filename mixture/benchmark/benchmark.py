@@ -19,6 +19,7 @@ from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.storage import is_url
 
 REPORT_NAME = "report.json"
 """Of the file that holds a `Report`."""
@@ -45,7 +46,8 @@ class Question(Struct, frozen=True):
 
 def image_files(question: Question, index: ImageIndex) -> list[Path]:
     """Files that may be the picture of a question, the likeliest first."""
-    plain = (root / question.image for root in index.roots)  # SEED-Bench's files have no extension
+    local = (Path(root) for root in index.roots if not is_url(root))
+    plain = (root / question.image for root in local)  # SEED-Bench's files have no extension
     return [*index.candidates(question.image), *(path for path in plain if path.is_file())]
 
 

@@ -5,7 +5,7 @@ pieces in `OUT.partial/work`; the same command finds and keeps them.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from vlmix.mixture.benchmark.benchmark import Benchmark
 from vlmix.mixture.build.examine import Examined
 from vlmix.mixture.build.overlaps import Comparing
 from vlmix.mixture.build.plan import Prepared, missing_rejects, prepare
+from vlmix.mixture.build.raw_copy import told_by_url
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.shard import ShardJob, write_shard
 from vlmix.mixture.build.source import Source
@@ -31,6 +32,7 @@ from vlmix.mixture.io.engines import EngineName, start
 from vlmix.mixture.io.images import libraries
 from vlmix.mixture.io.pool import Engine, Progress, silent
 from vlmix.mixture.io.staging import HELD, Staging, staging_folder
+from vlmix.mixture.io.storage import is_url
 from vlmix.mixture.keyed import Indices, Ranks
 from vlmix.mixture.overlaps import table
 from vlmix.mixture.overlaps.fingerprints import versions
@@ -44,10 +46,10 @@ Check = Literal["full", "header"]
 def build(
     recipe: Recipe,
     known: Mapping[str, Source],
-    raw: Path,
+    raw: Path | str,
     out: Path | str,
     *,
-    images: list[Path] | None = None,
+    images: Sequence[Path | str] | None = None,
     work: Path | None = None,
     workers: int | None = None,
     engine: EngineName = "local",
@@ -60,15 +62,20 @@ def build(
     """Build the recipe's mixture into the new folder `out`: a path, or the URL of a store, for which what is not
     finished is kept in the folder `work`, by default `NAME.partial` here.
 
-    `images` are image roots searched before `raw`. With `annotations_only` no image is touched and no shard written.
+    `images` are image roots searched before `raw`; both may be URLs of stores. With `annotations_only` no image is
+    touched and no shard written.
     With `check="header"` JPEGs are not decoded: one that is cut or damaged behind its header becomes a sample.
     `benchmark` finds the evaluation sets that a recipe's `decontaminate` names, `picture_id` says which picture of
     which dataset a path in LLaVA's layout is. `workers` and `engine` are those of `engines.start`.
     Raises VlmixError for bad input; what was finished until then is kept for the next run, on either engine.
     """
     roots = None if annotations_only else [*(images or []), raw]
-    sees = [raw, *(images or [])]
-    with staging_folder(out, work) as staging, start(engine, workers, [staging.work / HELD, *sees]) as pool:
+    sees = [Path(each) for each in (raw, *(images or [])) if not is_url(each)]
+    with (
+        staging_folder(out, work) as staging,
+        start(engine, workers, [staging.work / HELD, *sees]) as pool,
+        told_by_url(raw, staging.work / "sources"),
+    ):
         # A function of its own, with which its maps of files in `work` end: NFS cannot remove a folder of mapped ones.
         return _fill(staging, pool, recipe, known, raw, roots, check, benchmark, picture_id, progress)
 
@@ -78,8 +85,8 @@ def _fill(
     pool: Engine,
     recipe: Recipe,
     known: Mapping[str, Source],
-    raw: Path,
-    roots: list[Path] | None,
+    raw: Path | str,
+    roots: Sequence[Path | str] | None,
     check: Check,
     benchmark: Callable[[str], Benchmark] | None,
     picture_id: Callable[[str], str],
@@ -87,7 +94,7 @@ def _fill(
 ) -> Manifest:
     """Everything that a mixture holds; `roots` of images, None: annotations alone."""
     partial, work, _ = staging
-    prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress)
+    prepared = prepare(recipe, known, raw, work / "sources", pool, roots, progress, sets=True)
     candidates, rejects, examined = prepared.candidates, RejectRows(), None
     if roots is not None:
         _check_images_exist(prepared, roots)
@@ -98,7 +105,7 @@ def _fill(
     usable = offered.copy() if examined is None else examined.usable
     comparing = None
     if recipe.compares:
-        comparing = Comparing(prepared, examined, raw, work, benchmark, picture_id, pool, progress)
+        comparing = Comparing(prepared, examined, work, benchmark, picture_id, pool, progress)
     if comparing is not None and recipe.drops:
         if examined is not None:
             examined.examine(np.flatnonzero(offered & candidates.wanted), rejects, pool, progress)
@@ -116,7 +123,7 @@ def _fill(
     return _finish(prepared, done, rejects, partial, roots is None, check)
 
 
-def _check_images_exist(prepared: Prepared, roots: list[Path]) -> None:
+def _check_images_exist(prepared: Prepared, roots: Sequence[Path | str]) -> None:
     for name, positions in prepared.imageless():
         own = f" or with `image_root` in sources.{name}" if prepared.converted[name].image_roots else ""
         first = prepared.candidates.images(int(positions[0]))[0]

@@ -1,6 +1,6 @@
 """Which of the picked samples have images that can be used: their images are examined, or copied out of containers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from vlmix.mixture.build.shard import ImageFiles, image_fit
 from vlmix.mixture.dataset.rejects import RejectRows
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.digests import Stamp, file_digest, stamp
-from vlmix.mixture.io.images import TRANSPOSING, UNREADABLE, ImageInfo, probe
+from vlmix.mixture.io.images import MAX_BYTES, TRANSPOSING, UNREADABLE, ImageInfo, probe, probe_bytes
 from vlmix.mixture.io.pool import Engine, Progress
+from vlmix.mixture.io.storage import Range, Remote, read_ahead
 from vlmix.mixture.keyed import Indices
 
 _CHUNK = 256  # images per task
@@ -31,6 +32,8 @@ class ProbeJob(Struct, frozen=True):
 
     first: int
     files: list[list[str]]
+    stamps: list[list[Stamp | None]]
+    """What a store says of each file; None of local ones."""
     full: bool
 
 
@@ -215,15 +218,15 @@ class Examined:
             self._recall(block, paths)
         numbers_left = self._unknown(numbers)
         likeliest = (
-            (number, [path])
+            (number, {path: stamp})
             for block, paths in loose.paths(numbers_left)
-            for number, path in zip(block.tolist(), paths)
+            for number, path, stamp in zip(block.tolist(), paths, loose.stamps(block, paths))
         )
         self._probe_files(likeliest, len(numbers_left), pool, progress)
         problems = self._journal.problems
         doubtful = numbers[loose.several[numbers]].tolist()
         bad = [number for number in doubtful if int(self._rows[number]) in problems]
-        others = [(number, files) for number in bad if (files := list(map(str, loose.every(number)[1:])))]
+        others = [(number, files) for number in bad if (files := dict(list(loose.every(number).items())[1:]))]
         self._probe_files(iter(others), len(others), pool, progress)
 
     def _unknown(self, numbers: Indices) -> Indices:
@@ -235,11 +238,13 @@ class Examined:
         rows = journal.find([path_key(path, self.full) for path in paths])
         known = [at for at, row in enumerate(rows) if row >= 0]
         facts = journal[np.array([rows[at] for at in known], dtype=np.int64)]
+        listed = self._loose.stamps(numbers, paths)
         for at, fact in zip(known, facts):
-            path, row = Path(paths[at]), rows[at]
+            path, row, now = Path(paths[at]), rows[at], listed[at]
             try:
-                now = stamp(path)
-                if now != stamp_of(fact):
+                if now is not None:
+                    row = row if now.inode and now == stamp_of(fact) else -1
+                elif (now := stamp(path)) != stamp_of(fact):
                     row = self._renewed(path, now, fact, row)
             except OSError:
                 row = -1
@@ -255,7 +260,7 @@ class Examined:
         return int(self._journal.append(*pack([info], [bytes(fact["key"])]))[0])
 
     def _probe_files(
-        self, files: Iterator[tuple[int, list[str]]], total: int, pool: Engine, progress: Progress
+        self, files: Iterator[tuple[int, dict[str, Stamp | None]]], total: int, pool: Engine, progress: Progress
     ) -> None:
         """Examine the files of loose images, up to the first sound one of each."""
         waiting: dict[int, list[int]] = {}
@@ -263,7 +268,8 @@ class Examined:
         def jobs() -> Iterator[ProbeJob]:
             for chunk in iter(lambda: list(islice(files, _CHUNK)), []):
                 waiting[chunk[0][0]] = [number for number, _ in chunk]
-                yield ProbeJob(chunk[0][0], [tried for _, tried in chunk], self.full)
+                listed = [list(tried.values()) for _, tried in chunk]
+                yield ProbeJob(chunk[0][0], [list(tried) for _, tried in chunk], listed, self.full)
 
         done = 0
         progress("checking images", 0, total)
@@ -272,12 +278,13 @@ class Examined:
             check_unreadable([path for paths, count in zip(job.files, tried) for path in paths[:count]], problems)
             new = self._journal.append(rows, problems)
             lasts = np.cumsum(tried) - 1
-            for number, row, count, paths in zip(numbers, new[lasts].tolist(), tried, job.files):
+            found = zip(numbers, new[lasts].tolist(), tried, job.files, job.stamps)
+            for number, row, count, paths, listed in found:
                 if self._rows[number] < 0:
                     self._rows[number] = row
                 elif row not in self._journal.problems:
                     self._rows[number] = row
-                    self._loose.choose(number, paths[count - 1])
+                    self._loose.choose(number, paths[count - 1], listed[count - 1])
             done += len(numbers)
             progress("checking images", done, total)
 
@@ -301,11 +308,26 @@ def check_unreadable(paths: Sequence[str], problems: Problems) -> None:
 def probe_files(job: ProbeJob) -> tuple[bytes, Problems, list[int]]:
     """The facts (`facts.pack`) of all files that were tried, and how many each image took. Runs in a worker."""
     infos, tried = list[ImageInfo](), []
-    for paths in job.files:
+    likeliest = _fetched([(paths[0], stamps[0]) for paths, stamps in zip(job.files, job.stamps)])
+    for paths, stamps in zip(job.files, job.stamps):
         before = len(infos)
-        for path in paths:
-            infos.append(probe(path, full=job.full))
+        for number, (path, listed) in enumerate(zip(paths, stamps)):
+            if listed is None:
+                infos.append(probe(path, full=job.full))
+            else:
+                data = next(_fetched([(path, listed)]) if number else likeliest)
+                infos.append(probe_bytes(data, ImageInfo(path=path, bytes=listed.size, stamp=listed), full=job.full))
             if not infos[-1].problem:
                 break
         tried.append(len(infos) - before)
     return *pack(infos, [path_key(info.path, job.full) for info in infos]), tried
+
+
+def _fetched(files: Iterable[tuple[str, Stamp | None]]) -> Iterator[bytes]:
+    """The bytes of those files that are in a store, none of one that is too large. Raises VlmixError for one that is
+    not what the store listed."""
+    sizes = ((path, stamp.size if stamp.size <= MAX_BYTES else 0) for path, stamp in files if stamp is not None)
+    try:
+        yield from read_ahead(Range(Remote(path), 0, size, last=True) for path, size in sizes)
+    except FileNotFoundError as error:
+        raise VlmixError(f"{error.filename} changed during the build: it is gone; run the same command again") from None

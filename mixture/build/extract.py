@@ -92,6 +92,8 @@ class ConvertJob(Struct, frozen=True):
     part: Any
     """One of those that `Source.split` gives."""
     out: Path
+    origin: str = ""
+    """The URL that `raw` is a copy of."""
 
 
 class Converted(Struct, frozen=True, kw_only=True):
@@ -128,10 +130,11 @@ def conversations(
     name: str | None = None,
     max_images: int = MAX_IMAGES,
     part: Any = None,
+    origin: str = "",
 ) -> tuple[Iterator[Conversation], RawFolder, Rejects]:
     """The usable conversations of a source, lazily, several of one id among them; with the folder that knows the files
     read, and the rejects that grow while reading."""
-    folder = RawFolder(raw, source, part)
+    folder = RawFolder(raw, source, part, origin)
     rejects = Rejects(reject_source(source, name))
 
     def usable() -> Iterator[Conversation]:
@@ -171,11 +174,11 @@ def convert(job: ConvertJob) -> Converted | None:
     the part cannot be told from the others (`Unsplit`)."""
     files, entry = CandidateFiles(job.out), job.entry
     decides = VERSION, job.name, entry.builder, entry.options, job.seed, job.prompts, job.max_images
-    fingerprint = repr((decides, job.part, str(job.raw)))
+    fingerprint = repr((decides, job.part, str(job.raw), job.origin))
     if (earlier := _earlier(job, files, fingerprint)) is not None:
         return earlier
     offered, folder, rejects = conversations(
-        job.source, entry.options, job.raw, job.seed, job.name, job.max_images, job.part
+        job.source, entry.options, job.raw, job.seed, job.name, job.max_images, job.part, job.origin
     )
     try:
         count, reasons = _write_candidates(offered, job, files, rejects)

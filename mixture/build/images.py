@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -22,6 +22,7 @@ from vlmix.mixture.io.images import (
     _segments,
     image_xxh3,
 )
+from vlmix.mixture.io.storage import Range, Remote, is_url, read_ahead
 from vlmix.mixture.record import Conversation, ImageRef, Round
 
 
@@ -71,18 +72,27 @@ def plan_storage(facts: ImageInfo, width: int, height: int, boxed: bool) -> Stor
     return serve(upright, True)
 
 
-def stored_bytes(facts: ImageInfo, form: StoredForm) -> bytes:
-    """The JPEG bytes that go into a shard: the file's own where nothing has to change, deterministic for the rest.
+def contents(images: Sequence[ImageInfo]) -> Iterator[bytes]:
+    """The bytes of examined images, one after the other; those of files in a store are fetched together, some ahead.
 
-    Raises VlmixError if the file is no longer the one that was examined.
+    Raises VlmixError if a file is no longer the one that was examined.
     """
-    try:
-        data = facts.read()
-        changed = (facts.copied or stamp(facts.path) != facts.stamp) and image_xxh3(data) != facts.digest
-    except OSError as error:
-        raise VlmixError(f"{facts.path}: {error.strerror} (it was readable when the build examined it)") from None
-    if changed:
-        raise VlmixError(f"{facts.path} changed during the build; run it again")
+    fetched = read_ahead(Range(Remote(each.path), 0, each.bytes, last=True) for each in images if is_url(each.path))
+    for each in images:
+        try:
+            data = next(fetched) if is_url(each.path) else each.read()
+            same = not (each.copied or is_url(each.path)) and stamp(each.path) == each.stamp
+        except OSError as error:
+            where = error.filename if is_url(each.path) else each.path
+            raise VlmixError(f"{where}: {error.strerror} (it was readable when the build examined it)") from None
+        if not same and image_xxh3(data) != each.digest:
+            raise VlmixError(f"{each.path} changed during the build; run it again")
+        yield data
+
+
+def stored_bytes(data: bytes, form: StoredForm) -> bytes:
+    """The JPEG bytes that go into a shard: the file's own, `data`, where nothing has to change, deterministic for the
+    rest."""
     if form.transform == "none":
         return data
     if form.transform == "orientation_cleared" and (patched := _without_orientation(data)):

@@ -1,7 +1,6 @@
 """The images of candidates that are files of their own: which there are, and where each lies."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,8 +9,10 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.build.candidates import Candidates, Mask, taken
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.io.digests import Stamp
 from vlmix.mixture.io.image_index import ImageIndex, file_path, likeliest, split_name, stem_of
 from vlmix.mixture.io.pool import Progress
+from vlmix.mixture.io.storage import is_url
 from vlmix.mixture.keyed import Indices
 
 Value = TypeVar("Value")
@@ -39,6 +40,9 @@ class LooseImages:
         """[K] the number, among `extensions`, of how its name ends."""
         self.several: Mask = np.zeros(count, dtype=np.bool_)
         """[K] whether other files may be it."""
+        remote = any(map(is_url, [root for each in (index, *own.values()) for root in each.roots]))
+        self._listed = np.zeros((count if remote else 0, 2), dtype=np.uint64)
+        """[K, 2] size and sign of change of the likeliest file where it is in a store; empty where none can be."""
         self.locations: list[tuple[str, str]] = []
         self.extensions: list[str] = []
         self._find(progress)
@@ -65,24 +69,33 @@ class LooseImages:
             listed = zip(names, where, ends)
             yield block, [file_path(self.locations[at], name, self.extensions[end]) for name, at, end in listed]
 
+    def stamps(self, numbers: Indices, paths: Sequence[str]) -> list[Stamp | None]:
+        """What a store says of images whose likeliest files are `paths`; None of local ones."""
+        if not len(self._listed):
+            return [None] * len(paths)
+        listed = self._listed[numbers].tolist()
+        return [Stamp(size, 0, 0, sign) if is_url(path) else None for path, (size, sign) in zip(paths, listed)]
+
     def file(self, number: int) -> str:
         """An image's likeliest file."""
         return next(self.paths(np.array([number])))[1][0]
 
-    def choose(self, number: int, file: str) -> None:
+    def choose(self, number: int, file: str, stamp: Stamp | None) -> None:
         """Take another one of the files that may be an image."""
         directory, _, name = file.rpartition("/")
         ((_, (image,)),) = self.names(np.array([number]))
         beginning, _, extension = name.rpartition(stem_of(split_name(image)[1]))
         self.location[number] = _number(self.locations, (directory, beginning))
         self.extension[number] = _number(self.extensions, extension)
+        if stamp is not None:
+            self._listed[number] = stamp.size, stamp.inode
 
-    def every(self, number: int) -> list[Path]:
-        """All files that may be an image, the likeliest first."""
+    def every(self, number: int) -> dict[str, Stamp | None]:
+        """All files that may be an image, the likeliest first, with what their store says of them."""
         name = str(self._candidates.image_paths[int(self._firsts[number])])
         prefix = name[: name.find("/") + 1]
-        found = self._own[prefix].candidates(name.removeprefix(prefix)) if prefix in self._own else []
-        return found or self._index.candidates(name)
+        found = self._own[prefix].files(name.removeprefix(prefix)) if prefix in self._own else {}
+        return found or self._index.files(name)
 
     def _check_hashes(self) -> None:
         """Raises VlmixError if two paths have one hash, of which the chance is 10^-6 for six million images."""
@@ -137,7 +150,7 @@ class LooseImages:
             stem = stem_of(base)
             for tier in tiers:
                 count = 0
-                for directory, beginning, listing in tier:
+                for directory, beginning, listing, stamps in tier:
                     files = listing.get(beginning + stem)
                     if files is None:
                         continue
@@ -146,6 +159,8 @@ class LooseImages:
                         where[at] = locations.setdefault((directory, beginning), len(locations))
                         end = file[len(beginning) + len(stem) :]
                         ends[at] = extensions.setdefault(end, len(extensions))
+                        if (stamp := stamps.get(file)) is not None:
+                            self._listed[numbers[at]] = stamp.size, stamp.inode
                     count += len(files)
                 if count:
                     several[at] = count > 1

@@ -14,6 +14,7 @@ from vlmix.mixture.benchmark.benchmark import Benchmark, EvaluationSet
 from vlmix.mixture.build.candidates import Mask, taken
 from vlmix.mixture.build.examine import Examined
 from vlmix.mixture.build.extract import CandidateReader
+from vlmix.mixture.build.images import contents
 from vlmix.mixture.build.plan import Prepared
 from vlmix.mixture.build.recipe import Decontaminate
 from vlmix.mixture.dataset.rejects import RejectRows
@@ -57,7 +58,6 @@ class Comparing:
         self,
         prepared: Prepared,
         examined: Examined | None,
-        raw: Path,
         work: Path,
         benchmark: Callable[[str], Benchmark] | None,
         picture_id: Callable[[str], str],
@@ -72,7 +72,7 @@ class Comparing:
         for entry in recipe.decontaminate:
             if benchmark is None:
                 raise VlmixError("`decontaminate` needs benchmarks by name: give `build` its `benchmark`")
-            asked = Asked(_evaluation_set(entry, benchmark(entry.benchmark), raw), entry.near, entry.flipped)
+            asked = Asked(_evaluation_set(entry, benchmark(entry.benchmark), prepared.raw), entry.near, entry.flipped)
             questions = prepare(asked, pool, progress, pictures=examined is not None)
             if any((each.name, each.split) == (questions.name, questions.split) for _, each in self._sets):
                 raise VlmixError(f"decontaminate: {entry.benchmark}: another one is called {questions.name}, too")
@@ -274,13 +274,6 @@ def print_files(job: FileJob) -> Printed:
         return msgspec.msgpack.decode(path.read_bytes(), type=Printed)
     except (OSError, msgspec.MsgspecError):
         pass
-    printed = print_pictures(map(_read, job.infos), job.flipped)
+    printed = print_pictures(contents(job.infos), job.flipped)
     write_bytes(path, msgspec.msgpack.encode(printed))
     return printed
-
-
-def _read(info: ImageInfo) -> bytes:
-    try:
-        return info.read()
-    except OSError as error:
-        raise VlmixError(f"{info.path}: {error.strerror} (it was readable when the build examined it)") from None

@@ -26,6 +26,7 @@ from vlmix.mixture.build.extract import (
     repeated_id,
 )
 from vlmix.mixture.build.loose import LooseImages
+from vlmix.mixture.build.raw_copy import copy_of_raw, copy_raw, told_by_url
 from vlmix.mixture.build.recipe import Recipe
 from vlmix.mixture.build.source import RawFolder, Source, reject_source
 from vlmix.mixture.dataset.rejects import RejectRows
@@ -34,6 +35,7 @@ from vlmix.mixture.dataset.tar import BLOCK
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
 from vlmix.mixture.io.pool import Engine, Progress, silent
+from vlmix.mixture.io.storage import is_url, place
 from vlmix.mixture.keyed import Indices, distinct
 from vlmix.mixture.record import IMAGE_TOKEN
 from vlmix.mixture.render import render
@@ -53,6 +55,8 @@ class Prepared:
     """Where the images that are files of their own lie; None: images are left alone."""
     missing: Mask
     """[N]: candidates whose image was not found."""
+    raw: Path
+    """The folder of the official files, a copy where they are in a store."""
 
     def homes(self, source: str) -> tuple[str, str]:
         """(license, home page) of a dataset named in a sample's `source`: what the recipe's entry says, else what its
@@ -96,18 +100,41 @@ class Prepared:
 def prepare(
     recipe: Recipe,
     known: Mapping[str, Source],
-    raw: Path,
+    raw: Path | str,
     work: Path,
     pool: Engine,
-    image_roots: list[Path] | None,
+    image_roots: Sequence[Path | str] | None,
     progress: Progress = silent,
+    *,
+    sets: bool = False,
 ) -> Prepared:
-    """Read every source into `work` and look up the images below `image_roots` (None: leave images alone)."""
+    """Read every source into `work` and look up the images below `image_roots` (None: leave images alone). `raw` and
+    `image_roots` may be URLs of stores: what is read of `raw` is copied into `work`, with `sets` the evaluation sets
+    that the recipe names, too."""
+    if is_url(raw):
+        work.mkdir(parents=True, exist_ok=True)
+        url, copy = str(place(raw)), copy_of_raw(work)
+        copy_raw(url, recipe, known, copy, pool, progress, sets=sets)
+        with told_by_url(raw, work):
+            return _prepare(recipe, known, copy, url, work, pool, image_roots, progress)
+    return _prepare(recipe, known, Path(raw), "", work, pool, image_roots, progress)
+
+
+def _prepare(
+    recipe: Recipe,
+    known: Mapping[str, Source],
+    raw: Path,
+    origin: str,
+    work: Path,
+    pool: Engine,
+    image_roots: Sequence[Path | str] | None,
+    progress: Progress,
+) -> Prepared:
     if not raw.is_dir():
         state = "is not a folder" if raw.exists() else "does not exist"
         raise VlmixError(f"{raw} {state}; it should hold one folder of official files per source")
     work.mkdir(parents=True, exist_ok=True)
-    jobs = {name: _jobs(number, name, recipe, known, raw, work) for number, name in enumerate(recipe.sources)}
+    jobs = {name: _jobs(number, name, recipe, known, raw, origin, work) for number, name in enumerate(recipe.sources)}
     converted = _convert_all(jobs, pool, progress)
     unsplit = {name: _whole(jobs[name][0]) for name, parts in converted.items() if None in parts or _clash(jobs[name])}
     if unsplit:
@@ -125,17 +152,17 @@ def prepare(
             _log.warning(note)
     candidates = Candidates(recipe, paths)
     if image_roots is None:
-        return Prepared(recipe, known, whole, candidates, None, np.zeros(len(candidates), dtype=np.bool_))
+        return Prepared(recipe, known, whole, candidates, None, np.zeros(len(candidates), dtype=np.bool_), raw)
     aliases: dict[str, tuple[ImageFolder, ...]] = {}
     for entry in recipe.sources.values():
         aliases.update(known[entry.builder].images)
     own = {
-        f"{name}/": ImageIndex([*map(Path, entry.image_roots), *image_roots], {})
+        f"{name}/": ImageIndex([*entry.image_roots, *image_roots], {})
         for name, entry in whole.items()
         if entry.image_roots
     }
     loose = LooseImages(candidates, ImageIndex(image_roots, aliases), own, progress)
-    return Prepared(recipe, known, whole, candidates, loose, loose.missing())
+    return Prepared(recipe, known, whole, candidates, loose, loose.missing(), raw)
 
 
 def _convert_all(
@@ -152,17 +179,17 @@ def _convert_all(
 
 
 def _jobs(
-    number: int, name: str, recipe: Recipe, known: Mapping[str, Source], raw: Path, work: Path
+    number: int, name: str, recipe: Recipe, known: Mapping[str, Source], raw: Path, origin: str, work: Path
 ) -> list[ConvertJob]:
     """One for each part of an entry."""
     entry = recipe.sources[name]
     source = known[entry.builder]
-    parts = source.split(RawFolder(raw, source), entry.options, name)
+    parts = source.split(RawFolder(raw, source, origin=origin), entry.options, name)
     common = name, entry, source, raw, recipe.seed, recipe.prompts, recipe.max_images
     outs = [
         work / (f"{number:03d}-{i:03d}.arrow" if len(parts) > 1 else f"{number:03d}.arrow") for i in range(len(parts))
     ]
-    return [ConvertJob(*common, part, out) for part, out in zip(parts, outs)]
+    return [ConvertJob(*common, part, out, origin) for part, out in zip(parts, outs)]
 
 
 def _clash(jobs: list[ConvertJob]) -> bool:
@@ -310,7 +337,8 @@ def _file_sizes(loose: LooseImages, numbers: NDArray[np.int32]) -> NDArray[np.in
     sizes = np.zeros(len(loose) + 1, dtype=np.int64)
     wanted = np.unique(numbers[numbers >= 0]).astype(np.int64)
     for block, paths in loose.paths(wanted[loose.location[wanted] >= 0]):
-        sizes[block] = [_size(path) for path in paths]
+        listed = loose.stamps(block, paths)
+        sizes[block] = [_size(path) if stamp is None else stamp.size for path, stamp in zip(paths, listed)]
     return np.asarray(sizes[numbers])
 
 

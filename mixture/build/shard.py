@@ -1,6 +1,7 @@
 """Writing one shard: a slice of the mixture order to a tar, and its rows of samples.parquet."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.build.extract import CandidateReader
 from vlmix.mixture.build.facts import DECIDE, Facts, copy_path, unpack
-from vlmix.mixture.build.images import StoredForm, plan_storage, scaled, stored_bytes
+from vlmix.mixture.build.images import StoredForm, contents, plan_storage, scaled, stored_bytes
 from vlmix.mixture.dataset.schema import ROLES, SAMPLES, SampleJson, turns
 from vlmix.mixture.dataset.shards import Members, Places, ShardDone, ShardTask, listed, store_rows, structs
 from vlmix.mixture.io.image_index import file_path
 from vlmix.mixture.io.images import ImageInfo, image_xxh3
 from vlmix.mixture.record import Conversation, ImageRef
 from vlmix.mixture.render import StyleName, render
+
+_TOGETHER = 256  # samples whose images are read one after the other
 
 
 class ImageFiles(msgspec.Struct, frozen=True):
@@ -86,22 +89,27 @@ class ShardRows:
         """The samples of the shard, whose rows are noted on the way."""
         job, readers = self._job, [CandidateReader(path) for path in self._job.parts]
         taken = 0
-        for part, row in zip(job.part.tolist(), job.row.tolist()):
-            conversation = readers[part][row]
-            data: list[bytes] = []
-            forms: list[StoredForm] = []
-            if job.images is not None and conversation.images:
-                infos = job.images.infos(taken, [image.path for image in conversation.images])
+        for start in range(0, len(job.row), _TOGETHER):
+            mine = slice(start, start + _TOGETHER)
+            together = [readers[part][row] for part, row in zip(job.part[mine].tolist(), job.row[mine].tolist())]
+            infos: list[ImageInfo] = []
+            if job.images is not None:
+                infos = job.images.infos(taken, [image.path for each in together for image in each.images])
                 taken += len(infos)
-                for number, info in enumerate(infos):
-                    form = image_fit(conversation, number, info)
-                    assert form is not None, "samples whose images do not fit are rejected before the order is made"
-                    forms.append(form)
-                    data.append(stored_bytes(info, form))
-                conversation = scaled(conversation, forms)
-            texts = render(conversation, job.prompts)
-            self.note(conversation, texts, forms, data)
-            yield Members(_sample_json(conversation, texts) if job.images is not None else b"", data)
+            examined = zip(infos, contents(infos))
+            for conversation in together:
+                data: list[bytes] = []
+                forms: list[StoredForm] = []
+                if job.images is not None and conversation.images:
+                    for number, (info, read) in enumerate(islice(examined, len(conversation.images))):
+                        form = image_fit(conversation, number, info)
+                        assert form is not None, "samples whose images do not fit are rejected before the order is made"
+                        forms.append(form)
+                        data.append(stored_bytes(read, form))
+                    conversation = scaled(conversation, forms)
+                texts = render(conversation, job.prompts)
+                self.note(conversation, texts, forms, data)
+                yield Members(_sample_json(conversation, texts) if job.images is not None else b"", data)
 
     def note(
         self, conversation: Conversation, texts: list[str], forms: Sequence[StoredForm], data: Sequence[bytes]

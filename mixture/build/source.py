@@ -19,6 +19,7 @@ from vlmix.mixture.io.image_index import ImageFolder
 from vlmix.mixture.io.json_pieces import Share, shares
 from vlmix.mixture.io.official import OfficialFiles, RawFile
 from vlmix.mixture.io.rows.containers import Container
+from vlmix.mixture.io.storage import Remote
 from vlmix.mixture.record import FORMATS, Conversation, ResponseFormat
 
 
@@ -64,13 +65,15 @@ _NO_HASH.set_result("")
 class RawFolder(OfficialFiles):
     """The official files of a source below RAW. What is read becomes an input of the build, named with its hash."""
 
-    def __init__(self, raw: Path, source: "Source", part: Any = None) -> None:
+    def __init__(self, raw: Path, source: "Source", part: Any = None, origin: str = "") -> None:
         super().__init__(source.name, source.title, source.homepage, raw / source.name)
         self.part = part
         """What is to be read, one of those that `Source.split` gives; None: everything."""
         self.fingerprints: dict[str, str] = {}
         """What is the same for two files of the same rows -> the file."""
         self.raw = raw
+        self.origin = origin
+        """The URL whose annotations `raw` is a copy of; "": RAW is a local folder."""
         self.opened: list[Path] = []
         self.hashes: dict[Path, Future[str]] = {}
         """File -> its sha256, made beside the decoding: hashing leaves the interpreter free."""
@@ -81,7 +84,7 @@ class RawFolder(OfficialFiles):
         self.notes: list[str] = []
         """What the user should know though nothing was dropped."""
         self.containers: list[Container] = []
-        self.image_roots: list[Path] = []
+        self.image_roots: list[Path | str] = []
         """Folders in which the images of the user's own rows lie, searched before all others."""
         self._hasher = ThreadPoolExecutor(1)
 
@@ -108,6 +111,12 @@ class RawFolder(OfficialFiles):
     def shares(self, *names: str) -> tuple[Share | None, ...]:
         """The shares of the first of `names` that is there."""
         return shares(self.require(*names).stat().st_size)
+
+    def where(self, path: Path) -> Path | str:
+        """A folder as it is in RAW, with its pictures: a URL where RAW is one."""
+        if not self.origin or not path.is_relative_to(self.raw):
+            return path
+        return Remote(self.origin).join(path.relative_to(self.raw).as_posix()).url
 
     def fingerprint(self, path: Path, fingerprint: str) -> None:
         """Raises VlmixError if another file has the same rows."""
@@ -137,13 +146,13 @@ def _whole(raw: RawFolder, options: Any, name: str) -> Sequence[Any]:
 class Source:
     """One dataset. `read(raw, options, seed, reject)` yields its conversations in the order of the official files.
 
-    `parts` names the datasets (name -> (license, home page)) whose conversations a collection holds. `images` maps
-    a folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every
-    record back as it came, empty texts included. Of an `own` source the files are the user's: its samples, and their
-    loose images, are called after the recipe's entry, and their license is not known. `split` gives, for the
-    options of the entry of this name, what `read` can read by itself in another process, as its `raw.part`; an entry
-    for one of whose parts `read` raises Unsplit is read whole, and one of a source that `numbers` ids which repeat if
-    two parts have an id in common.
+    `parts` names the datasets (name -> (license, home page)) whose conversations a collection holds. `images` maps a
+    folder of LLaVA's image layout to the other folders where its files may lie. `verbatim` sources give every record
+    back as it came, empty texts included. Of an `own` source the files are the user's, and its option `path` names
+    them: its samples, and their loose images, are called after the recipe's entry, and their license is not known.
+    `split` gives, for the options of the entry of this name, what `read` can read by itself in another process, as its
+    `raw.part`; an entry for one of whose parts `read` raises Unsplit is read whole, and one of a source that `numbers`
+    ids which repeat if two parts have an id in common.
     """
 
     name: str

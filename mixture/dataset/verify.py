@@ -205,7 +205,7 @@ def _names(where: Location) -> set[str]:
     if isinstance(where, Local):
         found = [path for pattern in ("*", "train/*", f"{SAMPLES_NAME}/*") for path in where.path.glob(pattern)]
         return {path.relative_to(where.path).as_posix() for path in found}
-    parts = [path.split("/") for path in where.tree()]
+    parts = [path.split("/") for path in where.below()]
     return {path[0] for path in parts} | {"/".join(path[:2]) for path in parts if path[0] in ("train", SAMPLES_NAME)}
 
 

@@ -48,7 +48,7 @@ def run_shards(
         for stale in work.glob("rows-*"):
             stale.unlink()
         write_bytes(mark, fingerprint)
-    there = {} if store is None else store.tree()
+    there = {} if store is None else store.below()
     found = ((number, _finished(number, staging, there)) for number in range(count))
     done = {number: earlier for number, earlier in found if earlier is not None}
     missing = [number for number in range(count) if number not in done]
@@ -72,7 +72,7 @@ def run_shards(
 
 def _check_store(store: Remote, done: Sequence[ShardDone]) -> None:
     """That a store has the shards that were uploaded, and no others, which an earlier run with another plan left."""
-    there, wanted = store.tree(), {each.shard.path: each for each in done if each.shard is not None}
+    there, wanted = store.below(), {each.shard.path: each for each in done if each.shard is not None}
     for name, each in wanted.items():
         if not _is_stored(each, there):
             what = "is not in the store any more" if name not in there else "was changed since it was written"

@@ -90,11 +90,11 @@ def _held(store: Remote) -> Iterator[StoreLock]:
     beside = Remote(f"{store.url}.partial")
     mark = beside.join("unfinished")
     with store_lock(beside, store.url) as lock:
-        there = store.tree()
+        there = store.below()
         if _LAST in there:
             mark.remove()
             raise VlmixError(f"{store.url} exists already; choose another --out or remove it")
-        if there and mark.name not in (beside.join(name).name for name in beside.tree()):
+        if there and mark.name not in (beside.join(name).name for name in beside.below()):
             first = min(there)
             raise VlmixError(f"{store.url} holds {first}, which no unfinished command left; choose another --out")
         mark.write(b"")

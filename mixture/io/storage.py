@@ -6,11 +6,11 @@ import posixpath
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import pyarrow as pa
 
@@ -23,6 +23,8 @@ _AT_ONCE = 32  # connections of a process to a store
 _MOST_TOGETHER = 8 * 2**20
 _PIECE = 8 * _MOST_TOGETHER  # bytes of a file that are in memory while it is copied
 _WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # where a file appears when all of it is there
+_MOST_AHEAD, _BYTES_AHEAD = 256, 64 * 2**20  # ranges, and bytes of them, that `read_ahead` holds
+_PAGE = {"total_max_attempts": 4, "mode": "standard"}  # tries of S3's client for a page of a listing
 _LATER = (408, 425, 429)  # statuses of 400 to 499 that mean: ask again
 _NO_CREDENTIALS = (
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
@@ -135,29 +137,46 @@ class Remote:
     def facts(self) -> Facts:
         return _facts(self._retry(lambda files, path: files.info(path)))
 
+    def is_folder(self) -> bool:
+        """Whether anything lies below it. Raises VlmixError where the store does not say."""
+        try:
+            return str(self._retry(lambda files, path: files.info(path))["type"]) == "directory"
+        except FileNotFoundError:
+            return False
+
     def listed(self) -> dict[str, Facts]:
         """The files of this folder by name; none where the store does not list it."""
         try:
-            entries = self._retry(lambda files, path: files.ls(path, detail=True))
+            return self.listing()
         except (FileNotFoundError, VlmixError):  # some stores do not list, or permit to read alone
             return {}
+
+    def listing(self) -> dict[str, Facts]:
+        """The files of this folder by name. Raises FileNotFoundError where it is not there, and VlmixError where the
+        store does not list it."""
+        entries = self._retry(lambda files, path: files.ls(path, detail=True), pages=True)
         return {
             posixpath.basename(entry["name"]): _facts(entry)
             for entry in entries
             if entry["type"] == "file" and entry.get("size") is not None
         }
 
-    def range(self, offset: int, size: int) -> bytes:
-        return bytes(self._retry(lambda files, path: files.cat_file(path, start=offset, end=offset + size)))
-
-    def tree(self) -> dict[str, Facts]:
-        """All files below this folder by their paths in it; none where nothing is."""
-        root = self._connection()[1].rstrip("/") + "/"
+    def below(self) -> dict[str, Facts]:
+        """All files below this folder by their paths from here on, "" of a file itself; none where there are none.
+        Raises VlmixError where the store does not list them."""
+        path = self._connection()[1]
         try:
-            found = self._retry(lambda files, path: files.find(path, detail=True))
+            found = self._retry(_find, pages=True)
         except FileNotFoundError:
             return {}
-        return {path.removeprefix(root): _facts(entry) for path, entry in found.items() if path.startswith(root)}
+        return {
+            name.removeprefix(path).lstrip("/"): _facts(entry)
+            for name, entry in found.items()
+            if entry["type"] == "file" and entry.get("size") is not None and not name.endswith("/")
+        }
+
+    def range(self, offset: int, size: int) -> bytes:
+        return bytes(self._retry(lambda files, path: files.cat_file(path, start=offset, end=offset + size)))
 
     def put(self, path: Path) -> Facts:
         """Upload a local file, which appears whole or not at all; what the store says of it then."""
@@ -213,21 +232,27 @@ class Remote:
     def _connection(self) -> tuple[Any, str]:
         """The file system, and the path there. After a fork it is opened anew, as its connections are the parent's."""
         if self._opened is None or self._opened[0] != os.getpid():
-            import fsspec
-
-            options = {}
-            if self.url.startswith(("s3://", "s3a://")):  # whose clients would try again below, each at its own pace
-                known = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-                options = {"config_kwargs": {"max_pool_connections": _AT_ONCE, **known, "retries": {"max_attempts": 0}}}
-            try:
-                self._opened = os.getpid(), *fsspec.core.url_to_fs(self.url, **options)
-            except (ImportError, ValueError, OSError) as error:
-                raise VlmixError(f"{self.url}: {error}") from None
+            self._opened = os.getpid(), *self._open({"max_attempts": 0})
         return self._opened[1:]
 
-    def _retry(self, read: Callable[[Any, str], Any]) -> Any:
+    def _open(self, retries: dict[str, Any]) -> tuple[Any, str]:
+        """The file system and the path there; `retries` are those of S3's client, which would try again below ours."""
+        import fsspec
+
+        options = {}
+        if self.url.startswith(("s3://", "s3a://")):
+            known = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options = {"config_kwargs": {"max_pool_connections": _AT_ONCE, **known, "retries": retries}}
+        try:
+            files, path = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError, OSError) as error:
+            raise VlmixError(f"{self.url}: {error}") from None
+        return files, path
+
+    def _retry(self, read: Callable[[Any, str], Any], *, pages: bool = False) -> Any:
+        """`pages`: of a listing, which is many requests; each is made again by itself, or a long list had no end."""
         for attempt in range(_TRIES):
-            files, path = self._connection()
+            files, path = self._open(_PAGE) if pages else self._connection()
             try:
                 files.invalidate_cache()  # of listings, which would hide what changed
                 return read(files, path)
@@ -240,24 +265,31 @@ class Remote:
 
 
 class Range(NamedTuple):
-    """`size` bytes from `offset` of a file in a store."""
+    """`size` bytes from `offset` of a file in a store; with `last` the file has to end there."""
 
     where: Remote
     offset: int
     size: int
+    last: bool = False
 
 
 def read_ranges(asked: Sequence[Range]) -> list[bytes]:
     """The bytes of ranges of one file system, each whole. Those that lie close to each other are one request, and
-    requests are made at once; what fails or comes short is asked for again. Raises FileNotFoundError, VlmixError."""
+    requests are made at once; what fails or comes short is asked for again. Raises FileNotFoundError, and VlmixError,
+    also where a file has another length than a `last` range says."""
     from fsspec.utils import merge_offset_ranges
 
+    if not all(each.size for each in asked):  # a store refuses a range of nothing
+        found_there = iter(read_ranges([each for each in asked if each.size]))
+        return [next(found_there) if each.size else b"" for each in asked]
     if not asked:
         return []
     urls = {path: each.where.url for each in asked for _, path in [each.where._connection()]}
     files = asked[0].where._connection()[0]
     names = [each.where._connection()[1] for each in asked]
     starts, ends = [each.offset for each in asked], [each.offset + each.size for each in asked]
+    lengths = {name: end for name, end, each in zip(names, ends, asked) if each.last}
+    ends = [end + each.last for end, each in zip(ends, asked)]  # a byte too many, which must not be there
     left = list(zip(*merge_offset_ranges(list(names), starts, ends, max_gap=_GAP, max_block=_MOST_TOGETHER)))
     found: dict[str, list[tuple[int, bytes]]] = {}
     for attempt in range(_TRIES):
@@ -266,8 +298,13 @@ def read_ranges(asked: Sequence[Range]) -> list[bytes]:
         again = []
         for piece, got in zip(left, files.cat_ranges(*map(list, zip(*left)), on_error="return")):
             path, start, end = piece
-            if not isinstance(got, BaseException) and len(got) != end - start:
-                got = OSError(f"{len(got)} bytes of {end - start} came")
+            size = min(end, lengths.get(path, end)) - start
+            if not isinstance(got, BaseException) and len(got) != size:
+                got = OSError(f"{len(got)} bytes of {size} came")
+                where = Remote(urls[path])
+                if path in lengths and (length := where.size()) != lengths[path]:
+                    what = f"it has {length} bytes, the store listed {lengths[path]}"
+                    raise VlmixError(f"{where.url} changed during the build: {what}; run the same command again")
             if isinstance(got, BaseException):
                 _raise_if_final(urls[path], got, attempt)
                 again.append(piece)
@@ -281,15 +318,40 @@ def read_ranges(asked: Sequence[Range]) -> list[bytes]:
     return [_cut_out(found[name], each.offset, each.size) for name, each in zip(names, asked)]
 
 
+def read_ahead(asked: Iterable[Range]) -> Iterator[bytes]:
+    """The bytes of ranges one after the other, as `read_ranges` gives them: of some at a time, up to 64 MiB."""
+    group: list[Range] = []
+    for each in asked:
+        together = sum(one.size for one in group[-_MOST_AHEAD:]) + each.size
+        other = bool(group) and each.where._connection()[0] is not group[0].where._connection()[0]
+        if group and (other or len(group) == _MOST_AHEAD or together > _BYTES_AHEAD):
+            yield from read_ranges(group)
+            group = []
+        group.append(each)
+    yield from read_ranges(group)
+
+
+def _find(files: Any, path: str) -> dict[str, dict[str, Any]]:
+    """All files below a path. fsspec's own walk, which some stores take, leaves out what it cannot list, unless told
+    not to."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    kind = type(files)
+    walks = kind._find is AsyncFileSystem._find if issubclass(kind, AsyncFileSystem) else False
+    walks = walks or (not issubclass(kind, AsyncFileSystem) and kind.find is AbstractFileSystem.find)
+    found: dict[str, dict[str, Any]] = files.find(path, detail=True, **({"on_error": "raise"} if walks else {}))
+    return found
+
+
 def _cut_out(pieces: list[tuple[int, bytes]], offset: int, size: int) -> bytes:
     start, data = pieces[bisect_right(pieces, offset, key=itemgetter(0)) - 1]
     return data[offset - start : offset - start + size]
 
 
 def _facts(info: dict[str, Any]) -> Facts:
-    return Facts(
-        int(info["size"]), str(info.get("ETag") or info.get("etag") or "").strip('"')
-    )  # some lists have no quotes
+    # Some stores quote an ETag where they are asked for one file, and do not in a list.
+    return Facts(int(info["size"]), str(info.get("ETag") or info.get("etag") or "").strip('"'))
 
 
 def _raise_if_final(url: str, error: BaseException, attempt: int) -> None:
@@ -334,19 +396,36 @@ Location = Local | Remote
 """A file or folder. Reading a file that is not there raises FileNotFoundError, any other trouble VlmixError."""
 
 
+def is_url(path: str | Path) -> TypeGuard[str]:
+    """Whether `path` is a URL and not a local path."""
+    return isinstance(path, str) and "://" in path
+
+
+def place(path: str | Path) -> str | Path:
+    """A URL without slashes at its end, or a local path."""
+    return path.rstrip("/") if is_url(path) else Path(path)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there, or anything below a URL. Raises VlmixError where a store does not say."""
+    return Remote(path).is_folder() if is_url(path) else Path(path).is_dir()
+
+
 def store_at(path: str | Path) -> Remote | None:
     """The store that a URL such as `s3://bucket/mixture` names; None for a local path."""
-    return Remote(path.rstrip("/")) if isinstance(path, str) and "://" in path else None
+    return Remote(path.rstrip("/")) if is_url(path) else None
 
 
 def new_store(path: str | Path) -> Remote | None:
     """The same for what is to be written. Raises VlmixError for a store in which files do not appear whole."""
-    scheme = path.partition("://")[0] if isinstance(path, str) and "://" in path else ""
-    if scheme and scheme not in _WHOLE:
+    if not is_url(path):
+        return None
+    scheme, _, where = path.partition("://")
+    if scheme not in _WHOLE:
         known = ", ".join(f"{each}://" for each in _WHOLE)
         raise VlmixError(f"{path}: nothing is written there, only to stores whose files appear whole: {known}")
-    if scheme and "/" not in str(path).partition("://")[2].rstrip("/"):
-        raise VlmixError(f"{path} is a whole bucket; name a folder in it: {str(path).rstrip('/')}/mixture")
+    if "/" not in where.rstrip("/"):
+        raise VlmixError(f"{path} is a whole bucket; name a folder in it: {path.rstrip('/')}/mixture")
     return store_at(path)
 
 

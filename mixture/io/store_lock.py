@@ -75,7 +75,7 @@ class StoreLock:
                 self._place(number).remove()
 
     def _numbers(self) -> list[int]:
-        names = [name.removeprefix(_PREFIX) for name in self._folder.tree() if name.startswith(_PREFIX)]
+        names = [name.removeprefix(_PREFIX) for name in self._folder.below() if name.startswith(_PREFIX)]
         return [int(name) for name in names if name.isdecimal()]
 
     def _place(self, number: int) -> Remote:

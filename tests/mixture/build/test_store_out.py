@@ -135,7 +135,7 @@ class TestLock:
             with pytest.raises(VlmixError, match=r"OUT is being written by process \d+ on "):
                 store_lock.StoreLock(Remote(out), "OUT").acquire()
             lock.check()
-        assert not Remote(out).tree()
+        assert not Remote(out).below()
 
     def test_of_many_who_find_a_silent_holder_one_takes_over(
         self, proxy: Proxy, out: str, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +167,7 @@ class TestLock:
         with pytest.raises(VlmixError, match="another command took over"):
             stopped.check()  # also when that one has ended
         stopped.release()
-        assert not Remote(out).tree()
+        assert not Remote(out).below()
 
     def test_who_is_back_from_a_stop_notices(self, proxy: Proxy, out: str) -> None:
         lock = store_lock.StoreLock(Remote(out), "OUT")
@@ -175,7 +175,7 @@ class TestLock:
         Remote(out).join("lock-000001").remove()  # as the next holder does, which then gave up
         while lock._thread.is_alive():
             time.sleep(0.05)
-        assert not Remote(out).tree()
+        assert not Remote(out).below()
         with pytest.raises(VlmixError, match="another command took over"):
             lock.check()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from vlmix.mixture.build.images import plan_storage, scaled, stored_bytes
+from vlmix.mixture.build.images import contents, plan_storage, scaled, stored_bytes
 from vlmix.mixture.dataset.verify import _image_problem
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.image_index import ImageFolder, ImageIndex
@@ -44,7 +44,7 @@ def stored(path: Path, width: int = 0, height: int = 0, boxed: bool = False) -> 
     assert not facts.problem
     how = plan_storage(facts, width, height, boxed)
     assert how is not None
-    data = stored_bytes(facts, how)
+    data = stored_bytes(next(contents([facts])), how)
     image = Image.open(io.BytesIO(data))
     assert image.size == (how.width, how.height)
     assert image.format == "JPEG" and image.getexif().get(0x0112, 1) == 1
@@ -148,14 +148,12 @@ def test_the_photographs_that_decoders_stumble_over(real: Path) -> None:
 def test_a_file_that_changes_during_the_build_is_noticed(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", picture())
     facts = probe(path)
-    how = plan_storage(facts, 0, 0, False)
-    assert how is not None
     path.write_bytes(b"short")
     with pytest.raises(VlmixError, match="changed during the build"):
-        stored_bytes(facts, how)
+        next(contents([facts]))
     path.unlink()
     with pytest.raises(VlmixError, match="No such file"):
-        stored_bytes(facts, how)
+        next(contents([facts]))
 
 
 def names(found: list[Path], root: Path) -> list[str]:
