@@ -44,6 +44,14 @@ def address(moto: Store, raw: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return moto.put_folder(folder, "raw")
 
 
+@pytest.fixture(scope="module")
+def okvqa(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OK-VQA's mixture, built from disk."""
+    out = tmp_path_factory.mktemp("okvqa") / "mixture"
+    build(recipe(okvqa={}), raw, out)
+    return out
+
+
 @pytest.fixture
 def notes(moto: Store, raw: Path, tmp_path: Path) -> tuple[str, Path]:
     """(URL, folder) of OK-VQA's annotations, which a test may change."""
@@ -52,13 +60,13 @@ def notes(moto: Store, raw: Path, tmp_path: Path) -> tuple[str, Path]:
     return moto.put_folder(folder, tmp_path.name), folder
 
 
-@pytest.fixture
-def own(notes: tuple[str, Path], moto: Store, raw: Path) -> tuple[str, Path]:
-    """The same, with its pictures."""
-    url, folder = notes
-    shutil.copytree(raw / "coco", folder / "coco")
-    moto.put_folder(folder / "coco", f"{key(url)}/coco")
-    return notes
+@pytest.fixture(scope="module")
+def own(moto: Store, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The same, with its pictures, for all tests: in the store is what is in the folder."""
+    folder = tmp_path_factory.mktemp("own") / "raw"
+    for name in ("okvqa", "coco"):
+        shutil.copytree(raw / name, folder / name)
+    return moto.put_folder(folder, "own"), folder
 
 
 def key(url: str) -> str:
@@ -191,15 +199,14 @@ build(recipe(okvqa={}), sys.argv[1], Path(sys.argv[2]), progress=stop)
 
 
 def test_a_killed_build_fetches_what_is_left_and_what_was_changed(
-    proxy: Proxy, own: tuple[str, Path], moto: Store, tmp_path: Path
+    proxy: Proxy, own: tuple[str, Path], okvqa: Path, moto: Store, tmp_path: Path
 ) -> None:
     (url, folder), out = own, tmp_path / "there"
     killed = subprocess.run([sys.executable, "-c", KILLED, url, str(out)], env=os.environ, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     examined, written = len(fetched(proxy, ".jpg")), 20
     proxy.set()
-    whole = build(recipe(okvqa={}), folder, tmp_path / "here")
-    samples = vlmix.open(tmp_path / "here")
+    whole, samples = hashes(okvqa), vlmix.open(okvqa)
     partial = tmp_path / "there.partial"
     shutil.copytree(partial, tmp_path / "again.partial")
     assert build(recipe(okvqa={}), url, out) == whole
@@ -224,21 +231,27 @@ def test_a_killed_build_fetches_what_is_left_and_what_was_changed(
 
 
 @pytest.mark.parametrize(
-    ("stage", "data", "said"),
+    ("number", "stage", "data", "said"),
     [
-        ("writing shards", lambda old: old[:-2] + b"\0\0", "changed during the build; run it again"),
-        ("writing shards", lambda old: old + b"\0", "changed during the build: it has"),
-        ("writing shards", None, "No such file"),
-        ("checking images", lambda old: b"short", "changed during the build: it has 5 bytes"),
-        ("checking images", None, "changed during the build: it is gone"),
+        (31, "writing shards", lambda old: old[:-2] + b"\0\0", "changed during the build; run it again"),
+        (32, "writing shards", lambda old: old + b"\0", "changed during the build: it has"),
+        (33, "writing shards", None, "No such file"),
+        (34, "checking images", lambda old: b"short", "changed during the build: it has 5 bytes"),
+        (35, "checking images", None, "changed during the build: it is gone"),
     ],
 )
 def test_a_picture_that_changes_meanwhile_is_an_error(
-    proxy: Proxy, own: tuple[str, Path], moto: Store, tmp_path: Path, stage: str, data: Change | None, said: str
+    proxy: Proxy,
+    own: tuple[str, Path],
+    okvqa: Path,
+    moto: Store,
+    tmp_path: Path,
+    number: int,
+    stage: str,
+    data: Change | None,
+    said: str,
 ) -> None:
-    url, folder = own
-    build(recipe(okvqa={}), folder, tmp_path / "here")
-    image = vlmix.open(tmp_path / "here")[30].image
+    (url, folder), image = own, vlmix.open(okvqa)[number].image
 
     def change(now: str, done: int, total: int) -> None:
         if now == stage and not done:
@@ -247,6 +260,7 @@ def test_a_picture_that_changes_meanwhile_is_an_error(
     with pytest.raises(VlmixError, match=f"{url}/{image}.*{said}"):
         build(recipe(okvqa={}), url, tmp_path / "there", progress=change)
     assert not (tmp_path / "there").exists()
+    put(moto, f"{url}/{image}", (folder / image).read_bytes())
 
 
 @pytest.mark.parametrize(("data", "said"), [(lambda old: old[:-1] + b"\n", "changed"), (None, "removed")])
