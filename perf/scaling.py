@@ -8,7 +8,7 @@ from common import table
 
 CORES, LINK, PHOTO = 64, 3e9, 100_000  # of a node: cores, bytes/s to and from the store; bytes of a photograph
 ROW = 199  # bytes of a sample in the index
-SHARD, CHUNK = 5_000, 256  # samples of a shard, photographs that one task examines
+SHARD, CHUNK, TASKS = 5_000, 256, 20_000  # samples of a shard, photographs of a task, tasks that examine at most
 CONVERT, WRITE, EXAMINE, VERIFY = 171e-6, 299e-6, 2.0e-3, 343e-6  # s of CPU a sample: 470 with shards, less 171 without
 SERIAL, FACTS = 11.5e-6, 131  # s and bytes a candidate in the parent
 TASK = 2.2e-3  # s that the parent needs to hand out a task on Ray
@@ -19,7 +19,7 @@ def main() -> None:
     for samples in (26e6, 100e6):
         for nodes in (1, 8, 64):
             cores = CORES * nodes
-            tasks = 0 if nodes == 1 else TASK * (samples / CHUNK + samples / SHARD)
+            tasks = 0 if nodes == 1 else TASK * (min(samples / CHUNK, TASKS) + samples / SHARD)
             parallel = samples * (CONVERT + WRITE + EXAMINE) / cores
             # A photograph is read when it is examined and when it is written, and sent once.
             moved = 3 * samples * PHOTO / (LINK * nodes)

@@ -22,7 +22,7 @@ from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.io.storage import Range, Remote, read_ahead
 from vlmix.mixture.keyed import Indices
 
-_CHUNK = 256  # images per task
+_CHUNK, _TASKS = 256, 20_000  # images of a task, more where there would be more tasks: the parent hands out each
 _BLOCK = 1_000_000  # candidates judged at a time
 
 
@@ -266,7 +266,8 @@ class Examined:
         waiting: dict[int, list[int]] = {}
 
         def jobs() -> Iterator[ProbeJob]:
-            for chunk in iter(lambda: list(islice(files, _CHUNK)), []):
+            size = max(_CHUNK, -(-total // _TASKS))
+            for chunk in iter(lambda: list(islice(files, size)), []):
                 waiting[chunk[0][0]] = [number for number, _ in chunk]
                 listed = [list(tried.values()) for _, tried in chunk]
                 yield ProbeJob(chunk[0][0], [list(tried) for _, tried in chunk], listed, self.full)
