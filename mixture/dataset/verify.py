@@ -110,11 +110,8 @@ def _verified(
     store: Reader, problems: list[str], copies: Path, workers: int | None, engine: EngineName, progress: Progress
 ) -> Verified:
     index, own_files = store.root_manifest.index, [*store.manifest.checksums, *store.manifest.index]
-    is_view, prompts, digests = (
-        store.manifest.parent is not None,
-        str(store.root_manifest.recipe["prompts"]),
-        _Digests(),
-    )
+    is_view, prompts = store.manifest.parent is not None, str(store.root_manifest.recipe["prompts"])
+    digests = _Digests()
     root = _at_hand(store.root, index if is_view else own_files, copies / "root", progress)
     folder = _at_hand(store.folder, own_files, copies / "view", progress) if is_view else root
     damaged = _check_files(folder, _names(store.folder), store.manifest, digests)

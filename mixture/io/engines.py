@@ -14,5 +14,5 @@ EngineName = Literal["local", "ray"]
 def start(name: EngineName, workers: int | None, sees: Sequence[Path]) -> Pool | RayPool:
     """The engine, to be entered. `workers` are processes (None: this one alone), on Ray tasks that are handed out at a
     time (None: two for each CPU of the cluster). `sees` are files and folders that workers must find as they are here;
-    the first is a file that lasts as long as the work."""
+    the first, if there are any, is a file that lasts as long as the work."""
     return RayPool(workers, sees) if name == "ray" else Pool(1 if workers is None else workers)
