@@ -140,9 +140,12 @@ class Remote:
     def is_folder(self) -> bool:
         """Whether anything lies below it. Raises VlmixError where the store does not say."""
         try:
-            return str(self._retry(lambda files, path: files.info(path))["type"]) == "directory"
+            if self._retry(lambda files, path: files.info(path))["type"] == "directory":
+                return True
+            found = self._retry(lambda files, path: files.ls(path, detail=False), pages=True)  # a file may be both
         except FileNotFoundError:
             return False
+        return any(name.rstrip("/") != self._connection()[1] for name in found)
 
     def listed(self) -> dict[str, Facts]:
         """The files of this folder by name; none where the store does not list it."""
@@ -322,7 +325,7 @@ def read_ahead(asked: Iterable[Range]) -> Iterator[bytes]:
     """The bytes of ranges one after the other, as `read_ranges` gives them: of some at a time, up to 64 MiB."""
     group: list[Range] = []
     for each in asked:
-        together = sum(one.size for one in group[-_MOST_AHEAD:]) + each.size
+        together = sum(one.size for one in group) + each.size
         other = bool(group) and each.where._connection()[0] is not group[0].where._connection()[0]
         if group and (other or len(group) == _MOST_AHEAD or together > _BYTES_AHEAD):
             yield from read_ranges(group)

@@ -327,6 +327,14 @@ def test_a_bucket_or_a_folder_that_is_not_there_is_said(proxy: Proxy, raw: Path,
     assert not Remote(place).is_folder()
 
 
+def test_a_name_may_be_a_file_and_a_folder(proxy: Proxy, moto: Store) -> None:
+    for name in ("both", "both/a.jpg", "both/", "file"):
+        moto.client().put_object(Bucket=BUCKET, Key=name, Body=b"")
+    both, file = Remote("s3://bucket/both"), Remote("s3://bucket/file")
+    assert both.is_folder() and list(both.below()) == ["a.jpg"]
+    assert not file.is_folder() and list(file.below()) == [""]
+
+
 def test_a_missing_official_file_is_named_where_it_should_be(
     proxy: Proxy, notes: tuple[str, Path], tmp_path: Path
 ) -> None:
