@@ -68,14 +68,20 @@ class Blend(Sequence[Sample]):
         name, within = self.place(position)
         return _named(name, self.mixtures[name][within])
 
-    def read(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Sample]:
-        """The samples at `positions`, in that order; from a store in few requests, made at once."""
+    def read(
+        self, positions: Sequence[int] | NDArray[np.integer], without_images: Sequence[bool] | None = None
+    ) -> list[Sample]:
+        """The samples at `positions`, in that order; from a store in few requests, made at once. Those that are to be
+        read `without_images` have no `jpegs`."""
         places = [self.place(int(position)) for position in positions]
-        found: dict[tuple[str, int], Sample] = {}
+        bare = [False] * len(places) if without_images is None else without_images
+        asked = dict.fromkeys((*place, alone) for place, alone in zip(places, bare))
+        found: dict[tuple[str, int, bool], Sample] = {}
         for name, mixture in self.mixtures.items():
-            mine = [place for place in places if place[0] == name]
-            found |= zip(mine, map(partial(_named, name), mixture.read([within for _, within in mine])))
-        return [found[place] for place in places]
+            mine = [each for each in asked if each[0] == name]
+            read = mixture.read([within for _, within, _ in mine], [alone for _, _, alone in mine])
+            found |= zip(mine, map(partial(_named, name), read))
+        return [found[(*place, alone)] for place, alone in zip(places, bare)]
 
     @property
     def in_store(self) -> bool:
@@ -140,6 +146,11 @@ class Blend(Sequence[Sample]):
                 yield positions + start, texts
             start += len(mixture)
 
+    def picture_groups(self, share_images: int) -> NDArray[np.uint64]:
+        """As `Mixture.picture_groups`, of the one mixture that there is; several share nothing."""
+        (mixture,) = self.mixtures.values()
+        return mixture.picture_groups(share_images)
+
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
         """[N] int64: words of each sample, plus `image_tokens` for each image."""
         return np.concatenate([mixture.lengths(image_tokens) for mixture in self.mixtures.values()])
@@ -162,6 +173,7 @@ class Blend(Sequence[Sample]):
         lengths: NDArray[np.int64] | None = None,
         length_window: int = 1,
         drop_last: bool = False,
+        share_images: int = 1,
     ) -> Schedule:
         """The schedule of training (see `mixture.schedule.blend`); of a single mixture, that mixture's.
 
@@ -175,8 +187,15 @@ class Blend(Sequence[Sample]):
         first = next(iter(self.mixtures.values()))
         if len(self.mixtures) == 1:
             return first.schedule(
-                global_batch, seed=seed, lengths=lengths, length_window=length_window, drop_last=drop_last
+                global_batch,
+                seed=seed,
+                lengths=lengths,
+                length_window=length_window,
+                drop_last=drop_last,
+                share_images=share_images,
             )
+        if share_images > 1:
+            raise VlmixError("share_images is for one mixture; merge them first (`vlmix merge`), or take 1")
         if any(mixture.has_many for mixture in self.mixtures.values()):
             return self._schedule_of_many(
                 first.manifest.seed if seed is None else seed, global_batch, lengths, length_window

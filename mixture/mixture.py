@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmix.mixture.dataset.reader import Reader, digest_of
+from vlmix.mixture.dataset.reader import Reader, digest_of, hex_digests
+from vlmix.mixture.schedule.pictures import picture_groups
 from vlmix.mixture.schedule.schedule import Columns, Schedule
 
 
@@ -63,36 +64,58 @@ class Mixture(Reader):
         lengths: NDArray[np.int64] | None = None,
         length_window: int = 1,
         drop_last: bool = False,
+        share_images: int = 1,
     ) -> Schedule:
         """The schedule of training over these samples (see `mixture.schedule`).
 
         `lengths` [N] default to words; give token counts where the shares of a batch should be balanced by tokens or
-        packed.
+        packed. Up to `share_images` samples that show the same pictures are kept together.
         """
+        columns = partial(self.order_columns, share_images)
         seed = self.manifest.seed if seed is None else seed
         if not self.has_many:
             lengths = self.lengths() if lengths is None else lengths
+            identity, images, repeat, groups = columns()
             return Schedule(
-                *self.order_columns(),
+                identity,
+                images,
+                repeat,
                 lengths,
                 seed=seed,
                 global_batch=global_batch,
                 length_window=length_window,
                 drop_last=drop_last,
+                groups=groups,
+                share_images=share_images,
             )
         return Schedule.of(
-            self.order_columns,
+            columns,
             self.words if lengths is None else lengths,
             partial(self.shared, [None if lengths is None or length_window == 1 else digest_of(lengths)]),
             seed=seed,
             global_batch=global_batch,
             length_window=length_window,
             drop_last=drop_last,
+            share_images=share_images,
         )
 
-    def order_columns(self) -> Columns:
+    def order_columns(self, share_images: int = 1) -> Columns:
         """What the order of training depends on, read from the index."""
-        return Columns(self.rows, self._part("num_images").to_numpy() > 0, self._part("repeat").to_numpy())
+        groups = None if share_images == 1 else self.picture_groups(share_images)
+        return Columns(self.rows, self._part("num_images").to_numpy() > 0, self._part("repeat").to_numpy(), groups)
+
+    def picture_groups(self, share_images: int) -> NDArray[np.uint64]:
+        """[N] the groups of samples that show the same stored pictures, which the root's rows decide, so that a part
+        keeps those of the whole (see `schedule.pictures`). Raises VlmixError where the index has no hashes of pictures,
+        as without shards."""
+
+        def make() -> dict[str, NDArray[np.uint64]]:
+            counts, (texts,) = root.image_fields("xxh3")
+            return {"groups": picture_groups(counts, hex_digests(texts), np.arange(len(counts)), share_images)}
+
+        root = Mixture(self.root, self.root_manifest, self.root, self.root_manifest, None, self.cache)
+        made = root.shared("pictures", [share_images], make) if root.has_many else make()
+        return np.asarray(made["groups"][self.rows])
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write this part as a view: a folder that refers to the shards. `path` is local, or the URL of a store that

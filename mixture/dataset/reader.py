@@ -212,9 +212,15 @@ class Reader(Sequence[Sample]):
             raise VlmixError(f"{self.root.name}: sample {raw.key}: {error}; {self._hint}") from None
         return msgspec.structs.replace(sample, key=raw.key, jpegs=raw.jpegs)
 
-    def read(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Sample]:
-        """The samples at `positions`, in that order; from a store in few requests, made at once. Raises as `raw`."""
-        return [self._decoded(raw) for raw in self.raws(positions)]
+    def read(
+        self, positions: Sequence[int] | NDArray[np.integer], without_images: Sequence[bool] | None = None
+    ) -> list[Sample]:
+        """The samples at `positions`, in that order; from a store in few requests, made at once. Those that are to be
+        read `without_images` have no `jpegs`. Raises as `raw`."""
+        places = [self._place(int(position)) for position in positions]
+        if without_images is not None:
+            places = [place._replace(images=[]) if bare else place for place, bare in zip(places, without_images)]
+        return [self._decoded(raw) for raw in self.members(places)]
 
     def raws(self, positions: Sequence[int] | NDArray[np.integer]) -> list[RawSample]:
         """The same, undecoded."""
@@ -617,3 +623,14 @@ def _numbers(values: pa.ChunkedArray, of: dict[str, int]) -> NDArray[np.int64]:
         for chunk in values.chunks
     )
     return np.concatenate([*chunks, np.empty(0, dtype=np.int64)])
+
+
+def hex_digests(texts: pa.StringArray) -> NDArray[np.uint64]:
+    """[M, 2] digests of 128 bits from their 32 hex digits. Raises VlmixError for other texts."""
+    if not pc.all(pc.equal(pc.binary_length(texts), 32), min_count=0).as_py():
+        raise VlmixError("the index has no hashes of its pictures, as a mixture without shards")
+    try:
+        data = bytes.fromhex("".join(texts.to_pylist()))
+    except ValueError:
+        raise VlmixError("a hash of a picture in the index is none; `vlmix verify` lists all damage") from None
+    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)

@@ -60,7 +60,7 @@ class Part(NamedTuple):
 
 def _arranged(part: Part, kind: bool, seed: int, epoch: int) -> Arrays:
     """The positions of a part's samples of one modality in the order of an epoch."""
-    identity, images, repeat = part.columns()
+    identity, images, repeat, _ = part.columns()
     members = np.flatnonzero(images == kind)
     order = shuffle(identity[members], repeat[members], derive_key(seed, epoch, _SAMPLES, part.number))
     positions = members[order] + part.start

@@ -65,19 +65,25 @@ def packed_shares(lengths: Lengths, world: int, capacity: int) -> list[list[NDAr
     tight = pack(lengths, capacity)
     count = -(-len(tight) // world) * world
     need = np.minimum(lengths, capacity)
-    bins = _level(need, count, capacity) or tight + [np.empty(0, dtype=np.int64)] * (count - len(tight))
+    bins = level(need, count, capacity) or tight + [np.empty(0, dtype=np.int64)] * (count - len(tight))
     fill = np.array([need[members].sum() for members in bins], dtype=np.int64)
-    taken: list[list[NDArray[np.int64]]] = [[] for _ in range(world)]
+    return [[bins[number] for number in mine] for mine in dealt(fill, world)]
+
+
+def dealt(fill: Lengths, world: int) -> list[list[int]]:
+    """The numbers of bins of `fill` tokens over `world` ranks, as many for each, the fullest first, so that ranks have
+    about the same in their k-th bins and in all."""
+    taken: list[list[int]] = [[] for _ in range(world)]
     total = np.zeros(world, dtype=np.int64)
     for alike in np.argsort(-fill, kind="stable").reshape(-1, world):
         ranks = np.argsort(total, kind="stable")
         for rank, chosen in zip(ranks.tolist(), alike.tolist()):
-            taken[rank].append(bins[chosen])
+            taken[rank].append(chosen)
         total[ranks] += fill[alike]
     return taken
 
 
-def _level(need: Lengths, count: int, capacity: int) -> list[NDArray[np.int64]] | None:
+def level(need: Lengths, count: int, capacity: int) -> list[NDArray[np.int64]] | None:
     """`count` bins of about equal sums, the longest sample first into the emptiest bin; None where one overflows."""
     bins: list[list[int]] = [[] for _ in range(count)]
     emptiest = [(0, chosen) for chosen in range(count)]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key, mix64
 from vlmix.mixture.schedule.packing import Lengths, Positions, packed_shares, shares
+from vlmix.mixture.schedule.pictures import runs
 
 _SAMPLES, _BATCHES = 1, 2  # purposes of the two keys of an epoch
 _BLOCK = 2**20  # samples that are hashed or sorted at a time, so that no array of 64 bits a sample is made beside
@@ -53,6 +54,7 @@ class Columns(NamedTuple):
     identity: NDArray[np.integer]
     images: NDArray[np.bool_]
     repeat: NDArray[np.int32]
+    groups: NDArray[np.uint64] | None = None
 
 
 def check_batch(global_batch: int, total: int) -> None:
@@ -63,9 +65,15 @@ def check_batch(global_batch: int, total: int) -> None:
         raise VlmixError(f"global batch {global_batch} is larger than the {total} samples of an epoch; lower it")
 
 
-def shuffle(identity: NDArray[np.integer], repeat: NDArray[np.int32], key: np.uint64) -> NDArray[np.signedinteger]:
+def shuffle(
+    identity: NDArray[np.integer],
+    repeat: NDArray[np.int32],
+    key: np.uint64,
+    groups: NDArray[np.uint64] | None = None,
+) -> NDArray[np.signedinteger]:
     """[sum of `repeat`] positions of N samples, each as often as `repeat` [N] says, ordered by `key`. `identity` [N] is
-    unique, and all that the order of a sample depends on.
+    unique, and all that the order of a sample depends on. Samples of one of the `groups` [N] come together, in the
+    order of their identities, where the group's number puts them; when they come again, that is another place.
 
     The upper bits of the draws are sorted with their places in the lower bits, in place: that takes a quarter of the
     time of an argsort. Those few that agree in the upper bits are then sorted among themselves.
@@ -73,6 +81,7 @@ def shuffle(identity: NDArray[np.integer], repeat: NDArray[np.int32], key: np.ui
     kind: type[np.signedinteger] = np.int32 if len(identity) < 2**31 else np.int64
     total = int(repeat.sum(dtype=np.int64))
     once = total == len(repeat)  # as no repeat is below 1
+    drawn_by = identity if groups is None else groups
     positions: NDArray[np.signedinteger] | None = (
         None if once else np.repeat(np.arange(len(identity), dtype=kind), repeat)
     )
@@ -82,8 +91,8 @@ def shuffle(identity: NDArray[np.integer], repeat: NDArray[np.int32], key: np.ui
         """Of some places of the list of positions, the keys to sort them by, the first one last."""
         at = places if positions is None else positions[places]
         occurrence = np.zeros(len(places), dtype=np.int64) if first is None else places - first[at]
-        mine = identity[at]
-        return occurrence, mine, mix64(mix64(mine.astype(np.uint64) + key) + occurrence.astype(np.uint64) * key)
+        hashed = mix64(mix64(drawn_by[at].astype(np.uint64) + key) + occurrence.astype(np.uint64) * key)
+        return occurrence, identity[at], hashed
 
     low = np.uint64((1 << total.bit_length()) - 1)
     sorting = np.empty(total, dtype=np.uint64)
@@ -109,6 +118,7 @@ def epoch_order(
     seed: int,
     epoch: int,
     global_batch: int,
+    groups: NDArray[np.uint64] | None = None,
     lengths: Lengths | None = None,
     length_window: int = 1,
     drop_last: bool = False,
@@ -119,11 +129,12 @@ def epoch_order(
     order); `images` [N]: which have an image; `repeat` [N]: how often each is seen. A modality's samples are shuffled
     and cut into batches; what is left over makes one smaller batch at the end (`drop_last` leaves it out). With
     `length_window` w > 1, w batches at a time are filled by `lengths`, so that a batch holds samples of similar length.
+    Samples of one of the `groups` [N] (`pictures.picture_groups`) stay together, but for one that a batch's end cuts.
     """
     check_batch(global_batch, int(repeat.sum(dtype=np.int64)))
     if length_window > 1 and lengths is None:
         raise VlmixError("a length window needs the lengths of the samples")
-    shuffled = shuffle(identity, repeat, derive_key(seed, epoch, _SAMPLES))
+    shuffled = shuffle(identity, repeat, derive_key(seed, epoch, _SAMPLES), groups)
 
     full: list[NDArray[np.signedinteger]] = []  # [batches, global_batch] per modality
     rest: list[tuple[bool, NDArray[np.signedinteger]]] = []
@@ -141,7 +152,7 @@ def epoch_order(
             rest.append((image, samples[cut:]))
         samples = samples[:cut]
         if length_window > 1 and lengths is not None:
-            _sort_windows(samples, lengths, length_window * global_batch)
+            _sort_windows(samples, lengths, length_window * global_batch, groups)
         full.append(samples.reshape(-1, global_batch))
         names.append(np.arange(len(full[-1]), dtype=np.uint64) * np.uint64(2) + np.uint64(image))
     batches, name = np.concatenate(full), np.concatenate(names)
@@ -154,14 +165,29 @@ def epoch_order(
     )
 
 
-def _sort_windows(samples: NDArray[np.signedinteger], lengths: Lengths, window: int) -> None:
-    """Sorts every `window` samples, the longest first, in place."""
+def _sort_windows(
+    samples: NDArray[np.signedinteger], lengths: Lengths, window: int, groups: NDArray[np.uint64] | None
+) -> None:
+    """Sorts every `window` samples, the longest first, in place; groups by their longest sample."""
     step = max(_BLOCK // window, 1) * window
     for start in range(0, len(samples), step):
         part = samples[start : start + step]
         whole = len(part) // window * window
         for rows in (part[:whole].reshape(-1, window), part[whole:].reshape(1, -1)):
-            rows[:] = np.take_along_axis(rows, np.argsort(-lengths[rows], axis=1, kind="stable"), axis=1)
+            if groups is None:
+                rows[:] = np.take_along_axis(rows, np.argsort(-lengths[rows], axis=1, kind="stable"), axis=1)
+                continue
+            for row in rows:
+                row[:] = row[longest_first(row, lengths, groups)]
+
+
+def longest_first(samples: NDArray[np.signedinteger], lengths: Lengths, groups: NDArray[np.uint64]) -> Positions:
+    """The order of some samples that puts the longest first, each group that comes together as long as its longest."""
+    if not len(samples):
+        return np.empty(0, dtype=np.int64)
+    bounds = runs(groups, samples)
+    longest = np.maximum.reduceat(lengths[samples], bounds[:-1])
+    return np.argsort(-np.repeat(longest, np.diff(bounds)), kind="stable")
 
 
 class Schedule:
@@ -178,9 +204,11 @@ class Schedule:
         global_batch: int,
         length_window: int = 1,
         drop_last: bool = False,
+        groups: NDArray[np.uint64] | None = None,
+        share_images: int = 1,
     ) -> None:
-        columns = partial(Columns, identity, images, repeat)
-        self._begin(columns, lengths, None, seed, global_batch, length_window, drop_last)
+        columns = partial(Columns, identity, images, repeat, groups)
+        self._begin(columns, lengths, None, seed, global_batch, length_window, drop_last, share_images)
 
     @classmethod
     def of(
@@ -193,11 +221,12 @@ class Schedule:
         global_batch: int,
         length_window: int = 1,
         drop_last: bool = False,
+        share_images: int = 1,
     ) -> Self:
         """The schedule of many samples, whose epochs are `shared`. `columns`, and `lengths` where that is a function,
         read them anew where they are needed: a copy in another process holds none of them."""
         schedule = cls.__new__(cls)
-        schedule._begin(columns, lengths, shared, seed, global_batch, length_window, drop_last)
+        schedule._begin(columns, lengths, shared, seed, global_batch, length_window, drop_last, share_images)
         return schedule
 
     def _begin(
@@ -209,8 +238,9 @@ class Schedule:
         global_batch: int,
         length_window: int,
         drop_last: bool,
+        share_images: int,
     ) -> None:
-        self._columns, self._shared = columns, shared
+        self._columns, self._shared, self.share_images = columns, shared, share_images
         self._given: Lengths | Callable[[], Lengths] = lengths
         self._lengths: Lengths | None = None
         self.seed, self.global_batch, self.length_window, self.drop_last = seed, global_batch, length_window, drop_last
@@ -265,11 +295,14 @@ class Schedule:
     def _order(self, epoch: int) -> Epoch:
         make = partial(self._computed, epoch)
         key = ["epoch", self.seed, epoch, self.global_batch, self.length_window, self.drop_last]
+        key += [] if self.share_images == 1 else [self.share_images]
         return Epoch(**(make() if self._shared is None else self._shared(key, make)))
 
     def _computed(self, epoch: int) -> Arrays:
+        columns = self._columns()
         found = epoch_order(
-            *self._columns(),
+            *columns[:3],
+            groups=columns.groups,
             seed=self.seed,
             epoch=epoch,
             global_batch=self.global_batch,

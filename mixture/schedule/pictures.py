@@ -1,0 +1,60 @@
+"""Which samples show the same pictures, and are kept together in an order (`share_images`)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.hashing import mix64
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def picture_groups(
+    counts: NDArray[np.integer], digests: NDArray[np.uint64], identity: NDArray[np.integer], share_images: int
+) -> NDArray[np.uint64]:
+    """[N] the group of each sample: those of one group have the same pictures in the same order, and are at most
+    `share_images`.
+
+    `counts` [N]: pictures of each sample; `digests` [M, 2]: of all of them, one sample's after the other's; `identity`
+    [N]: what orders the samples of a root, by which groups are cut, so it has to be given all of them. A sample
+    without pictures is a group by itself, called by its identity. Raises VlmixError if two lists of pictures have one
+    hash of 64 bits.
+    """
+    lists = _lists(counts, digests)
+    shown = np.flatnonzero(counts > 0)
+    order = shown[np.lexsort((identity[shown], lists[shown, 1], lists[shown, 0]))]
+    ordered = lists[order]
+    fresh = np.ones(len(order), dtype=np.bool_)
+    fresh[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    if (fresh[1:] & (ordered[1:, 0] == ordered[:-1, 0])).any():
+        raise VlmixError("two lists of pictures have the same hash of 64 bits; take share_images: 1")
+    starts = np.flatnonzero(fresh)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    groups = identity.astype(np.uint64)
+    groups[order] = mix64(ordered[:, 0] + (rank // share_images).astype(np.uint64) * _STEP)
+    return groups
+
+
+def _lists(counts: NDArray[np.integer], digests: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """[N, 2] a hash of each sample's list of pictures; zeros without any."""
+    found = np.zeros((len(counts), 2), dtype=np.uint64)
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    for nth in range(int(counts.max(initial=0))):
+        some = np.flatnonzero(counts > nth)
+        found[some] = mix64(found[some] * _STEP + digests[starts[some] + nth] + np.uint64(nth))
+    return found
+
+
+def runs(groups: NDArray[np.uint64], positions: NDArray[np.integer]) -> NDArray[np.int64]:
+    """[R + 1] where the runs of one group begin among the samples at `positions` of an order, and their end. A sample
+    that comes again begins another run."""
+    mine = groups[positions]
+    new = np.ones(len(positions) + 1, dtype=np.bool_)
+    new[1:-1] = mine[1:] != mine[:-1]
+    if len(np.unique(positions)) < len(positions):
+        seen: set[int] = set()
+        for place, position in enumerate(positions.tolist()):
+            if new[place] or position in seen:
+                new[place], seen = True, set()
+            seen.add(position)
+    return np.flatnonzero(new)
