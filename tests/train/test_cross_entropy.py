@@ -51,10 +51,14 @@ def results(
 @pytest.mark.parametrize("spread", [1.0, 20.0], ids=["unsure", "certain"])
 def test_losses_and_gradients_are_those_of_all_logits(chunk: int, trained: str, spread: float) -> None:
     given = inputs(TOKENS, spread=spread)
+    doubled = tuple(value.double() if value.is_floating_point() else value for value in given)
+    exact = results(plain, doubled, chunk, trained)
     expected, found = results(plain, given, chunk, trained), results(chunked_cross_entropy, given, chunk, trained)
     assert found.keys() == expected.keys() == {"losses", *trained.split()}, "what is frozen gets no gradient"
-    for name, value in expected.items():
-        assert (found[name] - value).norm() <= 1e-6 * value.norm(), name
+    for name, value in exact.items():
+        # Large logits are rounded by whole digits of a softmax, and each processor's product has its own order.
+        rounding = 2 * float((expected[name] - value).norm())
+        assert (found[name] - value).norm() <= max(1e-6 * float(value.norm()), rounding), name
 
 
 @pytest.mark.parametrize("chunk", [7, 5_000])
