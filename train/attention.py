@@ -4,11 +4,16 @@ Registered with transformers under a name of its own, for which it builds no mas
 their bounds, whatever `use_cache` or `attention_mask` say, and right padding needs none, as no token looks ahead.
 """
 
+import dataclasses
 import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
@@ -18,6 +23,57 @@ NAME = "vlmix"
 
 # Not in torch 2.11.
 _GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What of a packed row belongs together: G runs of tokens, samples or the trunks and branches of trees. It stays on
+    the CPU, where every layer reads it as numbers, so that none waits for a GPU."""
+
+    ends: list[int]
+    """[G + 1]: run g has the tokens from `ends[g]` to before `ends[g + 1]`."""
+    before: list[tuple[int, int]]
+    """[G] begin and end of the tokens that a run sees beside its own, before them: a branch its trunk."""
+    arrays: "Kernel | None" = None
+
+    @classmethod
+    def of(cls, ends: Sequence[int], before: Sequence[tuple[int, int]] | None = None) -> "Bounds":
+        return cls(list(ends), [(end, end) for end in ends[:-1]] if before is None else list(before))
+
+    @property
+    def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """([G] tokens of each run, [G] tokens that it sees before them)."""
+        return np.diff(self.ends), np.diff(np.array(self.before, dtype=np.int64).reshape(-1, 2))[:, 0]
+
+    def placed(self, states: torch.Tensor) -> "Bounds":
+        """For the attention over `states`: where a kernel for ragged batches takes them, with its arrays beside them
+        on their device, which all layers share."""
+        return dataclasses.replace(self, arrays=Kernel.of(self, states.device)) if _has_kernel(states) else self
+
+
+class Kernel(NamedTuple):
+    """What the kernel for ragged batches reads: bounds of queries and of keys, the longest of each, and the places of
+    the keys, None where they are those of the queries."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    longest: tuple[int, int]
+    places: torch.Tensor | None
+
+    @classmethod
+    def of(cls, bounds: Bounds, device: torch.device) -> "Kernel":
+        own, seen = bounds.spans
+        ends = torch.tensor(bounds.ends, dtype=torch.int32)
+        if not seen.any():
+            there = ends.to(device, non_blocking=True)
+            return cls(there, there, (int(own.max()), int(own.max())), None)
+        keys = torch.from_numpy(np.cumsum([0, *(own + seen)]).astype(np.int32))
+        runs = zip(bounds.before, pairwise(bounds.ends))
+        places = torch.cat([torch.arange(*part) for trunk, mine in runs for part in (trunk, mine)])
+        longest = int(own.max()), int((own + seen).max())
+        moved = (each.to(device, non_blocking=True) for each in (ends, keys, places))
+        queries, keys, places = moved
+        return cls(queries, keys, longest, places)
 
 
 def register() -> str:
@@ -43,35 +99,41 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
+    bounds: Bounds | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """[B, T, H, D] of query [B, H, T, D], key and value [B, K, T, D], K dividing H.
 
-    `sliding_window`: tokens that a token of this layer sees, itself among them; None: all before it. `cu_seq_lens_q`
-    [S + 1] int32: bounds of the samples packed into a batch of one, where `placed` puts them; `max_length_q`: the
-    longest.
+    `sliding_window`: tokens that a token of this layer sees, itself among them; None: all before it. `bounds`: of what
+    is packed into a batch of one.
     """
-    if cu_seq_lens_q is None:
+    if bounds is None:
         out = _causal(query, key, value, scaling, sliding_window)
-    elif _has_kernel(query):
-        return _varlen(query, key, value, scaling, cu_seq_lens_q, int(max_length_q or 0), sliding_window), None
+    elif bounds.arrays is not None:
+        return _varlen(query, key, value, scaling, bounds.arrays, sliding_window), None
     else:
-        bounds = cu_seq_lens_q.tolist()
-        parts = [
-            _causal(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, sliding_window)
-            for a, b in pairwise(bounds)
-            if b > a
-        ]
-        out = torch.cat(parts, dim=2)
+        out = _by_runs(query, key, value, scaling, bounds, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 
-def placed(bounds: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | None:
-    """The bounds of packed samples, given on the CPU, for the attention over `hidden`: on its device where the kernel
-    for ragged batches reads them, on the CPU where every layer reads them as numbers, so that none waits for a GPU."""
-    return bounds.to(hidden.device, non_blocking=True) if bounds is not None and _has_kernel(hidden) else bounds
+# Compiled, it would be made anew for the numbers of each row.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _by_runs(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    bounds: Bounds,
+    window: int | None,
+) -> torch.Tensor:
+    parts = []
+    for (start, stop), (first, end) in zip(pairwise(bounds.ends), bounds.before):
+        keys, values = (
+            torch.cat([each[:, :, first:end], each[:, :, start:stop]], dim=2) if end > first else each[:, :, start:stop]
+            for each in (key, value)
+        )
+        parts.append(_causal(query[:, :, start:stop], keys, values, scaling, window))
+    return torch.cat(parts, dim=2)
 
 
 def _has_kernel(states: torch.Tensor) -> bool:
@@ -81,19 +143,21 @@ def _has_kernel(states: torch.Tensor) -> bool:
 def _causal(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
+    """The last query sees all keys, and each one before it one key less. SDPA's own `is_causal` begins with the first
+    ones instead, so it is for as many queries as keys."""
     mask = None
-    if window is not None and window < query.shape[2]:
-        mask = _band(query.shape[2], window, query.device)
+    if (window is not None and window < key.shape[2]) or query.shape[2] < key.shape[2]:
+        mask = _band(query.shape[2], key.shape[2], window, query.device)
     causal = mask is None
     if query.shape[1] != key.shape[1]:  # written out: torch.compile stops at a flag that it does not know
         return scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=True)
     return scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scaling)
 
 
-def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """[T, T] bool: what each token sees of itself and the `window` - 1 before it."""
-    seen = torch.ones((length, length), dtype=torch.bool, device=device)
-    return seen.tril().triu(1 - window)
+def _band(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """[queries, keys] bool: what the last tokens see, each of itself and the `window` - 1 before it; None: of all."""
+    seen = torch.ones((queries, keys), dtype=torch.bool, device=device).tril(keys - queries)
+    return seen if window is None else seen.triu(keys - queries + 1 - window)
 
 
 def _varlen(
@@ -101,11 +165,13 @@ def _varlen(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
-    bounds: torch.Tensor,
-    longest: int,
+    kernel: Kernel,
     window: int | None = None,
 ) -> torch.Tensor:
-    """torch's flash kernel for ragged batches. Where it does not group heads itself, shared keys are repeated."""
+    """torch's flash kernel for ragged batches, which is causal from the last query and key on. Where it does not group
+    heads itself, shared keys are repeated."""
+    if kernel.places is not None:
+        key, value = (each.index_select(2, kernel.places) for each in (key, value))
     more: dict[str, Any] = {"scale": scaling, "window_size": (-1 if window is None else window - 1, 0)}
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and _GROUPS:
@@ -113,6 +179,6 @@ def _varlen(
     elif groups > 1:
         key, value = (heads.repeat_interleave(groups, dim=1) for heads in (key, value))
     q, k, v = (heads[0].transpose(0, 1).contiguous() for heads in (query, key, value))
-    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **more)
+    out = varlen_attn(q, k, v, kernel.queries, kernel.keys, *kernel.longest, **more)
     assert isinstance(out, torch.Tensor)
     return out[None]

@@ -8,12 +8,13 @@ import dataclasses
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from xxhash import xxh3_64_intdigest
 
 from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
@@ -21,6 +22,8 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.record import ImageRef
 from vlmix.mixture.schedule.packing import Positions, packed_shares, shares
 from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.mixture.schedule.trees import Sharing, Tree, packed_trees, trees_of
+from vlmix.train.attention import Bounds
 from vlmix.train.config import Batch
 from vlmix.train.images import ImageGeometry, decode, room
 from vlmix.train.loader import SampleSteps
@@ -52,16 +55,14 @@ class MicroBatch:
     """[I] (height, width) of each image in pixels."""
     tiles_per_image: list[int]
     """[I] tiles of each image."""
-    cu_seqlens: torch.Tensor | None
-    """[S + 1] int32 where packed: where samples begin and end. It stays on the CPU (`attention.placed`)."""
-    max_seqlen: int
-    """Tokens of the longest sample."""
+    bounds: Bounds | None
+    """Where packed: what of the row belongs together."""
     samples: list[str]
     """[S] ids in the mixture."""
     sources: torch.Tensor
     """[S] int64: number of each sample's source."""
     lengths: NDArray[np.int64]
-    """[S] tokens of each sample."""
+    """[S] tokens of each sample, those that it shares with others counted for each."""
     unreadable: list[str] = field(default_factory=list)
     """Samples with an image that did not decode: it shows nothing, and they have no target tokens."""
 
@@ -69,9 +70,16 @@ class MicroBatch:
     def image_tokens(self) -> int:
         return len(self.image_positions)
 
+    @property
+    def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """([G] computed tokens of what belongs together, [G] tokens before them that they see, too): of samples, or of
+        the trunks and branches of trees."""
+        if self.bounds is None or not self.samples:
+            return self.lengths, np.zeros_like(self.lengths)
+        return self.bounds.spans
+
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        return dataclasses.replace(moved, cu_seqlens=self.cu_seqlens)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "MicroBatch":
         return self._each(torch.Tensor.pin_memory)
@@ -82,7 +90,16 @@ class MicroBatch:
         return dataclasses.replace(self, **changed)
 
 
-_Laid = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # ids, positions, where each sample begins
+_Sites = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
+"""Of a sample, by its number, the places in the micro-batch of its tokens."""
+_Laid = tuple[NDArray[np.int64], NDArray[np.int64], _Sites, Bounds | None]  # ids, positions, sites, bounds
+
+
+class Bin(NamedTuple):
+    """The samples of a micro-batch by their positions, and how many of them, one after the other, are a tree each."""
+
+    positions: Positions
+    trees: list[int]
 
 
 class Collator:
@@ -108,30 +125,40 @@ class Collator:
             )
         return cut(whole, length)
 
-    def __call__(self, samples: Sequence[Sample], packed: bool) -> MicroBatch:
-        encoded, unreadable = [], []
-        sizes = [size for sample in samples for size in sample.images]
+    def __call__(self, samples: Sequence[Sample], packed: bool, trees: Sequence[int] | None = None) -> MicroBatch:
+        """`trees`: how many of the samples, one after the other, share all up to their pictures, which the first of
+        them brings; None: each is alone."""
+        encoded, unreadable = list[Encoded](), []
+        sizes_of_trees = [1] * len(samples) if trees is None else trees
+        firsts = {int(first) for first in np.cumsum([0, *sizes_of_trees])[:-1]}
+        sizes = [size for number in sorted(firsts) for size in samples[number].images]
         counts = [self.vision.tile_count(size.width, size.height) for size in sizes]
         images = room(sum(counts), self.vision.side)
         views = iter(images.split(counts))
-        for sample in samples:
+        readable = True
+        for number, sample in enumerate(samples):
             tokens = self.encode(sample)
-            if len(sample.jpegs) != len(sample.images):
-                raise VlmixError(f"sample {sample.id}: {len(sample.images)} images, {len(sample.jpegs)} in the index")
-            seen = [self._draw(next(views), jpeg, size) for jpeg, size in zip(sample.jpegs, sample.images)]
-            if not all(seen):
+            if number in firsts:
+                if len(sample.jpegs) != len(sample.images):
+                    found = f"{len(sample.images)} images, {len(sample.jpegs)} in the index"
+                    raise VlmixError(f"sample {sample.id}: {found}")
+                seen = [self._draw(next(views), jpeg, size) for jpeg, size in zip(sample.jpegs, sample.images)]
+                readable = all(seen)
+            if not readable:
                 unreadable.append(sample.id)
                 tokens = Encoded(tokens.ids, np.zeros_like(tokens.loss_mask))
             encoded.append(tokens)
         if not samples:
-            encoded = [Encoded(np.array([self.pad]), np.array([False]))]
+            encoded, sizes_of_trees = [Encoded(np.array([self.pad]), np.array([False]))], [1]
         lengths = np.array([len(tokens.ids) for tokens in encoded], dtype=np.int64)
-        ids, positions, starts = (self._packed if packed else self._padded)(encoded, lengths)
+        ids, positions, sites_of, bounds = (
+            self._packed(encoded, sizes_of_trees) if packed else self._padded(encoded, lengths)
+        )
         targets, sites, owners = [], [], []
         for number, tokens in enumerate(encoded):
             places = np.flatnonzero(tokens.loss_mask[1:])
             targets.append(tokens.ids[places + 1])
-            sites.append(places + starts[number])
+            sites.append(sites_of(number, places))
             owners.append(np.full(len(places), number))
         return MicroBatch(
             input_ids=torch.from_numpy(ids),
@@ -143,8 +170,7 @@ class Collator:
             images=images,
             image_sizes=[(size.height, size.width) for size in sizes],
             tiles_per_image=counts,
-            cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)) if packed else None,
-            max_seqlen=int(lengths.max()),
+            bounds=bounds,
             samples=[sample.id for sample in samples],
             sources=torch.tensor([self.sources[sample.source] for sample in samples], dtype=torch.int64),
             lengths=lengths if samples else lengths[:0],
@@ -171,12 +197,50 @@ class Collator:
         for row, tokens in zip(ids, encoded):
             row[: len(tokens.ids)] = tokens.ids
         positions = np.broadcast_to(np.arange(width), ids.shape).copy()
-        return ids, positions, np.arange(len(encoded)) * width
+        return ids, positions, lambda number, places: number * width + places, None
 
-    def _packed(self, encoded: list[Encoded], lengths: NDArray[np.int64]) -> _Laid:
-        ids = np.concatenate([tokens.ids for tokens in encoded])[None]
-        positions = np.concatenate([np.arange(length) for length in lengths])[None]
-        return ids, positions, np.cumsum(lengths) - lengths
+    def _packed(self, encoded: list[Encoded], trees: Sequence[int]) -> _Laid:
+        """Of each tree the trunk, then the rest of its samples."""
+        ids, positions, ends, before = (
+            list[NDArray[np.int64]](),
+            list[NDArray[np.int64]](),
+            [0],
+            list[tuple[int, int]](),
+        )
+        trunks, starts, number = list[tuple[int, int]](), list[int](), 0
+
+        def lay(tokens: NDArray[np.int64], first: int, trunk: tuple[int, int]) -> None:
+            if len(tokens):  # a cut may have left nothing of a branch
+                ids.append(tokens)
+                positions.append(np.arange(first, first + len(tokens)))
+                ends.append(ends[-1] + len(tokens))
+                before.append(trunk)
+
+        for size in trees:
+            mine = encoded[number : number + size]
+            shared = prefix_length(mine[0], self.encoder.image_id) if size > 1 else 0
+            start = ends[-1]
+            trunk = (start, start + shared)
+            lay(mine[0].ids[:shared], 0, (start, start))
+            for tokens in mine:
+                assert np.array_equal(tokens.ids[:shared], mine[0].ids[:shared]), "a tree has one trunk"
+                trunks.append(trunk)
+                starts.append(ends[-1])
+                lay(tokens.ids[shared:], shared, trunk)
+            number += size
+
+        def sites(number: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+            first, end = trunks[number]
+            shared = end - first
+            return np.where(places < shared, first + places, starts[number] + places - shared)
+
+        return np.concatenate(ids)[None], np.concatenate(positions)[None], sites, Bounds.of(ends, before)
+
+
+def prefix_length(tokens: Encoded, image_id: int) -> int:
+    """Tokens up to the last one of a picture, which samples of the same pictures may have in common; 0 without any."""
+    found = np.flatnonzero(tokens.ids == image_id)
+    return int(found[-1]) + 1 if len(found) else 0
 
 
 def cut(tokens: Encoded, length: int) -> Encoded:
@@ -193,33 +257,57 @@ class MicroBatchDataset(SampleSteps["list[MicroBatch] | VlmixError"]):
     """Item k: the micro-batches of one rank in step k. An error that a user can act on comes as an item, so that it
     crosses the border of a worker process as it is."""
 
-    def __init__(self, mixture: Samples, order: Schedule, collator: Collator, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        mixture: Samples,
+        order: Schedule,
+        collator: Collator,
+        rank: int,
+        world: int,
+        sharing: Sharing | None = None,
+    ) -> None:
         self.mixture, self.order, self.collator = mixture, order, collator
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.sharing = rank, world, sharing
 
-    def read(self, step: int) -> list[list[Sample]]:
-        bins = micro_batches(self.order, step, self.world, self.collator.batch)[self.rank]
-        samples = iter(self.mixture.read([position for members in bins for position in members.tolist()]))
-        return [[next(samples) for _ in members] for members in bins]
+    def read(self, step: int) -> list[tuple[list[Sample], list[int]]]:
+        """Of each micro-batch the samples, of each tree the first alone with its pictures, and the trees."""
+        bins = micro_batches(self.order, step, self.world, self.collator.batch, self.sharing)[self.rank]
+        asked = [position for members in bins for position in members.positions.tolist()]
+        bare = [nth > 0 for members in bins for size in members.trees for nth in range(size)]
+        samples = iter(self.mixture.read(asked, bare if any(bare) else None))
+        return [([next(samples) for _ in members.positions], members.trees) for members in bins]
 
-    def item(self, step: int, read: Callable[[], list[list[Sample]]]) -> "list[MicroBatch] | VlmixError":
+    def item(
+        self, step: int, read: Callable[[], list[tuple[list[Sample], list[int]]]]
+    ) -> "list[MicroBatch] | VlmixError":
         packed = bool(self.collator.batch.pack_length)
         try:
-            return [self.collator(samples, packed) for samples in read()]
+            return [self.collator(samples, packed, trees) for samples, trees in read()]
         except VlmixError as error:
             return error
 
 
-def micro_batches(order: Schedule, step: int, world: int, batch: Batch) -> list[list[Positions]]:
-    """Positions of the samples in every micro-batch of a step, by rank. All ranks have equally many; some may be
-    empty."""
+def micro_batches(
+    order: Schedule, step: int, world: int, batch: Batch, sharing: Sharing | None = None
+) -> list[list[Bin]]:
+    """The samples in every micro-batch of a step, by rank. All ranks have equally many; some may be empty. With
+    `sharing`, those of the same pictures are in trees, where they stand together in the order."""
     samples = order.batch(step)
-    lengths = order.lengths[samples]
-    if batch.pack_length:
-        return [[samples[bin] for bin in bins] for bins in packed_shares(lengths, world, batch.pack_length)]
-    largest = -(-len(samples) // world)
-    starts = range(0, largest, batch.micro_size)
-    return [[samples[share[i : i + batch.micro_size]] for i in starts] for share in shares(lengths, world)]
+    lengths, length = order.lengths[samples], batch.pack_length
+    if sharing is not None:
+        ranks = packed_trees(trees_of(samples, lengths, sharing, length), world, length)
+        return [[_bin_of(trees, samples) for trees in bins] for bins in ranks]
+    if length:
+        places = packed_shares(lengths, world, length)
+    else:
+        starts = range(0, -(-len(samples) // world), batch.micro_size)
+        places = [[share[i : i + batch.micro_size] for i in starts] for share in shares(lengths, world)]
+    return [[Bin(samples[members], [1] * len(members)) for members in bins] for bins in places]
+
+
+def _bin_of(trees: Sequence[Tree], samples: Positions) -> Bin:
+    members = np.concatenate([np.empty(0, dtype=np.int64), *(tree.members for tree in trees)])
+    return Bin(samples[members], [len(tree.members) for tree in trees])
 
 
 @dataclass(frozen=True)
@@ -233,6 +321,10 @@ class Lengths:
     """Before they were cut to batch.max_length."""
     fits: NDArray[np.bool_]
     """Whether their images fit into batch.max_length. A sample whose images do not cannot be trained on."""
+    trunks: NDArray[np.int64]
+    """Those up to the last token of a picture, 0 without any."""
+    prefixes: NDArray[np.uint64]
+    """A hash of these."""
 
     def of(self, samples: NDArray[np.bool_]) -> "Lengths":
         """Of some samples alone."""
@@ -244,13 +336,15 @@ def lengths(mixture: Samples, encoder: Encoder, vision: ImageGeometry, length: i
     counts, (widths, heights) = mixture.image_fields("width", "height")
     image_tokens = [vision.tokens(width, height) for width, height in zip(widths.to_pylist(), heights.to_pylist())]
     ends = [0, *np.cumsum(counts).tolist()]
-    found = np.zeros((3, len(mixture)), dtype=np.int64)
-    fits = np.ones(len(mixture), dtype=np.bool_)
+    found = np.zeros((4, len(mixture)), dtype=np.int64)
+    fits, prefixes = np.ones(len(mixture), dtype=np.bool_), np.zeros(len(mixture), dtype=np.uint64)
     for positions, texts in mixture.texts():
         places = positions.tolist()
         encoded = encoder.encode_many(texts, [image_tokens[ends[i] : ends[i + 1]] for i in places])
         for position, tokens in zip(places, encoded):
             short = cut(tokens, length)
-            found[:, position] = len(short.ids), short.loss_mask[1:].sum(), len(tokens.ids)
-            fits[position] = images_fit(tokens, length, encoder.image_id)
-    return Lengths(found[0], found[1], found[2], fits)
+            trunk = prefix_length(tokens, encoder.image_id)
+            found[:, position] = len(short.ids), short.loss_mask[1:].sum(), len(tokens.ids), trunk
+            fits[position] = trunk <= length
+            prefixes[position] = xxh3_64_intdigest(np.ascontiguousarray(tokens.ids[:trunk]).data)
+    return Lengths(found[0], found[1], found[2], fits, found[3], prefixes)

@@ -57,6 +57,9 @@ class Batch(Struct, frozen=True, kw_only=True):
     """Global batches that are filled by length together."""
     drop_last: bool = False
     """Drop the last batch of an epoch where it is smaller."""
+    share_images: Positive = 1
+    """Samples of the same pictures that stand together in the order and are trained on them at once, at most; needs
+    pack_length."""
 
 
 class Optim(Struct, frozen=True, kw_only=True):
@@ -234,6 +237,10 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
             f"{where}: batch.pack_length {recipe.batch.pack_length} is less than batch.max_length "
             f"{recipe.batch.max_length}"
         )
+    if recipe.batch.share_images > 1 and not recipe.batch.pack_length:
+        raise VlmixError(f"{where}: batch.share_images trains packed samples; set batch.pack_length, to 8192 or so")
+    if recipe.batch.share_images > 1 and isinstance(recipe.mixture, dict):
+        raise VlmixError(f"{where}: batch.share_images is for one mixture; merge them first (`vlmix merge`), or take 1")
     if recipe.model.connector == "pixel_shuffle" and (
         recipe.model.tile_grids or recipe.model.image_aspect_ratio != "stretch"
     ):

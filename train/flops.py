@@ -73,10 +73,10 @@ class Flops:
 
     def of_micro(self, micro: MicroBatch) -> float:
         """FLOPs that a micro-batch needs; padding needs none."""
-        lengths = micro.lengths.astype(np.float64)
+        own, seen = (each.astype(np.float64) for each in micro.spans)
         return self.of_samples(
-            float(lengths.sum()),
-            float(self.squares(lengths).sum()),
+            float(own.sum()),
+            float((self.squares(seen + own) - self.squares(seen)).sum()),
             float(len(micro.targets)),
             float(len(micro.images)),
             float(micro.image_tokens),

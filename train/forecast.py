@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from vlmix.mixture.blend import Samples, open_samples
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.keyed import keyed_order
-from vlmix.mixture.schedule.packing import Positions
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train import mixtures, validation
-from vlmix.train.batches import Lengths, MicroBatch, micro_batches
+from vlmix.train.batches import Bin, Lengths, MicroBatch, micro_batches
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import bytes_of
 from vlmix.train.config import Recipe
@@ -122,7 +121,7 @@ def forecast(
     steps = steps_of(recipe, order)
     epoch = _Epoch(order, facts, world, recipe)
     flops = Flops.of(model)
-    step, sources = _sources(facts, order, flops)
+    step, sources = _sources(facts, order, flops, epoch)
     parameters = count_parameters(model)
     time = None
     if gpu:
@@ -199,6 +198,7 @@ class _Facts:
         """[N]: which of the samples offered they are."""
         self.lengths = found.of(found.fits)
         self.image_tokens, self.tiles = image_tokens[found.fits], tiles[found.fits]
+        self.sharing = mixtures.sharing(self.samples, recipe, self.lengths)
         names = self.samples.column("source").to_pylist()
         self.sources = sorted(set(names))
         number = {name: place for place, name in enumerate(self.sources)}
@@ -238,7 +238,10 @@ def _lengths(
     whole = (found.untruncated - image_tokens[chosen])[like] + image_tokens
     fits = np.where(whole <= most, True, image_tokens < most)
     fits[chosen] = found.fits
-    return Lengths(np.minimum(whole, most), found.targets[like], whole, fits), len(chosen)
+    before = (found.trunks - image_tokens[chosen])[like]  # text before and between pictures
+    trunks = np.where(image_tokens > 0, image_tokens + before, 0)
+    prefixes = np.zeros(len(samples), dtype=np.uint64)  # as if those of the same pictures had the same text before them
+    return Lengths(np.minimum(whole, most), found.targets[like], whole, fits, trunks, prefixes), len(chosen)
 
 
 class _Epoch:
@@ -250,26 +253,30 @@ class _Epoch:
         self.slots = np.zeros((steps, world), dtype=np.int64)
         self.counts = np.zeros(steps, dtype=np.int64)
         self.tokens = 0
+        self.shared = np.zeros(len(facts.samples))
+        """[N] times that a sample's beginning is computed with others', less its part of those times."""
         lengths = facts.lengths
-        largest: dict[str, tuple[int, Positions]] = {}
+        largest: dict[str, tuple[int, Bin]] = {}
         for step in range(steps):
-            ranks = micro_batches(order, step, world, recipe.batch)
+            ranks = micro_batches(order, step, world, recipe.batch, facts.sharing)
             self.counts[step] = len(ranks[0])
             for rank, bins in enumerate(ranks):
                 for members in bins:
-                    tokens = lengths.tokens[members]
+                    positions, once = members.positions, _once(members)
+                    tokens = lengths.tokens[positions] - np.where(once, 0, lengths.trunks[positions])
                     slots = self._slots(tokens, bool(recipe.batch.pack_length))
                     self.slots[step, rank] += slots
                     self.tokens += int(tokens.sum())
+                    np.add.at(self.shared, positions, 1 - 1 / np.repeat(members.trees, members.trees))
                     sums = {
                         "slots": slots,
-                        "tiles": facts.tiles[members].sum(),
-                        "targets": lengths.targets[members].sum(),
+                        "tiles": facts.tiles[positions[once]].sum(),
+                        "targets": lengths.targets[positions].sum(),
                     }
                     for what, size in sums.items():
                         if size > largest.get(what, (-1, None))[0]:
                             largest[what] = int(size), members
-        self.largest = list({members.tobytes(): members for _, members in largest.values()}.values())
+        self.largest = list({members.positions.tobytes(): members for _, members in largest.values()}.values())
 
     @staticmethod
     def _slots(tokens: NDArray[np.int64], packed: bool) -> int:
@@ -278,20 +285,30 @@ class _Epoch:
         return int(tokens.sum() if packed else tokens.max() * len(tokens))
 
 
-def _sources(facts: _Facts, order: Schedule, flops: Flops) -> tuple[Source, dict[str, Source]]:
-    """The average step of the first epoch, and each source's part of it."""
+def _once(members: Bin) -> NDArray[np.bool_]:
+    """[n] which samples of a micro-batch bring what they share with those after them, or are alone."""
+    once = np.zeros(len(members.positions), dtype=np.bool_)
+    once[np.cumsum([0, *members.trees])[:-1]] = True
+    return once
+
+
+def _sources(facts: _Facts, order: Schedule, flops: Flops, epoch: _Epoch) -> tuple[Source, dict[str, Source]]:
+    """The average step of the first epoch, and each source's part of it; what samples share is divided among them."""
     drawn = np.bincount(order.epoch(0).samples, minlength=len(facts.samples)).astype(np.float64)
-    tokens, targets = facts.lengths.tokens.astype(np.float64), facts.lengths.targets.astype(np.float64)
-    tiles, image_tokens = facts.tiles.astype(np.float64), facts.image_tokens.astype(np.float64)
+    lengths, trunks = facts.lengths.tokens.astype(np.float64), facts.lengths.trunks.astype(np.float64)
+    tokens = drawn * lengths - epoch.shared * trunks
+    squares = drawn * flops.squares(lengths) - epoch.shared * flops.squares(trunks)
+    targets, image_tokens = drawn * facts.lengths.targets, (drawn - epoch.shared) * facts.image_tokens
+    tiles = (drawn - epoch.shared) * facts.tiles
     columns = {
-        "samples": np.ones(len(drawn)),
+        "samples": drawn,
         "tokens": tokens,
         "image_tokens": image_tokens,
         "target_tokens": targets,
-        "tflop": flops.of_samples(tokens, flops.squares(tokens), targets, tiles, image_tokens) / 1e12,
+        "tflop": flops.of_samples(tokens, squares, targets, tiles, image_tokens) / 1e12,
     }
     sums = {
-        name: np.bincount(facts.source, drawn * column, minlength=len(facts.sources)) / order.steps_per_epoch
+        name: np.bincount(facts.source, column, minlength=len(facts.sources)) / order.steps_per_epoch
         for name, column in columns.items()
     }
     each = {
@@ -301,11 +318,13 @@ def _sources(facts: _Facts, order: Schedule, flops: Flops) -> tuple[Source, dict
     return Source(**{name: float(column.sum()) for name, column in sums.items()}), each
 
 
-def _skeleton(members: Positions, facts: _Facts, recipe: Recipe) -> MicroBatch:
+def _skeleton(bin: Bin, facts: _Facts, recipe: Recipe) -> MicroBatch:
     """A micro-batch of these samples on the meta device: its shapes."""
+    members, once = bin.positions, _once(bin)
     lengths = facts.lengths.tokens[members] if len(members) else np.ones(1, dtype=np.int64)
-    shape = (1, int(lengths.sum())) if recipe.batch.pack_length else (len(lengths), int(lengths.max()))
-    sizes = [size for sample in members.tolist() for size in facts.image_sizes(sample)]
+    width = int(lengths.sum() - facts.lengths.trunks[members[~once]].sum())
+    shape = (1, width) if recipe.batch.pack_length else (len(lengths), int(lengths.max()))
+    sizes = [size for sample in members[once].tolist() for size in facts.image_sizes(sample)]
     tiles = [facts.vision.tile_count(width, height) for height, width in sizes]
     targets = int(facts.lengths.targets[members].sum())
     side = facts.vision.side
@@ -319,12 +338,11 @@ def _skeleton(members: Positions, facts: _Facts, recipe: Recipe) -> MicroBatch:
         targets=numbers(targets),
         target_positions=numbers(targets),
         sample_index=numbers(targets),
-        image_positions=numbers(int(facts.image_tokens[members].sum())),
+        image_positions=numbers(int(facts.image_tokens[members[once]].sum())),
         images=torch.empty((sum(tiles), 3, side, side), dtype=torch.uint8, device="meta"),
         image_sizes=sizes,
         tiles_per_image=tiles,
-        cu_seqlens=None,  # as `memory` looks at shapes alone
-        max_seqlen=int(lengths.max()),
+        bounds=None,  # as `memory` looks at shapes alone
         samples=[""] * len(members),
         sources=numbers(len(members)),
         lengths=lengths,

@@ -71,8 +71,8 @@ class _Window:
             self.sums.index_add_(1, micro.sources, torch.stack([loss, tokens]))
 
 
-_COUNTED = ("samples", "tokens", "image_tokens", "target_tokens")
-"""What a run counts from its first step on."""
+_COUNTED = ("samples", "tokens", "tokens_alone", "image_tokens", "target_tokens")
+"""What a run counts from its first step on; `tokens_alone`: as many as they were if no sample shared any."""
 
 
 @dataclass
@@ -227,7 +227,8 @@ class Loop:
         slots = sum(micro.input_ids.numel() for micro in micros)
         own: _Counts = {
             "target_tokens": sum(len(micro.targets) for micro in micros),
-            "tokens": sum(int(micro.lengths.sum()) for micro in micros),
+            "tokens": sum(int(micro.spans[0].sum()) for micro in micros),
+            "tokens_alone": sum(int(micro.lengths.sum()) for micro in micros),
             "image_tokens": sum(micro.image_tokens for micro in micros),
             "slots": slots,
             "samples": sum(len(micro.samples) for micro in micros),

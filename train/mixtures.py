@@ -15,6 +15,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.overlaps.table import identity
 from vlmix.mixture.schedule.blend import BlendSchedule
 from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.mixture.schedule.trees import Sharing
 from vlmix.train.batches import Lengths
 from vlmix.train.config import Recipe
 
@@ -62,9 +63,17 @@ def schedule(samples: Samples, recipe: Recipe, lengths: NDArray[np.int64], world
         lengths=lengths,
         length_window=batch.length_window,
         drop_last=batch.drop_last,
+        share_images=batch.share_images,
     )
     order.rank_batch(0, 0, world)
     return order
+
+
+def sharing(samples: Samples, recipe: Recipe, found: Lengths) -> Sharing | None:
+    """What samples of these lengths share, where the recipe says so."""
+    if recipe.batch.share_images == 1:
+        return None
+    return Sharing(samples.picture_groups(recipe.batch.share_images), found.trunks, found.prefixes)
 
 
 def shares(recipe: Recipe) -> dict[str, str]:

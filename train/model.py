@@ -288,8 +288,7 @@ class TrainableVLM(nn.Module):
             inputs_embeds=embeds,
             position_ids=micro.position_ids,
             use_cache=False,
-            cu_seq_lens_q=attention.placed(micro.cu_seqlens, embeds),
-            max_length_q=micro.max_seqlen,
+            bounds=None if micro.bounds is None else micro.bounds.placed(embeds),
         ).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, micro.target_positions)
 

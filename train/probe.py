@@ -106,9 +106,9 @@ def _tried(lm: Any) -> tuple[float, float, float]:
     embeds = lm.get_input_embeddings()(ids)
     lm.eval()
 
-    def hidden(part: slice, positions: torch.Tensor, **bounds: Any) -> torch.Tensor:
+    def hidden(part: slice, positions: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = decoder(
-            inputs_embeds=embeds[:, part], position_ids=positions[None], use_cache=False, **bounds
+            inputs_embeds=embeds[:, part], position_ids=positions[None], use_cache=False
         ).last_hidden_state
         return out
 
@@ -119,15 +119,19 @@ def _tried(lm: Any) -> tuple[float, float, float]:
     try:
         found = hidden(slice(12), torch.arange(12))
         alone = [hidden(slice(5), torch.arange(5)), hidden(slice(5, 12), torch.arange(7))]
-        bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
-        both = torch.cat([torch.arange(5), torch.arange(7)])
-        packed = hidden(slice(12), both, cu_seq_lens_q=bounds, max_length_q=7)
+        # A sample, and another one as a tree whose second branch is its beginning.
+        ids_in_row = [*range(5), *range(5, 12), *range(8, 10)]
+        both = torch.cat([torch.arange(5), torch.arange(7), torch.arange(3, 5)])
+        bounds = attention.Bounds.of([0, 5, 8, 12, 14], [(0, 0), (5, 5), (5, 8), (5, 8)])
+        packed = decoder(
+            inputs_embeds=embeds[:, ids_in_row], position_ids=both[None], use_cache=False, bounds=bounds
+        ).last_hidden_state
     finally:
         decoder.set_attn_implementation(own)
         lm.train(was_training)
     return (
         _apart(expected, found),
-        _apart(torch.cat(alone, dim=1), packed),
+        _apart(torch.cat([*alone, alone[1][:, 3:5]], dim=1), packed),
         _apart(own_logits, head_logits),
     )
 

@@ -60,6 +60,7 @@ CHECKPOINTS, EXPORTS = "checkpoints", "exports"
 SKIPPED = "skipped.jsonl"
 """Samples that a run leaves out, and why, one a line."""
 _LENGTHS, _VALIDATION_LENGTHS = "lengths.npz", "validation-lengths.npz"
+LENGTHS = tuple(field.name for field in dataclasses.fields(Lengths))
 _FILES = ("tokenizer", "tokenizer.partial", _LENGTHS, _VALIDATION_LENGTHS, SKIPPED, DATA_NAME, CHECKPOINTS)
 """What a run may have written before it has its recipe.yaml."""
 _MEASURES = ("validation", "evaluate")
@@ -190,7 +191,8 @@ class _Run:
             self.report("resumed", {"step": state.step})
         resolved = yaml.safe_dump(recipe.resolved(), sort_keys=False)
         me.run_on_main(lambda: write_text(self.folder / "recipe.yaml", resolved))
-        data = MicroBatchDataset(mixture, order, collator, me.rank, me.world)
+        sharing = me.run_on_all(lambda: mixtures.sharing(mixture, recipe, found))
+        data = MicroBatchDataset(mixture, order, collator, me.rank, me.world, sharing)
         loop = Loop(recipe, me, self.report, self.folder, model, optimizer, checkpoints, flops, names, measures)
         state = loop.run(data, state, steps)
         if state.step < steps:
@@ -245,7 +247,7 @@ class _Run:
         def first() -> None:
             words = [file.read_bytes() for file in sorted(self.folder.glob("tokenizer/**/*")) if file.is_file()]
             eyes = [vision.side, vision.patch, vision.tile_grids, vision.merge]
-            settings = [VERSION, "fits", digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
+            settings = [VERSION, LENGTHS, digest(mixture), self.recipe.template, self.recipe.batch.max_length, eyes]
             key = hashlib.sha256(b"".join([repr(settings).encode(), *words])).hexdigest()
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 if np.load(path)["key"] == key:
@@ -256,7 +258,7 @@ class _Run:
 
         self.me.run_on_main(first)
         kept = np.load(path)
-        return Lengths(kept["tokens"], kept["targets"], kept["untruncated"], kept["fits"])
+        return Lengths(*(kept[name] for name in LENGTHS))
 
     def _fitting(self, mixture: Samples, found: Lengths) -> Samples:
         """The samples whose images fit into batch.max_length. The others are listed in the run's folder."""
@@ -414,6 +416,8 @@ def _identity(recipe: Recipe, mixture: Samples) -> dict[str, str]:
         flat |= {f"{key}.{inner}".rstrip("."): json.dumps(part, sort_keys=True) for inner, part in section.items()}
     for key in _KNOBS:
         flat.pop(key, None)
+    if recipe.batch.share_images == 1:  # as in a run of a vlmix that did not know it
+        flat.pop("batch.share_images")
     return flat | {"mixture": digest(mixture), "order": str(ORDER_VERSION), **mixtures.shares(recipe)}
 
 

@@ -77,10 +77,9 @@ def trainee(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TrainableVLM:
 
 def rows(micro: MicroBatch) -> list[torch.Tensor]:
     """The ids of each sample."""
-    if micro.cu_seqlens is None:
+    if micro.bounds is None:
         return [row[:length] for row, length in zip(micro.input_ids, micro.lengths.tolist())]
-    bounds = micro.cu_seqlens.tolist()
-    return [micro.input_ids[0, a:b] for a, b in pairwise(bounds)][: len(micro.samples)]
+    return [micro.input_ids[0, a:b] for a, b in pairwise(micro.bounds.ends)][: len(micro.samples)]
 
 
 @pytest.mark.parametrize("grids", [None, GRIDS])
@@ -94,13 +93,13 @@ def test_packed_and_padded_hold_the_same(
     packed, padded = collate(samples, True), collate(samples, False)
     for name in ("targets", "sample_index", "images", "sources"):
         assert torch.equal(getattr(packed, name), getattr(padded, name)), name
-    for name in ("samples", "image_sizes", "tiles_per_image", "image_tokens", "max_seqlen"):
+    for name in ("samples", "image_sizes", "tiles_per_image", "image_tokens"):
         assert getattr(packed, name) == getattr(padded, name), name
     assert packed.samples == [sample.id for sample in samples]
     assert len(packed.images) == sum(packed.tiles_per_image)
     assert np.array_equal(packed.lengths, padded.lengths)
     assert packed.input_ids.shape == (1, max(int(packed.lengths.sum()), 1))
-    assert padded.input_ids.shape == (max(len(samples), 1), padded.max_seqlen)
+    assert padded.input_ids.shape == (max(len(samples), 1), max([1, *packed.lengths]))
     for sample, one, other in zip(samples, rows(packed), rows(padded)):
         assert one.tolist() == other.tolist() == collate.encode(sample).ids.tolist()
     for row, length in zip(padded.input_ids, padded.lengths.tolist()):
@@ -298,7 +297,7 @@ def test_packed_samples_do_not_see_each_other_as_they_do_in_transformers_default
     given: dict[str, Any] = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
     given["pixel_values"] = normalise(packed.images)
     with torch.no_grad():
-        bounds = {"cu_seq_lens_q": packed.cu_seqlens, "max_length_q": packed.max_seqlen}
+        bounds = {"bounds": packed.bounds}
         ours = {
             "a cache": model.hf(**given, **bounds),
             "a mask": model.hf(**given, **bounds, attention_mask=torch.ones_like(packed.input_ids), use_cache=False),

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.nano import nano
 from vlmix.mixture.errors import VlmixError
-from vlmix.train.attention import placed
+from vlmix.train.attention import Bounds
 from vlmix.train.loop import Loop
 from vlmix.train.parallel import Ranks
 from vlmix.train.run import train
@@ -104,15 +104,16 @@ def test_a_step_waits_once_for_the_gradients_norm(
 def test_bounds_are_where_they_are_read() -> None:
     """On the GPU for its kernel; on the CPU, from the start, where each layer cuts the samples apart."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        bounds = torch.tensor([0, 5, 12], dtype=torch.int32)
-        for device, dtype, where in (
-            ("cuda", torch.bfloat16, "cuda"),
-            ("cuda", torch.float32, "cpu"),
-            ("cpu", torch.bfloat16, "cpu"),
-        ):
-            found = placed(bounds, torch.empty(1, 12, 32, dtype=dtype, device=device))
-            assert found is not None and found.device.type == where
-        assert placed(None, torch.empty(1, 12, 32)) is None
+        for trunk in (5, 0):
+            bounds = Bounds.of([0, 5, 12], [(0, 0), (0, trunk)])
+            for device, dtype in (("cuda", torch.bfloat16), ("cuda", torch.float32), ("cpu", torch.bfloat16)):
+                arrays = bounds.placed(torch.empty(1, 12, 32, dtype=dtype, device=device)).arrays
+                if (device, dtype) != ("cuda", torch.bfloat16):
+                    assert arrays is None
+                else:
+                    assert arrays is not None
+                    moved = [arrays.queries, arrays.keys, *([] if arrays.places is None else [arrays.places])]
+                    assert len(moved) == 2 + bool(trunk) and {each.device.type for each in moved} == {"cuda"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="waits are CUDA's own count")

@@ -114,7 +114,7 @@ def test_a_padded_image_micro_batch_agrees_with_torchs_counter(
     model, collate = made(opened, tokenizer, trainable=parts, model={"vision_tower": TOWER})
     flops = Flops.of(model)
     micro = collate([images[0], images[0]], False)
-    assert micro.cu_seqlens is None and micro.input_ids.numel() == micro.lengths.sum(), "nothing is padded"
+    assert micro.bounds is None and micro.input_ids.numel() == micro.lengths.sum(), "nothing is padded"
     expected = counted(model, micro) - other_halves(flops, micro)
     assert flops.of_micro(micro) == pytest.approx(expected, rel=0.005)
     a_pass_of_the_lm = 2 * flops.lm * float(micro.lengths.sum())

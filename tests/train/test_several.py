@@ -326,8 +326,8 @@ def test_samples_of_several_images_are_told_apart_in_a_packed_batch(made: Made, 
     """No sample sees the images of its neighbours."""
     first, second = by_count[2][0], by_count[3][0]
     micro = collator(made)([first, second], True)
-    assert micro.cu_seqlens is not None
-    (_, middle), (_, end) = pairwise(micro.cu_seqlens.tolist())
+    assert micro.bounds is not None
+    (_, middle), (_, end) = pairwise(micro.bounds.ends)
     assert end - middle == micro.lengths[1]
     ours = trained_logits(made, micro)[micro.sample_index == 1]
     changed = msgspec.structs.replace(first, jpegs=first.jpegs[::-1], images=first.images[::-1])
