@@ -416,8 +416,6 @@ def _identity(recipe: Recipe, mixture: Samples) -> dict[str, str]:
         flat |= {f"{key}.{inner}".rstrip("."): json.dumps(part, sort_keys=True) for inner, part in section.items()}
     for key in _KNOBS:
         flat.pop(key, None)
-    if recipe.batch.share_images == 1:  # as in a run of a vlmix that did not know it
-        flat.pop("batch.share_images")
     return flat | {"mixture": digest(mixture), "order": str(ORDER_VERSION), **mixtures.shares(recipe)}
 
 
@@ -429,6 +427,7 @@ def _latest(checkpoints: Checkpoints, identity: dict[str, str], folder: Path) ->
 
 
 def _same(there: dict[str, str], here: dict[str, str], folder: Path) -> None:
+    there = {"batch.share_images": "1"} | there  # of a vlmix that did not know it
     if there.get("mixture") != here["mixture"]:
         raise VlmixError(f"{folder} is a run on another mixture; name the one that it was begun with, or another out=")
     if there.get("order") != here["order"]:

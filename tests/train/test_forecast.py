@@ -22,7 +22,7 @@ from vlmix.mixture.blend import open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train import mixtures, validation
-from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths
+from vlmix.train.batches import Bin, Collator, MicroBatch, MicroBatchDataset, lengths
 from vlmix.train.config import Recipe, load
 from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.flops import Flops
@@ -80,13 +80,12 @@ def collated(recipe: Recipe, world: int) -> tuple[list[list[list[MicroBatch]]], 
         samples, _ = validation.split(samples, recipe.validation)
     parts, tokenizer = build(recipe, own_tokenizer(recipe, samples, None))
     encoder = Encoder(tokenizer, template(recipe.template, tokenizer))
-    order = mixtures.schedule(
-        samples, recipe, lengths(samples, encoder, parts.vision, recipe.batch.max_length).tokens, world
-    )
+    found = lengths(samples, encoder, parts.vision, recipe.batch.max_length)
+    order, sharing = mixtures.schedule(samples, recipe, found.tokens, world), mixtures.sharing(samples, recipe, found)
     collator = Collator(encoder, parts.vision, recipe.batch, sorted(set(samples.column("source").to_pylist())), 0)
     steps = []
     for step in range(order.steps_per_epoch):
-        ranks = [MicroBatchDataset(samples, order, collator, rank, world)[step] for rank in range(world)]
+        ranks = [MicroBatchDataset(samples, order, collator, rank, world, sharing)[step] for rank in range(world)]
         assert all(isinstance(each, list) for each in ranks)
         steps.append(ranks)
     return steps, Flops.of(TrainableVLM(parts, recipe))  # type: ignore[return-value]
@@ -97,8 +96,9 @@ def collated(recipe: Recipe, world: int) -> tuple[list[list[list[MicroBatch]]], 
     [
         (4, {"batch": {"global_size": 16, "pack_length": 1024}, "validation": {"holdout": 0.2}}),
         (2, {"batch": {**PADDED, "length_window": 2}, "model": {"tile_grids": [[1, 2], [2, 1]]}, "several": True}),
+        (2, {"batch": {"global_size": 16, "pack_length": 1024, "share_images": 4}}),
     ],
-    ids=["packed, held out", "padded, two mixtures, tiles"],
+    ids=["packed, held out", "padded, two mixtures, tiles", "pictures shared"],
 )
 def test_several_ranks_get_what_was_forecast(part: Path, other: Path, world: int, changes: dict[str, Any]) -> None:
     several = changes.pop("several", False)
@@ -109,7 +109,7 @@ def test_several_ranks_get_what_was_forecast(part: Path, other: Path, world: int
     every = [micro for ranks in steps for micros in ranks for micro in micros]
     total = sum(map(sum, slots))
     assert found.steps_per_epoch == len(steps)
-    assert found.padding_waste == pytest.approx(1 - sum(int(micro.lengths.sum()) for micro in every) / total)
+    assert found.padding_waste == pytest.approx(1 - sum(int(micro.spans[0].sum()) for micro in every) / total)
     assert found.imbalance == pytest.approx(sum(map(max, slots)) * world / total)
     assert found.imbalance > 1
     counts = [len(ranks[0]) for ranks in steps]
@@ -220,7 +220,7 @@ def test_activations_are_those_that_the_profiler_sees(part: Path, trainable: lis
     )
     with torch.device("meta"):
         described = TrainableVLM(describe(recipe, tokenizer)[0], recipe)
-    activations, logits = peaks(described, recipe, [_skeleton(members, facts, recipe)])
+    activations, logits = peaks(described, recipe, [_skeleton(Bin(members, [1] * len(members)), facts, recipe)])
 
     model = TrainableVLM(parts, recipe)
     for weight in model.parameters():

@@ -1,5 +1,8 @@
 """Trees: samples of the same pictures trained on at once learn what they learn apart."""
 
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,17 +15,25 @@ from vlmix.mixture.dataset.schema import turns
 pytest.importorskip("transformers")
 
 import torch
+import yaml
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedTokenizerBase
 
-from tests.train.nano import NANO
+from tests.helpers import hashes, vlmix
+from tests.train.nano import NANO, nano
 from tests.train.test_batches import GRIDS, collator, encoder, few, opened, tokenizer, trainee
+from vlmix.mixture.blend import open_samples
+from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
-from vlmix.train import attention, batches
+from vlmix.train import attention, batches, mixtures
 from vlmix.train.attention import Bounds, attend
-from vlmix.train.batches import MicroBatch
-from vlmix.train.tokens import Encoder
+from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths
+from vlmix.train.config import parse
+from vlmix.train.metrics import read
+from vlmix.train.model import TrainableVLM, build
+from vlmix.train.run import own_tokenizer, train
+from vlmix.train.tokens import Encoder, template
 
 __all__ = ["encoder", "few", "opened", "tokenizer"]
 LM = NANO["model"]["lm"]
@@ -209,3 +220,85 @@ def test_what_the_kernel_for_ragged_batches_is_given() -> None:
     assert kernel.places.tolist() == expected
     plain = attention.Kernel.of(Bounds.of([0, 5, 14]), torch.device("cpu"))
     assert plain.places is None and plain.keys is plain.queries and plain.longest == (9, 9)
+
+
+def shared(recipe: Any, world: int = 1) -> Any:
+    """(datasets of every rank with trees, the same without trees, the model) of a recipe."""
+    samples = open_samples(recipe.mixture)
+    parts, prepared = build(recipe, own_tokenizer(recipe, samples, None))
+    encoder = Encoder(prepared, template(recipe.template, prepared))
+    found = lengths(samples, encoder, parts.vision, recipe.batch.max_length)
+    order = mixtures.schedule(samples, recipe, found.tokens, world)
+    sharing = mixtures.sharing(samples, recipe, found)
+    collate = Collator(encoder, parts.vision, recipe.batch, sorted(samples.sources), 0)
+    trees, apart = (
+        [MicroBatchDataset(samples, order, collate, rank, world, each) for rank in range(world)]
+        for each in (sharing, None)
+    )
+    torch.manual_seed(0)
+    return trees, apart, TrainableVLM(parts, recipe), order
+
+
+def test_steps_of_a_mixture_give_the_gradients_of_the_same_samples_apart(mixture: Path) -> None:
+    recipe = nano(mixture=str(mixture), batch={"share_images": 4, "global_size": 32, "pack_length": 1024})
+    (trees,), (apart_,), model, _ = shared(recipe)
+    (one, other), _, _, _ = shared(recipe, 2)
+    fewer = 0
+    for step in (0, 3, 7):
+        micros, plain = trees[step], apart_[step]
+        ids = sorted(name for micro in micros for name in micro.samples)
+        assert ids == sorted(name for micro in plain for name in micro.samples)
+        assert ids == sorted(name for rank in (one, other) for micro in rank[step] for name in micro.samples)
+        fewer += sum(len(micro.images) for micro in plain) - sum(len(micro.images) for micro in micros)
+        tokens = sum(len(micro.targets) for micro in plain)
+        found, expected = (gradients(model, some, tokens) for some in (micros, plain))
+        both = gradients(model, [*one[step], *other[step]], tokens)
+        names = [[name for micro in some for name in micro.samples] for some in (micros, plain)]
+        assert np.allclose(
+            [loss for _, loss in sorted(zip(names[0], found[0]))],
+            [loss for _, loss in sorted(zip(names[1], expected[0]))],
+            rtol=1e-5,
+        )
+        assert apart(found[1], expected[1]) < 1e-5 and apart(both[1], expected[1]) < 1e-5
+    assert fewer > 5, "the miniature sources show pictures in common"
+
+
+@pytest.mark.slow
+def test_a_run_resumes_and_two_ranks_are_one(mixture: Path, tmp_path: Path) -> None:
+    changes = {**NANO, "mixture": str(mixture), "checkpoint": {"interval": 2}}
+    changes["batch"] = {**NANO["batch"], "share_images": 4}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changes))
+
+    def stop(event: str, facts: dict[str, Any]) -> None:
+        if event == "step" and facts["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = parse({**changes, "out": str(tmp_path / "straight")})
+    assert train(recipe) == 0
+    halted = msgspec.structs.replace(recipe, out=str(tmp_path / "halted"))
+    assert [train(halted, stop), train(halted)] == [signal.SIGTERM, 0]
+    assert hashes(tmp_path / "halted" / "model") == hashes(tmp_path / "straight" / "model")
+    done = vlmix("train", tmp_path / "recipe.yaml", f"out={tmp_path / 'two'}", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    one, two = read(tmp_path / "straight"), read(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+        assert [a[name] for name in ("samples", "tokens_alone", "target_tokens")] == [
+            b[name] for name in ("samples", "tokens_alone", "target_tokens")
+        ]
+        assert a["tokens"] < a["tokens_alone"] and a["tokens"] <= b["tokens"]
+    with pytest.raises(VlmixError, match=r"another recipe: batch.share_images was 4, here it is 1"):
+        train(msgspec.structs.replace(recipe, batch=msgspec.structs.replace(recipe.batch, share_images=1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch": {"share_images": 4, "pack_length": 0}}, "share_images trains packed samples; set batch.pack_length"),
+        ({"batch": {"share_images": 0}}, "share_images"),
+        ({"batch": {"share_images": 4}, "mixture": {"a": 0.5, "b": 0.5}}, "share_images is for one mixture; merge"),
+    ],
+)
+def test_what_cannot_be_shared_is_told(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(VlmixError, match=said):
+        nano(**changes)

@@ -1,0 +1,261 @@
+"""Orders that keep samples of the same pictures together, and the bins of their trees."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.schedule.packing import packed_shares
+from vlmix.mixture.schedule.pictures import picture_groups, runs
+from vlmix.mixture.schedule.schedule import Schedule, epoch_order
+from vlmix.mixture.schedule.trees import Sharing, packed_trees, trees_of
+
+LLAVA = {"vqav2": 0.13, "ocrvqa": 0.13, "vg": 0.14, "gqa": 0.12, "llava": 0.25, "refcoco": 0.08, "rest": 0.15}
+"""Shares of image samples by source, about those of LLaVA-1.5."""
+TWO_EACH = {"ocrvqa": 1}  # samples of a picture, of those sources that never have more
+
+
+class Made:
+    """Made-up samples with the counts of pictures that LLaVA-1.5 has: 624,610 samples show 328,489 of them."""
+
+    def __init__(self, pictures: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        sizes = rng.geometric(0.526, pictures)
+        self.picture = rng.permutation(np.repeat(np.arange(pictures), sizes))
+        self.size = len(self.picture)
+        # A picture of few samples is of another source than one of many, as book covers are.
+        names = list(LLAVA)
+        by_picture = np.where(sizes == 1, rng.integers(0, 3, pictures), rng.integers(2, len(names), pictures))
+        self.source = by_picture[self.picture]
+        self.digests = np.stack([self.picture.astype(np.uint64) * np.uint64(7919) + np.uint64(1)] * 2, axis=1)
+        self.lengths = 616 + rng.lognormal(4.3, 0.8, self.size).astype(np.int64)
+
+    def groups(self, share: int) -> NDArray[np.uint64]:
+        return picture_groups(np.ones(self.size, dtype=np.int64), self.digests, np.arange(self.size), share)
+
+    def sharing(self, share: int) -> Sharing:
+        return Sharing(self.groups(share), np.full(self.size, 616), np.zeros(self.size, dtype=np.uint64))
+
+    def order(self, share: int, **more: object) -> Schedule:
+        ones = np.ones(self.size, dtype=np.int32)
+        return Schedule(
+            np.arange(self.size),
+            ones > 0,
+            ones,
+            self.lengths,
+            **{"seed": 3, "global_batch": 128, "groups": self.groups(share), "share_images": share, **more},  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture(scope="module")
+def made() -> Made:
+    return Made(30_000)
+
+
+@pytest.mark.parametrize("share", [2, 4, 8])
+def test_samples_of_a_picture_come_together_up_to_so_many(made: Made, share: int) -> None:
+    found = made.order(share, global_batch=made.size).epoch(0).samples  # in one batch, whose end cuts nothing
+    assert sorted(found.tolist()) == list(range(made.size))
+    bounds = runs(made.groups(share), found)
+    sizes = Counter(np.diff(bounds).tolist())
+    expected: Counter[int] = Counter()
+    for count in np.bincount(made.picture).tolist():
+        expected.update([share] * (count // share) + ([count % share] if count % share else []))
+    assert sizes == expected and max(sizes) <= share
+    for start, stop in pairwise(bounds.tolist()):
+        assert len(set(made.picture[found[start:stop]].tolist())) == 1
+        assert (np.diff(found[start:stop]) > 0).all()
+
+
+def test_a_subset_keeps_every_group_in_its_place(made: Made) -> None:
+    """In batches of one, so that no batch's end cuts."""
+    rng, groups = np.random.default_rng(1), made.groups(4)
+    kept = np.flatnonzero(rng.random(made.size) < 0.4)
+    ones = np.ones(made.size, dtype=np.int32)
+
+    def order(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        one = ones[rows]
+        found = epoch_order(rows, one > 0, one, groups=groups[rows], seed=3, epoch=1, global_batch=len(rows))
+        return rows[found.samples]
+
+    whole, part = order(np.arange(made.size)), order(kept)
+    assert part.tolist() == whole[np.isin(whole, kept)].tolist()
+
+
+@pytest.mark.parametrize("share", [2, 8])
+def test_every_source_is_spread_evenly_over_the_epoch(made: Made, share: int) -> None:
+    """A group whose place is that of its first sample would come early if it is large: a curriculum."""
+    found = made.source[made.order(share).epoch(0).samples]
+    tenths = np.array_split(found, 10)
+    for source in range(made.source.max() + 1):
+        shares = [float((tenth == source).mean()) for tenth in tenths]
+        assert max(abs(each - (made.source == source).mean()) for each in shares) < 0.025, source
+    # What is avoided: the least of the hashes of a group's samples.
+    rng = np.random.default_rng(0)
+    drawn = rng.random(made.size)
+    least = np.full(made.picture.max() + 1, 1.0)
+    np.minimum.at(least, made.picture, drawn)
+    naive = made.source[np.argsort(least[made.picture], kind="stable")]
+    first = naive[: made.size // 10]
+    assert max(abs(float((first == source).mean()) - (made.source == source).mean()) for source in range(7)) > 0.05
+
+
+def test_batches_are_full_and_only_their_ends_cut_groups(made: Made) -> None:
+    order = made.order(8)
+    groups = made.groups(8)
+    sizes = [len(order.batch(step)) for step in range(order.steps_per_epoch)]
+    assert set(sizes[:-1]) == {128}
+    pieces = Counter[int]()
+    for step in range(order.steps_per_epoch):
+        pieces.update(dict.fromkeys(groups[order.batch(step)].tolist(), 1))
+    cut = sum(count > 1 for count in pieces.values())
+    assert 0 < cut < order.steps_per_epoch
+    for world in (1, 2, 8):
+        for step in (0, 5):
+            mine = [order.rank_batch(step, rank, world) for rank in range(world)]
+            assert sorted(np.concatenate(mine).tolist()) == sorted(order.batch(step).tolist())
+
+
+def test_a_length_window_sorts_whole_groups(made: Made) -> None:
+    share, groups = 8, made.groups(8)
+    plain, sorted_ = made.order(share), made.order(share, length_window=4)
+    together = [len(runs(groups, order.epoch(0).samples)) for order in (plain, sorted_)]
+    assert together[1] < 1.05 * together[0], "windows and batches cut, and nothing else does"
+    spread = [
+        float(np.mean([made.lengths[order.batch(step)].std() for step in range(order.steps_per_epoch - 1)]))
+        for order in (plain, sorted_)
+    ]
+    assert spread[1] < 0.9 * spread[0]
+
+
+def test_a_repeated_sample_comes_again_elsewhere() -> None:
+    picture = np.repeat(np.arange(50), 3)
+    digests = np.stack([picture.astype(np.uint64) + np.uint64(1)] * 2, axis=1)
+    groups = picture_groups(np.ones(150, dtype=np.int64), digests, np.arange(150), 8)
+    repeat = np.where(picture % 2, 3, 1).astype(np.int32)
+    total = int(repeat.sum())
+    order = epoch_order(np.arange(150), repeat > 0, repeat, groups=groups, seed=0, epoch=0, global_batch=total)
+    found = order.samples
+    assert np.bincount(found).tolist() == repeat.tolist()
+    bounds = runs(groups, found)
+    assert np.diff(bounds).tolist() == [3] * int(repeat.sum() // 3)
+    # Where two times stand side by side, a tree has none of its samples twice.
+    twice = np.array([0, 1, 2, 0, 1, 2])
+    trees = trees_of(twice, np.full(6, 9), Sharing(groups, np.full(150, 5), groups), 1_000)
+    assert [tree.members.tolist() for tree in trees] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_samples_share_only_if_all_their_pictures_are_equal() -> None:
+    a, b = np.array([[1, 11], [2, 22]], dtype=np.uint64)
+    lists = [[a], [a, b], [b, a], [a, b], [], [b], [a], []]
+    counts = np.array(list(map(len, lists)))
+    digests = np.array([each for some in lists for each in some], dtype=np.uint64)
+    groups = picture_groups(counts, digests, np.arange(8), 8)
+    assert groups[0] == groups[6] and groups[1] == groups[3]
+    assert len(set(groups.tolist())) == 6
+    assert groups[[4, 7]].tolist() == [4, 7], "texts have the places that they have without sharing"
+
+
+def test_the_default_is_todays_order() -> None:
+    rng = np.random.default_rng(0)
+    images, repeat = rng.random(500) < 0.8, rng.integers(1, 3, 500).astype(np.int32)
+    given_ = {"seed": 1, "epoch": 2, "global_batch": 16}
+    plain = epoch_order(np.arange(500), images, repeat, **given_)
+    groups = np.where(images, np.arange(500), np.arange(500)).astype(np.uint64)
+    same = epoch_order(np.arange(500), images, repeat, groups=groups, **given_)
+    assert plain.samples.tolist() == same.samples.tolist()
+
+
+def test_two_lists_of_one_hash_are_told() -> None:
+    digests = np.array([[5, 1], [5, 2]], dtype=np.uint64)
+    with pytest.raises(VlmixError, match="same hash of 64 bits"):
+        picture_groups(np.ones(2, dtype=np.int64), digests, np.arange(2), 2)
+
+
+@pytest.mark.parametrize(("world", "capacity", "most"), [(2, 4_096, 1.02), (8, 4_096, 1.05), (8, 8_192, 1.05)])
+def test_ranks_have_equally_much_to_compute(made: Made, world: int, capacity: int, most: float) -> None:
+    order, sharing, imbalance, computed, alone = made.order(8), made.sharing(8), [], 0, 0
+    for step in range(60):
+        batch = order.batch(step)
+        bins = packed_trees(trees_of(batch, made.lengths[batch], sharing, capacity), world, capacity)
+        sums = [sum(tree.tokens for trees in rank for tree in trees) for rank in bins]
+        imbalance.append(max(sums) / np.mean(sums))
+        computed, alone = computed + sum(sums), alone + int(made.lengths[batch].sum())
+    assert (max(imbalance) if world == 2 else np.mean(imbalance)) <= most
+    assert alone / computed > 1.4
+
+
+def test_a_tree_is_split_where_that_pays() -> None:
+    lengths = np.array([700] * 8, dtype=np.int64)
+    sharing = Sharing(np.zeros(8, dtype=np.uint64), np.full(8, 100), np.zeros(8, dtype=np.uint64))
+    trees = trees_of(np.arange(8), lengths, sharing, 8_192)
+    assert [(tree.trunk, tree.tokens) for tree in trees] == [(100, 4_900)]
+    bins = packed_trees(trees, 2, 8_192)
+    assert [[(len(tree.members), tree.tokens) for trees in rank for tree in trees] for rank in bins] == [
+        [(4, 2_500)],
+        [(4, 2_500)],
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.integers(0, 60)), min_size=1, max_size=40),
+    st.integers(20, 120),
+    st.integers(1, 4),
+)
+def test_bins_hold_everything_once_and_are_never_too_full(
+    given_: list[tuple[int, int, int]], capacity: int, world: int
+) -> None:
+    given_ = sorted(given_, key=lambda each: each[0])
+    groups = np.array([group for group, _, _ in given_], dtype=np.uint64)
+    prefixes = np.array([prefix for _, prefix, _ in given_], dtype=np.uint64)
+    trunks = np.where(groups == 0, 0, 10 + groups.astype(np.int64))
+    lengths = trunks + np.array([rest for _, _, rest in given_])
+    trees = trees_of(np.arange(len(given_)), lengths, Sharing(groups, trunks, prefixes), capacity)
+    for tree in trees:
+        assert len({(groups[i], prefixes[i]) for i in tree.members.tolist()}) == 1
+        assert (tree.trunk > 0) == (len(tree.members) > 1)
+        assert (tree.trunk + tree.rest == lengths[tree.members]).all()
+        assert tree.tokens <= capacity or len(tree.members) == 1
+    bins = packed_trees(trees, world, capacity)
+    assert len({len(mine) for mine in bins}) == 1, "every rank has the same number of micro-batches"
+    members = [i for mine in bins for trees in mine for tree in trees for i in tree.members.tolist()]
+    assert sorted(members) == list(range(len(given_)))
+    for mine in bins:
+        for some in mine:
+            assert sum(tree.tokens for tree in some) <= capacity or len(some) == 1
+            assert all((tree.trunk + tree.rest == lengths[tree.members]).all() for tree in some)
+
+
+def test_without_shared_pictures_the_bins_are_as_level_as_without_trees(made: Made) -> None:
+    lengths = made.lengths[:128]
+    alone = Sharing(np.arange(128, dtype=np.uint64), np.full(128, 616), np.zeros(128, dtype=np.uint64))
+    trees = packed_trees(trees_of(np.arange(128), lengths, alone, 4_096), 8, 4_096)
+    plain = packed_shares(lengths, 8, 4_096)
+    sums = [sum(tree.tokens for some in mine for tree in some) for mine in trees]
+    assert max(sums) <= max(sum(int(lengths[members].sum()) for members in mine) for mine in plain)
+
+
+def test_a_mixture_groups_its_samples_by_their_stored_pictures(mixture: Path, tmp_path: Path) -> None:
+    opened = open_mixture(mixture)
+    groups = opened.picture_groups(4)
+    pictures = [tuple(image["xxh3"] for image in images) for images in opened.column("images").to_pylist()]
+    assert any(count > 1 for shown, count in Counter(pictures).items() if shown)
+    by_group: dict[int, list[int]] = {}
+    for position, group in enumerate(groups.tolist()):
+        by_group.setdefault(group, []).append(position)
+    for members in by_group.values():
+        assert len({pictures[position] for position in members}) == 1 and len(members) <= 4
+        assert len(members) == 1 or pictures[members[0]]
+    part = opened.subset(ratio=0.3)
+    assert part.picture_groups(4).tolist() == groups[part.rows].tolist()
+    part.save(tmp_path / "view")
+    assert open_mixture(tmp_path / "view").picture_groups(4).tolist() == groups[part.rows].tolist()
+    assert opened.schedule(16).batch(3).tolist() == opened.schedule(16, share_images=1).batch(3).tolist()
+    assert opened.schedule(16).batch(3).tolist() != opened.schedule(16, share_images=4).batch(3).tolist()
