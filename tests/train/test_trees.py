@@ -302,3 +302,26 @@ def test_a_run_resumes_and_two_ranks_are_one(mixture: Path, tmp_path: Path) -> N
 def test_what_cannot_be_shared_is_told(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(VlmixError, match=said):
         nano(**changes)
+
+
+def test_with_loras_dropout_the_mean_is_the_same(
+    opened: Mixture, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
+) -> None:
+    """A trunk has one mask for all of its branches, and not one for each: step by step that is another loss."""
+    pytest.importorskip("peft")
+    model = trainee(tokenizer, trainable=["lm"], lora={"rank": 2, "alpha": 4, "dropout": 0.3})
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    collate = collator(opened, encoder)
+    tree = collate(as_sent(samples), True, TREES)
+    apart_ = collate(samples, True)
+    drawn = torch.zeros(2, 150, len(samples))
+    with torch.no_grad():
+        for draw in range(drawn.shape[1]):
+            torch.manual_seed(draw)
+            drawn[:, draw] = torch.stack([model(tree), model(apart_)])
+    means, errors = drawn.mean(1), drawn.std(1) / drawn.shape[1] ** 0.5
+    assert drawn.std(1).min() > 0
+    assert ((means[0] - means[1]).abs() < 5 * errors.square().sum(0).sqrt()).all()
