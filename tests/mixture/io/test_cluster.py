@@ -169,20 +169,20 @@ def test_a_node_that_is_lost_while_it_writes_is_made_up_for(
 def test_a_store_gets_the_same_bytes_though_a_node_is_lost(
     cluster: Cluster, moto: Store, raw: Path, small: Path, tmp_path: Path
 ) -> None:
-    victim, url, work = cluster.second(), f"s3://{BUCKET}/of-a-cluster", tmp_path / "work"
+    victim, url, work = cluster.second(), f"s3://{BUCKET}/cluster/mixture", tmp_path / "work"
     process = begin(*BUILD, raw, "--out", url, "--work", work, "--engine=ray")
     until_there(process, work / "work" / "rows-000020.done")
     victim.kill()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    made = {name: hashlib.sha256(data).hexdigest() for name, data in moto.objects("of-a-cluster/").items()}
+    made = {name: hashlib.sha256(data).hexdigest() for name, data in moto.objects("cluster/mixture/").items()}
     assert made == hashes(small) and not list(tmp_path.iterdir())
-    tenth = ("subsample", url, "--ratio=10%", "--materialize", "--out", f"s3://{BUCKET}/tenth", "--work", work)
+    tenth = ("subsample", url, "--ratio=10%", "--materialize", "--out", f"s3://{BUCKET}/cluster/tenth", "--work", work)
     cluster.second()
     done = vlmix(*tenth, "--engine=ray")
     assert done.returncode == 0, done.stderr
     assert vlmix("subsample", small, "--ratio=10%", "--materialize", "--out", tmp_path / "tenth").returncode == 0
-    made = {name: hashlib.sha256(data).hexdigest() for name, data in moto.objects("tenth/").items()}
+    made = {name: hashlib.sha256(data).hexdigest() for name, data in moto.objects("cluster/tenth/").items()}
     assert made == hashes(tmp_path / "tenth")
 
 
