@@ -14,7 +14,7 @@ from vlmix.mixture.errors import VlmixError
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Those that this process may use: how many worker processes there are by default."""
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/(.+)")
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/([^/].*)")
 
 WorkersOpt = Annotated[int, typer.Option("--workers", help="Processes.", min=1)]
 EngineName = Literal["local", "ray"]
@@ -56,7 +56,10 @@ def local_paths(command: Callable[..., None]) -> Callable[..., None]:
     def checked(**given: Any) -> None:
         for name, value in given.items():
             for each in value if isinstance(value, list) else [value]:
-                if isinstance(each, Path) and (found := _URL.match(str(each))):
+                found = _URL.match(str(each))
+                if found and isinstance(each, str) and name in ("out", "raw", "images", "mixture"):
+                    raise VlmixError(f"{each}: a URL has two slashes: {found[1]}://{found[2]}")
+                if found and isinstance(each, Path):
                     url = f"{found[1]}://{found[2]}"
                     raise VlmixError(f"{url}: `{name}` is a file or folder of this machine here, not a URL")
         command(**given)

@@ -117,6 +117,7 @@ def _fill(
     if not len(picked):
         raise VlmixError(f"recipe {recipe.name}: no sample is left; `vlmix plan` shows what each source gives")
     order = _order(prepared, picked)
+    (partial / OVERLAPS_NAME).unlink(missing_ok=True)  # of another recipe's run that was killed
     if comparing is not None:
         table.write(partial / OVERLAPS_NAME, comparing.overlaps(picked[order]))
     done = _write_shards(prepared, picked, order, examined, staging, pool, progress)

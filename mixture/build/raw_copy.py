@@ -58,7 +58,7 @@ def copy_raw(
         raise VlmixError(f"{url}: there is nothing below it; it should hold one folder of official files per source")
     _log.info("%s is copied to %s, without its pictures", url, out)
     wanted = _wanted(Remote(url), recipe, known, sets)
-    if unsafe := next((name for name in wanted if ".." in name.split("/")), None):
+    if unsafe := next((name for name in wanted if {"", ".", ".."} & {*name.split("/")}), None):
         raise VlmixError(f"{url}: {unsafe!r} is no name for a file; rename it")
     left = _outdated(wanted, out)
     progress("fetching raw files", 0, len(left))
@@ -74,8 +74,8 @@ def told_by_url(raw: Path | str, work: Path) -> Iterator[None]:
     try:
         yield
     except VlmixError as error:
-        copy = str(copy_of_raw(work))
-        if not is_url(raw) or copy not in str(error):
+        copy, of_the_disk = str(copy_of_raw(work)), isinstance(error.__cause__, OSError)
+        if not is_url(raw) or copy not in str(error) or of_the_disk:
             raise
         raise VlmixError(str(error).replace(copy, str(place(raw)))) from error
 

@@ -19,7 +19,7 @@ from vlmix.mixture.dataset.manifest import Counts, Shard
 from vlmix.mixture.dataset.tar import TarWriter, image_member
 from vlmix.mixture.io.atomic import atomic_write, write_bytes
 from vlmix.mixture.io.digests import file_digest
-from vlmix.mixture.io.storage import Remote
+from vlmix.mixture.io.store_lock import Held
 from vlmix.mixture.keyed import Indices
 
 _TOGETHER = 4 * 2**20  # bytes that are hashed and written at once
@@ -33,7 +33,7 @@ class ShardTask(Struct, frozen=True):
     first: int
     out: Path
     work: Path
-    store: Remote | None
+    store: Held | None
 
 
 def shard_path(number: int) -> str:
@@ -111,7 +111,7 @@ def store_rows(
     shard = Shard(name, count, size, digest) if with_tar else None
     etag = ""
     if task.store is not None and with_tar:
-        etag = task.store.join(name).put(path).etag
+        etag = task.store.put(name, path).etag
         path.unlink()
     return keep_rows(pa.record_batch([made[field.name] for field in schema], schema=schema), task, shard, etag)
 

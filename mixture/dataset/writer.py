@@ -23,7 +23,8 @@ from vlmix.mixture.io.atomic import write_bytes, write_parquet, write_text
 from vlmix.mixture.io.digests import file_digest, sha256
 from vlmix.mixture.io.pool import Engine, Progress
 from vlmix.mixture.io.staging import Staging
-from vlmix.mixture.io.storage import Facts, Remote
+from vlmix.mixture.io.storage import Facts
+from vlmix.mixture.io.store_lock import Held
 
 AnyJob = TypeVar("AnyJob", bound=ShardTask)
 
@@ -48,7 +49,7 @@ def run_shards(
         for stale in work.glob("rows-*"):
             stale.unlink()
         write_bytes(mark, fingerprint)
-    there = {} if store is None else store.below()
+    there = {} if store is None else store.root.below()
     found = ((number, _finished(number, staging, there)) for number in range(count))
     done = {number: earlier for number, earlier in found if earlier is not None}
     missing = [number for number in range(count) if number not in done]
@@ -70,16 +71,16 @@ def run_shards(
     return [done[number] for number in range(count)]
 
 
-def _check_store(store: Remote, done: Sequence[ShardDone]) -> None:
+def _check_store(store: Held, done: Sequence[ShardDone]) -> None:
     """That a store has the shards that were uploaded, and no others, which an earlier run with another plan left."""
-    there, wanted = store.below(), {each.shard.path: each for each in done if each.shard is not None}
+    there, wanted = store.root.below(), {each.shard.path: each for each in done if each.shard is not None}
     for name, each in wanted.items():
         if not _is_stored(each, there):
             what = "is not in the store any more" if name not in there else "was changed since it was written"
-            raise VlmixError(f"{store.join(name).name} {what}; run the same command again, which writes it anew")
+            raise VlmixError(f"{store.root.join(name).name} {what}; run the same command again, which writes it anew")
     for name in there.keys() - wanted.keys():
         if name.startswith("train/"):
-            store.join(name).remove()
+            store.remove(name)
 
 
 def _is_stored(done: ShardDone, there: Mapping[str, Facts]) -> bool:
@@ -129,6 +130,7 @@ def write_index(
     index, ends = folder / SAMPLES_NAME, _part_ends(sizes)
     if index.is_dir():  # of a run that was killed
         shutil.rmtree(index)
+    index.unlink(missing_ok=True)
     if len(ends) == 1:
         write_parquet(index, (_rows(work, number) for number, _ in enumerate(done)), schema)
         return

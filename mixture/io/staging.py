@@ -13,7 +13,7 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import disk_errors, write_text
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.io.storage import Remote, new_store
-from vlmix.mixture.io.store_lock import StoreLock, store_lock
+from vlmix.mixture.io.store_lock import Held, store_lock
 
 _log = logging.getLogger(__name__)
 HELD = "held"
@@ -27,7 +27,7 @@ class Staging(NamedTuple):
 
     folder: Path
     work: Path
-    store: Remote | None
+    store: Held | None
 
 
 @contextmanager
@@ -49,21 +49,21 @@ def staging_folder(out: Path | str, work: Path | None = None) -> Iterator[Stagin
             raise VlmixError(f"{partial} is being written by another run; wait for it or stop it")
         inside = partial / "work"
         try:
-            with nullcontext() if store is None else _held(store) as lock:
+            with nullcontext() if store is None else _held(store) as held:
                 if store is None and Path(out).exists():
                     raise VlmixError(f"{out} was made by another run meanwhile")
                 with disk_errors(partial):
                     inside.mkdir(exist_ok=True)
                 _remove_temporaries(partial)
                 write_text(inside / HELD, uuid4().hex)
-                yield Staging(partial, inside, store)
+                yield Staging(partial, inside, held)
                 with disk_errors(partial):
                     _remove_temporaries(partial)  # of workers that were lost and made up for
-                if store is not None and lock is not None:
-                    _publish(partial, inside, store, lock)
+                if held is not None:
+                    _publish(partial, inside, held)
                 with disk_errors(partial):
                     shutil.rmtree(inside)
-                    if store is None:
+                    if held is None:
                         partial.replace(out)
                     else:
                         shutil.rmtree(partial)
@@ -85,11 +85,11 @@ def _beside(out: Path) -> Path:
 
 
 @contextmanager
-def _held(store: Remote) -> Iterator[StoreLock]:
+def _held(store: Remote) -> Iterator[Held]:
     """Hold the place of a new folder in a store. Beside it is a mark as long as what is there is not finished."""
     beside = Remote(f"{store.url}.partial")
     mark = beside.join("unfinished")
-    with store_lock(beside, store.url) as lock:
+    with store_lock(beside, store) as held:
         there = store.below()
         if _LAST in there:
             mark.remove()
@@ -98,23 +98,28 @@ def _held(store: Remote) -> Iterator[StoreLock]:
             first = min(there)
             raise VlmixError(f"{store.url} holds {first}, which no unfinished command left; choose another --out")
         mark.write(b"")
-        yield lock
+        yield held
         try:
             mark.remove()
         except VlmixError as error:
             _log.warning("%s is finished, and a mark stays: %s", store.url, error)
 
 
-def _publish(folder: Path, work: Path, store: Remote, lock: StoreLock) -> None:
-    """Upload what is in `folder`, the manifest last, and if no other command has taken over."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_relative_to(work)]
-    last = folder / _LAST
-    for path in files:
-        if path != last:
-            store.join(path.relative_to(folder).as_posix()).put(path)
-    lock.check()
-    if not store.join(_LAST).create(last.read_bytes()):
-        raise VlmixError(f"{store.url} was made by another command meanwhile")
+def _publish(folder: Path, work: Path, store: Held) -> None:
+    """Upload what is in `folder`, the manifest last; what an earlier run left there is removed, shards excepted."""
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_relative_to(work)
+    }
+    for name in store.root.below():
+        if name not in files and not name.startswith("train/"):
+            store.remove(name)
+    for name, path in files.items():
+        if name != _LAST:
+            store.put(name, path)
+    if not store.create(_LAST, files[_LAST].read_bytes()):
+        raise VlmixError(f"{store.root.url} was made by another command meanwhile")
 
 
 def _remove_temporaries(folder: Path) -> None:

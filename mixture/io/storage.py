@@ -112,7 +112,7 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = _plain(url)
         self._opened: tuple[int, Any, str] | None = None
         self._kept: pa.Buffer | None = None
         self._connection()
@@ -181,15 +181,22 @@ class Remote:
     def range(self, offset: int, size: int) -> bytes:
         return bytes(self._retry(lambda files, path: files.cat_file(path, start=offset, end=offset + size)))
 
-    def put(self, path: Path) -> Facts:
-        """Upload a local file, which appears whole or not at all; what the store says of it then."""
+    def put(self, path: Path, before: Callable[[], None] = lambda: None) -> Facts:
+        """Upload a local file, which appears whole or not at all; what the store says of it then. `before` is called
+        before each try; what it raises ends them."""
         size = path.stat().st_size
-        self._write(lambda files, there: files.put_file(str(path), there))
+
+        def send(files: Any, there: str) -> None:
+            before()
+            files.put_file(str(path), there)
+
+        self._write(send)
         try:
             facts = self.facts()
         except FileNotFoundError:
             raise VlmixError(f"{self.url}: the store took it and has it not; run the same command again") from None
         if facts.size != size:
+            before()
             raise VlmixError(f"{self.url}: the store has {facts.size} bytes of {size}; run the same command again")
         return facts
 
@@ -259,7 +266,7 @@ class Remote:
             try:
                 files.invalidate_cache()  # of listings, which would hide what changed
                 return read(files, path)
-            except FileExistsError:
+            except (FileExistsError, VlmixError):
                 raise
             except Exception as error:  # each store has exceptions of its own
                 _raise_if_final(self.url, error, attempt)
@@ -416,20 +423,31 @@ def is_folder(path: str | Path) -> bool:
 
 def store_at(path: str | Path) -> Remote | None:
     """The store that a URL such as `s3://bucket/mixture` names; None for a local path."""
-    return Remote(path.rstrip("/")) if is_url(path) else None
+    return Remote(path) if is_url(path) else None
 
 
 def new_store(path: str | Path) -> Remote | None:
     """The same for what is to be written. Raises VlmixError for a store in which files do not appear whole."""
     if not is_url(path):
         return None
-    scheme, _, where = path.partition("://")
+    scheme, _, where = _plain(path).partition("://")
     if scheme not in _WHOLE:
         known = ", ".join(f"{each}://" for each in _WHOLE)
         raise VlmixError(f"{path}: nothing is written there, only to stores whose files appear whole: {known}")
-    if "/" not in where.rstrip("/"):
-        raise VlmixError(f"{path} is a whole bucket; name a folder in it: {path.rstrip('/')}/mixture")
+    if "/" not in where:
+        raise VlmixError(f"{path} is no folder in a bucket; name one: {scheme}://{where or 'BUCKET'}/mixture")
     return store_at(path)
+
+
+def _plain(url: str) -> str:
+    """A URL without slashes at its end and detours, which file systems would keep in some calls and not in others."""
+    scheme, _, path = url.partition("://")
+    if scheme in ("http", "https") or not path:
+        return url
+    plain = posixpath.normpath(path).rstrip("/")
+    if plain.partition("/")[0] != path.partition("/")[0]:
+        raise VlmixError(f"{url} leaves its host or bucket; name the folder itself")
+    return f"{scheme}://{plain}"
 
 
 def locate(path: str | Path) -> Location:

@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
+
+from msgspec import Struct
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io.atomic import this_host
-from vlmix.mixture.io.storage import Remote
+from vlmix.mixture.io.storage import Facts, Remote
 
 _log = logging.getLogger(__name__)
 _BEAT, _LOOK, _SILENT = 15.0, 5.0, 60.0
@@ -19,21 +22,59 @@ _BEAT, _LOOK, _SILENT = 15.0, 5.0, 60.0
 _PREFIX = "lock-"
 
 
+class Held(Struct, frozen=True):
+    """A place in a store that a command holds, as its workers have it: nothing is written or removed there before the
+    hold was looked at, so that a command that was stopped for long spoils nothing of the one that took over."""
+
+    root: Remote
+    locks: Remote
+    """The folder of the lock."""
+    number: int
+
+    def put(self, name: str, path: Path) -> Facts:
+        """Upload a file as `name`; see `Remote.put`. Raises VlmixError as `check`."""
+        return self.root.join(name).put(path, self.check)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Remote.create`. Raises VlmixError as `check`."""
+        self.check()
+        return self.root.join(name).create(data)
+
+    def remove(self, name: str) -> None:
+        """Raises VlmixError as `check`."""
+        self.check()
+        self.root.join(name).remove()
+
+    def check(self) -> None:
+        """Raises VlmixError if another command has taken over, as one does from a holder that is silent for long."""
+        numbers = numbers_of(self.locks)
+        if self.number not in numbers or max(numbers) > self.number:
+            raise VlmixError(
+                f"{self.root.url}: its lock is not this command's any more: another one took over while this one was "
+                "stopped or cut off from the store, or this machine reaches another store than the command's; nothing "
+                "more is written"
+            )
+
+
 class StoreLock:
     """The hold on a folder. The file `lock-N` of the highest N is its holder's, who writes it anew from time to time;
     who finds that nothing is written any more creates that of N + 1, which one alone can, and removes the others.
     Nobody's clock matters."""
 
-    def __init__(self, folder: Remote, out: str) -> None:
-        self._folder, self._out = folder, out
-        self._mine = {"host": this_host(), "pid": os.getpid(), "id": uuid4().hex}
-        self._number, self._beats, self._lost = 0, 0, False
+    def __init__(self, folder: Remote, root: Remote) -> None:
+        self._folder, self._root, self._out = folder, root, root.url
+        self._mine = {"host": _machine(), "pid": os.getpid(), "id": uuid4().hex}
+        self._number, self._beats = 0, 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._live, name="store lock", daemon=True)
 
+    @property
+    def held(self) -> Held:
+        return Held(self._root, self._folder, self._number)
+
     def acquire(self) -> None:
         """Raises VlmixError if another command holds the folder."""
-        before = max(self._numbers(), default=0)
+        before = max(numbers_of(self._folder), default=0)
         if before:
             self._wait_for_silence(before)
         place = self._place(before + 1)
@@ -46,15 +87,6 @@ class StoreLock:
         self._remove(range(self._number))
         self._thread.start()
 
-    def check(self) -> None:
-        """Raises VlmixError if another command has taken over, as one does from a holder that is silent for long."""
-        self._look()
-        if self._lost:
-            raise VlmixError(
-                f"{self._out}: another command took over while this one was stopped or cut off from the store; "
-                "wait for that one, or stop it and run this one again"
-            )
-
     def release(self) -> None:
         """Give the folder up; a store that fails is a warning, as the next command finds out by itself."""
         self._end.set()
@@ -65,18 +97,10 @@ class StoreLock:
         except (VlmixError, OSError) as error:
             _log.warning("%s is given up, and its lock stays: %s", self._out, error)
 
-    def _look(self) -> None:
-        numbers = self._numbers()
-        self._lost = self._lost or self._number not in numbers or max(numbers) > self._number
-
     def _remove(self, numbers: range) -> None:
-        for number in self._numbers():
+        for number in numbers_of(self._folder):
             if number in numbers:
                 self._place(number).remove()
-
-    def _numbers(self) -> list[int]:
-        names = [name.removeprefix(_PREFIX) for name in self._folder.below() if name.startswith(_PREFIX)]
-        return [int(name) for name in names if name.isdecimal()]
 
     def _place(self, number: int) -> Remote:
         return self._folder.join(f"{_PREFIX}{number:06d}")
@@ -88,9 +112,9 @@ class StoreLock:
         while not self._end.wait(_BEAT):
             self._beats += 1
             try:
-                self._look()
-                if self._lost:
-                    return
+                numbers = numbers_of(self._folder)
+                if self._number not in numbers or max(numbers) > self._number:
+                    return  # which the next upload tells
                 self._place(self._number).write(self._text())
             except (VlmixError, OSError) as error:
                 _log.warning("%s: no sign of life was written: %s", self._out, error)
@@ -128,13 +152,27 @@ def _has_ended(pid: object) -> bool:
     return False
 
 
+def numbers_of(folder: Remote) -> list[int]:
+    """Those of the locks in a folder."""
+    names = [name.removeprefix(_PREFIX) for name in folder.below() if name.startswith(_PREFIX)]
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def _machine() -> str:
+    """This machine since it was started, or the container on it: two may have one name."""
+    try:
+        return f"{this_host()}-{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
+    except OSError:  # not Linux
+        return this_host()
+
+
 @contextmanager
-def store_lock(folder: Remote, out: str) -> Iterator[StoreLock]:
-    """Hold `folder`, which stands for `out` in messages, until the block ends. A command that was killed holds it for
-    a minute longer, seen from another machine. Raises VlmixError if another command holds it."""
-    lock = StoreLock(folder, out)
+def store_lock(folder: Remote, root: Remote) -> Iterator[Held]:
+    """Hold the place `root` by the locks in `folder` until the block ends. A command that was killed holds it for a
+    minute longer, seen from another machine. Raises VlmixError if another command holds it."""
+    lock = StoreLock(folder, root)
     try:
         lock.acquire()
-        yield lock
+        yield lock.held
     finally:
         lock.release()

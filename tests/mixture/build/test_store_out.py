@@ -1,11 +1,13 @@
 """Mixtures written to object stores, through a proxy that makes trouble, against those written to disk."""
 
 import hashlib
+import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,23 +133,21 @@ class TestLock:
         monkeypatch.setattr(store_lock, "_SILENT", 3.0)
 
     def test_a_holder_that_lives_keeps_it(self, proxy: Proxy, out: str) -> None:
-        with store_lock.store_lock(Remote(out), "OUT") as lock:
-            with pytest.raises(VlmixError, match=r"OUT is being written by process \d+ on "):
-                store_lock.StoreLock(Remote(out), "OUT").acquire()
-            lock.check()
+        with store_lock.store_lock(Remote(out), Remote(out)) as held:
+            with pytest.raises(VlmixError, match=rf"{out} is being written by process \d+ on "):
+                store_lock.StoreLock(Remote(out), Remote(out)).acquire()
+            held.check()
         assert not Remote(out).below()
 
-    def test_of_many_who_find_a_silent_holder_one_takes_over(
-        self, proxy: Proxy, out: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        stopped = store_lock.StoreLock(Remote(out), "OUT")
+    def test_of_many_who_find_a_silent_holder_one_takes_over(self, proxy: Proxy, out: str) -> None:
+        stopped = store_lock.StoreLock(Remote(out), Remote(out))
         stopped.acquire()
         stopped._end.set()  # as a process that is stopped, or cut off, writes no sign of life
         stopped._thread.join()
         won, lost = list[store_lock.StoreLock](), list[str]()
 
         def take() -> None:
-            lock = store_lock.StoreLock(Remote(out), "OUT")
+            lock = store_lock.StoreLock(Remote(out), Remote(out))
             try:
                 lock.acquire()
                 won.append(lock)
@@ -160,36 +160,47 @@ class TestLock:
         for thread in threads:
             thread.join()
         assert len(won) == 1 and len(lost) == 3, lost
-        won[0].check()
-        with pytest.raises(VlmixError, match="another command took over while this one was stopped"):
-            stopped.check()
+        won[0].held.check()
+        with pytest.raises(VlmixError, match="another one took over while this one was stopped"):
+            stopped.held.check()
         won[0].release()
-        with pytest.raises(VlmixError, match="another command took over"):
-            stopped.check()  # also when that one has ended
+        with pytest.raises(VlmixError, match="another one took over"):
+            stopped.held.check()  # also when that one has ended
         stopped.release()
         assert not Remote(out).below()
 
-    def test_who_is_back_from_a_stop_notices(self, proxy: Proxy, out: str) -> None:
-        lock = store_lock.StoreLock(Remote(out), "OUT")
+    def test_who_is_back_from_a_stop_notices_and_writes_nothing(self, proxy: Proxy, out: str, tmp_path: Path) -> None:
+        lock = store_lock.StoreLock(Remote(f"{out}.partial"), Remote(out))
         lock.acquire()
-        Remote(out).join("lock-000001").remove()  # as the next holder does, which then gave up
+        (tmp_path / "a").write_bytes(b"a")
+        lock.held.put("a", tmp_path / "a")
+        locks = Remote(f"{out}.partial")
+        locks.join("lock-000002").write(b"of the next holder")
+        locks.join("lock-000001").remove()
         while lock._thread.is_alive():
             time.sleep(0.05)
-        assert not Remote(out).below()
-        with pytest.raises(VlmixError, match="another command took over"):
-            lock.check()
+        for name in locks.below():  # as that one does when it gives up
+            locks.join(name).remove()
+        for write in (
+            lambda held: held.put("b", tmp_path / "a"),
+            lambda held: held.create("b", b""),
+            lambda held: held.remove("a"),
+        ):
+            with pytest.raises(VlmixError, match="another one took over"):
+                write(lock.held)
+        assert set(Remote(out).below()) == {"a"} and not Remote(f"{out}.partial").below()
 
     def test_a_holder_that_has_ended_on_this_machine_is_not_waited_for(
         self, proxy: Proxy, out: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with subprocess.Popen(["true"]) as ended:
             pass
-        lock = store_lock.StoreLock(Remote(out), "OUT")
+        lock = store_lock.StoreLock(Remote(out), Remote(out))
         lock._mine["pid"] = ended.pid
         lock.acquire()
         lock._end.set()
         monkeypatch.setattr(store_lock, "_SILENT", 1e9)
-        with store_lock.store_lock(Remote(out), "OUT"):
+        with store_lock.store_lock(Remote(out), Remote(out)):
             pass
 
     def test_a_put_whose_answer_was_lost_is_ones_own(self, proxy: Proxy, out: str) -> None:
@@ -203,18 +214,74 @@ class TestLock:
 def test_a_store_that_forgets_or_changes_a_shard(proxy: Proxy, out: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"a shard")
-    facts = Remote(f"{out}/train/a.tar").put(path)
-    done = ShardDone(Shard("train/a.tar", 1, facts.size, ""), {}, "", facts.etag)
-    _check_store(Remote(out), [done])
-    Remote(f"{out}/train/a.tar").write(b"another")
-    with pytest.raises(VlmixError, match=r"train/a\.tar was changed since it was written; run the same command again"):
-        _check_store(Remote(out), [done])
-    Remote(f"{out}/train/a.tar").remove()
-    with pytest.raises(VlmixError, match=r"train/a\.tar is not in the store any more"):
-        _check_store(Remote(out), [done])
-    proxy.set(fail=1.0, status=404, only="HEAD")
-    with pytest.raises(VlmixError, match="the store took it and has it not"):
-        Remote(f"{out}/b.tar").put(path)
+    with store_lock.store_lock(Remote(f"{out}.partial"), Remote(out)) as held:
+        facts = held.put("train/a.tar", path)
+        done = ShardDone(Shard("train/a.tar", 1, facts.size, ""), {}, "", facts.etag)
+        _check_store(held, [done])
+        Remote(f"{out}/train/a.tar").write(b"another")
+        with pytest.raises(
+            VlmixError, match=r"train/a\.tar was changed since it was written; run the same command again"
+        ):
+            _check_store(held, [done])
+        held.remove("train/a.tar")
+        with pytest.raises(VlmixError, match=r"train/a\.tar is not in the store any more"):
+            _check_store(held, [done])
+        proxy.set(fail=1.0, status=404, only="HEAD")
+        with pytest.raises(VlmixError, match="the store took it and has it not"):
+            held.put("b.tar", path)
+        proxy.set()
+
+
+def test_a_command_that_was_stopped_spoils_nothing_of_the_one_that_took_over(
+    proxy: Proxy, moto: Store, raw: Path, mixture: Path, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-Z, another recipe's build of the same place, and `fg`."""
+    monkeypatch.setattr(store_lock, "_LOOK", 0.5)
+    monkeypatch.setattr(store_lock, "_SILENT", 3.0)
+    proxy.set(delay=0.2)
+    build = ["build", "sample", "--raw", raw, "--out", out, "--work"]
+    first = [*VLMIX, *map(str, (*build, tmp_path / "one", "samples_per_shard=40", "seed=1"))]
+    with subprocess.Popen(first, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            while len(uploads(proxy)) < 4 and process.poll() is None:
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGSTOP)
+            proxy.set()
+            done = vlmix_here(*build, tmp_path / "two")
+            assert done.returncode == 0 and "looking whether it still is" in done.stderr, done.stderr
+            assert stored(moto, out) == hashes(mixture)
+            os.killpg(process.pid, signal.SIGCONT)
+            _, said = process.communicate(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1 and "another one took over while this one was stopped" in said, said
+    assert stored(moto, out) == hashes(mixture)
+
+
+def test_what_a_killed_run_of_another_recipe_left_is_not_part_of_a_mixture(
+    proxy: Proxy, moto: Store, raw: Path, mixture: Path, out: str, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "overlaps.parquet").write_bytes(b"of a run with dedup")
+    Remote(f"{out}.partial/unfinished").write(b"")
+    for name in ("overlaps.parquet", "samples.parquet/part-00000.parquet", "train/train-000099.tar"):
+        Remote(f"{out}/{name}").write(b"of another run")
+    done = vlmix_here("build", "sample", "--raw", raw, "--out", out, "--work", work)
+    assert done.returncode == 0, done.stderr
+    assert stored(moto, out) == hashes(mixture)
+
+
+@pytest.mark.parametrize("detour", ["//", "/./", "/up/../"])
+def test_a_place_with_a_detour_is_that_place(
+    proxy: Proxy, moto: Store, mixture: Path, out: str, tmp_path: Path, detour: str
+) -> None:
+    url = f"{out}{detour}copy/"
+    done = vlmix_here("subsample", mixture, "--ratio=10%", "--materialize", "--out", url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert vlmix_here("verify", url).returncode == 0
+    assert vlmix_here("verify", f"{out}/copy").returncode == 0
 
 
 def test_a_large_file_is_sent_in_parts_that_appear_together(
@@ -271,7 +338,10 @@ def test_a_bad_record_ends_it_and_nothing_is_held(
         (("subsample", "M", "--ratio=0.5", "--out", "s3://b/m", "--force"), "nothing in a store is replaced"),
         (("subsample", "M", "--ratio=0.5", "--out", "s3://b/m"), "a view in a store needs its root"),
         (("subsample", "M", "--ratio=0.5", "--out", "ftp://h/m", "--materialize"), "nothing is written there"),
-        (("subsample", "M", "--ratio=0.5", "--out", "s3://b/", "--materialize"), "s3://b/ is a whole bucket; name a"),
+        (("subsample", "M", "--ratio=0.5", "--out", "s3://b/", "--materialize"), "name one: s3://b/mixture"),
+        (("subsample", "M", "--ratio=0.5", "--out", "s3://", "--materialize"), "name one: s3://BUCKET/mixture"),
+        (("subsample", "M", "--ratio=0.5", "--out", "s3://b/../c", "--materialize"), "leaves its host or bucket"),
+        (("subsample", "M", "--ratio=0.5", "--out", "s3:/b/m", "--materialize"), "a URL has two slashes: s3://b/m"),
     ],
 )
 def test_mistakes(proxy: Proxy, mixture: Path, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
