@@ -1,9 +1,9 @@
 """What training each picture once brings: tokens that are computed, and time of a step.
 
-Tokens: the index of a mixture of LLaVA-1.5's ten sources at true size, built from `releases.py`'s annotations, whose
-pictures are told apart by their ids in COCO and Visual Genome, so that what two sources show of one picture counts as
-shared: files of other bytes, as GQA's copies of Visual Genome's pictures may be, would share less. With 576 tokens for
-a picture and about 1.4 for a word, batches of 128 over an epoch's beginning, N samples of a picture at most.
+Tokens: the index of a mixture of LLaVA-1.5's ten sources at true size, built from `releases.py`'s annotations. Its
+pictures are told apart by their paths, or by their ids in COCO and Visual Genome: GQA's files are copies of Visual
+Genome's, and share with them only if their bytes are equal. With 576 tokens for a picture and about 1.4 for a word,
+batches of 128 over an epoch, N samples of a picture at most.
 
 Steps: an LM of SmolLM2-135M's shape behind a frozen tower of DINOv2-small's at 336 pixels (576 patches), random
 weights, fp32 on the CPU, on batches of that index through the trainer's own model, packed as today and in trees, by
@@ -46,14 +46,14 @@ DINOV2 = {
 class Index:
     """The image samples of a true-size mixture: their groups, and tokens before and after the end of the picture."""
 
-    def __init__(self, path: Path, images: bool = True) -> None:
+    def __init__(self, path: Path, by: str = "id") -> None:
         from vlmix.builders.layout import picture_id
         from vlmix.mixture.mixture import open as open_mixture
 
         mixture = open_mixture(path)
         mixture = mixture.select(np.flatnonzero(mixture.column("num_images").to_numpy() > 0))
         names = mixture.column("image").to_pylist()
-        ids = {name: picture_id(name) or name for name in set(names)}
+        ids = {name: (by == "id" and picture_id(name)) or name for name in set(names)}
         different = {picture: number + 1 for number, picture in enumerate(dict.fromkeys(ids.values()))}
         self.pictures = np.array([different[ids[name]] for name in names], dtype=np.uint64)
         rounds = mixture.column("num_rounds").to_numpy()
@@ -90,25 +90,25 @@ def tokens(args: argparse.Namespace) -> Facts:
     """Tokens of batches of 128 as computed over those of each sample alone, and imbalance of 2 and 8 ranks."""
     from vlmix.mixture.schedule.trees import Sharing, packed_trees, trees_of
 
-    index, found = Index(args.mixture), {}
-    distinct = len(np.unique(index.pictures))
-    for share in SHARES[1:]:
-        order, none = index.order(share, 128), np.zeros(len(index.rows), np.uint64)
-        sharing = Sharing(index.groups(share), index.trunks, none)
-        alone = computed = pictures = 0
-        imbalance: dict[int, list[float]] = {2: [], 8: []}
-        for step in range(0, order.steps_per_epoch, max(order.steps_per_epoch // args.steps, 1)):
-            batch = order.batch(step)
-            alone += int(index.lengths[batch].sum())
-            for world, each in imbalance.items():
-                ranks = packed_trees(trees_of(batch, index.lengths[batch], sharing, 8192), world, 8192)
-                sums = [sum(tree.tokens for trees in rank for tree in trees) for rank in ranks]
-                each.append(max(sums) / float(np.mean(sums)))
-                if world == 2:
-                    computed += sum(sums)
-                    pictures += sum(len(trees) for rank in ranks for trees in rank)
-        found[share] = [alone / computed, pictures, *(float(np.mean(each)) for each in imbalance.values())]
-    return {"seconds": 0, "cpu": 0, "samples": len(index.rows), "pictures": distinct, "found": found}
+    found: dict[str, Any] = {}
+    for by in ("path", "id"):
+        index = Index(args.mixture, by)
+        none = np.zeros(len(index.rows), np.uint64)
+        for share in SHARES[1:]:
+            order, sharing = index.order(share, 128), Sharing(index.groups(share), index.trunks, none)
+            alone = computed = 0
+            imbalance: dict[int, list[float]] = {2: [], 8: []}
+            for step in range(0, order.steps_per_epoch, max(order.steps_per_epoch // args.steps, 1)):
+                batch = order.batch(step)
+                alone += int(index.lengths[batch].sum())
+                for world, each in imbalance.items():
+                    ranks = packed_trees(trees_of(batch, index.lengths[batch], sharing, 8192), world, 8192)
+                    sums = [sum(tree.tokens for trees in rank for tree in trees) for rank in ranks]
+                    each.append(max(sums) / float(np.mean(sums)))
+                    computed += sum(sums) if world == 2 else 0
+            found[f"{by}, {share}"] = [alone / computed, *(float(np.mean(each)) for each in imbalance.values())]
+        found[by] = [len(index.rows), len(np.unique(index.pictures))]
+    return {"seconds": 0, "cpu": 0, "found": found}
 
 
 def steps(args: argparse.Namespace) -> Facts:
@@ -116,7 +116,7 @@ def steps(args: argparse.Namespace) -> Facts:
     import torch
 
     torch.set_num_threads(args.threads)
-    model, index = _model(), Index(args.mixture)
+    model, index = _model(), Index(args.mixture, args.by)
     ways = [share for share in SHARES if share in (1, args.share)]
     order, taken = index.order(args.share, args.size), dict.fromkeys(ways, 0.0)
     computed = dict.fromkeys(ways, 0)
@@ -215,6 +215,9 @@ def main() -> None:
     arguments.add_argument("--batches", type=int, default=3, help="steps that are timed, in each way")
     arguments.add_argument("--size", type=int, default=16, help="samples of a step that is timed")
     arguments.add_argument("--share", type=int, default=8, choices=SHARES[1:])
+    arguments.add_argument(
+        "--by", default="path", choices=("path", "id"), help="what tells pictures apart in the steps"
+    )
     arguments.add_argument("--length", type=int, default=4096, help="pack_length of the timed steps")
     arguments.add_argument("--threads", type=int, default=2)
     args = arguments.parse_args()
@@ -224,15 +227,36 @@ def main() -> None:
         mixture = args.mixture or _built(work, args.scale)
         given = ["--mixture", str(mixture), "--steps", str(args.steps)]
         counted, _, _ = run("tokens", work, *given)
-        timed = ["--batches", args.batches, "--size", args.size, "--share", args.share, "--length", args.length]
+        timed = [
+            "--batches",
+            args.batches,
+            "--size",
+            args.size,
+            "--share",
+            args.share,
+            "--length",
+            args.length,
+            "--by",
+            args.by,
+        ]
         stepped, _, _ = run("steps", work, *given, *map(str, timed), "--threads", str(args.threads))
     print(machine("torch", "transformers"))
-    print(f"{counted['samples']:,} image samples show {counted['pictures']:,} pictures\n")
-    rows = [
-        [str(share), f"{gain:.2f}x", f"{two:.3f}", f"{eight:.3f}"]
-        for share, (gain, _, two, eight) in counted["found"].items()
-    ]
-    print(table(["N", "tokens alone over computed", "imbalance, 2 ranks", "8 ranks"], rows), "\n")
+    found, rows = counted["found"], []
+    for by in ("path", "id"):
+        samples, pictures = found[by]
+        for share in SHARES[1:]:
+            gain, two, eight = found[f"{by}, {share}"]
+            rows.append(
+                [
+                    f"{by}: {samples:,} samples show {pictures:,}",
+                    str(share),
+                    f"{gain:.2f}x",
+                    f"{two:.3f}",
+                    f"{eight:.3f}",
+                ]
+            )
+    titles = ["pictures by", "N", "tokens alone over computed", "imbalance, 2 ranks", "8 ranks"]
+    print(table(titles, rows), "\n")
     (_, plain), (_, shared) = stepped["taken"].items()
     (_, many), (_, few) = stepped["computed"].items()
     times = f"{plain:.1f} s packed, {shared:.1f} s shared, {plain / shared:.2f}x"
