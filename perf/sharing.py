@@ -53,7 +53,7 @@ class Index:
         mixture = open_mixture(path)
         mixture = mixture.select(np.flatnonzero(mixture.column("num_images").to_numpy() > 0))
         names = mixture.column("image").to_pylist()
-        ids = {name: (by == "id" and picture_id(name)) or name for name in set(names)}
+        ids = {name: (by == "id" and picture_id(name)) or name for name in dict.fromkeys(names)}
         different = {picture: number + 1 for number, picture in enumerate(dict.fromkeys(ids.values()))}
         self.pictures = np.array([different[ids[name]] for name in names], dtype=np.uint64)
         rounds = mixture.column("num_rounds").to_numpy()
@@ -112,26 +112,32 @@ def tokens(args: argparse.Namespace) -> Facts:
 
 
 def steps(args: argparse.Namespace) -> Facts:
-    """Seconds of `args.batches` steps in each way, by turns, of the same global batches of `--size` samples."""
+    """Processor seconds of `args.batches` steps in each way, by turns, of the same global batches of `--size` samples,
+    after one that is not counted."""
     import torch
+
+    from vlmix.train.flops import Flops
 
     torch.set_num_threads(args.threads)
     model, index = _model(), Index(args.mixture, args.by)
     ways = [share for share in SHARES if share in (1, args.share)]
     order, taken = index.order(args.share, args.size), dict.fromkeys(ways, 0.0)
-    computed = dict.fromkeys(ways, 0)
-    for step in range(args.batches):
-        for share in ways:
-            (bins,) = index.bins(order, 7 * step, share, 1, args.length)
+    computed, flops, cost = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), Flops.of(model)
+    for step in range(-1, args.batches):
+        for share in ways[:: 1 if step % 2 else -1]:
+            (bins,) = index.bins(order, 7 * (step + 1), share, 1, args.length)
             micros = [_micro(each.positions, each.trees, index) for each in bins]
-            computed[share] += sum(micro.input_ids.numel() for micro in micros)
-            began = time.perf_counter()
+            began = time.process_time()
             for micro in micros:
                 model(micro).sum().backward()
             model.zero_grad()
-            taken[share] += time.perf_counter() - began
+            if step < 0:
+                continue
+            taken[share] += time.process_time() - began
+            computed[share] += sum(micro.input_ids.numel() for micro in micros)
+            flops[share] += sum(map(cost.of_micro, micros))
             print(f"step {step}, N = {share}: {taken[share]:.1f} s so far", file=sys.stderr, flush=True)
-    return {"seconds": 0, "cpu": 0, "taken": taken, "computed": computed}
+    return {"seconds": 0, "cpu": 0, "taken": taken, "computed": computed, "flops": flops}
 
 
 def _model() -> Any:
@@ -259,9 +265,10 @@ def main() -> None:
     print(table(titles, rows), "\n")
     (_, plain), (_, shared) = stepped["taken"].items()
     (_, many), (_, few) = stepped["computed"].items()
-    times = f"{plain:.1f} s packed, {shared:.1f} s shared, {plain / shared:.2f}x"
+    times = f"{plain:.1f} s of CPU packed, {shared:.1f} s shared, {plain / shared:.2f}x"
     print(f"{args.batches} steps of {args.size} samples: {times}")
-    print(f"tokens computed: {many:,} and {few:,}, {many / few:.2f}x")
+    (_, much), (_, little) = stepped["flops"].items()
+    print(f"tokens computed: {many:,} and {few:,}, {many / few:.2f}x; FLOPs {much / little:.2f}x")
 
 
 def _built(work: Path, scale: float) -> Path:

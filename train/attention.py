@@ -71,8 +71,7 @@ class Kernel(NamedTuple):
         runs = zip(bounds.before, pairwise(bounds.ends))
         places = torch.cat([torch.arange(*part) for trunk, mine in runs for part in (trunk, mine)])
         longest = int(own.max()), int((own + seen).max())
-        moved = (each.to(device, non_blocking=True) for each in (ends, keys, places))
-        queries, keys, places = moved
+        queries, keys, places = (each.to(device, non_blocking=True) for each in (ends, keys, places))
         return cls(queries, keys, longest, places)
 
 

@@ -236,10 +236,9 @@ def _lengths(
         like[members] = known[np.minimum(at, len(known) - 1)]
     like[chosen] = np.arange(len(chosen))
     whole = (found.untruncated - image_tokens[chosen])[like] + image_tokens
-    fits = np.where(whole <= most, True, image_tokens < most)
-    fits[chosen] = found.fits
     before = (found.trunks - image_tokens[chosen])[like]  # text before and between pictures
     trunks = np.where(image_tokens > 0, image_tokens + before, 0)
+    fits = trunks <= most
     prefixes = np.zeros(len(samples), dtype=np.uint64)  # as if those of the same pictures had the same text before them
     return Lengths(np.minimum(whole, most), found.targets[like], whole, fits, trunks, prefixes), len(chosen)
 

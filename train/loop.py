@@ -121,7 +121,8 @@ class Loop:
                 window.add(count, losses)
             if step + 1 == profiler.last or count["stops"]:
                 self._write_trace(profiler, step + 1)
-            counted = {name: state.counted.get(name, 0) + count[name] for name in _COUNTED}
+            before = {"tokens_alone": state.counted.get("tokens", 0)} | state.counted  # of a run that counted them not
+            counted = {name: before.get(name, 0) + count[name] for name in _COUNTED}
             state = structs.replace(state, step=step + 1, counted=state.counted | counted, unreadable=unreadable)
             interval = self.recipe.checkpoint.interval
             save = bool((interval and state.step % interval == 0) or state.step == steps or count["stops"])

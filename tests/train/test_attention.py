@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.train.nano import nano
-from vlmix.train.attention import _GROUPS, _varlen
+from vlmix.train.attention import _GROUPS, Kernel, _varlen
 from vlmix.train.model import TrainableVLM, build
 from vlmix.train.tokens import train_tokenizer
 
@@ -36,8 +36,9 @@ def test_a_block_is_one_graph_for_batches_of_all_sizes() -> None:
 EMBEDS = [torch.randn(2, length, 32) for length in (9, 12, 31)]
 
 
+@pytest.mark.parametrize("trees", [False, True])
 @pytest.mark.parametrize(("kv_heads", "window"), [(4, None), (2, None), (2, 32)])
-def test_the_kernel_for_packed_samples_is_part_of_the_graph(kv_heads: int, window: int | None) -> None:
+def test_the_kernel_for_packed_samples_is_part_of_the_graph(kv_heads: int, window: int | None, trees: bool) -> None:
     """Its arguments are those that this version of torch takes; it computes on CUDA alone."""
     graphs: list[torch.fx.GraphModule] = []
 
@@ -49,7 +50,10 @@ def test_the_kernel_for_packed_samples_is_part_of_the_graph(kv_heads: int, windo
     with FakeTensorMode():
         query = torch.empty(1, 4, 100, 64, dtype=torch.bfloat16)
         key = torch.empty(1, kv_heads, 100, 64, dtype=torch.bfloat16)
-        out = compiled(query, key, key, 0.125, torch.empty(3, dtype=torch.int32), 60, window)
+        bounds = torch.empty(3, dtype=torch.int32)
+        plain = Kernel(bounds, bounds, (60, 60), None)
+        gathered = Kernel(bounds, torch.empty(3, dtype=torch.int32), (60, 90), torch.empty(130, dtype=torch.int64))
+        out = compiled(query, key, key, 0.125, gathered if trees else plain, window)
     assert out.shape == (1, 100, 4, 64)
     (graph,) = graphs
     (call,) = [node for node in graph.graph.nodes if "varlen" in str(node.target)]
@@ -57,6 +61,8 @@ def test_the_kernel_for_packed_samples_is_part_of_the_graph(kv_heads: int, windo
     (before, after) = next(arg for arg in call.args if isinstance(arg, list))
     before = before if isinstance(before, int) else before.meta["example_value"].node.hint
     assert (before, after) == (31 if window else -1, 0), "nobody looks ahead, or back beyond the window"
+    picked = [node for node in graph.graph.nodes if "index_select" in str(node.target)]
+    assert len(picked) == 2 * trees, "keys and values of branches are gathered"
     copies = [node for node in graph.graph.nodes if "repeat" in str(node.target) or "expand" in str(node.target)]
     assert bool(copies) == (kv_heads < 4 and not _GROUPS), "shared keys are copied only where the kernel cannot share"
     assert kv_heads == 4 or not _GROUPS or True in call.args

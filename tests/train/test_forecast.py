@@ -91,6 +91,13 @@ def collated(recipe: Recipe, world: int) -> tuple[list[list[list[MicroBatch]]], 
     return steps, Flops.of(TrainableVLM(parts, recipe))  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("length", [100, 110, 112])
+def test_lengths_that_were_estimated_share_too(part: Path, length: int) -> None:
+    batch = {"share_images": 4, "global_size": 2, "pack_length": 1024, "max_length": length}
+    found = forecast(nano(mixture=str(part), batch=batch), sample=60)
+    assert found.steps_per_epoch > 0 and found.step.tokens > 0
+
+
 @pytest.mark.parametrize(
     ("world", "changes"),
     [

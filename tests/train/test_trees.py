@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from transformers import PreTrainedTokenizerBase
 from tests.helpers import hashes, vlmix
 from tests.train.nano import NANO, nano
 from tests.train.test_batches import GRIDS, collator, encoder, few, opened, tokenizer, trainee
-from vlmix.mixture.blend import open_samples
+from vlmix.mixture.blend import blend, open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
+from vlmix.mixture.schedule.trees import Sharing, trees_of
 from vlmix.train import attention, batches, mixtures
 from vlmix.train.attention import Bounds, attend
-from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths
+from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths, prefix_length
 from vlmix.train.config import parse
+from vlmix.train.flops import Flops
 from vlmix.train.metrics import read
 from vlmix.train.model import TrainableVLM, build
 from vlmix.train.run import own_tokenizer, train
@@ -164,6 +167,58 @@ def test_a_text_only_rank_and_an_empty_one_run_the_same_passes(
     micros = [collate(text, True, [1] * len(text)), collate([], True, [])]
     losses, found = gradients(model, micros, 10)
     assert len(losses) == len(text) and "hf.model.multi_modal_projector.linear_1.weight" in found
+
+
+def test_a_branch_costs_what_it_computes_and_sees(
+    opened: Mixture, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
+) -> None:
+    """b x (t + b / 2) pairs of tokens for a branch of b after a trunk of t; the rest is counted by token."""
+    flops = Flops.of(trainee(tokenizer))
+    micro = collator(opened, encoder, max_length=300)(as_sent(samples), True, TREES)
+    assert micro.bounds is not None
+    tokens, pairs = 0, 0.0
+    for (start, stop), (first, end) in zip(pairwise(micro.bounds.ends), micro.bounds.before):
+        tokens, pairs = tokens + stop - start, pairs + (stop - start) * (end - first + (stop - start) / 2)
+    assert tokens == micro.input_ids.numel()
+    rest = flops.of_samples(float(tokens), 0.0, float(len(micro.targets)), 5.0, float(micro.image_tokens))
+    assert flops.of_micro(micro) - rest == pytest.approx(3 * 2 * flops.lm_width * 2 * pairs)
+
+
+def test_another_beginning_is_another_trunk(opened: Mixture, encoder: Encoder, samples: list[Sample]) -> None:
+    """Text before the picture is part of what is shared, or not."""
+    collate = collator(opened, encoder)
+    told = msgspec.structs.replace(samples[7], conversations=turns(["Take <image> and <image>. Which?", "Both"]))
+    one, same, other = (collate.encode(sample) for sample in (samples[6], samples[7], told))
+    length = prefix_length(one, encoder.image_id)
+    assert length == prefix_length(same, encoder.image_id) and (one.ids[:length] == same.ids[:length]).all()
+    assert one.ids[length - 1] == encoder.image_id and (one.ids[length:] != encoder.image_id).all()
+    assert prefix_length(other, encoder.image_id) > length
+    sharing = Sharing(np.zeros(3, np.uint64), np.array([length, length, length + 1]), np.array([7, 7, 8], np.uint64))
+    trees = trees_of(np.arange(3), np.array([200, 200, 200]), sharing, 512)
+    assert [tree.members.tolist() for tree in trees] == [[0, 1], [2]]
+
+
+def test_an_lm_that_drops_what_comes_before_a_branch_is_refused(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = attention._by_runs
+
+    def dropped(*given: Any) -> torch.Tensor:
+        *states, bounds, window = given
+        return runs(*states, Bounds.of(bounds.ends), window)
+
+    monkeypatch.setattr(attention, "_by_runs", dropped)
+    with pytest.raises(VlmixError, match="it would let packed samples see each other"):
+        build(nano(), tokenizer)
+
+
+def test_samples_read_with_and_without_pictures_at_once(mixture: Path) -> None:
+    opened = open_samples(str(mixture))
+    position = int(np.flatnonzero(opened.column("num_images").to_numpy() > 0)[0])
+    for samples in (opened, blend({str(mixture): 1.0})):
+        whole, bare, again = samples.read([position] * 3, [False, True, False])
+        assert whole.jpegs and whole == again and not bare.jpegs
+        assert msgspec.structs.replace(bare, jpegs=whole.jpegs) == whole
 
 
 def test_a_picture_that_does_not_decode_silences_every_branch(

@@ -17,13 +17,11 @@ from vlmix.mixture.schedule.pictures import picture_groups, runs
 from vlmix.mixture.schedule.schedule import Schedule, epoch_order
 from vlmix.mixture.schedule.trees import Sharing, packed_trees, trees_of
 
-LLAVA = {"vqav2": 0.13, "ocrvqa": 0.13, "vg": 0.14, "gqa": 0.12, "llava": 0.25, "refcoco": 0.08, "rest": 0.15}
-"""Shares of image samples by source, about those of LLaVA-1.5."""
-TWO_EACH = {"ocrvqa": 1}  # samples of a picture, of those sources that never have more
+SOURCES = 7
 
 
 class Made:
-    """Made-up samples with the counts of pictures that LLaVA-1.5 has: 624,610 samples show 328,489 of them."""
+    """Made-up samples: of pictures with as many on average as LLaVA-1.5 has, whose 624,610 show 328,489."""
 
     def __init__(self, pictures: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -31,8 +29,7 @@ class Made:
         self.picture = rng.permutation(np.repeat(np.arange(pictures), sizes))
         self.size = len(self.picture)
         # A picture of few samples is of another source than one of many, as book covers are.
-        names = list(LLAVA)
-        by_picture = np.where(sizes == 1, rng.integers(0, 3, pictures), rng.integers(2, len(names), pictures))
+        by_picture = np.where(sizes == 1, rng.integers(0, 3, pictures), rng.integers(2, SOURCES, pictures))
         self.source = by_picture[self.picture]
         self.digests = np.stack([self.picture.astype(np.uint64) * np.uint64(7919) + np.uint64(1)] * 2, axis=1)
         self.lengths = 616 + rng.lognormal(4.3, 0.8, self.size).astype(np.int64)
@@ -104,7 +101,9 @@ def test_every_source_is_spread_evenly_over_the_epoch(made: Made, share: int) ->
     np.minimum.at(least, made.picture, drawn)
     naive = made.source[np.argsort(least[made.picture], kind="stable")]
     first = naive[: made.size // 10]
-    assert max(abs(float((first == source).mean()) - (made.source == source).mean()) for source in range(7)) > 0.05
+    assert (
+        max(abs(float((first == source).mean()) - (made.source == source).mean()) for source in range(SOURCES)) > 0.05
+    )
 
 
 def test_batches_are_full_and_only_their_ends_cut_groups(made: Made) -> None:
@@ -168,7 +167,7 @@ def test_the_default_is_todays_order() -> None:
     images, repeat = rng.random(500) < 0.8, rng.integers(1, 3, 500).astype(np.int32)
     given_ = {"seed": 1, "epoch": 2, "global_batch": 16}
     plain = epoch_order(np.arange(500), images, repeat, **given_)
-    groups = np.where(images, np.arange(500), np.arange(500)).astype(np.uint64)
+    groups = np.arange(500, dtype=np.uint64)
     same = epoch_order(np.arange(500), images, repeat, groups=groups, **given_)
     assert plain.samples.tolist() == same.samples.tolist()
 
