@@ -196,9 +196,8 @@ def in_worker(site: Site, function: Callable[[Task], Result] | None, task: Task)
     if site.id != _settled[0]:
         _settle(site)
         _settled[0] = site.id
-    for path, digest in site.sees[:1]:
-        if _look(Path(path)) == digest:
-            continue
+    path, digest = site.sees[0] if site.sees else ("", "")
+    if path and _look(Path(path)) != digest:
         raise VlmixError(f"{path}: changed, or gone: the command that this task is of has ended, or another has begun")
     return None if function is None else run(function, task)
 
