@@ -218,7 +218,7 @@ def main() -> None:
     arguments = parser(__doc__, repeat=1)
     arguments.add_argument("--mixture", type=Path, help="an annotations-only mixture of true size; else it is built")
     arguments.add_argument("--steps", type=int, default=100, help="batches of an epoch that are counted")
-    arguments.add_argument("--batches", type=int, default=3, help="steps that are timed, in each way")
+    arguments.add_argument("--batches", type=int, default=2, help="steps that are timed, in each way")
     arguments.add_argument("--size", type=int, default=16, help="samples of a step that is timed")
     arguments.add_argument("--share", type=int, default=8, choices=SHARES[1:])
     arguments.add_argument(
