@@ -64,7 +64,8 @@ def learn(args: argparse.Namespace, work: Path) -> Facts:
     asked, _, _ = run("ask", work, "--model", str(whole / "model"))
     shares = {key: asked[key] for key in ("generated", "chosen")}
     commonest = Counter(answers).most_common(1)[0][1] / len(answers)
-    noise = run("noise", work, "--model", str(one))[0]["noise"] if args.questions > 1 else None
+    asks = ["--model", str(one), "--questions", str(args.questions)]
+    noise = run("noise", work, *asks)[0]["noise"] if args.questions > 1 else None
     return {"steps": args.steps, **times, "loss": loss, **shares, "commonest": commonest, "noise": noise}
 
 
