@@ -95,8 +95,8 @@ def _held(store: Remote) -> Iterator[Held]:
             mark.remove()
             raise VlmixError(f"{store.url} exists already; choose another --out or remove it")
         if there and mark.name not in (beside.join(name).name for name in beside.below()):
-            first = min(there)
-            raise VlmixError(f"{store.url} holds {first}, which no unfinished command left; choose another --out")
+            what = f"holds {first}, which no unfinished command left" if (first := min(there)) else "is a file"
+            raise VlmixError(f"{store.url} {what}; choose another --out")
         mark.write(b"")
         yield held
         try:

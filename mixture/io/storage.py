@@ -183,12 +183,13 @@ class Remote:
 
     def put(self, path: Path, before: Callable[[], None] = lambda: None) -> Facts:
         """Upload a local file, which appears whole or not at all; what the store says of it then. `before` is called
-        before each try; what it raises ends them."""
+        before each try; what it raises ends them. Raises FileExistsError where there is a file, if it is that of a try
+        whose answer was lost, too; a store without conditional puts overwrites it."""
         size = path.stat().st_size
 
         def send(files: Any, there: str) -> None:
             before()
-            files.put_file(str(path), there)
+            files.put_file(str(path), there, mode="create")
 
         self._write(send)
         try:

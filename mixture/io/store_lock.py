@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 _BEAT, _LOOK, _SILENT = 15.0, 5.0, 60.0
 """Seconds between the signs of life of a holder, between looks at another one's, and until that one is given up."""
 _PREFIX = "lock-"
+_CREATED = 8  # times that a file is created where others stand
 
 
 class Held(Struct, frozen=True):
@@ -30,10 +31,20 @@ class Held(Struct, frozen=True):
     locks: Remote
     """The folder of the lock."""
     number: int
+    id: str
+    """What the lock says: numbers come again when all locks are gone."""
 
     def put(self, name: str, path: Path) -> Facts:
-        """Upload a file as `name`; see `Remote.put`. Raises VlmixError as `check`."""
-        return self.root.join(name).put(path, self.check)
+        """Upload a file as `name`, in place of one that an earlier run left; see `Remote.put`. Raises VlmixError as
+        `check`. A file is removed and created anew and not written over: else an upload that was under way when its
+        command was stopped could end, after another one took over, in place of that one's file."""
+        where = self.root.join(name)
+        for _ in range(_CREATED):
+            try:
+                return where.put(path, self.check)
+            except FileExistsError:
+                self.remove(name)
+        raise VlmixError(f"{where.url}: something else writes it; stop that, and run the same command again")
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Remote.create`. Raises VlmixError as `check`."""
@@ -47,13 +58,20 @@ class Held(Struct, frozen=True):
 
     def check(self) -> None:
         """Raises VlmixError if another command has taken over, as one does from a holder that is silent for long."""
-        numbers = numbers_of(self.locks)
-        if self.number not in numbers or max(numbers) > self.number:
+        if self.is_lost():
             raise VlmixError(
                 f"{self.root.url}: its lock is not this command's any more: another one took over while this one was "
                 "stopped or cut off from the store, or this machine reaches another store than the command's; nothing "
                 "more is written"
             )
+
+    def is_lost(self) -> bool:
+        if max(numbers_of(self.locks), default=0) != self.number:
+            return True
+        try:
+            return bool(json.loads(_place(self.locks, self.number).whole())["id"] != self.id)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return True
 
 
 class StoreLock:
@@ -70,14 +88,14 @@ class StoreLock:
 
     @property
     def held(self) -> Held:
-        return Held(self._root, self._folder, self._number)
+        return Held(self._root, self._folder, self._number, str(self._mine["id"]))
 
     def acquire(self) -> None:
         """Raises VlmixError if another command holds the folder."""
         before = max(numbers_of(self._folder), default=0)
         if before:
             self._wait_for_silence(before)
-        place = self._place(before + 1)
+        place = _place(self._folder, before + 1)
         if not place.create(self._text()):
             raise VlmixError(f"{self._out} is being written by another command that began just now; wait for it")
         self._number = before + 1
@@ -100,10 +118,7 @@ class StoreLock:
     def _remove(self, numbers: range) -> None:
         for number in numbers_of(self._folder):
             if number in numbers:
-                self._place(number).remove()
-
-    def _place(self, number: int) -> Remote:
-        return self._folder.join(f"{_PREFIX}{number:06d}")
+                _place(self._folder, number).remove()
 
     def _text(self) -> bytes:
         return json.dumps(self._mine | {"beat": self._beats}).encode()
@@ -112,10 +127,9 @@ class StoreLock:
         while not self._end.wait(_BEAT):
             self._beats += 1
             try:
-                numbers = numbers_of(self._folder)
-                if self._number not in numbers or max(numbers) > self._number:
+                if self.held.is_lost():
                     return  # which the next upload tells
-                self._place(self._number).write(self._text())
+                _place(self._folder, self._number).write(self._text())
             except (VlmixError, OSError) as error:
                 _log.warning("%s: no sign of life was written: %s", self._out, error)
 
@@ -137,7 +151,7 @@ class StoreLock:
 
     def _seen(self, number: int) -> bytes | None:
         try:
-            return self._place(number).whole()
+            return _place(self._folder, number).whole()
         except FileNotFoundError:
             return None
 
@@ -150,6 +164,10 @@ def _has_ended(pid: object) -> bool:
     except (PermissionError, ValueError, OverflowError):
         pass
     return False
+
+
+def _place(folder: Remote, number: int) -> Remote:
+    return folder.join(f"{_PREFIX}{number:06d}")
 
 
 def numbers_of(folder: Remote) -> list[int]:

@@ -181,6 +181,8 @@ class TestLock:
             time.sleep(0.05)
         for name in locks.below():  # as that one does when it gives up
             locks.join(name).remove()
+        third = store_lock.StoreLock(locks, Remote(out))  # which begins with number 1 again
+        third.acquire()
         for write in (
             lambda held: held.put("b", tmp_path / "a"),
             lambda held: held.create("b", b""),
@@ -188,7 +190,9 @@ class TestLock:
         ):
             with pytest.raises(VlmixError, match="another one took over"):
                 write(lock.held)
-        assert set(Remote(out).below()) == {"a"} and not Remote(f"{out}.partial").below()
+        third.held.check()
+        third.release()
+        assert set(Remote(out).below()) == {"a"} and not locks.below()
 
     def test_a_holder_that_has_ended_on_this_machine_is_not_waited_for(
         self, proxy: Proxy, out: str, monkeypatch: pytest.MonkeyPatch
@@ -314,6 +318,8 @@ def test_no_permission_to_write(
 
 def test_what_is_there_is_left_alone(proxy: Proxy, moto: Store, raw: Path, out: str, tmp_path: Path) -> None:
     Remote(f"{out}/notes.txt").write(b"mine")
+    done = vlmix_here(*BUILD, raw, "--out", f"{out}/notes.txt", cwd=tmp_path)
+    assert done.returncode == 1 and f"{out}/notes.txt is a file; choose another --out" in done.stderr
     done = vlmix_here(*BUILD, raw, "--out", out, cwd=tmp_path)
     assert done.returncode == 1 and f"{out} holds notes.txt, which no unfinished command left" in done.stderr
     assert moto.objects(out.rpartition("/")[2]) == {"notes.txt": b"mine"} and not list(tmp_path.iterdir())
