@@ -230,7 +230,7 @@ def test_a_store_that_forgets_or_changes_a_shard(proxy: Proxy, out: str, tmp_pat
         held.remove("train/a.tar")
         with pytest.raises(VlmixError, match=r"train/a\.tar is not in the store any more"):
             _check_store(held, [done])
-        proxy.set(fail=1.0, status=404, only="HEAD")
+        proxy.set(fail=1.0, status=404, only=r"HEAD .*b\.tar")
         with pytest.raises(VlmixError, match="the store took it and has it not"):
             held.put("b.tar", path)
         proxy.set()
