@@ -445,6 +445,8 @@ def _plain(url: str) -> str:
     scheme, _, path = url.partition("://")
     if scheme in ("http", "https") or not path:
         return url
+    if scheme in _WHOLE and path.startswith("/"):
+        raise VlmixError(f"{url} has no bucket; two slashes come before it: {scheme}://{path.lstrip('/')}")
     plain = posixpath.normpath(path).rstrip("/")
     if plain.partition("/")[0] != path.partition("/")[0]:
         raise VlmixError(f"{url} leaves its host or bucket; name the folder itself")

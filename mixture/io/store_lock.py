@@ -102,23 +102,22 @@ class StoreLock:
         if place.create(b"another"):
             place.write(self._text())
             _log.warning("%s: its store has no conditional puts; start no second command on it meanwhile", self._out)
-        self._remove(range(self._number))
+        for number in numbers_of(self._folder):
+            if number < self._number:
+                _place(self._folder, number).remove()
         self._thread.start()
 
     def release(self) -> None:
-        """Give the folder up; a store that fails is a warning, as the next command finds out by itself."""
+        """Give the folder up, unless it is another one's by now; a store that fails is a warning, as the next command
+        finds out by itself."""
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
         try:
-            self._remove(range(self._number + 1))
+            if self._number and not self.held.is_lost():
+                _place(self._folder, self._number).remove()
         except (VlmixError, OSError) as error:
             _log.warning("%s is given up, and its lock stays: %s", self._out, error)
-
-    def _remove(self, numbers: range) -> None:
-        for number in numbers_of(self._folder):
-            if number in numbers:
-                _place(self._folder, number).remove()
 
     def _text(self) -> bytes:
         return json.dumps(self._mine | {"beat": self._beats}).encode()
