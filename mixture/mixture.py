@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vlmix.mixture.dataset.reader import Reader, digest_of, hex_digests
+from vlmix.mixture.dataset.reader import Reader, digest_of
+from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.schedule.pictures import picture_groups
 from vlmix.mixture.schedule.schedule import Columns, Schedule
 
@@ -86,7 +89,6 @@ class Mixture(Reader):
                 length_window=length_window,
                 drop_last=drop_last,
                 groups=groups,
-                share_images=share_images,
             )
         return Schedule.of(
             columns,
@@ -111,9 +113,9 @@ class Mixture(Reader):
 
         def make() -> dict[str, NDArray[np.uint64]]:
             counts, (texts,) = root.image_fields("xxh3")
-            return {"groups": picture_groups(counts, hex_digests(texts), np.arange(len(counts)), share_images)}
+            return {"groups": picture_groups(counts, _digests(texts), np.arange(len(counts)), share_images)}
 
-        root = Mixture(self.root, self.root_manifest, self.root, self.root_manifest, None, self.cache)
+        root = self.whole_root()
         made = root.shared("pictures", [share_images], make) if root.has_many else make()
         return np.asarray(made["groups"][self.rows])
 
@@ -128,3 +130,14 @@ class Mixture(Reader):
 
 
 open = Mixture.open
+
+
+def _digests(texts: pa.StringArray) -> NDArray[np.uint64]:
+    """[M, 2] digests of 128 bits from their 32 hex digits. Raises VlmixError for other texts."""
+    if not pc.all(pc.equal(pc.binary_length(texts), 32), min_count=0).as_py():
+        raise VlmixError("the index has no hashes of its pictures, as a mixture without shards")
+    try:
+        data = bytes.fromhex("".join(texts.to_pylist()))
+    except ValueError:
+        raise VlmixError("a hash of a picture in the index is none; `vlmix verify` lists all damage") from None
+    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)

@@ -25,6 +25,7 @@ def main() -> None:
             moved = 3 * samples * PHOTO / (LINK * nodes)
             serial = samples * SERIAL + tasks
             check = max(samples * VERIFY / cores, samples * PHOTO / (LINK * nodes)) + (tasks and TASK * samples / SHARD)
+            # Tasks are handed out while others run; the rest of the serial work is before and after.
             total = max(parallel, moved, tasks) + samples * SERIAL
             share = samples * (CONVERT + WRITE + EXAMINE) / (cores * total)
             times = [_time(each) for each in (parallel, serial, moved, total, check)]

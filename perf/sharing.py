@@ -67,7 +67,7 @@ class Index:
         from vlmix.mixture.schedule.schedule import Schedule
 
         ones = np.ones(len(self.rows), dtype=np.int32)
-        more = {} if share == 1 else {"groups": self.groups(share), "share_images": share}
+        more = {} if share == 1 else {"groups": self.groups(share)}
         return Schedule(self.rows, ones > 0, ones, self.lengths, seed=0, global_batch=batch, **more)
 
     def groups(self, share: int) -> np.ndarray:

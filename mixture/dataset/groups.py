@@ -58,8 +58,7 @@ class Stored:
 
     def __init__(self, mixture: Reader) -> None:
         # A reader of its own: this one never has the places of all samples.
-        root, manifest = mixture.root, mixture.root_manifest
-        self._root = Reader(root, manifest, root, manifest, None, mixture.cache)
+        self._root = mixture.whole_root()
         self._ahead: dict[int, RawSample] = {}
         self._shards = {shard.path: (number, shard.bytes) for number, shard in enumerate(mixture.root_manifest.shards)}
 

@@ -352,6 +352,10 @@ class Reader(Sequence[Sample]):
         check_index(index, self.root.join(SAMPLES_NAME).name)
         return index
 
+    def whole_root(self) -> Self:
+        """The root by itself, whatever part of it this is."""
+        return type(self)(self.root, self.root_manifest, self.root, self.root_manifest, None, self.cache)
+
     @cached_property
     def index_here(self) -> list[Location]:
         """The files of the root's index on this machine, for processes that would each read them from a store: copies
@@ -623,14 +627,3 @@ def _numbers(values: pa.ChunkedArray, of: dict[str, int]) -> NDArray[np.int64]:
         for chunk in values.chunks
     )
     return np.concatenate([*chunks, np.empty(0, dtype=np.int64)])
-
-
-def hex_digests(texts: pa.StringArray) -> NDArray[np.uint64]:
-    """[M, 2] digests of 128 bits from their 32 hex digits. Raises VlmixError for other texts."""
-    if not pc.all(pc.equal(pc.binary_length(texts), 32), min_count=0).as_py():
-        raise VlmixError("the index has no hashes of its pictures, as a mixture without shards")
-    try:
-        data = bytes.fromhex("".join(texts.to_pylist()))
-    except ValueError:
-        raise VlmixError("a hash of a picture in the index is none; `vlmix verify` lists all damage") from None
-    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)

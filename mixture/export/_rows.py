@@ -96,7 +96,7 @@ def parts(mixture: Reader) -> Iterator[Part]:
     index, sources = mixture.index_here, frozenset(mixture.manifest.sources)
     natural = mixture.manifest.recipe["order"] == "natural"
     repeats = mixture.column("repeat").to_numpy()
-    for group in row_groups(mixture, mixture.root_index().group_rows):
+    for group in row_groups(mixture, Index(index).group_rows):
         rows, times = group.rows.astype(np.int32), int(repeats[group.positions].sum())
         yield Part(index, mixture.folder.name, sources, natural, group.number, group.first, rows, times)
 

@@ -58,8 +58,7 @@ class Part:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the root's index."""
-        root = Local(self.root)
-        return Reader(root, self.root_manifest, root, self.root_manifest, None).column(name)
+        return self.open().whole_root().column(name)
 
 
 class Piece(NamedTuple):

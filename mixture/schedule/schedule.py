@@ -178,10 +178,10 @@ def _sort_windows(
                 rows[:] = np.take_along_axis(rows, np.argsort(-lengths[rows], axis=1, kind="stable"), axis=1)
                 continue
             for row in rows:
-                row[:] = row[longest_first(row, lengths, groups)]
+                row[:] = row[_longest_first(row, lengths, groups)]
 
 
-def longest_first(samples: NDArray[np.signedinteger], lengths: Lengths, groups: NDArray[np.uint64]) -> Positions:
+def _longest_first(samples: NDArray[np.signedinteger], lengths: Lengths, groups: NDArray[np.uint64]) -> Positions:
     """The order of some samples that puts the longest first, each group that comes together as long as its longest."""
     if not len(samples):
         return np.empty(0, dtype=np.int64)
@@ -205,10 +205,9 @@ class Schedule:
         length_window: int = 1,
         drop_last: bool = False,
         groups: NDArray[np.uint64] | None = None,
-        share_images: int = 1,
     ) -> None:
         columns = partial(Columns, identity, images, repeat, groups)
-        self._begin(columns, lengths, None, seed, global_batch, length_window, drop_last, share_images)
+        self._begin(columns, lengths, None, seed, global_batch, length_window, drop_last)
 
     @classmethod
     def of(
@@ -238,9 +237,9 @@ class Schedule:
         global_batch: int,
         length_window: int,
         drop_last: bool,
-        share_images: int,
+        share_images: int = 1,
     ) -> None:
-        self._columns, self._shared, self.share_images = columns, shared, share_images
+        self._columns, self._shared, self._share_images = columns, shared, share_images
         self._given: Lengths | Callable[[], Lengths] = lengths
         self._lengths: Lengths | None = None
         self.seed, self.global_batch, self.length_window, self.drop_last = seed, global_batch, length_window, drop_last
@@ -295,7 +294,7 @@ class Schedule:
     def _order(self, epoch: int) -> Epoch:
         make = partial(self._computed, epoch)
         key = ["epoch", self.seed, epoch, self.global_batch, self.length_window, self.drop_last]
-        key += [] if self.share_images == 1 else [self.share_images]
+        key += [] if self._share_images == 1 else [self._share_images]
         return Epoch(**(make() if self._shared is None else self._shared(key, make)))
 
     def _computed(self, epoch: int) -> Arrays:

@@ -47,7 +47,7 @@ class Made:
             ones > 0,
             ones,
             self.lengths,
-            **{"seed": 3, "global_batch": 128, "groups": self.groups(share), "share_images": share, **more},  # type: ignore[arg-type]
+            **{"seed": 3, "global_batch": 128, "groups": self.groups(share), **more},  # type: ignore[arg-type]
         )
 
 
