@@ -75,6 +75,20 @@ def trainee(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TrainableVLM:
     return TrainableVLM(parts, recipe)
 
 
+def gradients(
+    model: TrainableVLM, micros: list[MicroBatch], tokens: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of samples, and the gradients of their sum over so many target tokens."""
+    model.zero_grad()
+    losses: list[float] = []
+    for micro in micros:
+        loss = model(micro)
+        (loss.sum() / tokens).backward()
+        losses += loss.tolist()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return losses, found
+
+
 def rows(micro: MicroBatch) -> list[torch.Tensor]:
     """The ids of each sample."""
     if micro.bounds is None:
@@ -327,25 +341,14 @@ def test_gradients_packed_are_those_of_the_samples_one_by_one(
     model = trainee(tokenizer, **changes)
     collate = collator(opened, encoder, GRIDS if "model" in changes else None)
     tokens = len(collate(few, True).targets)
-
-    def gradients(micros: list[MicroBatch]) -> tuple[list[float], dict[str, torch.Tensor]]:
-        model.zero_grad()
-        losses: list[float] = []
-        for micro in micros:
-            loss = model(micro)
-            (loss.sum() / tokens).backward()
-            losses += loss.tolist()
-        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        return losses, {name: grad.clone() for name, grad in found.items()}
-
-    losses, expected = gradients([collate([sample], False) for sample in few])
+    losses, expected = gradients(model, [collate([sample], False) for sample in few], tokens)
     ways = {
         "packed": [collate(few, True)],
         "padded": [collate(few, False)],
         "in two bins and an empty one": [collate(few[:7], True), collate([], True), collate(few[7:], True)],
     }
     for way, micros in ways.items():
-        found_losses, found = gradients(micros)
+        found_losses, found = gradients(model, micros, tokens)
         assert np.allclose(found_losses, losses, rtol=1e-5), way
         assert found.keys() == expected.keys()
         for name, grad in expected.items():

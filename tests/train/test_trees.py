@@ -23,14 +23,14 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.helpers import hashes, vlmix
 from tests.train.nano import NANO, nano
-from tests.train.test_batches import GRIDS, collator, encoder, few, opened, tokenizer, trainee
+from tests.train.test_batches import GRIDS, collator, encoder, few, gradients, opened, tokenizer, trainee
 from vlmix.mixture.blend import blend, open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.schedule.trees import Sharing, trees_of
 from vlmix.train import attention, batches, mixtures
 from vlmix.train.attention import Bounds, attend
-from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths, prefix_length
+from vlmix.train.batches import Collator, MicroBatchDataset, lengths, prefix_length
 from vlmix.train.config import parse
 from vlmix.train.flops import Flops
 from vlmix.train.metrics import read
@@ -102,17 +102,6 @@ def as_sent(samples: list[Sample]) -> list[Sample]:
         sample if number in firsts else msgspec.structs.replace(sample, jpegs=())
         for number, sample in enumerate(samples)
     ]
-
-
-def gradients(model: Any, micros: list[MicroBatch], tokens: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    model.zero_grad()
-    losses: list[float] = []
-    for micro in micros:
-        loss = model(micro)
-        (loss.sum() / tokens).backward()
-        losses += loss.tolist()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return losses, found
 
 
 def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
