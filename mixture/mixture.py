@@ -1,5 +1,6 @@
 """What users hold: a mixture that is read, subset, put in an order of training and saved."""
 
+import binascii
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -112,8 +113,9 @@ class Mixture(Reader):
         as without shards."""
 
         def make() -> dict[str, NDArray[np.uint64]]:
-            counts, (texts,) = root.image_fields("xxh3")
-            return {"groups": picture_groups(counts, _digests(texts), np.arange(len(counts)), share_images)}
+            pieces = ((counts, _digests(texts)) for counts, (texts,) in root.image_pieces("xxh3"))
+            counts, digests = map(np.concatenate, zip(*pieces))
+            return {"groups": picture_groups(counts, digests, np.arange(len(counts)), share_images)}
 
         root = self.whole_root()
         made = root.shared("pictures", [share_images], make) if root.has_many else make()
@@ -136,8 +138,13 @@ def _digests(texts: pa.StringArray) -> NDArray[np.uint64]:
     """[M, 2] digests of 128 bits from their 32 hex digits. Raises VlmixError for other texts."""
     if not pc.all(pc.equal(pc.binary_length(texts), 32), min_count=0).as_py():
         raise VlmixError("the index has no hashes of its pictures, as a mixture without shards")
+    if not len(texts):
+        return np.empty((0, 2), dtype=np.uint64)
+    texts = texts.cast(pa.binary())
+    _, ends, data = texts.buffers()
+    start = np.frombuffer(ends, np.int32)[texts.offset]
     try:
-        data = bytes.fromhex("".join(texts.to_pylist()))
+        found = binascii.unhexlify(memoryview(data)[start : start + 32 * len(texts)])
     except ValueError:
         raise VlmixError("a hash of a picture in the index is none; `vlmix verify` lists all damage") from None
-    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
+    return np.frombuffer(found, ">u8").astype(np.uint64).reshape(-1, 2)

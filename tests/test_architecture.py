@@ -24,7 +24,8 @@ RULES: dict[str, set[str]] = {
     "mixture.io": {"mixture.errors", "mixture.extras"},
     "mixture.schedule": set(),
     "mixture.schedule.packing": {"mixture.errors"},
-    "mixture.schedule.pictures": {"mixture.errors", "mixture.hashing"},
+    "mixture.schedule.shuffle": {"mixture.hashing"},
+    "mixture.schedule.pictures": {"mixture.errors", "mixture.hashing", "mixture.schedule.shuffle"},
     "mixture.schedule.trees": {"mixture.schedule.packing", "mixture.schedule.pictures"},
     "mixture.schedule.schedule": {
         "mixture.errors",
@@ -32,6 +33,7 @@ RULES: dict[str, set[str]] = {
         "mixture.io.node_cache",
         "mixture.schedule.packing",
         "mixture.schedule.pictures",
+        "mixture.schedule.shuffle",
         "mixture.version",
     },
     "mixture.schedule.blend": {"mixture.errors", "mixture.hashing", "mixture.keyed", "mixture.schedule"},

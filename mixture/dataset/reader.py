@@ -455,6 +455,11 @@ class Reader(Sequence[Sample]):
         lists = (lists if self.positions is None else lists.take(pa.array(self.positions))).combine_chunks()
         return self._fields(lists, *names)
 
+    def image_pieces(self, *names: str) -> Iterator[tuple[NDArray[np.int64], list[pa.Array]]]:
+        """`image_fields` of the whole folder, some samples at a time."""
+        for table in self._tables([f"images.list.element.{name}" for name in names]):
+            yield from (self._fields(lists, *names) for lists in table["images"].iterchunks())
+
     def _fields(self, lists: pa.ListArray, *names: str) -> tuple[NDArray[np.int64], list[pa.Array]]:
         fields = [lists.flatten().field(name) for name in names]
         if any(field.null_count for field in fields):

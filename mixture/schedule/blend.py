@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from vlmix.mixture.hashing import derive_key, mix64
 from vlmix.mixture.keyed import seats
 from vlmix.mixture.schedule.packing import Lengths, Positions
-from vlmix.mixture.schedule.schedule import Arrays, Columns, Epoch, Schedule, Shared, check_batch, shuffle
+from vlmix.mixture.schedule.schedule import Arrays, Columns, Epoch, Schedule, Shared, check_batch
+from vlmix.mixture.schedule.shuffle import shuffle
 
 _SAMPLES, _SLOTS = 3, 4  # purposes of keys, apart from those of `schedule`
 _TEXT, _IMAGE = 0, 1

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import mix64
+from vlmix.mixture.schedule.shuffle import shuffle
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -22,7 +23,7 @@ def picture_groups(
     """
     lists = _lists(counts, digests)
     shown = np.flatnonzero(counts > 0)
-    order = shown[np.lexsort((identity[shown], lists[shown, 1], lists[shown, 0]))]
+    order = shown[shuffle(identity[shown], np.ones(len(shown), np.int32), np.uint64(0), lists[shown, 0])]
     ordered = lists[order]
     fresh = np.ones(len(order), dtype=np.bool_)
     fresh[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)

@@ -17,9 +17,9 @@ from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import derive_key, mix64
 from vlmix.mixture.schedule.packing import Lengths, Positions, packed_shares, shares
 from vlmix.mixture.schedule.pictures import runs
+from vlmix.mixture.schedule.shuffle import BLOCK, shuffle
 
 _SAMPLES, _BATCHES = 1, 2  # purposes of the two keys of an epoch
-_BLOCK = 2**20  # samples that are hashed or sorted at a time, so that no array of 64 bits a sample is made beside
 
 
 @dataclass(frozen=True)
@@ -63,51 +63,6 @@ def check_batch(global_batch: int, total: int) -> None:
         raise VlmixError(f"global batch {global_batch}: at least 1")
     if global_batch > total:
         raise VlmixError(f"global batch {global_batch} is larger than the {total} samples of an epoch; lower it")
-
-
-def shuffle(
-    identity: NDArray[np.integer],
-    repeat: NDArray[np.int32],
-    key: np.uint64,
-    groups: NDArray[np.uint64] | None = None,
-) -> NDArray[np.signedinteger]:
-    """[sum of `repeat`] positions of N samples, each as often as `repeat` [N] says, ordered by `key`. `identity` [N] is
-    unique, and all that the order of a sample depends on. Samples of one of the `groups` [N] come together, in the
-    order of their identities, where the group's number puts them; when they come again, that is another place.
-
-    The upper bits of the draws are sorted with their places in the lower bits, in place: that takes a quarter of the
-    time of an argsort. Those few that agree in the upper bits are then sorted among themselves.
-    """
-    kind: type[np.signedinteger] = np.int32 if len(identity) < 2**31 else np.int64
-    total = int(repeat.sum(dtype=np.int64))
-    once = total == len(repeat)  # as no repeat is below 1
-    drawn_by = identity if groups is None else groups
-    positions: NDArray[np.signedinteger] | None = (
-        None if once else np.repeat(np.arange(len(identity), dtype=kind), repeat)
-    )
-    first = None if once else np.cumsum(repeat, dtype=np.int64) - repeat
-
-    def drawn(places: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.uint64]]:
-        """Of some places of the list of positions, the keys to sort them by, the first one last."""
-        at = places if positions is None else positions[places]
-        occurrence = np.zeros(len(places), dtype=np.int64) if first is None else places - first[at]
-        hashed = mix64(mix64(drawn_by[at].astype(np.uint64) + key) + occurrence.astype(np.uint64) * key)
-        return occurrence, identity[at], hashed
-
-    low = np.uint64((1 << total.bit_length()) - 1)
-    sorting = np.empty(total, dtype=np.uint64)
-    for start in range(0, total, _BLOCK):
-        places = np.arange(start, min(start + _BLOCK, total))
-        sorting[start : start + _BLOCK] = drawn(places)[-1] & ~low | places.astype(np.uint64)
-    sorting.sort()
-    alike = np.flatnonzero((sorting[1:] ^ sorting[:-1]) <= low)
-    sorting &= low
-    order: NDArray[np.signedinteger] = sorting.astype(kind)
-    if len(alike):
-        alike = np.union1d(alike, alike + 1)
-        places = order[alike].astype(np.int64)
-        order[alike] = places[np.lexsort(drawn(places))]
-    return order if positions is None else positions[order]
 
 
 def epoch_order(
@@ -169,7 +124,7 @@ def _sort_windows(
     samples: NDArray[np.signedinteger], lengths: Lengths, window: int, groups: NDArray[np.uint64] | None
 ) -> None:
     """Sorts every `window` samples, the longest first, in place; groups by their longest sample."""
-    step = max(_BLOCK // window, 1) * window
+    step = max(BLOCK // window, 1) * window
     for start in range(0, len(samples), step):
         part = samples[start : start + step]
         whole = len(part) // window * window

@@ -5,12 +5,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
+from vlmix.mixture.mixture import _digests
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.schedule.packing import packed_shares
 from vlmix.mixture.schedule.pictures import picture_groups, runs
@@ -239,6 +241,18 @@ def test_without_shared_pictures_the_bins_are_as_level_as_without_trees(made: Ma
     plain = packed_shares(lengths, 8, 4_096)
     sums = [sum(tree.tokens for some in mine for tree in some) for mine in trees]
     assert max(sums) <= max(sum(int(lengths[members].sum()) for members in mine) for mine in plain)
+
+
+def test_digests_are_the_numbers_that_their_digits_write() -> None:
+    numbers = [0, 1, 2**64, 2**128 - 1, 0x0123456789ABCDEF_FEDCBA9876543210]
+    texts = pa.array(["", *(f"{number:032x}" for number in numbers), "more"])[1:-1]
+    for some in (texts, texts.cast(pa.large_string())):
+        found = _digests(some).tolist()
+        assert [high << 64 | low for high, low in found] == numbers
+    assert _digests(texts[:0]).shape == (0, 2)
+    for wrong in ("", "0" * 31, "g" * 32, "é" * 16):
+        with pytest.raises(VlmixError, match="hash"):
+            _digests(pa.array([*texts.to_pylist(), wrong]))
 
 
 def test_a_mixture_groups_its_samples_by_their_stored_pictures(mixture: Path, tmp_path: Path) -> None:

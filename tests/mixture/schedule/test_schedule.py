@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.hashing import mix64
-from vlmix.mixture.schedule import schedule
+from vlmix.mixture.schedule import shuffle as shuffling
 from vlmix.mixture.schedule.packing import pack, packed_shares, shares, waste
 from vlmix.mixture.schedule.schedule import Schedule, epoch_order
 from vlmix.mixture.version import ORDER_VERSION
@@ -240,20 +240,21 @@ def test_other_seeds_and_epochs_give_other_orders(seed: int) -> None:
     assert first != second != third != first
 
 
-@given(configurations(), st.integers(1, 40), st.integers(0, 3))
+@given(configurations(), st.integers(1, 40), st.integers(0, 3), st.sampled_from([None, 3, 30]))
 def test_samples_that_draw_nearly_the_same_are_in_the_order_of_their_draws(
-    configuration: dict[str, object], different: int, low: int
+    configuration: dict[str, object], different: int, low: int, groups: int | None
 ) -> None:
     """`shuffle` sorts by the upper bits of the draws at first; here they agree in all of these."""
     identity, repeat, key = configuration["identity"], configuration["repeat"], np.uint64(7)
+    drawn_by = identity.astype(np.uint64) % np.uint64(groups or 2**63)
 
     def coarse(numbers: np.ndarray) -> np.ndarray:
         return mix64(numbers) % np.uint64(different) << np.uint64(20) | mix64(numbers) % np.uint64(2**low)
 
     positions = np.repeat(np.arange(len(identity)), repeat)
     occurrence = np.concatenate([np.arange(times) for times in repeat])
-    with mock.patch.object(schedule, "mix64", coarse):
-        found = schedule.shuffle(identity, repeat, key)
-        draw = coarse(coarse(identity.astype(np.uint64) + key)[positions] + occurrence.astype(np.uint64) * key)
+    with mock.patch.object(shuffling, "mix64", coarse):
+        found = shuffling.shuffle(identity, repeat, key, None if groups is None else drawn_by)
+        draw = coarse(coarse(drawn_by + key)[positions] + occurrence.astype(np.uint64) * key)
     in_order = sorted(range(len(positions)), key=lambda at: (draw[at], identity[positions[at]], occurrence[at]))
     assert found.tolist() == positions[in_order].tolist()
