@@ -6,7 +6,7 @@ first batch; and what the index and the order hold in memory per sample.
 
 `--many 26000000` instead makes up that many samples, their index in parts, and reads the first batch through a loader
 with two workers: once where the order has to be computed, once where the machine has it. Memory is then that of all
-three processes, shared pages counted once.
+three processes, shared pages counted once. Two samples each show one picture; with `--share 8` they are kept together.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def _columns(first: int, count: int) -> tuple[dict[str, Any], int]:
     places = np.cumsum(sizes + 4 * 512) - sizes - 2 * 512
     number = pc.utf8_lpad(pa.array(rows).cast(pa.string()), 9, "0")
     path = pc.binary_join_element_wise("images/", number, ".jpg", "")
-    drawn = rng.bytes(16 * count).hex().encode()
+    drawn = np.repeat(np.frombuffer(rng.bytes(16 * count), "V16")[::2], 2)[:count].tobytes().hex().encode()
     hashes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), count, [None, pa.py_buffer(drawn)])
 
     def same(value: Any, kind: pa.DataType) -> pa.Array:
@@ -222,7 +222,7 @@ def loader(args: argparse.Namespace) -> Facts:
     clock = Clock()
     opened = vlmix.open(args.work / "many")
     seconds = clock.facts()["seconds"]
-    order = opened.schedule(BATCH)
+    order = opened.schedule(BATCH, share_images=args.share)
     loaded = make_loader(StepDataset(opened, order, ids), 0, STEPS, workers=2)
     batches = iter(loaded)
     first = next(batches)
@@ -231,17 +231,17 @@ def loader(args: argparse.Namespace) -> Facts:
     return facts
 
 
-def many(work: Path, samples: int) -> list[list[str]]:
+def many(work: Path, samples: int, share: int) -> list[list[str]]:
     """The rows of the table."""
     import vlmix
 
     os.environ["VLMIX_CACHE"] = str(work / "cache")
     generate_many(work / "many", samples)
-    write_texts(work / "many", vlmix.open(work / "many").schedule(BATCH), STEPS)
+    write_texts(work / "many", vlmix.open(work / "many").schedule(BATCH, share_images=share), STEPS)
     shutil.rmtree(work / "cache", ignore_errors=True)
-    rows = []
+    rows, options = [], ("--share", str(share))
     for name in ("computed", "found"):
-        seen = watched([sys.executable, sys.argv[0], "--contender", "loader", "--work", str(work)])
+        seen = watched([sys.executable, sys.argv[0], "--contender", "loader", "--work", str(work), *options])
         facts = json.loads(seen["output"].splitlines()[-1])
         times = [f"{facts['opened']:.2f}", f"{facts['seconds']:.2f}", f"{seen['cpu']:.1f}"]
         rows.append([name, f"{samples:,}", *times, megabytes(seen["pss"]), megabytes(seen["anon"])])
@@ -260,13 +260,16 @@ CONTENDERS = {
 def main() -> None:
     arguments = parser(__doc__, repeat=3)
     arguments.add_argument("--many", type=int, help="samples of a mixture whose index has parts")
+    arguments.add_argument(
+        "--share", type=int, default=1, help="samples of a picture that are kept together (default 1)"
+    )
     args = arguments.parse_args()
     if perform(args, CONTENDERS):
         return
     print(machine("vlmix", "pyarrow", "numpy"))
     if args.many:
         with work_folder(args) as work:
-            rows = many(work, args.many)
+            rows = many(work, args.many, args.share)
         print(table(["order", "samples", "open", "first batch", "cpu, whole process", "memory", "anonymous"], rows))
         return
     with work_folder(args) as work:
