@@ -389,17 +389,32 @@ def batches(
     image_tokens: Annotated[
         int, typer.Option(help="Length that an image adds to the words of its text.", min=0, max=10**6)
     ] = 576,
+    share_images: Annotated[
+        int,
+        typer.Option(
+            help="Samples of the same pictures that are kept together; with --pack, a picture's length "
+            "counts once for them.",
+            min=1,
+            max=2**31 - 1,
+        ),
+    ] = 1,
     as_json: JsonOpt = False,
 ) -> None:
     """List which samples train at which step and on which rank. Lengths are words, plus --image-tokens for an image."""
     from vlmix.mixture.blend import open_samples
     from vlmix.mixture.io import strict_yaml
-    from vlmix.mixture.schedule.listing import audit
+    from vlmix.mixture.schedule.listing import audit, of_pictures
 
     opened = open_samples(strict_yaml.value(mixture, mixture) if mixture.startswith("{") else mixture)
     lengths = opened.lengths(image_tokens)
-    order = opened.schedule(global_batch, seed=seed, lengths=lengths, length_window=length_window)
-    show.batches(order, audit(opened.column("id"), order, world, rank, epoch, start, steps, pack), as_json)
+    order = opened.schedule(
+        global_batch, seed=seed, lengths=lengths, length_window=length_window, share_images=share_images
+    )
+    sharing = None
+    if share_images > 1:
+        sharing = of_pictures(opened.picture_groups(share_images), lengths - opened.lengths())
+    rows = audit(opened.column("id"), order, world, rank, epoch, start, steps, pack, sharing)
+    show.batches(order, rows, as_json)
 
 
 @command("export", DATA, "mixture --to llava-json --out mixture.json --images images", "mixture --to trl --out for-trl")

@@ -75,7 +75,7 @@ class Blend(Sequence[Sample]):
         read `without_images` have no `jpegs`."""
         places = [self.place(int(position)) for position in positions]
         bare = [False] * len(places) if without_images is None else without_images
-        asked = dict.fromkeys((*place, alone) for place, alone in zip(places, bare))
+        asked = dict.fromkeys((*place, alone) for place, alone in zip(places, bare, strict=True))
         found: dict[tuple[str, int, bool], Sample] = {}
         for name, mixture in self.mixtures.items():
             mine = [each for each in asked if each[0] == name]
@@ -194,7 +194,7 @@ class Blend(Sequence[Sample]):
                 drop_last=drop_last,
                 share_images=share_images,
             )
-        if share_images > 1:
+        if share_images != 1:
             raise VlmixError("share_images is for one mixture; merge them first (`vlmix merge`), or take 1")
         if any(mixture.has_many for mixture in self.mixtures.values()):
             return self._schedule_of_many(

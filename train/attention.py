@@ -40,6 +40,22 @@ class Bounds:
     def of(cls, ends: Sequence[int], before: Sequence[tuple[int, int]] | None = None) -> "Bounds":
         return cls(list(ends), [(end, end) for end in ends[:-1]] if before is None else list(before))
 
+    @classmethod
+    def of_trees(cls, lengths: Sequence[int], trees: Sequence[int], trunks: Sequence[int]) -> "Bounds":
+        """Of each tree the trunk, then the rest of its samples: `lengths` [S] of samples, `trees` how many of them, one
+        after the other, share the first tokens, `trunks` how many tokens these are."""
+        ends, before, samples = [0], list[tuple[int, int]](), iter(lengths)
+        for size, trunk in zip(trees, trunks, strict=True):
+            start = ends[-1]
+            if trunk:
+                before.append((start, start))
+                ends.append(start + trunk)
+            for rest in (next(samples) - trunk for _ in range(size)):
+                if rest:  # a cut may have left nothing of a branch
+                    before.append((start, start + trunk))
+                    ends.append(ends[-1] + rest)
+        return cls(ends, before)
+
     @property
     def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """([G] tokens of each run, [G] tokens that it sees before them)."""

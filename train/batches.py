@@ -201,40 +201,31 @@ class Collator:
 
     def _packed(self, encoded: list[Encoded], trees: Sequence[int]) -> _Laid:
         """Of each tree the trunk, then the rest of its samples."""
-        ids, positions, ends, before = (
-            list[NDArray[np.int64]](),
-            list[NDArray[np.int64]](),
-            [0],
-            list[tuple[int, int]](),
-        )
-        trunks, starts, number = list[tuple[int, int]](), list[int](), 0
-
-        def lay(tokens: NDArray[np.int64], first: int, trunk: tuple[int, int]) -> None:
-            if len(tokens):  # a cut may have left nothing of a branch
-                ids.append(tokens)
-                positions.append(np.arange(first, first + len(tokens)))
-                ends.append(ends[-1] + len(tokens))
-                before.append(trunk)
-
+        ids, positions = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+        shared, trunks, starts = list[int](), list[tuple[int, int]](), list[int]()
+        number = end = 0
         for size in trees:
             mine = encoded[number : number + size]
-            shared = prefix_length(mine[0], self.encoder.image_id) if size > 1 else 0
-            start = ends[-1]
-            trunk = (start, start + shared)
-            lay(mine[0].ids[:shared], 0, (start, start))
+            trunk = prefix_length(mine[0], self.encoder.image_id) if size > 1 else 0
+            shared.append(trunk)
+            ids.append(mine[0].ids[:trunk])
+            positions.append(np.arange(trunk))
+            first, end = end, end + trunk
             for tokens in mine:
-                assert np.array_equal(tokens.ids[:shared], mine[0].ids[:shared]), "a tree has one trunk"
-                trunks.append(trunk)
-                starts.append(ends[-1])
-                lay(tokens.ids[shared:], shared, trunk)
+                assert np.array_equal(tokens.ids[:trunk], mine[0].ids[:trunk]), "a tree has one trunk"
+                trunks.append((first, trunk))
+                starts.append(end - trunk)
+                ids.append(tokens.ids[trunk:])
+                positions.append(np.arange(trunk, len(tokens.ids)))
+                end += len(tokens.ids) - trunk
             number += size
 
         def sites(number: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-            first, end = trunks[number]
-            shared = end - first
-            return np.where(places < shared, first + places, starts[number] + places - shared)
+            first, trunk = trunks[number]
+            return places + np.where(places < trunk, first, starts[number])
 
-        return np.concatenate(ids)[None], np.concatenate(positions)[None], sites, Bounds.of(ends, before)
+        bounds = Bounds.of_trees([len(tokens.ids) for tokens in encoded], trees, shared)
+        return np.concatenate(ids)[None], np.concatenate(positions)[None], sites, bounds
 
 
 def prefix_length(tokens: Encoded, image_id: int) -> int:

@@ -15,6 +15,7 @@ from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.keyed import keyed_order
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train import mixtures, validation
+from vlmix.train.attention import Bounds
 from vlmix.train.batches import Bin, Lengths, MicroBatch, micro_batches
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import bytes_of
@@ -269,6 +270,7 @@ class _Epoch:
                     np.add.at(self.shared, positions, 1 - 1 / np.repeat(members.trees, members.trees))
                     sums = {
                         "slots": slots,
+                        "keys": slots + lengths.trunks[positions[np.repeat(members.trees, members.trees) > 1]].sum(),
                         "tiles": facts.tiles[positions[once]].sum(),
                         "targets": lengths.targets[positions].sum(),
                     }
@@ -319,10 +321,13 @@ def _sources(facts: _Facts, order: Schedule, flops: Flops, epoch: _Epoch) -> tup
 
 def _skeleton(bin: Bin, facts: _Facts, recipe: Recipe) -> MicroBatch:
     """A micro-batch of these samples on the meta device: its shapes."""
-    members, once = bin.positions, _once(bin)
+    members, once, bounds = bin.positions, _once(bin), None
     lengths = facts.lengths.tokens[members] if len(members) else np.ones(1, dtype=np.int64)
-    width = int(lengths.sum() - facts.lengths.trunks[members[~once]].sum())
-    shape = (1, width) if recipe.batch.pack_length else (len(lengths), int(lengths.max()))
+    shape = len(lengths), int(lengths.max())
+    if recipe.batch.pack_length:
+        trunks = np.where(np.array(bin.trees) > 1, facts.lengths.trunks[members[once]], 0)
+        bounds = Bounds.of_trees(lengths.tolist(), bin.trees or [1], trunks.tolist() or [0])
+        shape = 1, bounds.ends[-1]
     sizes = [size for sample in members[once].tolist() for size in facts.image_sizes(sample)]
     tiles = [facts.vision.tile_count(width, height) for height, width in sizes]
     targets = int(facts.lengths.targets[members].sum())
@@ -341,7 +346,7 @@ def _skeleton(bin: Bin, facts: _Facts, recipe: Recipe) -> MicroBatch:
         images=torch.empty((sum(tiles), 3, side, side), dtype=torch.uint8, device="meta"),
         image_sizes=sizes,
         tiles_per_image=tiles,
-        bounds=None,  # as `memory` looks at shapes alone
+        bounds=bounds,
         samples=[""] * len(members),
         sources=numbers(len(members)),
         lengths=lengths,

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
+from vlmix.train.attention import Bounds
 from vlmix.train.batches import MicroBatch
 from vlmix.train.config import Recipe
 from vlmix.train.cross_entropy import chunked_cross_entropy
@@ -161,8 +162,17 @@ class _Attention(torch.autograd.Function):
 
 
 def _attend(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **more: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *_: Any,
+    bounds: Bounds | None = None,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """[B, T, H, D] of query [B, H, T, D], without values."""
+    if bounds is not None and (seen := bounds.spans[1]).any():
+        places = torch.empty(query.shape[2] + int(seen.sum()), dtype=torch.int64, device=key.device)
+        key, value = (each.index_select(2, places) for each in (key, value))
     out: torch.Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return out, None

@@ -219,7 +219,9 @@ class Reader(Sequence[Sample]):
         read `without_images` have no `jpegs`. Raises as `raw`."""
         places = [self._place(int(position)) for position in positions]
         if without_images is not None:
-            places = [place._replace(images=[]) if bare else place for place, bare in zip(places, without_images)]
+            places = [
+                place._replace(images=[]) if bare else place for place, bare in zip(places, without_images, strict=True)
+            ]
         return [self._decoded(raw) for raw in self.members(places)]
 
     def raws(self, positions: Sequence[int] | NDArray[np.integer]) -> list[RawSample]:

@@ -5,15 +5,17 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.schedule.packing import waste
+from vlmix.mixture.schedule.packing import Positions, waste
 from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.mixture.schedule.trees import Sharing, packed_trees, trees_of
 
 
 class Share(Struct, frozen=True, kw_only=True):
-    """What one rank takes of one step. `bins` are the ids bin by bin where shares are packed, `waste` the part of their
-    room that holds nothing."""
+    """What one rank takes of one step. `length` is what is computed of it: what samples share counts once. `bins` are
+    the ids bin by bin where shares are packed, `waste` the part of their room that holds nothing."""
 
     epoch: int
     step: int
@@ -25,6 +27,11 @@ class Share(Struct, frozen=True, kw_only=True):
     waste: float = 0.0
 
 
+def of_pictures(groups: NDArray[np.uint64], pictures: NDArray[np.int64]) -> Sharing:
+    """What samples of the same pictures share: as much as these are long, whatever text is before them."""
+    return Sharing(groups, pictures, np.zeros(len(groups), dtype=np.uint64))
+
+
 def audit(
     ids: pa.ChunkedArray,
     order: Schedule,
@@ -34,9 +41,10 @@ def audit(
     start: int,
     steps: int,
     capacity: int | None = None,
+    sharing: Sharing | None = None,
 ) -> list[Share]:
     """The shares of `steps` steps (0: to the end) of an epoch from step `start`, of all ranks or of one. `ids` [N]: of
-    the samples."""
+    the samples; `sharing`: what of them is computed once, which needs a `capacity`."""
     if start >= order.steps_per_epoch:
         raise VlmixError(f"start {start}: an epoch has {order.steps_per_epoch} steps, from 0")
     end = min(start + steps, order.steps_per_epoch) if steps else order.steps_per_epoch
@@ -45,9 +53,7 @@ def audit(
         at = epoch * order.steps_per_epoch + step
         kind: Literal["image", "text"] = "image" if order.epoch(epoch).images[step] else "text"
         for number in range(world) if rank is None else (rank,):
-            bins = (
-                order.packed_batch(at, number, world, capacity) if capacity else [order.rank_batch(at, number, world)]
-            )
+            bins, lengths = _bins(order, at, number, world, capacity, sharing)
             positions = np.concatenate([*bins, np.empty(0, dtype=np.int64)])
             listed.append(
                 Share(
@@ -56,9 +62,23 @@ def audit(
                     rank=number,
                     kind=kind,
                     ids=ids.take(positions).to_pylist(),
-                    length=int(order.lengths[positions].sum()),
+                    length=sum(lengths),
                     bins=[ids.take(members).to_pylist() for members in bins] if capacity else [],
-                    waste=waste(bins, order.lengths, capacity) if capacity else 0.0,
+                    waste=waste(lengths, capacity) if capacity else 0.0,
                 )
             )
     return listed
+
+
+def _bins(
+    order: Schedule, step: int, rank: int, world: int, capacity: int | None, sharing: Sharing | None
+) -> tuple[list[Positions], list[int]]:
+    """The samples of each bin, or of the one share, and the length that is computed of them."""
+    if capacity and sharing:
+        samples = order.batch(step)
+        mine = packed_trees(trees_of(samples, order.lengths[samples], sharing, capacity), world, capacity)[rank]
+        none = np.empty(0, dtype=np.int64)
+        bins = [samples[np.concatenate([none, *(tree.members for tree in trees)])] for trees in mine]
+        return bins, [sum(tree.tokens for tree in trees) for trees in mine]
+    bins = order.packed_batch(step, rank, world, capacity) if capacity else [order.rank_batch(step, rank, world)]
+    return bins, [int(order.lengths[members].sum()) for members in bins]

@@ -97,7 +97,6 @@ def level(need: Lengths, count: int, capacity: int) -> list[NDArray[np.int64]] |
     return [np.asarray(members, dtype=np.int64) for members in bins]
 
 
-def waste(bins: Sequence[NDArray[np.int64]], lengths: Lengths, capacity: int) -> float:
-    """Share of the bins' room that holds no token, 0 to 1."""
-    used = sum(int(np.minimum(lengths[members], capacity).sum()) for members in bins)
-    return 1 - used / (len(bins) * capacity) if bins else 0.0
+def waste(tokens: Sequence[int], capacity: int) -> float:
+    """Share of the room of bins with so many tokens that holds none, 0 to 1."""
+    return 1 - sum(min(each, capacity) for each in tokens) / (len(tokens) * capacity) if tokens else 0.0

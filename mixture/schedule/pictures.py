@@ -10,6 +10,15 @@ from vlmix.mixture.schedule.shuffle import shuffle
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
+_MOST = 2**31 - 1
+
+
+def check_share_images(number: int) -> None:
+    """Raises VlmixError for what `share_images` cannot be."""
+    if not isinstance(number, int | np.integer) or not 1 <= number <= _MOST:
+        raise VlmixError(f"share_images {number!r}: a whole number from 1 to {_MOST:,}")
+
+
 def picture_groups(
     counts: NDArray[np.integer], digests: NDArray[np.uint64], identity: NDArray[np.integer], share_images: int
 ) -> NDArray[np.uint64]:
@@ -18,8 +27,8 @@ def picture_groups(
 
     `counts` [N]: pictures of each sample; `digests` [M, 2]: of all of them, one sample's after the other's; `identity`
     [N]: what orders the samples of a root, by which groups are cut, so it has to be given all of them. A sample
-    without pictures is a group by itself, called by its identity. Raises VlmixError if two lists of pictures have one
-    hash of 64 bits.
+    without pictures is a group by itself, called by its identity. Raises VlmixError if two of them, or two lists of
+    pictures, have one hash of 64 bits.
     """
     lists = _lists(counts, digests)
     shown = np.flatnonzero(counts > 0)
@@ -28,12 +37,20 @@ def picture_groups(
     fresh = np.ones(len(order), dtype=np.bool_)
     fresh[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     if (fresh[1:] & (ordered[1:, 0] == ordered[:-1, 0])).any():
-        raise VlmixError("two lists of pictures have the same hash of 64 bits; take share_images: 1")
+        raise _alike("lists")
     starts = np.flatnonzero(fresh)
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    number = mix64(ordered[:, 0] + (rank // share_images).astype(np.uint64) * _STEP)
+    first = number[rank % share_images == 0]
+    if len(np.unique(first)) < len(first):
+        raise _alike("groups")
     groups = identity.astype(np.uint64)
-    groups[order] = mix64(ordered[:, 0] + (rank // share_images).astype(np.uint64) * _STEP)
+    groups[order] = number
     return groups
+
+
+def _alike(what: str) -> VlmixError:
+    return VlmixError(f"two {what} of pictures have the same hash of 64 bits; take another share_images, or 1")
 
 
 def _lists(counts: NDArray[np.integer], digests: NDArray[np.uint64]) -> NDArray[np.uint64]:

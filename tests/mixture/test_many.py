@@ -54,6 +54,9 @@ def orders(opened: Mixture) -> list[Schedule]:
         opened.schedule(4, length_window=2, lengths=lengths[::-1]),
         opened.schedule(4, lengths=lengths),
         opened.schedule(3, drop_last=True),
+        opened.schedule(4, share_images=2),
+        opened.schedule(4, share_images=4),
+        opened.schedule(4, share_images=4, length_window=2),
     ]
 
 

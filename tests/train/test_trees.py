@@ -1,5 +1,6 @@
 """Trees: samples of the same pictures trained on at once learn what they learn apart."""
 
+import json
 import os
 import signal
 from itertools import pairwise
@@ -17,6 +18,7 @@ pytest.importorskip("transformers")
 
 import torch
 import yaml
+from PIL import Image
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +26,10 @@ from transformers import PreTrainedTokenizerBase
 from tests.helpers import hashes, vlmix
 from tests.train.nano import NANO, nano
 from tests.train.test_batches import GRIDS, collator, encoder, few, gradients, opened, tokenizer, trainee
+from vlmix.builders import known_sources
 from vlmix.mixture.blend import blend, open_samples
+from vlmix.mixture.build.build import build as build_mixture
+from vlmix.mixture.build.recipe import parse as recipe_of
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import Mixture
 from vlmix.mixture.schedule.trees import Sharing, trees_of
@@ -66,7 +71,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"model": {"lm": {**LM, "model_type": "smollm3", "no_rope_layer_interval": 2}}},
 }
-TREES = [3, 1, 2, 2, 1]
+TREES = [3, 1, 2, 2, 1, 2]
+PICTURES, SAMPLES = 6, sum(TREES)
 
 
 def asked(sample: Sample, *texts: str) -> Sample:
@@ -76,10 +82,17 @@ def asked(sample: Sample, *texts: str) -> Sample:
     return msgspec.structs.replace(sample, id=f"{sample.id} {first}", conversations=turns([token + first, *rest]))
 
 
+def late(sample: Sample, *texts: str) -> Sample:
+    """The sample with its picture in the second round, so that an answer is part of what it shares."""
+    first, *rest = texts
+    said = ["Hello", "Good day to you", "<image>\n" + first, *rest]
+    return msgspec.structs.replace(sample, id=f"{sample.id} late {first}", conversations=turns(said))
+
+
 @pytest.fixture(scope="module")
 def samples(few: list[Sample]) -> list[Sample]:
     """In the trees of TREES: three of one picture, the last of two rounds; text alone; two of another picture, the
-    first of which is cut off; two of two pictures; one alone."""
+    first of which is cut off; two of two pictures; one alone; two whose picture comes after an answer."""
     one, other, third, alone, *_ = few
     two = msgspec.structs.replace(third, images=[*third.images, *other.images], jpegs=third.jpegs + other.jpegs)
     return [
@@ -92,6 +105,8 @@ def samples(few: list[Sample]) -> list[Sample]:
         asked(two, "Which is larger?", "The first"),
         asked(two, "Which is older?", "Nobody knows that"),
         alone,
+        late(other, "And what is here?", "Grass"),
+        late(other, "Who took it?", "Somebody else"),
     ]
 
 
@@ -133,7 +148,7 @@ def test_losses_and_gradients_are_those_of_the_samples_one_by_one(
     tokens = len(tree.targets)
     assert tokens == sum(len(micro.targets) for micro in whole)
     assert tree.lengths.tolist() == [int(micro.lengths[0]) for micro in whole] and tree.lengths[4] == 300
-    assert len(tree.image_sizes) == 5 < sum(len(micro.image_sizes) for micro in whole)
+    assert len(tree.image_sizes) == PICTURES < sum(len(micro.image_sizes) for micro in whole)
     assert tree.input_ids.numel() < tree.lengths.sum()
     losses, expected = gradients(model, whole, tokens)
     found_losses, found = gradients(model, [tree], tokens)
@@ -169,7 +184,7 @@ def test_a_branch_costs_what_it_computes_and_sees(
     for (start, stop), (first, end) in zip(pairwise(micro.bounds.ends), micro.bounds.before):
         tokens, pairs = tokens + stop - start, pairs + (stop - start) * (end - first + (stop - start) / 2)
     assert tokens == micro.input_ids.numel()
-    rest = flops.of_samples(float(tokens), 0.0, float(len(micro.targets)), 5.0, float(micro.image_tokens))
+    rest = flops.of_samples(float(tokens), 0.0, float(len(micro.targets)), PICTURES, float(micro.image_tokens))
     assert flops.of_micro(micro) - rest == pytest.approx(3 * 2 * flops.lm_width * 2 * pairs)
 
 
@@ -216,7 +231,7 @@ def test_a_picture_that_does_not_decode_silences_every_branch(
     first = msgspec.structs.replace(samples[0], jpegs=(b"nothing",))
     micro = collator(opened, encoder)(as_sent([first, *samples[1:]]), True, TREES)
     assert micro.unreadable == [sample.id for sample in [first, *samples[1:3]]]
-    assert set(micro.sample_index.tolist()) == set(range(3, 9))
+    assert set(micro.sample_index.tolist()) == set(range(3, SAMPLES))
 
 
 def test_the_picture_is_drawn_once(
@@ -226,7 +241,32 @@ def test_the_picture_is_drawn_once(
     decode = batches.decode
     monkeypatch.setattr(batches, "decode", lambda jpeg: (seen.append(jpeg), decode(jpeg))[1])
     collator(opened, encoder)(as_sent(samples), True, TREES)
-    assert len(seen) == 5
+    assert len(seen) == PICTURES
+
+
+@pytest.mark.parametrize("form", ["vicuna", "plain"])
+def test_a_target_is_foretold_by_the_token_before_it(
+    opened: Mixture, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], form: str
+) -> None:
+    """In `plain` an answer begins right after the trunk, and `late` has one inside."""
+    collate = collator(opened, Encoder(tokenizer, template(form, tokenizer)), max_length=300)
+    some, trees = (as_sent(samples), TREES) if form == "vicuna" else (samples[4:6], [2])
+
+    def foretold(*micros: Any) -> dict[str, list[tuple[int, int, int]]]:
+        found: dict[str, list[tuple[int, int, int]]] = {}
+        for micro in micros:
+            ids, places = micro.input_ids.flatten(), micro.position_ids.flatten()
+            for target, at, owner in zip(micro.targets, micro.target_positions, micro.sample_index):
+                said = int(ids[at]), int(places[at]), int(target)
+                found.setdefault(micro.samples[owner], []).append(said)
+        return found
+
+    tree, alone = (
+        collate(some, True, trees),
+        [collate([sample], True) for sample in samples if sample.id in {each.id for each in some}],
+    )
+    assert tree.input_ids.numel() < sum(micro.input_ids.numel() for micro in alone)
+    assert foretold(tree) == foretold(*alone)
 
 
 @pytest.mark.parametrize("window", [None, 3, 100])
@@ -283,7 +323,35 @@ def shared(recipe: Any, world: int = 1) -> Any:
     return trees, apart, TrainableVLM(parts, recipe), order
 
 
-def test_steps_of_a_mixture_give_the_gradients_of_the_same_samples_apart(mixture: Path) -> None:
+@pytest.fixture(scope="module")
+def talked_about(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight samples of each of twelve pictures, six of them with a round before the picture, which is equally long but
+    another one in two; all come twice."""
+    raw, rng, rows = tmp_path_factory.mktemp("talked"), np.random.default_rng(0), []
+    plain, one, other = ["<image>\n"], ["A", "so", "<image>\n"], ["B", "so", "<image>\n"]
+    openings = [plain, plain, one, other, other, one, one, one]
+    for picture in range(12):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(raw / f"{picture}.jpg")
+        for number, (*before, opening) in enumerate(openings):
+            said = [*before, f"{opening}What is {number} of {picture}?", "It is " * (number + 1) + "so"]
+            turns_ = [{"from": ("human", "gpt")[nth % 2], "value": value} for nth, value in enumerate(said)]
+            rows.append({"id": f"{picture}-{number}", "image": f"{picture}.jpg", "conversations": turns_})
+    (raw / "rows.json").write_text(json.dumps(rows))
+    source = {"path": str(raw / "rows.json"), "repeat": 2}
+    build_mixture(
+        recipe_of({"name": "talked", "sources": {"llava_json": source}}, known_sources()),
+        known_sources(),
+        raw,
+        raw / "mixture",
+    )
+    return raw / "mixture"
+
+
+@pytest.mark.parametrize("name", ["mixture", "talked_about"])
+def test_steps_of_a_mixture_give_the_gradients_of_the_same_samples_apart(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    mixture = request.getfixturevalue(name)
     recipe = nano(mixture=str(mixture), batch={"share_images": 4, "global_size": 32, "pack_length": 1024})
     (trees,), (apart_,), model, _ = shared(recipe)
     (one, other), _, _, _ = shared(recipe, 2)
@@ -293,6 +361,9 @@ def test_steps_of_a_mixture_give_the_gradients_of_the_same_samples_apart(mixture
         ids = sorted(name for micro in micros for name in micro.samples)
         assert ids == sorted(name for micro in plain for name in micro.samples)
         assert ids == sorted(name for rank in (one, other) for micro in rank[step] for name in micro.samples)
+        for some, sizes in trees.read(step):  # bytes of a picture are read once
+            firsts = set(np.cumsum([0, *sizes]).tolist())
+            assert all(bool(sample.jpegs) == (nth in firsts) for nth, sample in enumerate(some) if sample.images)
         fewer += sum(len(micro.images) for micro in plain) - sum(len(micro.images) for micro in micros)
         tokens = sum(len(micro.targets) for micro in plain)
         found, expected = (gradients(model, some, tokens) for some in (micros, plain))
