@@ -3,6 +3,7 @@
 The model is built on the meta device, from configurations alone.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.keyed import keyed_order
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.train import mixtures, validation
-from vlmix.train.attention import Bounds
+from vlmix.train.attention import Bounds, Kernel
 from vlmix.train.batches import Bin, Lengths, MicroBatch, micro_batches
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import bytes_of
@@ -327,6 +328,7 @@ def _skeleton(bin: Bin, facts: _Facts, recipe: Recipe) -> MicroBatch:
     if recipe.batch.pack_length:
         trunks = np.where(np.array(bin.trees) > 1, facts.lengths.trunks[members[once]], 0)
         bounds = Bounds.of_trees(lengths.tolist(), bin.trees or [1], trunks.tolist() or [0])
+        bounds = dataclasses.replace(bounds, arrays=Kernel.of(bounds, torch.device("meta")))
         shape = 1, bounds.ends[-1]
     sizes = [size for sample in members[once].tolist() for size in facts.image_sizes(sample)]
     tiles = [facts.vision.tile_count(width, height) for height, width in sizes]

@@ -171,8 +171,7 @@ def _attend(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """[B, T, H, D] of query [B, H, T, D], without values."""
-    if bounds is not None and (seen := bounds.spans[1]).any():
-        places = torch.empty(query.shape[2] + int(seen.sum()), dtype=torch.int64, device=key.device)
+    if bounds is not None and bounds.arrays is not None and (places := bounds.arrays.places) is not None:
         key, value = (each.index_select(2, places) for each in (key, value))
     out: torch.Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return out, None

@@ -1,11 +1,13 @@
 """What a training will take: against what real runs, real tensors and torch's own profiler say."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
@@ -22,11 +24,12 @@ from vlmix.mixture.blend import open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.train import mixtures, validation
+from vlmix.train.attention import Bounds
 from vlmix.train.batches import Bin, Collator, MicroBatch, MicroBatchDataset, lengths
 from vlmix.train.config import Recipe, load
 from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.flops import Flops
-from vlmix.train.forecast import _Facts, _skeleton, forecast
+from vlmix.train.forecast import _Epoch, _Facts, _skeleton, forecast
 from vlmix.train.memory import peaks
 from vlmix.train.metrics import read
 from vlmix.train.model import TrainableVLM, build, describe
@@ -36,6 +39,7 @@ from vlmix.train.run import own_tokenizer, train
 from vlmix.train.tokens import Encoder, template
 
 PADDED = {"pack_length": 0, "micro_size": 3}
+SHARED = {"pack_length": 1024, "share_images": 4}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +58,10 @@ def other(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_over_an_epoch_measures_what_was_forecast(part: Path, tmp_path: Path) -> None:
-    recipe = nano(mixture=str(part), out=str(tmp_path / "run"), max_steps=0, batch=PADDED, log_interval=1000)
-    found = forecast(recipe)
+@pytest.mark.parametrize("batch", [PADDED, SHARED], ids=["padded", "pictures shared"])
+def test_a_run_over_an_epoch_measures_what_was_forecast(part: Path, tmp_path: Path, batch: dict[str, Any]) -> None:
+    recipe = nano(mixture=str(part), out=str(tmp_path / "run"), max_steps=0, batch=batch, log_interval=1000)
+    found, alone = forecast(recipe), forecast(nano(mixture=str(part), batch=PADDED))
     assert not (tmp_path / "run").exists()
     train(recipe)
     (row,) = read(tmp_path / "run")
@@ -65,9 +70,11 @@ def test_a_run_over_an_epoch_measures_what_was_forecast(part: Path, tmp_path: Pa
     assert found.parameters == data["parts"]
     for name in ("samples", "tokens", "image_tokens", "target_tokens"):
         assert getattr(found.step, name) * found.steps == pytest.approx(row[name], rel=1e-12)
+    assert alone.step.tokens * alone.steps_per_epoch == pytest.approx(row["tokens_alone"], rel=1e-12)
+    assert (row["tokens"] < row["tokens_alone"]) == (batch is SHARED)
     for name, source in row["sources"].items():
         assert found.sources[name].target_tokens * found.steps == pytest.approx(source["tokens"], rel=1e-12)
-    assert 0 < row["padding_waste"] == round(found.padding_waste, 4)
+    assert (row["padding_waste"] > 0) == (batch is PADDED) and row["padding_waste"] == round(found.padding_waste, 4)
     assert row["imbalance"] == round(found.imbalance, 4) == 1
     tokens = sum(source.tokens for source in found.sources.values())
     assert tokens == pytest.approx(found.step.tokens) and found.samples == data["samples"]
@@ -89,6 +96,30 @@ def collated(recipe: Recipe, world: int) -> tuple[list[list[list[MicroBatch]]], 
         assert all(isinstance(each, list) for each in ranks)
         steps.append(ranks)
     return steps, Flops.of(TrainableVLM(parts, recipe))  # type: ignore[return-value]
+
+
+def test_the_micro_batches_that_need_most_are_described_as_they_are(mixture: Path) -> None:
+    recipe = nano(mixture=str(mixture), batch={**SHARED, "global_size": 64, "max_length": 200})
+    samples = open_samples(recipe.mixture)
+    parts, tokenizer = build(recipe, own_tokenizer(recipe, samples, None))
+    encoder = Encoder(tokenizer, template(recipe.template, tokenizer))
+    facts = _Facts(samples, encoder, parts.vision, recipe, 0)
+    order = mixtures.schedule(facts.samples, recipe, facts.lengths.tokens, 2)
+    collate = Collator(encoder, parts.vision, recipe.batch, sorted(samples.sources), 0)
+    bins = _Epoch(order, facts, 2, recipe).largest
+    assert any(max(each.trees) > 2 for each in bins)
+    for each in (*bins, Bin(np.empty(0, dtype=np.int64), [])):
+        described = _skeleton(each, facts, recipe)
+        bare = [nth > 0 for size in each.trees for nth in range(size)]
+        there = collate(facts.samples.read(each.positions, bare), True, each.trees)
+        for field in dataclasses.fields(MicroBatch):
+            one, other = getattr(described, field.name), getattr(there, field.name)
+            if field.name == "bounds":
+                assert (one.ends, one.before) == (other.ends, other.before)
+            elif isinstance(one, torch.Tensor):
+                assert (one.shape, one.dtype) == (other.shape, other.dtype), field.name
+            elif field.name != "samples" and len(each.positions):
+                assert np.array_equal(one, other) if field.name == "lengths" else one == other, field.name
 
 
 @pytest.mark.parametrize("length", [100, 110, 112])
@@ -241,6 +272,26 @@ def test_activations_are_those_that_the_profiler_sees(part: Path, trainable: lis
     assert logits == pytest.approx(seen, rel=0.1)
 
 
+def test_keys_that_several_branches_see_are_kept_for_each(mixture: Path) -> None:
+    """As `attention._varlen` gathers them, which runs on a GPU alone: the CPU has masks besides."""
+    recipe = nano(mixture=str(mixture), model=MIDDLE, batch={**SHARED, "global_size": 64, "pack_length": 2048})
+    samples = open_samples(recipe.mixture)
+    parts, tokenizer = describe(recipe, own_tokenizer(recipe, samples, None))
+    with torch.device("meta"):
+        model = TrainableVLM(parts, recipe)
+    facts = _Facts(samples, Encoder(tokenizer, template(recipe.template, tokenizer)), parts.vision, recipe, 0)
+    bins = _Epoch(mixtures.schedule(facts.samples, recipe, facts.lengths.tokens, 1), facts, 1, recipe).largest
+    keys = [sum(sum(spans) for spans in zip(*_skeleton(each, facts, recipe).spans)) for each in bins]
+    micro = _skeleton(bins[int(np.argmax(keys))], facts, recipe)
+    more = max(keys) - micro.input_ids.numel()
+    assert more > 0.1 * micro.input_ids.numel()
+    apart = dataclasses.replace(micro, bounds=Bounds.of(micro.bounds.ends))  # type: ignore[union-attr]
+    shared, alone = (peaks(model, recipe, [each])[0] for each in (micro, apart))
+    width = 2 * MIDDLE["lm"]["hidden_size"] // 2  # keys and values of two of four heads
+    kept = 4 * more * width * MIDDLE["lm"]["num_hidden_layers"]
+    assert shared - alone == pytest.approx(kept, rel=0.2)
+
+
 def test_a_model_is_described_as_it_is_built(part: Path, tmp_path: Path) -> None:
     """From folders of files: the same shapes, the same parts trained, the same weights that are never used."""
     tokenizer = own_tokenizer(nano(), open_samples(str(part)), None)
@@ -290,15 +341,14 @@ def test_seven_billion_parameters_need_no_memory(part: Path, recipes: Path, tmp_
     }
 
 
-def test_lengths_of_a_sample_stand_for_all(mixture: Path) -> None:
-    recipe = nano(mixture=str(mixture))
+@pytest.mark.parametrize("batch", [{}, SHARED], ids=["alone", "pictures shared"])
+def test_lengths_of_a_sample_stand_for_all(mixture: Path, batch: dict[str, Any]) -> None:
+    recipe = nano(mixture=str(mixture), batch=batch)
     whole, drawn = forecast(recipe, sample=0), forecast(recipe, sample=250)
     assert (whole.tokenized_samples, drawn.tokenized_samples) == (840, 250)
-    assert (drawn.samples, drawn.steps_per_epoch, drawn.step.image_tokens) == (
-        whole.samples,
-        whole.steps_per_epoch,
-        whole.step.image_tokens,
-    )
+    assert (drawn.samples, drawn.steps_per_epoch) == (whole.samples, whole.steps_per_epoch)
+    # Where all texts before a picture are taken to be the same, a few more samples share it.
+    assert drawn.step.image_tokens == pytest.approx(whole.step.image_tokens, rel=0.005 if batch else 1e-12)
     assert drawn.step.tokens == pytest.approx(whole.step.tokens, rel=0.01)
     assert drawn.step.target_tokens == pytest.approx(whole.step.target_tokens, rel=0.03)
     assert drawn.step.tflop == pytest.approx(whole.step.tflop, rel=0.01)
