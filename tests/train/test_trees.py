@@ -406,6 +406,26 @@ def test_a_run_resumes_and_two_ranks_are_one(mixture: Path, tmp_path: Path) -> N
         train(msgspec.structs.replace(recipe, batch=msgspec.structs.replace(recipe.batch, share_images=1)))
 
 
+def test_a_run_of_a_vlmix_that_shared_nothing_goes_on(mixture: Path, tmp_path: Path) -> None:
+    recipe = nano(mixture=str(mixture), out=str(tmp_path / "run"), max_steps=3, checkpoint={"interval": 1})
+
+    def stop(event: str, facts: dict[str, Any]) -> None:
+        if event == "step" and facts["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(recipe, stop) == signal.SIGTERM
+    path = max((tmp_path / "run" / "checkpoints").glob("step-*")) / "state.json"
+    state = json.loads(path.read_text())
+    assert state["identity"].pop("batch.share_images") == "1" and state["counted"].pop("tokens_alone") > 0
+    path.write_text(json.dumps(state))
+    batch = msgspec.structs.replace(recipe.batch, share_images=4)
+    with pytest.raises(VlmixError, match=r"another recipe: batch.share_images was 1, here it is 4"):
+        train(msgspec.structs.replace(recipe, batch=batch))
+    assert train(recipe) == 0
+    total = read(tmp_path / "run")[-1]["total"]
+    assert total["tokens_alone"] == total["tokens"] > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -1,5 +1,6 @@
 """Orders that keep samples of the same pictures together, and the bins of their trees."""
 
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.helpers import vlmix
+from vlmix.mixture.blend import blend
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import _digests
 from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.schedule import pictures
 from vlmix.mixture.schedule.packing import packed_shares
 from vlmix.mixture.schedule.pictures import picture_groups, runs
 from vlmix.mixture.schedule.schedule import Schedule, epoch_order
@@ -178,6 +182,52 @@ def test_two_lists_of_one_hash_are_told() -> None:
     digests = np.array([[5, 1], [5, 2]], dtype=np.uint64)
     with pytest.raises(VlmixError, match="same hash of 64 bits"):
         picture_groups(np.ones(2, dtype=np.int64), digests, np.arange(2), 2)
+
+
+def test_two_groups_of_one_hash_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pictures would be taken for the same."""
+    monkeypatch.setattr(pictures, "mix64", lambda values: values)
+    digests = np.array([[7, 1]] * 3 + [[7 + int(pictures._STEP), 2]], dtype=np.uint64)
+    ones = np.ones(4, dtype=np.int64)
+    assert len(set(picture_groups(ones, digests, np.arange(4), 3).tolist())) == 2
+    with pytest.raises(VlmixError, match="two groups of pictures have the same hash of 64 bits"):
+        picture_groups(ones, digests, np.arange(4), 2)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "8", None, 2**31])
+def test_what_is_no_number_of_samples_is_told(mixture: Path, tmp_path: Path, number: object) -> None:
+    opened = open_mixture(mixture)
+    opened[:50].save(tmp_path / "part")
+    several = blend({str(mixture): 0.5, str(tmp_path / "part"): 0.5})
+    for ask in (
+        lambda: opened.schedule(16, share_images=number),  # type: ignore[arg-type]
+        lambda: opened.picture_groups(number),  # type: ignore[arg-type]
+        lambda: several.schedule(16, share_images=number),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(VlmixError, match="share_images"):
+            ask()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_listed_is_the_order(mixture: Path, packed: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = open_mixture(mixture)
+    options = ["--global-batch", "32", "--world", "2", "--share-images", "4", "--steps", "2", "--image-tokens", "576"]
+    options += ["--pack", "4096"] if packed else []
+    found = json.loads(vlmix("batches", mixture, *options, "--json").stdout)
+    order = opened.schedule(32, share_images=4, lengths=opened.lengths(576))
+    assert found["steps_per_epoch"] == order.steps_per_epoch
+    ids, words, images = (opened.column(name) for name in ("id", "num_words", "num_images"))
+    for step in range(2):
+        batch, shares = order.batch(step), [row for row in found["shares"] if row["step"] == step]
+        assert sorted(id for row in shares for id in row["ids"]) == sorted(ids.take(batch).to_pylist())
+        alone = sum(words.take(batch).to_pylist()) + 576 * sum(images.take(batch).to_pylist())
+        told = sum(row["length"] for row in shares)
+        assert told == alone if not packed else alone - 576 * 20 < told < alone
+        assert told % 576 == alone % 576
+        for row in shares:
+            assert len(row["bins"]) == (len(shares[0]["bins"]) if packed else 0)
+            if packed:
+                assert row["waste"] == pytest.approx(1 - row["length"] / 4096 / len(row["bins"]))
 
 
 @pytest.mark.parametrize(("world", "capacity", "most"), [(2, 4_096, 1.02), (8, 4_096, 1.05), (8, 8_192, 1.05)])
