@@ -19,7 +19,11 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from vlmix.mixture.errors import VlmixError
+
 NAME = "vlmix"
+
+_ROUNDING = 0.05  # of the largest value: what bf16 may take a small attention from the exact one
 
 # Not in torch 2.11.
 _GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -197,3 +201,27 @@ def _varlen(
     out = varlen_attn(q, k, v, kernel.queries, kernel.keys, *kernel.longest, **more)
     assert isinstance(out, torch.Tensor)
     return out[None]
+
+
+def check_kernel(device: torch.device) -> None:
+    """Raises VlmixError if the kernel for ragged batches computes a small tree otherwise than in fp32 on the CPU, in
+    its results or its gradients: as one would that is causal from the first query and key on."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, 4, 14, 64), (1, 2, 14, 64), (1, 2, 14, 64), (1, 14, 4, 64)
+    *states, grad = (torch.randn(shape, generator=generator).to(torch.bfloat16) for shape in shapes)
+    bounds = Bounds.of([0, 5, 8, 12, 14], [(0, 0), (5, 5), (5, 8), (5, 8)])
+    kernel = Kernel.of(bounds, device)
+    for window in (None, 3):
+        q, k, v = (each.float().requires_grad_() for each in states)
+        expected = _by_runs(q, k, v, None, bounds, window).transpose(1, 2)
+        exact = [expected.detach(), *torch.autograd.grad(expected, (q, k, v), grad.float())]
+        q, k, v = (each.to(device, copy=True).requires_grad_() for each in states)
+        found = _varlen(q, k, v, None, kernel, window)
+        ours = [found.detach(), *torch.autograd.grad(found, (q, k, v), grad.to(device), materialize_grads=True)]
+        for one, other in zip(exact, ours):
+            apart = float((one - other.float().cpu()).abs().max() / one.abs().max())
+            if not apart < _ROUNDING:
+                raise VlmixError(
+                    f"torch {torch.__version__} on {device}: its attention for ragged batches computes samples that "
+                    f"share a picture wrongly, {apart:.2f} apart from the exact one; take batch.share_images: 1"
+                )

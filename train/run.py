@@ -27,6 +27,7 @@ from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.mixture.version import ORDER_VERSION, VERSION
 from vlmix.train import loggers, mixtures, validation
+from vlmix.train.attention import check_kernel
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
 from vlmix.train.card import DATA_NAME, card
@@ -155,6 +156,8 @@ class _Run:
 
     def _go(self) -> int:
         recipe, me = self.recipe, self.me
+        if recipe.batch.share_images > 1 and recipe.precision == "bf16" and me.device.type == "cuda":
+            me.run_on_all(lambda: check_kernel(me.device))
         whole_mixture: Samples = me.run_on_all(lambda: open_samples(recipe.mixture))
         identity = _identity(recipe, whole_mixture)
         offered, validated = me.run_on_all(lambda: self._split(whole_mixture))

@@ -1,5 +1,7 @@
 """What `compile` sees: every block of the LM as one graph, and the CUDA kernel's call, traced without a GPU."""
 
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.train.nano import nano
+from vlmix.mixture.errors import VlmixError
+from vlmix.train import attention
 from vlmix.train.attention import _GROUPS, Kernel, _varlen
 from vlmix.train.model import TrainableVLM, build
 from vlmix.train.tokens import train_tokenizer
@@ -34,6 +38,42 @@ def test_a_block_is_one_graph_for_batches_of_all_sizes() -> None:
 
 
 EMBEDS = [torch.randn(2, length, 32) for length in (9, 12, 31)]
+
+
+def ragged(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    *_: int,
+    window_size: tuple[int, int],
+    upper: bool = False,
+    forgets: bool = False,
+    **more: Any,
+) -> torch.Tensor:
+    """What the kernel does, run by run and in fp32: causal from the last query and key on; `upper`: from the first."""
+    out = []
+    for (a, b), (c, d) in zip(pairwise(queries.tolist()), pairwise(keys.tolist())):
+        q, k, v = query[a:b].float(), key[c:d].float(), value[c:d].float()
+        k, v = (each.detach() if forgets else each for each in (k, v))
+        k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
+        seen = (torch.arange(d - c) - torch.arange(b - a)[:, None]) - (0 if upper else (d - c) - (b - a))
+        mask = (seen <= 0) & ((window_size[0] < 0) | (seen >= -window_size[0]))
+        scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[2] ** 0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        out.append(torch.einsum("hqk,khd->qhd", weights.nan_to_num(), v))
+    return torch.cat(out).to(query.dtype)
+
+
+def test_a_kernel_is_tried_before_it_trains_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is on a GPU is not known here; one that aligns otherwise, or forgets gradients, is refused."""
+    monkeypatch.setattr(attention, "varlen_attn", ragged)
+    attention.check_kernel(torch.device("cpu"))
+    for wrong in ({"upper": True}, {"forgets": True}):
+        monkeypatch.setattr(attention, "varlen_attn", partial(ragged, **wrong))
+        with pytest.raises(VlmixError, match="computes samples that share a picture wrongly"):
+            attention.check_kernel(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("trees", [False, True])
