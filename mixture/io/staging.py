@@ -118,8 +118,7 @@ def _publish(folder: Path, work: Path, store: Held) -> None:
     for name, path in files.items():
         if name != _LAST:
             store.put(name, path)
-    if not store.create(_LAST, files[_LAST].read_bytes()):
-        raise VlmixError(f"{store.root.url} was made by another command meanwhile")
+    store.put(_LAST, files[_LAST])
 
 
 def _remove_temporaries(folder: Path) -> None:

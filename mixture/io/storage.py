@@ -181,23 +181,19 @@ class Remote:
     def range(self, offset: int, size: int) -> bytes:
         return bytes(self._retry(lambda files, path: files.cat_file(path, start=offset, end=offset + size)))
 
-    def put(self, path: Path, before: Callable[[], None] = lambda: None) -> Facts:
+    def put(self, path: Path, before: Callable[[], None] | None = None) -> Facts:
         """Upload a local file, which appears whole or not at all; what the store says of it then. `before` is called
-        before each try; what it raises ends them. Raises FileExistsError where there is a file, if it is that of a try
-        whose answer was lost, too; a store without conditional puts overwrites it."""
+        before each try and at the end; what it raises ends them. Raises FileExistsError where there is a file, if it is
+        that of a try whose answer was lost, too; a store without conditional puts overwrites it."""
         size = path.stat().st_size
-
-        def send(files: Any, there: str) -> None:
-            before()
-            files.put_file(str(path), there, mode="create")
-
-        self._write(send)
+        self._write(lambda files, there: files.put_file(str(path), there, mode="create"), before)
         try:
             facts = self.facts()
         except FileNotFoundError:
             raise VlmixError(f"{self.url}: the store took it and has it not; run the same command again") from None
+        if before is not None:
+            before()  # else they may be facts of what came in its place
         if facts.size != size:
-            before()
             raise VlmixError(f"{self.url}: the store has {facts.size} bytes of {size}; run the same command again")
         return facts
 
@@ -214,14 +210,14 @@ class Remote:
             return self.whole() == data  # of a try whose answer was lost
         return True
 
-    def remove(self) -> None:
-        """Remove the file, if it is there."""
+    def remove(self, before: Callable[[], None] | None = None) -> None:
+        """Remove the file, if it is there. `before` is called before each try; what it raises ends them."""
         with suppress(FileNotFoundError):
-            self._retry(lambda files, path: files.rm_file(path))
+            self._retry(lambda files, path: files.rm_file(path), before=before)
 
-    def _write(self, write: Callable[[Any, str], Any]) -> None:
+    def _write(self, write: Callable[[Any, str], Any], before: Callable[[], None] | None = None) -> None:
         try:
-            self._retry(write)
+            self._retry(write, before=before)
         except FileNotFoundError as error:
             raise VlmixError(f"{self.url}: there is no such bucket; create it first") from error
 
@@ -260,9 +256,13 @@ class Remote:
             raise VlmixError(f"{self.url}: {error}") from None
         return files, path
 
-    def _retry(self, read: Callable[[Any, str], Any], *, pages: bool = False) -> Any:
+    def _retry(
+        self, read: Callable[[Any, str], Any], *, pages: bool = False, before: Callable[[], None] | None = None
+    ) -> Any:
         """`pages`: of a listing, which is many requests; each is made again by itself, or a long list had no end."""
         for attempt in range(_TRIES):
+            if before is not None:
+                before()
             files, path = self._open(_PAGE) if pages else self._connection()
             try:
                 files.invalidate_cache()  # of listings, which would hide what changed

@@ -24,8 +24,9 @@ _CREATED = 8  # times that a file is created where others stand
 
 
 class Held(Struct, frozen=True):
-    """A place in a store that a command holds, as its workers have it: nothing is written or removed there before the
-    hold was looked at, so that a command that was stopped for long spoils nothing of the one that took over."""
+    """A place in a store that a command holds, as its workers have it: before each request that writes or removes
+    something there the hold is looked at, so that a command that was stopped for long spoils nothing of the one that
+    took over."""
 
     root: Remote
     locks: Remote
@@ -46,15 +47,9 @@ class Held(Struct, frozen=True):
                 self.remove(name)
         raise VlmixError(f"{where.url}: something else writes it; stop that, and run the same command again")
 
-    def create(self, name: str, data: bytes) -> bool:
-        """See `Remote.create`. Raises VlmixError as `check`."""
-        self.check()
-        return self.root.join(name).create(data)
-
     def remove(self, name: str) -> None:
         """Raises VlmixError as `check`."""
-        self.check()
-        self.root.join(name).remove()
+        self.root.join(name).remove(self.check)
 
     def check(self) -> None:
         """Raises VlmixError if another command has taken over, as one does from a holder that is silent for long."""
@@ -75,9 +70,10 @@ class Held(Struct, frozen=True):
 
 
 class StoreLock:
-    """The hold on a folder. The file `lock-N` of the highest N is its holder's, who writes it anew from time to time;
-    who finds that nothing is written any more creates that of N + 1, which one alone can, and removes the others.
-    Nobody's clock matters."""
+    """The hold on a folder. The file `lock-N` of the highest N is its holder's, who writes `beat-N` from time to time;
+    who finds that nothing is written any more creates the lock of N + 1, which one alone can, and removes the others.
+    Nobody's clock matters. A lock is created once and never written again: what a holder that was stopped still sends
+    brings none back."""
 
     def __init__(self, folder: Remote, root: Remote) -> None:
         self._folder, self._root, self._out = folder, root, root.url
@@ -96,15 +92,16 @@ class StoreLock:
         if before:
             self._wait_for_silence(before)
         place = _place(self._folder, before + 1)
-        if not place.create(self._text()):
+        text = json.dumps(self._mine).encode()
+        if not place.create(text):
             raise VlmixError(f"{self._out} is being written by another command that began just now; wait for it")
         self._number = before + 1
         if place.create(b"another"):
-            place.write(self._text())
+            place.write(text)
             _log.warning("%s: its store has no conditional puts; start no second command on it meanwhile", self._out)
         for number in numbers_of(self._folder):
             if number < self._number:
-                _place(self._folder, number).remove()
+                self._remove(number)
         self._thread.start()
 
     def release(self) -> None:
@@ -115,12 +112,17 @@ class StoreLock:
             self._thread.join()
         try:
             if self._number and not self.held.is_lost():
-                _place(self._folder, self._number).remove()
+                try:
+                    self._remove(self._number)
+                except VlmixError:
+                    if not self.held.is_lost():  # by an answer that did not come
+                        raise
         except (VlmixError, OSError) as error:
             _log.warning("%s is given up, and its lock stays: %s", self._out, error)
 
-    def _text(self) -> bytes:
-        return json.dumps(self._mine | {"beat": self._beats}).encode()
+    def _remove(self, number: int) -> None:
+        _beat(self._folder, number).remove(self.held.check)
+        _place(self._folder, number).remove(self.held.check)
 
     def _live(self) -> None:
         while not self._end.wait(_BEAT):
@@ -128,7 +130,7 @@ class StoreLock:
             try:
                 if self.held.is_lost():
                     return  # which the next upload tells
-                _place(self._folder, self._number).write(self._text())
+                _beat(self._folder, self._number).write(f"{self._mine['id']} {self._beats}".encode())
             except (VlmixError, OSError) as error:
                 _log.warning("%s: no sign of life was written: %s", self._out, error)
 
@@ -136,7 +138,7 @@ class StoreLock:
         """Until the holder has ended. Raises VlmixError if it has not."""
         first = self._seen(number)
         try:
-            holder = json.loads(first or b"{}")
+            holder = json.loads(first[0])
             who = f"process {holder['pid']} on {holder['host']}"
         except (ValueError, KeyError, TypeError):
             holder, who = {}, "another command"
@@ -148,11 +150,15 @@ class StoreLock:
             if self._seen(number) != first:
                 raise VlmixError(f"{self._out} is being written by {who}; wait for it or stop it")
 
-    def _seen(self, number: int) -> bytes | None:
-        try:
-            return _place(self._folder, number).whole()
-        except FileNotFoundError:
-            return None
+    def _seen(self, number: int) -> list[bytes]:
+        """The lock and its beat, as they are now."""
+        found = []
+        for file in (_place(self._folder, number), _beat(self._folder, number)):
+            try:
+                found.append(file.whole())
+            except FileNotFoundError:
+                found.append(b"")
+        return found
 
 
 def _has_ended(pid: object) -> bool:
@@ -167,6 +173,10 @@ def _has_ended(pid: object) -> bool:
 
 def _place(folder: Remote, number: int) -> Remote:
     return folder.join(f"{_PREFIX}{number:06d}")
+
+
+def _beat(folder: Remote, number: int) -> Remote:
+    return folder.join(f"beat-{number:06d}")
 
 
 def numbers_of(folder: Remote) -> list[int]:

@@ -4,9 +4,10 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vlmix.mixture.dataset.writer import _check_store
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.io import storage, store_lock
 from vlmix.mixture.io.storage import Remote
+from vlmix.mixture.io.store_lock import Held
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 BUILD = ("build", "sample", "samples_per_shard=20", "--raw")
@@ -47,6 +49,14 @@ def stored(store: Store, url: str) -> dict[str, str]:
     """As `hashes`, of a place in a store."""
     files = store.objects(url.removeprefix(f"s3://{BUCKET}/") + "/")
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+
+
+QUICK = """
+from vlmix.mixture.io import store_lock
+store_lock._LOOK, store_lock._SILENT = 0.5, 3.0
+from vlmix.cli.main import main
+main()
+"""
 
 
 def uploads(proxy: Proxy) -> list[str]:
@@ -185,7 +195,6 @@ class TestLock:
         third.acquire()
         for write in (
             lambda held: held.put("b", tmp_path / "a"),
-            lambda held: held.create("b", b""),
             lambda held: held.remove("a"),
         ):
             with pytest.raises(VlmixError, match="another one took over"):
@@ -194,6 +203,59 @@ class TestLock:
         third.held.check()  # which nobody gives up but itself
         third.release()
         assert set(Remote(out).below()) == {"a"} and not locks.below()
+
+    @pytest.mark.parametrize(
+        ("request_", "act"),
+        [
+            (r"PUT \S*/b\b", lambda held, path: held.put("b", path)),
+            (r"HEAD \S*/b\b", lambda held, path: held.put("b", path)),
+            (r"DELETE \S*/a\b", lambda held, path: held.remove("a")),
+        ],
+        ids=["upload", "look at what was uploaded", "removal"],
+    )
+    def test_what_failed_is_not_sent_again_after_another_took_over(
+        self, proxy: Proxy, out: str, tmp_path: Path, request_: str, act: Callable[[Held, Path], object]
+    ) -> None:
+        path, locks = tmp_path / "file", Remote(f"{out}.partial")
+        path.write_bytes(b"mine")
+        lock = store_lock.StoreLock(locks, Remote(out))
+        lock.acquire()
+        lock.held.put("a", path)
+        said: list[str] = []
+
+        def try_() -> None:
+            try:
+                act(lock.held, path)
+            except VlmixError as error:
+                said.append(str(error))
+
+        proxy.set(fail=1.0, only=request_)
+        thread = threading.Thread(target=try_)
+        thread.start()
+        while not proxy.troubled:
+            time.sleep(0.01)
+        locks.join("lock-000002").write(b"of the next holder")
+        proxy.set()
+        thread.join()
+        assert len(said) == 1 and "another one took over" in said[0], said
+        assert set(Remote(out).below()) == ({"a", "b"} if "HEAD" in request_ else {"a"})
+        lock.release()
+
+    def test_a_late_sign_of_life_brings_no_lock_back(self, proxy: Proxy, out: str) -> None:
+        locks = Remote(f"{out}.partial")
+        lock = store_lock.StoreLock(locks, Remote(out))
+        lock.acquire()
+        proxy.set(fail=1.0, only=r"PUT \S*\.partial/")
+        while not proxy.troubled:
+            time.sleep(0.01)
+        for name in locks.below():  # as one that took over, and is done by now
+            locks.join(name).remove()
+        proxy.set()
+        lock._thread.join()
+        assert not store_lock.numbers_of(locks)
+        with pytest.raises(VlmixError, match="another one took over"):
+            lock.held.check()
+        lock.release()
 
     def test_a_holder_that_has_ended_on_this_machine_is_not_waited_for(
         self, proxy: Proxy, out: str, monkeypatch: pytest.MonkeyPatch
@@ -261,6 +323,42 @@ def test_a_command_that_was_stopped_spoils_nothing_of_the_one_that_took_over(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1 and "another one took over while this one was stopped" in said, said
+    assert stored(moto, out) == hashes(mixture)
+
+
+def test_a_manifest_that_was_on_its_way_when_its_command_was_stopped(
+    proxy: Proxy, moto: Store, raw: Path, mixture: Path, out: str, tmp_path: Path
+) -> None:
+    """The store fails, Ctrl-Z, and `fg` while another recipe's build of the same place is sending its shards."""
+    proxy.set(fail=1.0, only=r"PUT \S*manifest")
+    build = ["build", "sample", "--raw", raw, "--out", out, "--work"]
+    commands = [
+        [*VLMIX, *map(str, (*build, tmp_path / "one", "seed=1"))],
+        [sys.executable, "-c", QUICK, *map(str, (*build, tmp_path / "two"))],
+    ]
+    started: list[subprocess.Popen[str]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        return started[-1]
+
+    try:
+        first = start(commands[0])
+        while not proxy.troubled and first.poll() is None:
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGSTOP)
+        proxy.set(delay=0.1)
+        second = start(commands[1])
+        while len(uploads(proxy)) < 3 and second.poll() is None:
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGCONT)
+        said = [process.communicate(timeout=200)[1] for process in (first, second)]
+    finally:
+        for process in started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (first.returncode, second.returncode) == (1, 0), said
+    assert "another one took over while this one was stopped" in said[0], said
     assert stored(moto, out) == hashes(mixture)
 
 
