@@ -392,8 +392,7 @@ def batches(
     share_images: Annotated[
         int,
         typer.Option(
-            help="Samples of the same pictures that are kept together; with --pack, a picture's length "
-            "counts once for them.",
+            help="Samples of the same pictures that are kept together, at most. With --pack, they share its length.",
             min=1,
             max=2**31 - 1,
         ),

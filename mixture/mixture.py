@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vlmix.mixture.dataset.reader import Reader, digest_of
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.schedule.pictures import check_share_images, picture_groups
+from vlmix.mixture.schedule.pictures import picture_groups, share_of
 from vlmix.mixture.schedule.schedule import Columns, Schedule
 
 
@@ -75,7 +75,7 @@ class Mixture(Reader):
         `lengths` [N] default to words; give token counts where the shares of a batch should be balanced by tokens or
         packed. Up to `share_images` samples that show the same pictures are kept together.
         """
-        check_share_images(share_images)
+        share_images = share_of(share_images)
         columns = partial(self.order_columns, share_images)
         seed = self.manifest.seed if seed is None else seed
         if not self.has_many:
@@ -113,12 +113,13 @@ class Mixture(Reader):
         keeps those of the whole (see `schedule.pictures`). Raises VlmixError where the index has no hashes of pictures,
         as without shards."""
 
+        share_images = share_of(share_images)
+
         def make() -> dict[str, NDArray[np.uint64]]:
             pieces = ((counts, _digests(texts)) for counts, (texts,) in root.image_pieces("xxh3"))
             counts, digests = map(np.concatenate, zip(*pieces))
             return {"groups": picture_groups(counts, digests, np.arange(len(counts)), share_images)}
 
-        check_share_images(share_images)
         root = self.whole_root()
         made = root.shared("pictures", [share_images], make) if root.has_many else make()
         return np.asarray(made["groups"][self.rows])

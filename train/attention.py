@@ -68,7 +68,8 @@ class Bounds:
     def placed(self, states: torch.Tensor) -> "Bounds":
         """For the attention over `states`: where a kernel for ragged batches takes them, with its arrays beside them
         on their device, which all layers share."""
-        return dataclasses.replace(self, arrays=Kernel.of(self, states.device)) if _has_kernel(states) else self
+        ragged = has_kernel(states.device, states.dtype)
+        return dataclasses.replace(self, arrays=Kernel.of(self, states.device)) if ragged else self
 
 
 class Kernel(NamedTuple):
@@ -155,8 +156,9 @@ def _by_runs(
     return torch.cat(parts, dim=2)
 
 
-def _has_kernel(states: torch.Tensor) -> bool:
-    return states.is_cuda and states.dtype in (torch.bfloat16, torch.float16)
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's kernel for ragged batches takes such states."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 def _causal(

@@ -8,7 +8,7 @@ import dataclasses
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from vlmix.mixture.blend import Samples
 from vlmix.mixture.dataset.reader import Sample
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.record import ImageRef
-from vlmix.mixture.schedule.packing import Positions, packed_shares, shares
+from vlmix.mixture.schedule.packing import packed_shares, shares
 from vlmix.mixture.schedule.schedule import Schedule
-from vlmix.mixture.schedule.trees import Sharing, Tree, packed_trees, trees_of
+from vlmix.mixture.schedule.trees import Bin, Sharing, packed_bins
 from vlmix.train.attention import Bounds
 from vlmix.train.config import Batch
 from vlmix.train.images import ImageGeometry, decode, room
@@ -93,13 +93,6 @@ class MicroBatch:
 _Sites = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
 """Of a sample, by its number, the places in the micro-batch of its tokens."""
 _Laid = tuple[NDArray[np.int64], NDArray[np.int64], _Sites, Bounds | None]  # ids, positions, sites, bounds
-
-
-class Bin(NamedTuple):
-    """The samples of a micro-batch by their positions, and how many of them, one after the other, are a tree each."""
-
-    positions: Positions
-    trees: list[int]
 
 
 class Collator:
@@ -283,22 +276,16 @@ def micro_batches(
 ) -> list[list[Bin]]:
     """The samples in every micro-batch of a step, by rank. All ranks have equally many; some may be empty. With
     `sharing`, those of the same pictures are in trees, where they stand together in the order."""
-    samples = order.batch(step)
+    samples = order.shared_batch(step, 0, world)
     lengths, length = order.lengths[samples], batch.pack_length
     if sharing is not None:
-        ranks = packed_trees(trees_of(samples, lengths, sharing, length), world, length)
-        return [[_bin_of(trees, samples) for trees in bins] for bins in ranks]
+        return packed_bins(samples, lengths, sharing, world, length)
     if length:
         places = packed_shares(lengths, world, length)
     else:
         starts = range(0, -(-len(samples) // world), batch.micro_size)
         places = [[share[i : i + batch.micro_size] for i in starts] for share in shares(lengths, world)]
     return [[Bin(samples[members], [1] * len(members)) for members in bins] for bins in places]
-
-
-def _bin_of(trees: Sequence[Tree], samples: Positions) -> Bin:
-    members = np.concatenate([np.empty(0, dtype=np.int64), *(tree.members for tree in trees)])
-    return Bin(samples[members], [len(tree.members) for tree in trees])
 
 
 @dataclass(frozen=True)

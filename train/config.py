@@ -58,7 +58,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     drop_last: bool = False
     """Drop the last batch of an epoch where it is smaller."""
     share_images: Positive = 1
-    """Samples of the same pictures that stand together in the order and are trained on them at once, at most; needs
+    """How many samples of the same pictures are kept together in the order and trained on at once, at most; needs
     pack_length."""
 
 

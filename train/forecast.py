@@ -15,9 +15,10 @@ from vlmix.mixture.blend import Samples, open_samples
 from vlmix.mixture.errors import VlmixError, nearest
 from vlmix.mixture.keyed import keyed_order
 from vlmix.mixture.schedule.schedule import Schedule
+from vlmix.mixture.schedule.trees import Bin
 from vlmix.train import mixtures, validation
 from vlmix.train.attention import Bounds, Kernel
-from vlmix.train.batches import Bin, Lengths, MicroBatch, micro_batches
+from vlmix.train.batches import Lengths, MicroBatch, micro_batches
 from vlmix.train.batches import lengths as measure
 from vlmix.train.checkpoint import bytes_of
 from vlmix.train.config import Recipe

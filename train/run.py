@@ -26,8 +26,7 @@ from vlmix.mixture.io.atomic import atomic_write, disk_errors, write_text
 from vlmix.mixture.io.locks import exclusive_lock
 from vlmix.mixture.schedule.schedule import Schedule
 from vlmix.mixture.version import ORDER_VERSION, VERSION
-from vlmix.train import loggers, mixtures, validation
-from vlmix.train.attention import check_kernel
+from vlmix.train import attention, loggers, mixtures, validation
 from vlmix.train.batches import Collator, Lengths, MicroBatchDataset
 from vlmix.train.batches import lengths as measure
 from vlmix.train.card import DATA_NAME, card
@@ -156,8 +155,9 @@ class _Run:
 
     def _go(self) -> int:
         recipe, me = self.recipe, self.me
-        if recipe.batch.share_images > 1 and recipe.precision == "bf16" and me.device.type == "cuda":
-            me.run_on_all(lambda: check_kernel(me.device))
+        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        if recipe.batch.share_images > 1 and attention.has_kernel(me.device, dtype):
+            me.run_on_all(lambda: attention.check_kernel(me.device))
         whole_mixture: Samples = me.run_on_all(lambda: open_samples(recipe.mixture))
         identity = _identity(recipe, whole_mixture)
         offered, validated = me.run_on_all(lambda: self._split(whole_mixture))

@@ -187,12 +187,13 @@ class Remote:
         that of a try whose answer was lost, too; a store without conditional puts overwrites it."""
         size = path.stat().st_size
         self._write(lambda files, there: files.put_file(str(path), there, mode="create"), before)
-        try:
+        facts = None
+        with suppress(FileNotFoundError):
             facts = self.facts()
-        except FileNotFoundError:
-            raise VlmixError(f"{self.url}: the store took it and has it not; run the same command again") from None
         if before is not None:
             before()  # else they may be facts of what came in its place
+        if facts is None:
+            raise VlmixError(f"{self.url}: the store took it and has it not; run the same command again")
         if facts.size != size:
             raise VlmixError(f"{self.url}: the store has {facts.size} bytes of {size}; run the same command again")
         return facts

@@ -112,13 +112,9 @@ class StoreLock:
             self._thread.join()
         try:
             if self._number and not self.held.is_lost():
-                try:
-                    self._remove(self._number)
-                except VlmixError:
-                    if not self.held.is_lost():  # by an answer that did not come
-                        raise
+                self._remove(self._number)
         except (VlmixError, OSError) as error:
-            _log.warning("%s is given up, and its lock stays: %s", self._out, error)
+            _log.warning("%s is given up, and its lock may stay: %s", self._out, error)
 
     def _remove(self, number: int) -> None:
         _beat(self._folder, number).remove(self.held.check)

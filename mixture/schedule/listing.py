@@ -8,9 +8,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vlmix.mixture.errors import VlmixError
-from vlmix.mixture.schedule.packing import Positions, waste
+from vlmix.mixture.schedule.packing import Lengths, Positions, waste
 from vlmix.mixture.schedule.schedule import Schedule
-from vlmix.mixture.schedule.trees import Sharing, packed_trees, trees_of
+from vlmix.mixture.schedule.trees import Bin, Sharing, packed_bins
 
 
 class Share(Struct, frozen=True, kw_only=True):
@@ -75,10 +75,15 @@ def _bins(
 ) -> tuple[list[Positions], list[int]]:
     """The samples of each bin, or of the one share, and the length that is computed of them."""
     if capacity and sharing:
-        samples = order.batch(step)
-        mine = packed_trees(trees_of(samples, order.lengths[samples], sharing, capacity), world, capacity)[rank]
-        none = np.empty(0, dtype=np.int64)
-        bins = [samples[np.concatenate([none, *(tree.members for tree in trees)])] for trees in mine]
-        return bins, [sum(tree.tokens for tree in trees) for trees in mine]
+        samples = order.shared_batch(step, rank, world)
+        mine = packed_bins(samples, order.lengths[samples], sharing, world, capacity)[rank]
+        return [each.positions for each in mine], [_computed(each, order.lengths, sharing) for each in mine]
     bins = order.packed_batch(step, rank, world, capacity) if capacity else [order.rank_batch(step, rank, world)]
     return bins, [int(order.lengths[members].sum()) for members in bins]
+
+
+def _computed(members: Bin, lengths: Lengths, sharing: Sharing) -> int:
+    """The length of a bin's samples, what those of a tree share counted once."""
+    positions, sizes = members.positions, np.array(members.trees, dtype=np.int64)
+    firsts = positions[np.cumsum(sizes) - sizes]
+    return int(lengths[positions].sum() - ((sizes - 1) * sharing.trunks[firsts]).sum())

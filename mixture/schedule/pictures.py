@@ -13,10 +13,11 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MOST = 2**31 - 1
 
 
-def check_share_images(number: int) -> None:
-    """Raises VlmixError for what `share_images` cannot be."""
+def share_of(number: int) -> int:
+    """The number that `share_images` is. Raises VlmixError for what it cannot be."""
     if not isinstance(number, int | np.integer) or not 1 <= number <= _MOST:
         raise VlmixError(f"share_images {number!r}: a whole number from 1 to {_MOST:,}")
+    return int(number)
 
 
 def picture_groups(

@@ -228,16 +228,17 @@ class Schedule:
 
     def rank_batch(self, step: int, rank: int, world: int) -> Positions:
         """Positions of the samples of a global step that `rank` of `world` ranks takes."""
-        batch = self._shared_batch(step, rank, world)
+        batch = self.shared_batch(step, rank, world)
         return batch[shares(self.lengths[batch], world)[rank]]
 
     def packed_batch(self, step: int, rank: int, world: int, capacity: int) -> list[Positions]:
         """The same global batch, packed: positions, bin by bin, of the bins that `rank` takes. All ranks have equally
         many."""
-        batch = self._shared_batch(step, rank, world)
+        batch = self.shared_batch(step, rank, world)
         return [batch[members] for members in packed_shares(self.lengths[batch], world, capacity)[rank]]
 
-    def _shared_batch(self, step: int, rank: int, world: int) -> Positions:
+    def shared_batch(self, step: int, rank: int, world: int) -> Positions:
+        """`batch`, for one of `world` ranks. Raises VlmixError if there is no such rank, or they cannot share it."""
         if world < 1 or not 0 <= rank < world:
             raise VlmixError(f"rank {rank} of {world}: ranks count from 0 to world - 1")
         if self.global_batch % world:

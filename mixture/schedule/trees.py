@@ -35,6 +35,29 @@ class Tree(NamedTuple):
         return self.trunk + int(self.rest.sum())
 
 
+class Bin(NamedTuple):
+    """The samples of a bin by their positions, and how many of them, one after the other, are a tree each."""
+
+    positions: Positions
+    trees: list[int]
+
+
+def packed_bins(samples: Positions, lengths: Lengths, sharing: Sharing, world: int, capacity: int) -> list[list[Bin]]:
+    """The bins of a batch over `world` ranks; `lengths` [n]: tokens of its `samples`. See `packed_trees`."""
+    ranks = packed_trees(trees_of(samples, lengths, sharing, capacity), world, capacity)
+    none = np.empty(0, dtype=np.int64)
+    return [
+        [
+            Bin(
+                samples[np.concatenate([none, *(tree.members for tree in trees)])],
+                [len(tree.members) for tree in trees],
+            )
+            for trees in bins
+        ]
+        for bins in ranks
+    ]
+
+
 def trees_of(samples: Positions, lengths: Lengths, sharing: Sharing, capacity: int) -> list[Tree]:
     """The trees of a batch, in its order. `lengths` [n]: tokens of its `samples`. Only samples of one group that come
     together and have the same tokens up to the last picture share them. A tree of more than `capacity` tokens is cut

@@ -23,9 +23,10 @@ from vlmix.cli.train import train as command
 from vlmix.mixture.blend import open_samples
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import open as open_mixture
+from vlmix.mixture.schedule.trees import Bin
 from vlmix.train import mixtures, validation
 from vlmix.train.attention import Bounds
-from vlmix.train.batches import Bin, Collator, MicroBatch, MicroBatchDataset, lengths
+from vlmix.train.batches import Collator, MicroBatch, MicroBatchDataset, lengths, micro_batches
 from vlmix.train.config import Recipe, load
 from vlmix.train.cross_entropy import chunked_cross_entropy
 from vlmix.train.flops import Flops
@@ -280,8 +281,18 @@ def test_keys_that_several_branches_see_are_kept_for_each(mixture: Path) -> None
     with torch.device("meta"):
         model = TrainableVLM(parts, recipe)
     facts = _Facts(samples, Encoder(tokenizer, template(recipe.template, tokenizer)), parts.vision, recipe, 0)
-    bins = _Epoch(mixtures.schedule(facts.samples, recipe, facts.lengths.tokens, 1), facts, 1, recipe).largest
-    keys = [sum(sum(spans) for spans in zip(*_skeleton(each, facts, recipe).spans)) for each in bins]
+    order = mixtures.schedule(facts.samples, recipe, facts.lengths.tokens, 1)
+    bins = _Epoch(order, facts, 1, recipe).largest
+
+    def seen(members: Bin) -> int:
+        return int(sum(spans.sum() for spans in _skeleton(members, facts, recipe).spans))
+
+    steps = range(order.steps_per_epoch)
+    every = [
+        each for step in steps for rank in micro_batches(order, step, 1, recipe.batch, facts.sharing) for each in rank
+    ]
+    keys = [seen(each) for each in bins]
+    assert max(keys) == max(map(seen, every)), "the micro-batch with most keys is among those that are followed"
     micro = _skeleton(bins[int(np.argmax(keys))], facts, recipe)
     more = max(keys) - micro.input_ids.numel()
     assert more > 0.1 * micro.input_ids.numel()

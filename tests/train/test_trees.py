@@ -406,6 +406,20 @@ def test_a_run_resumes_and_two_ranks_are_one(mixture: Path, tmp_path: Path) -> N
         train(msgspec.structs.replace(recipe, batch=msgspec.structs.replace(recipe.batch, share_images=1)))
 
 
+def test_a_run_on_a_gpu_tries_its_kernel_first(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.dtype] = []
+
+    def refuse(device: torch.device) -> None:
+        raise VlmixError("it computes another thing")
+
+    monkeypatch.setattr(attention, "has_kernel", lambda device, dtype: bool(asked.append(dtype)) or True)
+    monkeypatch.setattr(attention, "check_kernel", refuse)
+    recipe = nano(mixture=str(mixture), out=str(tmp_path / "run"), precision="bf16", batch={"share_images": 4})
+    with pytest.raises(VlmixError, match="it computes another thing"):
+        train(recipe)
+    assert asked == [torch.bfloat16]
+
+
 def test_a_run_of_a_vlmix_that_shared_nothing_goes_on(mixture: Path, tmp_path: Path) -> None:
     recipe = nano(mixture=str(mixture), out=str(tmp_path / "run"), max_steps=3, checkpoint={"interval": 1})
 

@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.helpers import vlmix
+from tests.helpers import vlmix, vlmix_here
 from vlmix.mixture.blend import blend
+from vlmix.mixture.dataset import reader
 from vlmix.mixture.errors import VlmixError
 from vlmix.mixture.mixture import _digests
 from vlmix.mixture.mixture import open as open_mixture
 from vlmix.mixture.schedule import pictures
 from vlmix.mixture.schedule.packing import packed_shares
 from vlmix.mixture.schedule.pictures import picture_groups, runs
-from vlmix.mixture.schedule.schedule import Schedule, epoch_order
+from vlmix.mixture.schedule.schedule import Schedule, _longest_first, epoch_order
 from vlmix.mixture.schedule.trees import Sharing, packed_trees, trees_of
 
 SOURCES = 7
@@ -208,8 +209,37 @@ def test_what_is_no_number_of_samples_is_told(mixture: Path, tmp_path: Path, num
             ask()
 
 
+def test_numbers_of_numpy_are_numbers(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_mixture(mixture)
+    expected = opened.schedule(16, share_images=4).batch(3).tolist()
+    monkeypatch.setenv("VLMIX_CACHE", str(tmp_path))
+    monkeypatch.setattr(reader, "LEAST", 1)
+    assert opened.schedule(16, share_images=np.int64(4)).batch(3).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("world", "rank", "said"),
+    [(3, None, "cannot be shared evenly by 3 ranks"), (2, -1, "rank -1 of 2"), (2, 2, "rank 2 of 2")],
+)
+@pytest.mark.parametrize("pack", [None, 2048])
+@pytest.mark.parametrize("share", [1, 4])
+def test_ranks_that_are_none_are_not_listed(
+    mixture: Path, world: int, rank: int | None, said: str, pack: int | None, share: int
+) -> None:
+    options = ["--global-batch=16", f"--world={world}", f"--share-images={share}", "--steps=1"]
+    options += [] if rank is None else [f"--rank={rank}"]
+    options += [] if pack is None else [f"--pack={pack}"]
+    done = vlmix_here("batches", mixture, *options)
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+
+
+def test_a_group_in_a_length_window_is_as_long_as_its_longest_sample() -> None:
+    lengths, groups = np.array([5, 90, 20, 30, 40]), np.array([1, 1, 2, 2, 3], dtype=np.uint64)
+    assert _longest_first(np.arange(5), lengths, groups).tolist() == [0, 1, 4, 2, 3]
+
+
 @pytest.mark.parametrize("packed", [False, True])
-def test_what_is_listed_is_the_order(mixture: Path, packed: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_listed_is_the_order(mixture: Path, packed: bool) -> None:
     opened = open_mixture(mixture)
     options = ["--global-batch", "32", "--world", "2", "--share-images", "4", "--steps", "2", "--image-tokens", "576"]
     options += ["--pack", "4096"] if packed else []
