@@ -275,7 +275,7 @@ def test_activations_are_those_that_the_profiler_sees(part: Path, trainable: lis
 
 def test_keys_that_several_branches_see_are_kept_for_each(mixture: Path) -> None:
     """As `attention._varlen` gathers them, which runs on a GPU alone: the CPU has masks besides."""
-    recipe = nano(mixture=str(mixture), model=MIDDLE, batch={**SHARED, "global_size": 64, "pack_length": 2048})
+    recipe = nano(mixture=str(mixture), model=MIDDLE, batch={**SHARED, "global_size": 32, "pack_length": 1500})
     samples = open_samples(recipe.mixture)
     parts, tokenizer = describe(recipe, own_tokenizer(recipe, samples, None))
     with torch.device("meta"):
