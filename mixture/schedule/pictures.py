@@ -28,8 +28,8 @@ def picture_groups(
 
     `counts` [N]: pictures of each sample; `digests` [M, 2]: of all of them, one sample's after the other's; `identity`
     [N]: what orders the samples of a root, by which groups are cut, so it has to be given all of them. A sample
-    without pictures is a group by itself, called by its identity. Raises VlmixError if two of them, or two lists of
-    pictures, have one hash of 64 bits.
+    without pictures is a group by itself, called by its identity. Raises VlmixError if two groups, or two lists
+    of pictures, have one hash of 64 bits.
     """
     lists = _lists(counts, digests)
     shown = np.flatnonzero(counts > 0)
