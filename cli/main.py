@@ -409,9 +409,8 @@ def batches(
     order = opened.schedule(
         global_batch, seed=seed, lengths=lengths, length_window=length_window, share_images=share_images
     )
-    sharing = None
-    if share_images > 1:
-        sharing = of_pictures(opened.picture_groups(share_images), lengths - opened.lengths())
+    groups = order.groups if share_images > 1 else None
+    sharing = None if groups is None else of_pictures(groups, lengths - opened.lengths())
     rows = audit(opened.column("id"), order, world, rank, epoch, start, steps, pack, sharing)
     show.batches(order, rows, as_json)
 

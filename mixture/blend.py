@@ -146,11 +146,6 @@ class Blend(Sequence[Sample]):
                 yield positions + start, texts
             start += len(mixture)
 
-    def picture_groups(self, share_images: int) -> NDArray[np.uint64]:
-        """As `Mixture.picture_groups`, of the one mixture that there is; several share nothing."""
-        (mixture,) = self.mixtures.values()
-        return mixture.picture_groups(share_images)
-
     def lengths(self, image_tokens: int = 0) -> NDArray[np.int64]:
         """[N] int64: words of each sample, plus `image_tokens` for each image."""
         return np.concatenate([mixture.lengths(image_tokens) for mixture in self.mixtures.values()])

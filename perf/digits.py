@@ -98,7 +98,8 @@ def noise(args: argparse.Namespace) -> Facts:
     for share in (1, args.questions):
         batch = msgspec.structs.replace(recipe.batch, share_images=share)
         recipe = msgspec.structs.replace(recipe, batch=batch)
-        order, sharing = mixtures.schedule(samples, recipe, found.tokens, 1), mixtures.sharing(samples, recipe, found)
+        order = mixtures.schedule(samples, recipe, found.tokens, 1)
+        sharing = mixtures.sharing(order, recipe, found)
         data = MicroBatchDataset(samples, order, collate, 0, 1, sharing)
         total, squares = torch.zeros(1), 0.0
         for step in range(order.steps_per_epoch, order.steps_per_epoch + NOISY):  # no order's own first batches

@@ -201,7 +201,6 @@ class _Facts:
         """[N]: which of the samples offered they are."""
         self.lengths = found.of(found.fits)
         self.image_tokens, self.tiles = image_tokens[found.fits], tiles[found.fits]
-        self.sharing = mixtures.sharing(self.samples, recipe, self.lengths)
         names = self.samples.column("source").to_pylist()
         self.sources = sorted(set(names))
         number = {name: place for place, name in enumerate(self.sources)}
@@ -257,10 +256,10 @@ class _Epoch:
         self.tokens = 0
         self.shared = np.zeros(len(facts.samples))
         """[N] times that a sample's beginning is computed with others', less its part of those times."""
-        lengths = facts.lengths
+        lengths, sharing = facts.lengths, mixtures.sharing(order, recipe, facts.lengths)
         largest: dict[str, tuple[int, Bin]] = {}
         for step in range(steps):
-            ranks = micro_batches(order, step, world, recipe.batch, facts.sharing)
+            ranks = micro_batches(order, step, world, recipe.batch, sharing)
             self.counts[step] = len(ranks[0])
             for rank, bins in enumerate(ranks):
                 for members in bins:

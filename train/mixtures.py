@@ -69,11 +69,10 @@ def schedule(samples: Samples, recipe: Recipe, lengths: NDArray[np.int64], world
     return order
 
 
-def sharing(samples: Samples, recipe: Recipe, found: Lengths) -> Sharing | None:
+def sharing(order: Schedule, recipe: Recipe, found: Lengths) -> Sharing | None:
     """What samples of these lengths share, where the recipe says so."""
-    if recipe.batch.share_images == 1:
-        return None
-    return Sharing(samples.picture_groups(recipe.batch.share_images), found.trunks, found.prefixes)
+    groups = None if recipe.batch.share_images == 1 else order.groups
+    return None if groups is None else Sharing(groups, found.trunks, found.prefixes)
 
 
 def shares(recipe: Recipe) -> dict[str, str]:

@@ -194,7 +194,7 @@ class _Run:
             self.report("resumed", {"step": state.step})
         resolved = yaml.safe_dump(recipe.resolved(), sort_keys=False)
         me.run_on_main(lambda: write_text(self.folder / "recipe.yaml", resolved))
-        sharing = me.run_on_all(lambda: mixtures.sharing(mixture, recipe, found))
+        sharing = me.run_on_all(lambda: mixtures.sharing(order, recipe, found))
         data = MicroBatchDataset(mixture, order, collator, me.rank, me.world, sharing)
         loop = Loop(recipe, me, self.report, self.folder, model, optimizer, checkpoints, flops, names, measures)
         state = loop.run(data, state, steps)

@@ -215,6 +215,11 @@ class Schedule:
     def __repr__(self) -> str:
         return f"<Schedule: {self.steps_per_epoch} steps an epoch, global batch {self.global_batch}, seed {self.seed}>"
 
+    @property
+    def groups(self) -> NDArray[np.uint64] | None:
+        """[N] the samples that are kept together, by the number of their group; None where nothing is shared."""
+        return self._columns().groups
+
     def epoch(self, number: int) -> Epoch:
         """The batches of an epoch. The last one asked for is kept."""
         if number != self._epoch:

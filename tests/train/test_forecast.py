@@ -89,7 +89,8 @@ def collated(recipe: Recipe, world: int) -> tuple[list[list[list[MicroBatch]]], 
     parts, tokenizer = build(recipe, own_tokenizer(recipe, samples, None))
     encoder = Encoder(tokenizer, template(recipe.template, tokenizer))
     found = lengths(samples, encoder, parts.vision, recipe.batch.max_length)
-    order, sharing = mixtures.schedule(samples, recipe, found.tokens, world), mixtures.sharing(samples, recipe, found)
+    order = mixtures.schedule(samples, recipe, found.tokens, world)
+    sharing = mixtures.sharing(order, recipe, found)
     collator = Collator(encoder, parts.vision, recipe.batch, sorted(set(samples.column("source").to_pylist())), 0)
     steps = []
     for step in range(order.steps_per_epoch):
@@ -287,10 +288,9 @@ def test_keys_that_several_branches_see_are_kept_for_each(mixture: Path) -> None
     def seen(members: Bin) -> int:
         return int(sum(spans.sum() for spans in _skeleton(members, facts, recipe).spans))
 
+    sharing = mixtures.sharing(order, recipe, facts.lengths)
     steps = range(order.steps_per_epoch)
-    every = [
-        each for step in steps for rank in micro_batches(order, step, 1, recipe.batch, facts.sharing) for each in rank
-    ]
+    every = [each for step in steps for rank in micro_batches(order, step, 1, recipe.batch, sharing) for each in rank]
     keys = [seen(each) for each in bins]
     assert max(keys) == max(map(seen, every)), "the micro-batch with most keys is among those that are followed"
     micro = _skeleton(bins[int(np.argmax(keys))], facts, recipe)

@@ -313,7 +313,7 @@ def shared(recipe: Any, world: int = 1) -> Any:
     encoder = Encoder(prepared, template(recipe.template, prepared))
     found = lengths(samples, encoder, parts.vision, recipe.batch.max_length)
     order = mixtures.schedule(samples, recipe, found.tokens, world)
-    sharing = mixtures.sharing(samples, recipe, found)
+    sharing = mixtures.sharing(order, recipe, found)
     collate = Collator(encoder, parts.vision, recipe.batch, sorted(samples.sources), 0)
     trees, apart = (
         [MicroBatchDataset(samples, order, collate, rank, world, each) for rank in range(world)]
