@@ -392,7 +392,7 @@ def batches(
     share_images: Annotated[
         int,
         typer.Option(
-            help="Samples of the same pictures that are kept together, at most. With --pack, they share its length.",
+            help="Samples of the same pictures that are kept together; with --pack, what they show counts once.",
             min=1,
             max=2**31 - 1,
         ),

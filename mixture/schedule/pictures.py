@@ -38,20 +38,20 @@ def picture_groups(
     fresh = np.ones(len(order), dtype=np.bool_)
     fresh[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     if (fresh[1:] & (ordered[1:, 0] == ordered[:-1, 0])).any():
-        raise _alike("lists")
+        raise _alike("lists", "share_images: 1")
     starts = np.flatnonzero(fresh)
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     number = mix64(ordered[:, 0] + (rank // share_images).astype(np.uint64) * _STEP)
     first = number[rank % share_images == 0]
     if len(np.unique(first)) < len(first):
-        raise _alike("groups")
+        raise _alike("groups", "another share_images, or 1")
     groups = identity.astype(np.uint64)
     groups[order] = number
     return groups
 
 
-def _alike(what: str) -> VlmixError:
-    return VlmixError(f"two {what} of pictures have the same hash of 64 bits; take another share_images, or 1")
+def _alike(what: str, instead: str) -> VlmixError:
+    return VlmixError(f"two {what} of pictures have the same hash of 64 bits; take {instead}")
 
 
 def _lists(counts: NDArray[np.integer], digests: NDArray[np.uint64]) -> NDArray[np.uint64]:

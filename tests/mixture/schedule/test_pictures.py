@@ -159,13 +159,13 @@ def test_a_repeated_sample_comes_again_elsewhere() -> None:
 
 
 def test_samples_share_only_if_all_their_pictures_are_equal() -> None:
-    a, b = np.array([[1, 11], [2, 22]], dtype=np.uint64)
-    lists = [[a], [a, b], [b, a], [a, b], [], [b], [a], []]
+    a, b, c = np.array([[1, 11], [2, 22], [3, 33]], dtype=np.uint64)
+    lists = [[a], [a, b], [b, a], [a, b], [], [b], [a], [], [a, c], [c, b]]
     counts = np.array(list(map(len, lists)))
     digests = np.array([each for some in lists for each in some], dtype=np.uint64)
-    groups = picture_groups(counts, digests, np.arange(8), 8)
+    groups = picture_groups(counts, digests, np.arange(10), 8)
     assert groups[0] == groups[6] and groups[1] == groups[3]
-    assert len(set(groups.tolist())) == 6
+    assert len(set(groups.tolist())) == 8
     assert groups[[4, 7]].tolist() == [4, 7], "texts have the places that they have without sharing"
 
 
@@ -181,7 +181,7 @@ def test_the_default_is_todays_order() -> None:
 
 def test_two_lists_of_one_hash_are_told() -> None:
     digests = np.array([[5, 1], [5, 2]], dtype=np.uint64)
-    with pytest.raises(VlmixError, match="same hash of 64 bits"):
+    with pytest.raises(VlmixError, match="two lists of pictures have the same hash of 64 bits; take share_images: 1"):
         picture_groups(np.ones(2, dtype=np.int64), digests, np.arange(2), 2)
 
 
